@@ -1,0 +1,1 @@
+"""Timings of the operator against its rivals; see README.md in this folder."""

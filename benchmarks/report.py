@@ -1,0 +1,135 @@
+"""A Markdown table and a PNG from one file of results: how many times faster than the best dense layer.
+
+python -m benchmarks.report [benchmarks/results/FILE.jsonl]       (default: the newest file)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Records = list[dict[str, Any]]
+
+
+def load(path: Path) -> Records:
+    """The records of one file; raises ValueError naming the line that is none."""
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); run benchmarks.run again") from error
+    if not records:
+        raise ValueError(f"{path}: there are no records; run benchmarks.run again")
+    return records
+
+
+def best_dense(records: Records, layer: str, what: str) -> float:
+    """Median seconds of PyTorch's dense nn.Conv3d in its better layout, for one layer and pass."""
+    times = [
+        r["seconds"]["median"]
+        for r in records
+        if (r["layer"], r["pass"], r["kernels"]) == (layer, what, "dense") and r["implementation"].startswith("nn.")
+    ]
+    if not times:
+        raise ValueError(f"layer {layer}, {what}: there is no dense nn.Conv3d to compare with")
+    return min(times)
+
+
+def speedups(records: Records, what: str) -> dict[str, dict[str, float]]:
+    """Contender -> layer -> best dense time / its time; above 1 is faster."""
+    table: dict[str, dict[str, float]] = {}
+    for r in records:
+        if r["pass"] == what:
+            name = f"{r['kernels']}, {r['implementation']}"
+            table.setdefault(name, {})[r["layer"]] = best_dense(records, r["layer"], what) / r["seconds"]["median"]
+    return table
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def passes(records: Records) -> list[str]:
+    """The passes in the order in which they were timed."""
+    return list(dict.fromkeys(r["pass"] for r in records))
+
+
+def markdown(records: Records) -> str:
+    """One table per pass: the best dense time in milliseconds, then ratios against it."""
+    about = records[0]
+    layers = list(dict.fromkeys(r["layer"] for r in records))
+    parts = [
+        f"{about['device']}, {about['threads']} threads of {about['cores']} cores; Python {about['python']}, "
+        f"torch {about['torch']}, float32; commit {about['commit']}, {about['date']}.",
+        "Layers are batch x channels x edge^3, each with bias and leaky ReLU. Ratios are against the better layout of "
+        "dense nn.Conv3d in the same run; above 1 is faster.",
+    ]
+    for what in passes(records):
+        rows = [
+            f"| {what} | " + " | ".join(layers) + " | geometric mean |",
+            "|---" * (len(layers) + 2) + "|",
+            "| best dense, ms | " + " | ".join(f"{best_dense(records, n, what) * 1e3:.2f}" for n in layers) + " | |",
+        ]
+        for name, ratios in speedups(records, what).items():
+            cells = " | ".join(f"{ratios[n]:.2f}" for n in layers)
+            rows.append(f"| {name} | {cells} | {geometric_mean(list(ratios.values())):.2f} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(records: Records, path: Path) -> None:
+    """Bars of the ratios, one panel per pass, to a PNG."""
+    from matplotlib.figure import Figure
+
+    layers = list(dict.fromkeys(r["layer"] for r in records))
+    kinds = passes(records)
+    figure = Figure(figsize=(11, 3.6 * len(kinds)), layout="constrained")
+    for axes, what in zip(figure.subplots(len(kinds), 1, squeeze=False)[:, 0], kinds):
+        table = speedups(records, what)
+        width = 0.85 / len(table)
+        for i, (name, ratios) in enumerate(table.items()):
+            positions = [k + (i - (len(table) - 1) / 2) * width for k in range(len(layers))]
+            axes.bar(positions, [ratios[n] for n in layers], width, label=name)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(layers)), layers)
+        axes.set_ylabel("times faster than best dense")
+        axes.set_title(what, loc="left")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    about = records[0]
+    figure.suptitle(
+        f"{about['device']}, {about['threads']} threads, torch {about['torch']}, commit {about['commit']}", fontsize=10
+    )
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path, nargs="?", help="results to read (default: the newest)")
+    args = parser.parse_args(argv)
+    source = args.file
+    if source is None:
+        files = sorted(Path("benchmarks/results").glob("*.jsonl"), key=lambda p: p.stat().st_mtime)
+        if not files:
+            parser.error("benchmarks/results has no *.jsonl; run `python -m benchmarks.run` first")
+        source = files[-1]
+    try:
+        records = load(source)
+        text = markdown(records)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(text)
+    source.with_suffix(".md").write_text(text)
+    draw(records, source.with_suffix(".png"))
+    print(f"written: {source.with_suffix('.md')}, {source.with_suffix('.png')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

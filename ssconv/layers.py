@@ -1,0 +1,107 @@
+"""`SplitShuffleConv3d`, the operator as a module that stands where nn.Conv3d would."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ssconv.functional import split_shuffle_conv3d
+from ssconv.spec import IDENTITY, KERNEL_SETS, check_branches, check_epilogue, check_geometry
+
+
+class SplitShuffleConv3d(nn.Module):
+    """Channel-split 3D convolution with channel shuffle; (N, Cin, D, H, W) -> (N, Cout, D', H', W').
+
+    The default ((3, 3, 3), (1, 3, 3)) lets half of the channels see depth and keeps the other half in plane: one
+    third of the weights of a dense 3x3x3 convolution.
+
+    Args:
+        in_channels, out_channels: multiples of the number of branches.
+        kernel_sizes: extents (kd, kh, kw) per branch, odd, or None for the identity; or the name of a set of
+            `ssconv.KERNEL_SETS` ("dense", "grouped", "split_depth", "acs4").
+        stride, padding, transposed, shuffle: as in `ssconv.split_shuffle_conv3d`.
+        bias: whether there is one.
+        activation: "linear" or "lrelu" (slope 0.2), fused.
+
+    Attributes:
+        weights: ParameterList, one (Cout/S, Cin/S, kd, kh, kw) per branch that has a weight, initialised as
+            nn.Conv3d initialises its own.
+        bias: (Cout,) or None.
+
+    Example:
+        >>> conv = SplitShuffleConv3d(16, 32, stride=2, activation="lrelu")
+        >>> conv(torch.randn(1, 16, 9, 12, 10)).shape
+        torch.Size([1, 32, 5, 6, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_sizes: str | Sequence[Sequence[int] | None] = ((3, 3, 3), (1, 3, 3)),
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: str = "same",
+        transposed: bool = False,
+        shuffle: bool = True,
+        bias: bool = True,
+        activation: str = "linear",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(kernel_sizes, str):
+            if kernel_sizes not in KERNEL_SETS:
+                raise ValueError(
+                    f"kernel_sizes: expected extents or one of {', '.join(KERNEL_SETS)}; got {kernel_sizes!r}"
+                )
+            kernel_sizes = KERNEL_SETS[kernel_sizes]
+        branches = check_branches(kernel_sizes)
+        self.stride = check_geometry(branches, in_channels, out_channels, stride, padding, transposed)
+        check_epilogue(activation, 0.2, None)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_sizes = tuple(None if b == IDENTITY else b for b in branches)
+        self.padding, self.transposed, self.shuffle, self.activation = padding, transposed, shuffle, activation
+        per_branch = (out_channels // len(branches), in_channels // len(branches))
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(*per_branch, *k, device=device, dtype=dtype)) for k in self.kernel_sizes if k
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """nn.Conv3d's own initialisation, branch by branch: uniform within 1/sqrt(fan_in)."""
+        bound = 0.0
+        for weight in self.weights:
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+            bound = max(bound, 1 / math.sqrt(weight[0].numel()))
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        remaining = iter(self.weights)
+        return split_shuffle_conv3d(
+            x,
+            [None if k is None else next(remaining) for k in self.kernel_sizes],
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            transposed=self.transposed,
+            shuffle=self.shuffle,
+            activation=self.activation,
+        )
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_sizes={self.kernel_sizes}"]
+        defaults = {
+            "stride": (1, 1, 1),
+            "padding": "same",
+            "transposed": False,
+            "shuffle": True,
+            "activation": "linear",
+        }
+        parts += [f"{n}={getattr(self, n)!r}" for n, v in defaults.items() if getattr(self, n) != v]
+        return ", ".join(parts + ([] if self.bias is not None else ["bias=False"]))

@@ -1,0 +1,227 @@
+"""The definition of the operator in plain PyTorch: any device, any dtype, no fusion.
+
+All tensors that pass between the functions are in branch order (branch s owns channels s*C/S .. (s+1)*C/S);
+only `epilogue` and `epilogue_backward` know the shuffle. 16-bit inputs are computed in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
+
+SPATIAL = (2, 3, 4)
+
+
+def wide(t: Tensor) -> Tensor:
+    """The tensor in the precision that sums are taken in: float32, or float64 for float64."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def per_channel(scale: Tensor) -> Tensor:
+    """(N, C) -> (N, C, 1, 1, 1)."""
+    return wide(scale)[:, :, None, None, None]
+
+
+def native(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.to(dtype).contiguous(memory_format=torch.channels_last_3d)
+
+
+def shuffle(t: Tensor, groups: int) -> Tensor:
+    """Branch order -> shuffled order: channel s*C/S + j becomes j*S + s."""
+    return F.channel_shuffle(t, groups) if groups > 1 else t
+
+
+def unshuffle(t: Tensor, groups: int) -> Tensor:
+    return F.channel_shuffle(t, t.shape[1] // groups) if groups > 1 else t
+
+
+# One branch. Each works on tensors whose channels are this branch's only.
+
+
+def central(x: Tensor, spec: ConvSpec, kernel: Sequence[int]) -> Tensor:
+    """What a branch of extents `kernel` reads of x: "valid" centres the branch in the window, "same" pads instead."""
+    if spec.padding == "valid":
+        for dim, (outer, inner) in enumerate(zip(spec.window, kernel, strict=True), start=2):
+            margin = (outer - inner) // 2
+            x = x.narrow(dim, margin, x.shape[dim] - 2 * margin)
+    return x
+
+
+def conv(x: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
+    """Strided correlation with the window's centre at 0, s, 2s, .. ("same") or at (K-1)/2, .. ("valid")."""
+    kernel = weight.shape[2:]
+    padding = [(k - 1) // 2 if spec.padding == "same" else 0 for k in kernel]
+    return F.conv3d(central(x, spec, kernel), weight, stride=spec.stride, padding=padding)
+
+
+def conv_adjoint(g: Tensor, weight: Tensor, spec: ConvSpec, size: Sequence[int]) -> Tensor:
+    """Adjoint of `conv` for an input of extents `size`: (N, Cout/S, ...) -> (N, Cin/S, *size)."""
+    kernel = weight.shape[2:]
+    if spec.padding == "same":
+        padding, frame = [(k - 1) // 2 for k in kernel], [0, 0, 0]
+    else:
+        padding, frame = [0, 0, 0], [(o - k) // 2 for o, k in zip(spec.window, kernel, strict=True)]
+    dims = zip(size, g.shape[2:], spec.stride, kernel, padding, frame, strict=True)
+    extra = [n - 2 * f - ((m - 1) * s - 2 * p + k) for n, m, s, k, p, f in dims]
+    y = F.conv_transpose3d(g, weight, stride=spec.stride, padding=padding, output_padding=extra)
+    return F.pad(y, [f for f in reversed(frame) for _ in range(2)]) if any(frame) else y
+
+
+def conv_weight_grad(g: Tensor, x: Tensor, kernel: Triple, spec: ConvSpec) -> Tensor:
+    """Gradient of `conv` with respect to its weight: (Cout/S, Cin/S, kd, kh, kw)."""
+    padding = [(k - 1) // 2 if spec.padding == "same" else 0 for k in kernel]
+    x = central(x, spec, kernel)
+    return torch.nn.grad.conv3d_weight(x, (g.shape[1], x.shape[1], *kernel), g, spec.stride, padding)
+
+
+# All branches: the three linear maps, each in branch order.
+
+
+def forward(x: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, spec: ConvSpec) -> Tensor:
+    """z (N, Cout, D', H', W') in branch order, before the epilogue, in the wide dtype."""
+    x = wide(x) if in_scale is None else wide(x) * per_channel(in_scale)
+    parts, remaining = [], iter(weights)
+    size = spec.output_size(x.shape[2:])
+    width = weights[0].shape[0] if len(weights) else x.shape[1] // len(spec.branches)
+    for branch, part in zip(spec.branches, x.chunk(len(spec.branches), 1), strict=True):
+        if branch == IDENTITY:
+            parts.append(central(part, spec, (1, 1, 1)))
+        elif branch == ABSENT:
+            parts.append(part.new_zeros(part.shape[0], width, *size))
+        elif spec.transposed:
+            parts.append(conv_adjoint(part, wide(next(remaining)).transpose(0, 1), spec, size))
+        else:
+            parts.append(conv(part, wide(next(remaining)), spec))
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def input_grad(
+    g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, spec: ConvSpec, size: Sequence[int]
+) -> Tensor:
+    """in_scale * A^T g, (N, Cin, *size), for g in branch order; A is the linear part of `forward`."""
+    parts, remaining = [], iter(weights)
+    width = weights[0].shape[1] if len(weights) else g.shape[1] // len(spec.branches)
+    for branch, part in zip(spec.branches, wide(g).chunk(len(spec.branches), 1), strict=True):
+        if branch == IDENTITY:
+            margins = [(n - m) // 2 for n, m in zip(size, part.shape[2:], strict=True)]
+            parts.append(F.pad(part, [m for m in reversed(margins) for _ in range(2)]) if any(margins) else part)
+        elif branch == ABSENT:
+            parts.append(part.new_zeros(part.shape[0], width, *size))
+        elif spec.transposed:
+            parts.append(conv(part, wide(next(remaining)).transpose(0, 1), spec))
+        else:
+            parts.append(conv_adjoint(part, wide(next(remaining)), spec, size))
+    y = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+    return y if in_scale is None else y * per_channel(in_scale)
+
+
+def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, spec: ConvSpec) -> list[Tensor]:
+    """Gradients of the weights, one per branch that has one, for g in branch order."""
+    x = wide(x) if in_scale is None else wide(x) * per_channel(in_scale)
+    count = len(spec.branches)
+    grads = []
+    for branch, gs, xs in zip(spec.branches, wide(g).chunk(count, 1), x.chunk(count, 1), strict=True):
+        if branch in (IDENTITY, ABSENT):
+            continue
+        if spec.transposed:
+            grads.append(conv_weight_grad(xs, gs, branch, spec).transpose(0, 1))
+        else:
+            grads.append(conv_weight_grad(gs, xs, branch, spec))
+    return grads
+
+
+# The epilogue, the only place that knows the shuffle.
+
+
+def epilogue(
+    z: Tensor,
+    bias: Tensor | None,
+    out_scale: Tensor | None,
+    noise: Tensor | None,
+    groups: int,
+    slope: float,
+    gain: float,
+    clamp: float | None,
+) -> Tensor:
+    """y = clamp(gain * act(out_scale * shuffle(z) + noise + bias)); slope 1 is the linear activation."""
+    y = shuffle(wide(z), groups)
+    if out_scale is not None:
+        y = y * per_channel(out_scale)
+    if noise is not None:
+        y = y + wide(noise)
+    if bias is not None:
+        y = y + wide(bias)[:, None, None, None]
+    if slope != 1:
+        y = F.leaky_relu(y, slope)
+    if gain != 1:
+        y = y * gain
+    return y if clamp is None else y.clamp(-clamp, clamp)
+
+
+def activation_grad(g: Tensor, y: Tensor, slope: float, gain: float, clamp: float | None) -> Tensor:
+    """g * d clamp(gain * act(t)) / dt, read off the output y: its sign tells the side of the activation's knee."""
+    pre = wide(g) * gain
+    if slope != 1:
+        pre = torch.where(y > 0 if gain > 0 else y < 0, pre, pre * slope)
+    if clamp is not None:
+        # The output was rounded to y's dtype, and so must the bound be that it is compared with.
+        pre = torch.where(y.abs() < y.new_full((), clamp), pre, pre.new_zeros(()))
+    return pre
+
+
+def epilogue_backward(
+    gy: Tensor,
+    y: Tensor,
+    z: Tensor | None,
+    out_scale: Tensor | None,
+    groups: int,
+    slope: float,
+    gain: float,
+    clamp: float | None,
+    bias_grad: bool,
+    noise_batch: int,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for z (branch order), bias (Cout,), noise (noise_batch, 1, ...) and out_scale (N, Cout).
+
+    noise_batch is -1 where no noise gradient is wanted; the gradient of out_scale is computed where z is given.
+    """
+    pre = activation_grad(gy, y, slope, gain, clamp)
+    gz = unshuffle(pre if out_scale is None else pre * per_channel(out_scale), groups)
+    gbias = pre.sum((0, *SPATIAL)) if bias_grad else None
+    gnoise = None
+    if noise_batch >= 0:
+        gnoise = pre.sum(1, keepdim=True)
+        if noise_batch == 1 and gnoise.shape[0] != 1:
+            gnoise = gnoise.sum(0, keepdim=True)
+    gscale = None if z is None else (pre * shuffle(wide(z), groups)).sum(SPATIAL)
+    return gz, gbias, gnoise, gscale
+
+
+def upfirdn(x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, padding: Sequence[int]) -> Tensor:
+    """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample."""
+    y = wide(x)
+    if max(up) > 1:
+        n, c, *size = y.shape
+        stuffed = y.new_zeros((n, c, *(m * u for m, u in zip(size, up, strict=True))))
+        stuffed = stuffed.contiguous(memory_format=torch.channels_last_3d)
+        stuffed[:, :, :: up[0], :: up[1], :: up[2]] = y
+        y = stuffed
+    if any(padding):
+        # First pad, then crop: F.pad with both at once may pass through a negative extent.
+        pads = [padding[i] for i in (4, 5, 2, 3, 0, 1)]
+        y = F.pad(F.pad(y, [max(p, 0) for p in pads]), [min(p, 0) for p in pads])
+    channels = y.shape[1]
+    for dim in range(3):
+        step = [down[d] if d == dim else 1 for d in range(3)]
+        if taps[dim] is not None:
+            shape = [-1 if d == dim else 1 for d in range(3)]
+            kernel = wide(taps[dim]).flip(0).to(y.dtype).view(1, 1, *shape).expand(channels, 1, -1, -1, -1)
+            y = F.conv3d(y, kernel, stride=step, groups=channels)
+        elif step[dim] > 1:
+            y = y[:, :, :: step[0], :: step[1], :: step[2]]
+    return y

@@ -1,0 +1,220 @@
+"""The operator described once: branches, geometry, channel order and the checks that every backend relies on.
+
+Nothing here computes; a backend receives a `ConvSpec` that is known to be valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Triple = tuple[int, int, int]
+
+# How a branch is written in the flat integer list that op schemas carry, three numbers a branch.
+IDENTITY: Triple = (0, 0, 0)  # the branch passes its channels through
+ABSENT: Triple = (-1, -1, -1)  # the branch contributes zero; only derivatives of derivatives need it
+
+KERNEL_SETS: dict[str, tuple[Triple, ...]] = {
+    "dense": ((3, 3, 3),),
+    "grouped": ((3, 3, 3), (3, 3, 3)),
+    "split_depth": ((3, 3, 3), (1, 3, 3)),
+    "acs4": ((3, 3, 3), (1, 3, 3), (3, 1, 3), (3, 3, 1)),
+}
+
+ACTIVATIONS = ("linear", "lrelu")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """Geometry of one split-and-shuffle convolution.
+
+    branches: kernel extents (kd, kh, kw) per branch, or IDENTITY or ABSENT. stride: 1 or 2 per dimension D, H, W.
+    padding: "same" or "valid". transposed: adjoint of the strided convolution. shuffle: interleave the branches.
+    """
+
+    branches: tuple[Triple, ...]
+    stride: Triple = (1, 1, 1)
+    padding: str = "same"
+    transposed: bool = False
+    shuffle: bool = True
+
+    @property
+    def window(self) -> Triple:
+        """K, the largest extent over the branches in each dimension; centres of all branches coincide in it."""
+        return tuple(max(1, *(b[d] for b in self.branches)) for d in range(3))  # type: ignore[return-value]
+
+    @property
+    def groups(self) -> int:
+        """Number of branches S that the output interleaves; 1 when it does not."""
+        return len(self.branches) if self.shuffle else 1
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial output extents (D, H, W) for the input extents `size`."""
+        pairs = zip(size, self.stride, self.window, strict=True)
+        if self.transposed:
+            return tuple(n * s if self.padding == "same" else (n - 1) * s + k for n, s, k in pairs)
+        return tuple((n + s - 1) // s if self.padding == "same" else (n - k) // s + 1 for n, s, k in pairs)
+
+    def encode(self) -> list[int]:
+        """The branches as the flat list of integers that op schemas carry."""
+        return [extent for branch in self.branches for extent in branch]
+
+    @classmethod
+    def decode(
+        cls, branches: Sequence[int], stride: Sequence[int], valid: bool, transposed: bool, shuffle: bool
+    ) -> ConvSpec:
+        kernels = tuple((branches[i], branches[i + 1], branches[i + 2]) for i in range(0, len(branches), 3))
+        return cls(kernels, (stride[0], stride[1], stride[2]), "valid" if valid else "same", transposed, shuffle)
+
+
+def triple(value: int | Sequence[int], name: str) -> Triple:
+    """An int or a sequence of three as a triple for D, H, W."""
+    if isinstance(value, int):
+        return (value, value, value)
+    values = tuple(value)
+    if len(values) != 3 or not all(isinstance(v, int) for v in values):
+        raise ValueError(f"{name}: expected an int or three of them for D, H, W; got {value!r}")
+    return values  # type: ignore[return-value]
+
+
+def check_branches(kernel_sizes: Sequence[Sequence[int] | None]) -> tuple[Triple, ...]:
+    """Kernel extents as triples of odd positive integers; None becomes IDENTITY."""
+    if not kernel_sizes:
+        raise ValueError("kernel_sizes: expected at least one branch; got none")
+    branches = []
+    for i, kernel in enumerate(kernel_sizes):
+        if kernel is None:
+            branches.append(IDENTITY)
+            continue
+        extents = tuple(kernel)
+        if len(extents) != 3 or any(not isinstance(k, int) or k < 1 or k % 2 == 0 for k in extents):
+            raise ValueError(
+                f"kernel_sizes[{i}]: expected three odd positive extents (kd, kh, kw) or None for the identity; "
+                f"got {kernel!r}"
+            )
+        branches.append(extents)
+    return tuple(branches)
+
+
+def check_geometry(
+    branches: tuple[Triple, ...], in_channels: int, out_channels: int, spec_stride: Any, padding: str, transposed: bool
+) -> Triple:
+    """Checks what does not depend on tensors; returns the stride as a triple."""
+    count = len(branches)
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels < 1 or channels % count:
+            raise ValueError(
+                f"{name}: expected a positive multiple of the {count} branches; got {channels}; "
+                f"use a multiple of {count} or fewer branches"
+            )
+    stride = triple(spec_stride, "stride")
+    if any(s not in (1, 2) for s in stride):
+        raise ValueError(f"stride: expected 1 or 2 in each dimension; got {spec_stride!r}")
+    if padding not in ("same", "valid"):
+        raise ValueError(f'padding: expected "same" or "valid"; got {padding!r}')
+    if IDENTITY in branches:
+        if in_channels != out_channels:
+            raise ValueError(
+                f"kernel_sizes: an identity branch (None) needs as many output as input channels; "
+                f"got {in_channels} in and {out_channels} out"
+            )
+        if stride != (1, 1, 1) or transposed:
+            raise ValueError(
+                f"kernel_sizes: an identity branch (None) needs stride 1 and transposed=False; "
+                f"got stride {stride}, transposed={transposed}"
+            )
+    return stride
+
+
+def check_epilogue(activation: str, negative_slope: float, clamp: float | None) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+    if not negative_slope >= 0:
+        raise ValueError(f"negative_slope: expected at least 0; got {negative_slope}")
+    if clamp is not None and not clamp > 0:
+        raise ValueError(f"clamp: expected a positive bound or None; got {clamp}")
+
+
+def check_input(x: Tensor, name: str = "x") -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor (N, C, D, H, W); got {type(x).__name__}")
+    if x.dim() != 5:
+        raise ValueError(f"{name}: expected five dimensions (N, C, D, H, W); got shape {tuple(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64; got {x.dtype}")
+
+
+def check_companion(x: Tensor, other: Tensor | None, name: str, shapes: Sequence[tuple[int, ...]], axes: str) -> None:
+    """A tensor that goes with x: one of `shapes`, x's dtype (or float32 beside a 16-bit x), x's device."""
+    if other is None:
+        return
+    if not isinstance(other, Tensor):
+        raise TypeError(f"{name}: expected a tensor {axes} or None; got {type(other).__name__}")
+    # Extent by extent: under a dynamic torch.compile the shapes are symbols, which `in` does not compare.
+    if not any(len(s) == other.dim() and all(a == b for a, b in zip(s, other.shape, strict=True)) for s in shapes):
+        expected = " or ".join(str(s) for s in dict.fromkeys(shapes))
+        raise ValueError(f"{name}: expected shape {axes} = {expected}; got {tuple(other.shape)}")
+    if other.dtype != x.dtype and not (x.dtype.itemsize == 2 and other.dtype == torch.float32):
+        raise TypeError(f"{name}: expected dtype {x.dtype} as x has; got {other.dtype}; convert one of them")
+    if other.device != x.device:
+        raise ValueError(f"{name}: expected device {x.device} as x has; got {other.device}; move one of them")
+
+
+def check_noise(x: Tensor, noise: Tensor | None, size: Sequence[int]) -> None:
+    shapes = [(x.shape[0], 1, *size), (1, 1, *size)]
+    check_companion(x, noise, "noise", shapes, "(N or 1, 1, D, H, W) of the output")
+
+
+def check_call(
+    x: Tensor,
+    weights: Sequence[Tensor | None],
+    bias: Tensor | None,
+    stride: Any,
+    padding: str,
+    transposed: bool,
+    shuffle: bool,
+    in_scale: Tensor | None,
+    out_scale: Tensor | None,
+    noise: Tensor | None,
+) -> ConvSpec:
+    """Checks the tensors of one call against each other and returns its geometry.
+
+    Raises:
+        ValueError, TypeError: the message names the argument, what was expected, what came and what to do.
+    """
+    check_input(x)
+    if isinstance(weights, Tensor) or (not isinstance(weights, Sequence) and not hasattr(weights, "__iter__")):
+        raise TypeError("weights: expected a sequence with one tensor (Cout/S, Cin/S, kd, kh, kw) or None per branch")
+    weights = list(weights)
+    for i, weight in enumerate(weights):
+        if weight is not None and (not isinstance(weight, Tensor) or weight.dim() != 5):
+            got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(f"weights[{i}]: expected a tensor (Cout/S, Cin/S, kd, kh, kw) or None; got {got}")
+    branches = check_branches([None if w is None else tuple(int(k) for k in w.shape[2:]) for w in weights])
+    count, in_channels = len(branches), x.shape[1]
+    real = [w for w in weights if w is not None]
+    out_channels = real[0].shape[0] * count if real else in_channels
+    stride = check_geometry(branches, in_channels, out_channels, stride, padding, transposed)
+    for i, weight in enumerate(weights):
+        if weight is not None:
+            shape = (out_channels // count, in_channels // count, *branches[i])
+            check_companion(x, weight, f"weights[{i}]", [shape], "(Cout/S, Cin/S, kd, kh, kw)")
+            if weight.dtype != x.dtype:
+                raise TypeError(
+                    f"weights[{i}]: expected dtype {x.dtype} as x has; got {weight.dtype}; convert one of them"
+                )
+    spec = ConvSpec(branches, stride, padding, transposed, shuffle)
+    if padding == "valid" and not transposed and any(n < k for n, k in zip(x.shape[2:], spec.window, strict=True)):
+        raise ValueError(f'x: padding="valid" needs extents of at least {spec.window}; got {tuple(x.shape[2:])}')
+    if any(n < 1 for n in x.shape[2:]):
+        raise ValueError(f"x: expected at least one voxel along D, H and W; got shape {tuple(x.shape)}")
+    check_companion(x, bias, "bias", [(out_channels,)], "(Cout,)")
+    check_companion(x, in_scale, "in_scale", [(x.shape[0], in_channels)], "(N, Cin)")
+    check_companion(x, out_scale, "out_scale", [(x.shape[0], out_channels)], "(N, Cout)")
+    check_noise(x, noise, spec.output_size(x.shape[2:]))
+    return spec

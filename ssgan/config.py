@@ -1,0 +1,308 @@
+"""What a run is made of: network shapes, training hyper-parameters and the presets that name them.
+
+Every class here is a frozen dataclass that validates itself and goes to and from plain JSON.
+Array axes are always D, H, W; resampling factors and bases are triples in that order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssgan.errors import UserError
+
+Triple = tuple[int, int, int]
+
+# Architecture -> the stages of one 3x3x3 convolution block; a stage lists the kernel extents of its branches.
+# More than one stage means convolutions one after another (the separable architecture).
+ARCHITECTURES: dict[str, tuple[tuple[Triple, ...], ...]] = {
+    "dense": (((3, 3, 3),),),
+    "grouped": (((3, 3, 3), (3, 3, 3)),),
+    "split_depth": (((3, 3, 3), (1, 3, 3)),),
+    "acs4": (((3, 3, 3), (1, 3, 3), (3, 1, 3), (3, 3, 1)),),
+    "separable": (((1, 3, 3),), ((3, 1, 1),)),
+}
+
+PROFILES = ("average", "centre", "triangle", "none")
+
+MIN_BASE, MAX_BASE = 3, 8
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be: the message names the field, what was expected, what came and what to do."""
+
+
+def plan_levels(shape: Triple) -> tuple[Triple, tuple[Triple, ...]]:
+    """Splits a volume shape (D, H, W) into a base and a resampling triple per level, coarse to fine.
+
+    Height and width double at every level; depth doubles at the coarse levels and stays at the finest ones when it
+    has fewer voxels, because there the in-plane resolution is the finer one. (32, 48, 32) gives base (4, 6, 4) and
+    three levels of (2, 2, 2); (16, 64, 64) gives base (4, 4, 4), two levels of (2, 2, 2) and two of (1, 2, 2).
+
+    Raises:
+        ConfigError: an axis is not a base of 3 to 8 times a power of two, or the axes do not fit together.
+    """
+    shape = _triple(shape, "shape")
+    depth, height, width = shape
+
+    def halvings(n: int, name: str) -> range:
+        fits = [k for k in range(int(math.log2(n)) + 1) if n % 2**k == 0 and MIN_BASE <= n >> k <= MAX_BASE]
+        if not fits:
+            raise ConfigError(
+                f"shape: axis {name} has {n} voxels; expected {MIN_BASE}..{MAX_BASE} times a power of two "
+                f"(such as 16, 24, 32, 40, 48, 64, 96, 128); prepare the data with another --shape"
+            )
+        return range(fits[0], fits[-1] + 1)
+
+    common = sorted(set(halvings(height, "H")) & set(halvings(width, "W")))
+    if not common:
+        raise ConfigError(
+            f"shape: H = {height} and W = {width} cannot be halved equally often down to a base of "
+            f"{MIN_BASE}..{MAX_BASE}; bring them closer together with another --shape"
+        )
+    # A base nearest to 4 is StyleGAN2's own; fewer levels would leave a large learned constant.
+    levels = min(common, key=lambda k: (abs(min(height, width) / 2**k - 4), -k))
+    if levels == 0:
+        raise ConfigError(f"shape: {shape} is too small: H and W need at least one halving above a base of {MIN_BASE}")
+    depth_fits = [k for k in halvings(depth, "D") if k <= levels]
+    if not depth_fits:
+        raise ConfigError(
+            f"shape: D = {depth} needs more halvings than the {levels} of H = {height} and W = {width}; "
+            "choose a smaller depth or another --slice-axis"
+        )
+    doubled = min(depth_fits, key=lambda k: (abs(depth / 2**k - 4), -k))
+    base = (depth >> doubled, height >> levels, width >> levels)
+    return base, tuple((2 if i < doubled else 1, 2, 2) for i in range(levels))
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Generator and discriminator of one GAN; the 2D one is `flat()`: the same with depth 1.
+
+    shape: (D, H, W) of a volume. base, scales: see `plan_levels`. widths: channels per level, coarse to fine,
+    len(scales) + 1 of them. arch: a key of ARCHITECTURES.
+    """
+
+    shape: Triple
+    base: Triple
+    scales: tuple[Triple, ...]
+    widths: tuple[int, ...]
+    arch: str = "split_depth"
+    image_channels: int = 1
+    z_dim: int = 128
+    w_dim: int = 128
+    mapping_layers: int = 4
+    mbstd_group: int = 4
+    conv_clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHITECTURES:
+            raise ConfigError(f"arch: expected one of {', '.join(ARCHITECTURES)}; got {self.arch!r}")
+        if len(self.widths) != len(self.scales) + 1:
+            raise ConfigError(f"widths: expected {len(self.scales) + 1} (one per level); got {len(self.widths)}")
+        reached = tuple(self.base[d] * math.prod(s[d] for s in self.scales) for d in range(3))
+        if reached != tuple(self.shape):
+            raise ConfigError(f"shape: base {self.base} with scales {self.scales} gives {reached}, not {self.shape}")
+        branches = math.lcm(*(len(stage) for stage in ARCHITECTURES[self.arch]))
+        for w in self.widths:
+            if w % branches:
+                raise ConfigError(f"widths: {w} channels cannot be split into {branches} branches ({self.arch})")
+        for name in ("image_channels", "z_dim", "w_dim", "mapping_layers", "mbstd_group"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1; got {getattr(self, name)}")
+
+    @property
+    def is_flat(self) -> bool:
+        """True for the 2D GAN (depth 1)."""
+        return self.shape[0] == 1
+
+    def flat(self) -> NetworkConfig:
+        """The 2D network whose weights inflate into this one: depth 1, levels scale by (1, 2, 2)."""
+        return dataclasses.replace(
+            self,
+            shape=(1, *self.shape[1:]),
+            base=(1, *self.base[1:]),
+            scales=tuple((1, s[1], s[2]) for s in self.scales),
+        )
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Budget and batch of one training stage ("2d" on slices or "3d" on volumes)."""
+
+    kimg: float  # thousands of real images (slices or volumes) shown to the discriminator
+    batch: int
+    lr_g: float = 0.002
+    lr_d: float = 0.002
+    r1_gamma: float = 1.0
+    pl_weight: float = 2.0  # 0 switches path-length regularisation off
+    style_mixing: float = 0.9
+    ema_kimg: float = 2.0  # half-life of the weight average, in thousands of images
+    ema_rampup: float | None = 0.05  # the half-life is at most this share of the images shown so far
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the numbers a run produces, besides the data set."""
+
+    network: NetworkConfig
+    stage_2d: StageConfig
+    stage_3d: StageConfig
+    preset: str = "demo"
+    stage: str = "both"  # both | 2d | 3d
+    inflate: str = "average"  # a profile of PROFILES
+    seed: int = 0
+    d_reg_interval: int = 16
+    g_reg_interval: int = 4
+    pl_batch_shrink: int = 2
+    pl_decay: float = 0.01
+    adam_betas: tuple[float, float] = (0.0, 0.99)
+    adam_eps: float = 1e-8
+    snapshot_kimg: float = 1.0  # a checkpoint and a snapshot image after so many thousand images
+    keep_checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        if self.stage not in ("both", "2d", "3d"):
+            raise ConfigError(f"stage: expected both, 2d or 3d; got {self.stage!r}")
+        if self.inflate not in PROFILES:
+            raise ConfigError(f"inflate: expected one of {', '.join(PROFILES)}; got {self.inflate!r}")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("2d", "3d") if self.stage == "both" else (self.stage,)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TrainConfig:
+        """Inverse of `to_json`; raises ConfigError naming a missing or unknown field."""
+        values = _checked(cls, data, "config")
+        network = _checked(NetworkConfig, values["network"], "network")
+        network = {k: _tuples(v) for k, v in network.items()}
+        values["network"] = NetworkConfig(**network)
+        for name in ("stage_2d", "stage_3d"):
+            values[name] = StageConfig(**_checked(StageConfig, values[name], name))
+        values["adam_betas"] = tuple(values["adam_betas"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Widths, budgets and hyper-parameters for a class of data; the shape comes from the data set."""
+
+    width_fine: int  # channels at the finest level; they double per coarser level up to width_max
+    width_max: int
+    z_dim: int
+    mapping_layers: int
+    stage_2d: StageConfig
+    stage_3d: StageConfig
+    shape: Triple  # the shape (D, H, W) the preset was made for; phantoms take it when there is no data set
+    snapshot_kimg: float = 1.0
+    conv_clamp: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def network(self, shape: Triple | None = None, arch: str = "split_depth") -> NetworkConfig:
+        """The networks of this preset for volumes of `shape` (D, H, W)."""
+        shape = _triple(self.shape if shape is None else shape, "shape")
+        base, scales = plan_levels(shape)
+        levels = len(scales)
+        widths = tuple(min(self.width_max, self.width_fine * 2 ** (levels - i)) for i in range(levels + 1))
+        return NetworkConfig(
+            shape=shape,
+            base=base,
+            scales=scales,
+            widths=widths,
+            arch=arch,
+            z_dim=self.z_dim,
+            w_dim=self.z_dim,
+            mapping_layers=self.mapping_layers,
+            conv_clamp=self.conv_clamp,
+        )
+
+    def train_config(
+        self, name: str, shape: Triple | None = None, arch: str = "split_depth", **changes: Any
+    ) -> TrainConfig:
+        """The run this preset stands for; `changes` replace fields of TrainConfig."""
+        values = {"snapshot_kimg": self.snapshot_kimg, **self.extra, **changes}
+        return TrainConfig(self.network(shape, arch), self.stage_2d, self.stage_3d, preset=name, **values)
+
+
+PRESETS: dict[str, Preset] = {
+    "demo": Preset(
+        width_fine=32,
+        width_max=64,
+        z_dim=64,
+        mapping_layers=2,
+        stage_2d=StageConfig(kimg=6.0, batch=16, r1_gamma=0.5, ema_kimg=0.5),
+        stage_3d=StageConfig(kimg=2.0, batch=8, r1_gamma=0.5, ema_kimg=0.25),
+        shape=(16, 24, 16),
+        snapshot_kimg=0.5,
+    ),
+    "hippocampus": Preset(
+        width_fine=24,
+        width_max=96,
+        z_dim=128,
+        mapping_layers=4,
+        stage_2d=StageConfig(kimg=60.0, batch=16, r1_gamma=0.1, ema_kimg=2.0),
+        stage_3d=StageConfig(kimg=40.0, batch=8, r1_gamma=0.5, ema_kimg=1.0),
+        shape=(32, 48, 32),
+        snapshot_kimg=1.0,
+    ),
+    "heart": Preset(
+        width_fine=64,
+        width_max=256,
+        z_dim=256,
+        mapping_layers=8,
+        stage_2d=StageConfig(kimg=800.0, batch=32, r1_gamma=1.0, ema_kimg=10.0),
+        stage_3d=StageConfig(kimg=400.0, batch=16, r1_gamma=2.0, ema_kimg=10.0),
+        shape=(64, 64, 64),
+        snapshot_kimg=10.0,
+        conv_clamp=256.0,
+    ),
+    "brain": Preset(
+        width_fine=16,
+        width_max=256,
+        z_dim=256,
+        mapping_layers=8,
+        stage_2d=StageConfig(kimg=1500.0, batch=32, r1_gamma=2.0, ema_kimg=10.0),
+        stage_3d=StageConfig(kimg=600.0, batch=8, r1_gamma=4.0, ema_kimg=10.0),
+        shape=(128, 128, 128),
+        snapshot_kimg=10.0,
+        conv_clamp=256.0,
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name, or a ConfigError that lists them."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}; got {name!r}")
+    return PRESETS[name]
+
+
+def _triple(value: Any, name: str) -> Triple:
+    values = tuple(int(v) for v in value)
+    if len(values) != 3 or min(values) < 1:
+        raise ConfigError(f"{name}: expected three positive integers (D, H, W); got {value!r}")
+    return values  # type: ignore[return-value]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _checked(cls: type, data: dict[str, Any], where: str) -> dict[str, Any]:
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - set(known))
+    required = {
+        n for n, f in known.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(data))
+    if unknown or missing:
+        raise ConfigError(
+            f"{where}: unknown fields {unknown}, missing fields {missing}; was it written by another version?"
+        )
+    return dict(data)

@@ -1,0 +1,143 @@
+"""From a loaded volume to a training volume: resample, normalise, crop or pad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from ssgan.config import Triple
+from ssgan.data.dataset import ARRAY_AXES, to_array_axes
+from ssgan.data.nifti import Volume, VolumeError
+
+RECIPES = ("mri", "ct")
+MRI_PERCENTILES = (0.5, 99.5)
+CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue, level 40, width 400
+MAX_VOXELS = 2**30  # after resampling; more comes from a wrong spacing and fills the memory
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How volumes become training volumes.
+
+    name: "mri" (percentiles per volume) or "ct" (a fixed window). shape: (X, Y, Z) voxels. spacing: (x, y, z) mm or
+    None for each volume's own. slice_axis: see `ssgan.data.dataset`. window: (low, high) HU for "ct".
+    """
+
+    name: str
+    shape: Triple
+    spacing: tuple[float, float, float] | None
+    slice_axis: str = "axial"
+    window: tuple[float, float] = CT_WINDOW
+
+    @property
+    def array_shape(self) -> Triple:
+        """(D, H, W)."""
+        return tuple(self.shape[a] for a in ARRAY_AXES[self.slice_axis])  # type: ignore[return-value]
+
+
+def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
+    """A training volume (D, H, W) float32 in [-1, 1] and its record: intensity map, affine, crop, warnings.
+
+    The record's `affine` maps the (X, Y, Z) index of the result to RAS+ mm.
+
+    Raises:
+        VolumeError: nothing is left between the intensity bounds, or resampling makes the volume far too large.
+    """
+    low, high = intensity_bounds(volume.data, recipe)
+    data, affine = resample(volume, recipe.spacing, background=low)
+    scaled = np.clip((data.astype(np.float64) - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
+    fitted, start = fit_shape(scaled, recipe.shape)
+    affine = affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ start
+    warnings = list(volume.warnings)
+    padded = [
+        f"{axis} by {want - have} of {want}"
+        for axis, want, have in zip("XYZ", recipe.shape, data.shape, strict=True)
+        if have < want
+    ]
+    if padded:
+        warnings.append(f"smaller than the shape, padded with background: {', '.join(padded)} voxels")
+    if fitted.min() == fitted.max():
+        raise VolumeError("nothing but one intensity is left after windowing and cropping")
+    record = {
+        "intensity_low": float(low),
+        "intensity_high": float(high),
+        "affine": affine.tolist(),
+        "original_affine": volume.original_affine.tolist(),
+        "original_shape": list(volume.original_shape),
+        "first_voxel": [int(s) for s in start],
+        "warnings": warnings,
+    }
+    return to_array_axes(fitted, recipe.slice_axis), record
+
+
+def intensity_bounds(data: np.ndarray, recipe: Recipe) -> tuple[float, float]:
+    """The raw intensities that become -1 and +1.
+
+    CT: the window. MRI: the 0.5th percentile of all voxels and the 99.5th of the foreground, which is what differs
+    from the most frequent value where that fills more than a twentieth of the volume (air, or a stripped skull).
+    """
+    if recipe.name == "ct":
+        return recipe.window
+    values, counts = np.unique(data, return_counts=True)
+    frequent = counts.argmax()
+    foreground = data[data != values[frequent]] if counts[frequent] > data.size / 20 else data
+    low = float(np.percentile(data, MRI_PERCENTILES[0]))
+    high = float(np.percentile(foreground, MRI_PERCENTILES[1]))
+    if not high > low:
+        raise VolumeError(f"nearly constant volume: percentiles {MRI_PERCENTILES} are {low:g} and {high:g}")
+    return low, high
+
+
+def resample(volume: Volume, spacing: tuple[float, ...] | None, background: float) -> tuple[np.ndarray, np.ndarray]:
+    """The volume on an axis-aligned RAS+ grid of `spacing` mm with the same centre: (X, Y, Z) and its affine.
+
+    Raises VolumeError where that takes more than MAX_VOXELS.
+
+    Linear interpolation; a Gaussian of half the decimation factor comes first where voxels become larger. An axis-
+    aligned volume keeps its field of view, an oblique one is put into the box around it, filled with background.
+    """
+    own = volume.spacing
+    target = own if spacing is None else np.asarray(spacing, dtype=np.float64)
+    directions = volume.affine[:3, :3] / own
+    if not volume.is_oblique:
+        directions = np.diag(np.sign(np.diag(directions)))
+        if np.allclose(own, target, rtol=1e-3):
+            affine = np.eye(4)
+            affine[:3, :3] = np.diag(own)
+            affine[:3, 3] = volume.affine[:3, 3]
+            return volume.data, affine
+    extent = np.abs(directions) @ (own * volume.data.shape)
+    size = np.maximum(np.round(extent / target - 1e-6), 1)
+    if size.prod() > MAX_VOXELS:
+        was, to = (" x ".join(f"{v:.4g}" for v in s) for s in (own, target))
+        raise VolumeError(f"{size.prod():.3g} voxels after resampling from {was} to {to} mm; choose a larger --spacing")
+    size = size.astype(int)
+    to_voxel = np.diag(1 / own) @ directions.T @ np.diag(target)
+    centre_in, centre_out = (np.array(volume.data.shape) - 1) / 2, (size - 1) / 2
+    data = volume.data
+    factor = np.abs(np.diag(1 / own) @ directions.T) @ target
+    if (factor > 1).any():
+        data = ndimage.gaussian_filter(data, np.where(factor > 1.05, factor / 2, 0), mode="nearest")
+    data = ndimage.affine_transform(
+        data, to_voxel, centre_in - to_voxel @ centre_out, output_shape=tuple(size), order=1,
+        mode="constant" if volume.is_oblique else "nearest", cval=background,
+    )  # fmt: skip
+    centre_world = volume.affine[:3, :3] @ centre_in + volume.affine[:3, 3]
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag(target)
+    affine[:3, 3] = centre_world - target * centre_out
+    return data, affine
+
+
+def fit_shape(data: np.ndarray, shape: Triple) -> tuple[np.ndarray, np.ndarray]:
+    """Crops or pads (with -1) around the centre; also gives the source index of the result's first voxel."""
+    start = np.array([(have - want) // 2 for have, want in zip(data.shape, shape, strict=True)])
+    result = np.full(shape, -1, dtype=np.float32)
+    source = tuple(slice(max(s, 0), max(s, 0) + min(h, w)) for s, h, w in zip(start, data.shape, shape, strict=True))
+    target = tuple(slice(max(-s, 0), max(-s, 0) + min(h, w)) for s, h, w in zip(start, data.shape, shape, strict=True))
+    result[target] = data[source]
+    return result, start

@@ -1,0 +1,195 @@
+"""`ssgan generate`: volumes of a trained run as NIfTI, PNG and GIF.
+
+    python -m ssgan.generate --run RUN --seeds 0-15,20 --out DIR [--truncation 0.7]
+
+The latent of a seed depends on the seed alone, not on the others or on --batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssgan import checkpoint
+from ssgan.config import TrainConfig
+from ssgan.data.dataset import DatasetInfo, to_axial, to_nifti
+from ssgan.errors import UserError, run_command
+from ssgan.files import atomic_path, read_json, write_json_atomic
+from ssgan.images import contact_sheet, save_gif, slice_grid, three_plane_grid
+from ssgan.networks import Generator
+
+MAX_SEED = 2**32 - 1
+RECORD = "generate.json"
+
+
+class GenerateError(UserError):
+    """A bad argument of `generate`, or a run or output folder that does not serve."""
+
+
+def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
+    """(len(seeds), z_dim) float32 on the CPU; each row from its seed alone, as NVIDIA's generate.py draws it."""
+    rows = [np.random.RandomState(seed).randn(z_dim) for seed in seeds]
+    return torch.from_numpy(np.stack(rows)).float()
+
+
+@torch.no_grad()
+def synthesise(
+    G: Generator, z: Tensor, *, batch: int, truncation: float = 1.0, noise: str = "const", noise_seed: int = 0
+) -> np.ndarray:
+    """Volumes (N, D, H, W) float32 of latents z (N, z_dim), `batch` at a time (channel 0)."""
+    device = next(G.parameters()).device
+    generator = torch.Generator(device).manual_seed(noise_seed)
+    volumes = [G(part.to(device), truncation, noise, generator)[:, 0].cpu() for part in z.split(batch)]
+    return torch.cat(volumes).numpy()
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "0-15,20" -> [0, ..., 15, 20]. Raises GenerateError for anything else, and for a seed named twice."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match:
+            raise GenerateError(
+                f"--seeds: expected numbers and ranges such as 0-15,20; got {part.strip()!r} in {text!r}"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last > MAX_SEED:
+            raise GenerateError(f"--seeds: expected a rising range within 0..{MAX_SEED}; got {part.strip()!r}")
+        if last - first >= 1_000_000:
+            raise GenerateError(f"--seeds: {part.strip()!r} asks for {last - first + 1} volumes; a million is the most")
+        seeds += range(first, last + 1)
+    twice = sorted({s for s in seeds if seeds.count(s) > 1}) if len(seeds) != len(set(seeds)) else []
+    if twice:
+        raise GenerateError(f"--seeds: {', '.join(map(str, twice[:5]))} named more than once in {text!r}")
+    return seeds
+
+
+def load_generator(run: Path, file: Path | None) -> tuple[Generator, checkpoint.CheckpointMeta, DatasetInfo, Path]:
+    """G_ema of a run's last checkpoint, or of `file`, on the CPU; where it stands and the data set's geometry.
+
+    Raises:
+        GenerateError, CheckpointError: no such run, no checkpoint in it yet, or a checkpoint that does not serve.
+    """
+    if not (run / "config.json").is_file():
+        raise GenerateError(f"--run {run} is not a run's folder (no config.json); give the --out of `ssgan train`")
+    record = read_json(run / "config.json")
+    cfg, info = TrainConfig.from_json(record["config"]), DatasetInfo.from_json(record["data"]["info"])
+    path = file
+    if path is None:
+        found = checkpoint.list_checkpoints(run / "checkpoints")
+        if not found:
+            raise GenerateError(f"--run {run} has no checkpoint yet; train it further (`ssgan train --out {run}`)")
+        path = found[-1]
+    tensors, meta = checkpoint.load(path)
+    G = Generator(cfg.network.flat() if meta.stage == "2d" else cfg.network)
+    checkpoint.load_module(G, "G_ema", tensors, str(path))
+    return G.requires_grad_(False), meta, info, path
+
+
+def check_out(out: Path) -> None:
+    """Raises GenerateError unless `out` is absent, empty or holds an earlier generation."""
+    if out.exists() and not out.is_dir():
+        raise GenerateError(f"--out {out} is a file; expected a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
+        raise GenerateError(
+            f"--out {out} is not empty and was not made by `ssgan generate` (no {RECORD}); choose another folder"
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, required=True, help="a run's folder (--out of train)")
+    parser.add_argument("--seeds", required=True, help="numbers and ranges, such as 0-15,20; one volume each")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the volumes; files of the same seed are replaced"
+    )
+    parser.add_argument(
+        "--truncation", type=float, default=1.0, help="0 to 1: below 1 more typical, less varied (default 1)"
+    )
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the run's last)")
+    parser.add_argument(
+        "--noise",
+        choices=("random", "const", "none"),
+        default="const",
+        help="fine noise: const is the same for every volume, random is drawn from each seed (default const)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=4, help="volumes at a time (default 4); random noise goes one by one"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def pick_device(name: str) -> torch.device:
+    """auto takes the GPU where there is one. Raises UserError for cuda where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; give --device cpu")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+
+
+def run(args: argparse.Namespace) -> int:
+    seeds = parse_seeds(args.seeds)
+    if not 0.0 <= args.truncation <= 1.0:
+        raise GenerateError(f"--truncation: expected 0 to 1; got {args.truncation:g}")
+    if args.batch < 1:
+        raise GenerateError(f"--batch: expected at least 1; got {args.batch}")
+    check_out(args.out)
+    device = pick_device(args.device)
+    G, meta, info, path = load_generator(args.run, args.checkpoint)
+    G.to(device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"run": str(args.run), "checkpoint": str(path), "sha256": checkpoint.checksum(path)}
+    record |= {"seeds": args.seeds, "truncation": args.truncation, "noise": args.noise}
+    write_json_atomic(args.out / RECORD, record)
+
+    shown: list[np.ndarray] = []
+    batch = 1 if args.noise == "random" else args.batch
+    for first in range(0, len(seeds), batch):
+        part = seeds[first : first + batch]
+        z = latents(part, G.cfg.z_dim)
+        volumes = synthesise(G, z, batch=batch, truncation=args.truncation, noise=args.noise, noise_seed=part[0])
+        for seed, volume in zip(part, volumes, strict=True):
+            write_one(volume, args.out, f"seed{seed:04d}", info, meta.stage)
+        shown += list(volumes[: max(0, MAX_SHOWN - len(shown))])
+
+    stack, names = np.stack(shown), [f"seed {seed}" for seed in seeds[: len(shown)]]
+    if meta.stage == "2d":
+        montage = slice_grid(stack[:, 0], args.out / "montage.png")
+        print(f"{path.name} is of stage 2d: its network makes single slices, so only PNG images were written")
+    else:
+        montage = contact_sheet(to_axial(stack, info.slice_axis), names, args.out / "montage.png", spacing=info.spacing)
+    which = "all" if len(shown) == len(seeds) else f"the first {len(shown)}"
+    print(f"{len(seeds)} {'slices' if meta.stage == '2d' else 'volumes'} in {args.out}, {which} shown in {montage}")
+    return 0
+
+
+MAX_SHOWN = 64  # volumes in the montage
+
+
+def write_one(volume: np.ndarray, out: Path, name: str, info: DatasetInfo, stage: str) -> None:
+    """The files of one seed; volume (D, H, W) in [-1, 1]."""
+    if stage == "2d":
+        slice_grid(volume, out / f"{name}.png")
+        return
+    with atomic_path(out / f"{name}.nii.gz") as temporary:
+        nibabel.save(to_nifti(volume, info), temporary)
+    axial = to_axial(volume, info.slice_axis)
+    three_plane_grid(axial[None], out / f"{name}.png", spacing=info.spacing, title=name)
+    save_gif(axial, out / f"{name}.gif", spacing=info.spacing)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ssgan generate", description=__doc__.split("\n")[0])
+    add_arguments(parser)
+    return run_command("generate", run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

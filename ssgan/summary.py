@@ -1,0 +1,88 @@
+"""`ssgan summary`: the parameters of generator and discriminator, per architecture and layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ssgan.config import ARCHITECTURES, PRESETS, NetworkConfig, preset
+from ssgan.data.dataset import ARRAY_AXES
+from ssgan.errors import run_command
+from ssgan.networks import Discriminator, Generator
+
+
+def build(cfg: NetworkConfig) -> tuple[Generator, Discriminator]:
+    """Both networks on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        return Generator(cfg), Discriminator(cfg)
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def layer_rows(module: nn.Module, prefix: str) -> list[tuple[str, str, int]]:
+    """(name, shapes of the weights, parameters) of every module that owns parameters, and of no other."""
+    rows = []
+    for name, part in module.named_modules():
+        # A ParameterList belongs to the layer that holds it.
+        own = list(part.parameters(recurse=False))
+        own += [p for child in part.children() if isinstance(child, nn.ParameterList) for p in child.parameters()]
+        if own and not isinstance(part, nn.ParameterList):
+            shapes = " + ".join("x".join(map(str, p.shape)) or "scalar" for p in own)
+            rows.append((f"{prefix}.{name}" if name else prefix, shapes, sum(p.numel() for p in own)))
+    return rows
+
+
+def share_table(preset_name: str, shape: tuple[int, int, int] | None = None) -> list[tuple[str, int, int, float]]:
+    """(architecture, parameters of G, of D, share of dense's G + D) for every architecture at a preset's widths."""
+    counts = {}
+    for arch in ARCHITECTURES:
+        counts[arch] = tuple(parameter_count(net) for net in build(preset(preset_name).network(shape, arch)))
+    dense = sum(counts["dense"])
+    return [(arch, g, d, (g + d) / dense) for arch, (g, d) in counts.items()]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="hippocampus", help=f"one of {', '.join(PRESETS)} (default hippocampus)")
+    choices = ("all", *ARCHITECTURES)
+    parser.add_argument("--arch", choices=choices, default="all", help="layers of one architecture; default: a table")
+    parser.add_argument("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help="voxels; default: the preset's")
+    parser.add_argument("--flat", action="store_true", help="with --arch NAME: the 2D networks of the first stage")
+
+
+def run(args: argparse.Namespace) -> int:
+    shape = None if args.shape is None else tuple(args.shape[a] for a in ARRAY_AXES["axial"])
+    chosen = preset(args.preset)
+    if args.arch == "all":
+        cfg = chosen.network(shape)
+        print(f"preset {args.preset}: volumes (D, H, W) = {cfg.shape}, widths {cfg.widths} from coarse to fine")
+        print(f"{'architecture':<12} {'generator':>12} {'discriminator':>14} {'together':>12} {'of dense':>9}")
+        for arch, g, d, share in share_table(args.preset, shape):
+            print(f"{arch:<12} {g:>12,} {d:>14,} {g + d:>12,} {share:>8.1%}")
+        return 0
+    cfg = chosen.network(shape, args.arch)
+    cfg = cfg.flat() if args.flat else cfg
+    nets = build(cfg)
+    rows = [row for net, prefix in zip(nets, ("G", "D"), strict=True) for row in layer_rows(net, prefix)]
+    width = max(len(name) for name, _, _ in rows)
+    print(f"preset {args.preset}, {args.arch}: volumes (D, H, W) = {cfg.shape}, widths {cfg.widths}")
+    for name, shapes, count in rows:
+        print(f"{name:<{width}} {count:>11,}  {shapes}")
+    for net, name in zip(nets, ("generator", "discriminator"), strict=True):
+        print(f"{name:<{width}} {parameter_count(net):>11,}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ssgan summary", description=__doc__)
+    add_arguments(parser)
+    return run_command("summary", run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

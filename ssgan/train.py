@@ -1,0 +1,132 @@
+"""`ssgan train`: one command trains both stages, and the same command resumes.
+
+python -m ssgan.train --data DATASET --out RUN --preset hippocampus
+python -m ssgan.train --out RUN                       # the demo, on phantoms
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssgan.allocator import keep_freed_memory
+from ssgan.config import ARCHITECTURES, PRESETS, PROFILES, ConfigError, StageConfig, TrainConfig, preset
+from ssgan.data.dataset import VolumeDataset
+from ssgan.data.phantom import write_phantom_dataset
+from ssgan.errors import run_command
+from ssgan.files import read_json
+from ssgan.generate import pick_device
+from ssgan.runlog import RunError, RunLock, check_folder
+from ssgan.trainer import train
+
+PHANTOMS = 256
+
+
+def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected a number above 0; got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type in its message
+    return parse
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0; got {text}")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    number, count = _positive(float), _positive(int)
+    parser.add_argument("--data", type=Path, help="a data set made by `ssgan prepare` (default: phantoms in RUN/data)")
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder; an existing run is resumed")
+    parser.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)} (default demo)")
+    parser.add_argument("--stage", choices=("both", "2d", "3d"), default="both", help="default both")
+    parser.add_argument("--arch", choices=tuple(ARCHITECTURES), default="split_depth", help="default split_depth")
+    parser.add_argument("--inflate", choices=PROFILES, default="average", help="depth profile; none starts 3D afresh")
+    parser.add_argument("--init", type=Path, help="with --stage 3d: a 2D checkpoint to inflate from")
+    parser.add_argument("--seed", type=int, default=0)
+    for stage in ("2d", "3d"):
+        parser.add_argument(f"--kimg-{stage}", type=number, help="thousand real images shown to the discriminator")
+        parser.add_argument(f"--batch-{stage}", type=count)
+        parser.add_argument(f"--r1-gamma-{stage}", type=_not_negative, help="weight of R1; 0 switches it off")
+    parser.add_argument("--lr", type=number, help="Adam's learning rate, both networks and stages")
+    parser.add_argument(
+        "--snapshot-kimg", type=number, help="a checkpoint and a snapshot every so many thousand images"
+    )
+    parser.add_argument("--threads", type=count, help="CPU threads (default: all cores)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--no-progress", action="store_true", help="no progress on stderr")
+
+
+def config_from(args: argparse.Namespace, shape: tuple[int, int, int]) -> TrainConfig:
+    """The configuration that the arguments stand for, with networks for volumes of `shape` (D, H, W)."""
+    changes: dict[str, Any] = {"stage": args.stage, "inflate": args.inflate, "seed": args.seed}
+    if args.snapshot_kimg is not None:
+        changes["snapshot_kimg"] = args.snapshot_kimg
+    cfg = preset(args.preset).train_config(args.preset, shape, args.arch, **changes)
+
+    def stage(name: str, default: StageConfig) -> StageConfig:
+        given = {key: getattr(args, f"{key}_{name}") for key in ("kimg", "batch", "r1_gamma")}
+        given |= {"lr_g": args.lr, "lr_d": args.lr}
+        return dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None})
+
+    return dataclasses.replace(cfg, stage_2d=stage("2d", cfg.stage_2d), stage_3d=stage("3d", cfg.stage_3d))
+
+
+def open_data(args: argparse.Namespace) -> tuple[VolumeDataset, str]:
+    """The data set and its path as config.json records it; phantoms are made in a new run that names none."""
+    if args.data is not None:
+        return VolumeDataset(args.data), str(args.data)
+    own = args.out / "data"
+    if (args.out / "config.json").exists():
+        recorded = read_json(args.out / "config.json")["data"]["path"]
+        if recorded != "data":
+            raise RunError(f"{args.out} was trained on --data {recorded}; give it again to resume, or another --out")
+        return VolumeDataset(own), "data"
+    if own.exists():  # left by a process that was stopped before it had written config.json; check_folder knows it
+        shutil.rmtree(own)
+    print(f"no --data: making {PHANTOMS} phantoms in {own}")
+    return write_phantom_dataset(own, count=PHANTOMS, shape=preset(args.preset).shape, seed=args.seed), "data"
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.init is not None and (args.stage != "3d" or args.inflate == "none"):
+        raise ConfigError("--init: a 2D checkpoint is inflated by --stage 3d with an --inflate other than none")
+    if args.init is not None and not args.init.is_file():
+        raise ConfigError(f"--init {args.init}: no such file; expected a 2D checkpoint (.safetensors)")
+    if not 0 <= args.seed < 2**32:
+        raise ConfigError(f"--seed: expected 0 to {2**32 - 1}; got {args.seed}")
+    preset(args.preset)
+    device = pick_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    check_folder(args.out)
+    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with RunLock(args.out):
+        data, path = open_data(args)
+        cfg = config_from(args, data.info.shape)
+        return train(cfg, data, args.out, init=args.init, data_path=path, device=device, progress=not args.no_progress)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ssgan train", description=__doc__.split("\n")[0])
+    add_arguments(parser)
+    return run_command("train", run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

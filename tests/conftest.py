@@ -1,0 +1,33 @@
+"""What every test runs under: poisoned uninitialised memory, one thread, the same hypothesis draws everywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "ssgan",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("ssgan")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def poisoned_memory():
+    """torch.empty gives NaN (and the largest integers), so that reading what nobody wrote cannot pass."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    was = torch.are_deterministic_algorithms_enabled()
+    threads = torch.get_num_threads()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_num_threads(1)  # tensors are tiny: threads cost more than they bring
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(was)
+    torch.utils.deterministic.fill_uninitialized_memory = before

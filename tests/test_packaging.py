@@ -1,0 +1,190 @@
+"""The package as others meet it: metadata, the compiled module, and what setup.py says where it cannot build."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of what the build reads, so that no test writes into the source tree or meets another test there."""
+    copy = tmp_path / "tree"
+    for folder in ("ssconv", "csrc"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    (copy / "README.md").write_text("# A copy\n")
+    return copy
+
+
+def setup_py(
+    tree: Path, *command: str, path: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs setup.py in `tree` with the settings given and no others; `path` replaces the PATH."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("SSCONV_CUDA", "CUDA_HOME", "CUDACXX", "CXX", "CC")}
+    if path is not None:
+        inherited["PATH"] = path
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", *command],
+        cwd=tree,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def path_with(tmp_path: Path, *programs: str) -> str:
+    """A PATH that holds the programs named and nothing else."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for program in programs:
+        found = shutil.which(program)
+        if found is None:
+            pytest.skip(f"needs {program}")
+        (folder / program).symlink_to(found)
+    return str(folder)
+
+
+def fake_nvcc(tmp_path: Path, body: str) -> str:
+    """An nvcc that runs the shell lines of `body`."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{body}\n")
+    nvcc.chmod(0o755)
+    return str(nvcc)
+
+
+def built_info(tree: Path, tmp_path: Path, **environment: str) -> dict[str, object]:
+    """build_info() of the module as setup.py builds it here with those settings."""
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    out = tmp_path / "out"
+    result = setup_py(tree, "build_ext", "--build-lib", str(out), "--build-temp", str(tmp_path / "temp"), **environment)
+    assert result.returncode == 0, result.stderr
+    (library,) = (out / "ssconv").glob("_C*.so")
+    assert ".abi3." in library.name
+    # In a process of its own: one process loads a library of one path only once.
+    shown = subprocess.run(
+        [sys.executable, "-c", "import json, _C; print(json.dumps(_C.build_info()))"],
+        env={**os.environ, "PYTHONPATH": str(library.parent)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return json.loads(shown.stdout)
+
+
+def test_versions_agree(tree: Path) -> None:
+    import ssconv
+
+    result = setup_py(tree, "--version")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().splitlines()[-1] == ssconv.__version__
+
+
+def test_the_module_tells_its_build_without_cuda(tree: Path, tmp_path: Path) -> None:
+    info = built_info(tree, tmp_path, SSCONV_CUDA="0")
+    assert sorted(info) == ["compiler", "cuda", "cuda_arch_list", "cxx_standard", "kernels"]
+    assert re.match(r"(gcc|clang) \d+\.\d+", str(info["compiler"]))
+    assert info["cxx_standard"] == "C++17"
+    assert (info["cuda"], info["cuda_arch_list"], info["kernels"]) == (None, [], [])
+
+
+@pytest.mark.parametrize("setting", ["1", "auto"])
+def test_the_module_records_the_release_of_nvcc(tree: Path, tmp_path: Path, setting: str) -> None:
+    nvcc = fake_nvcc(tmp_path, 'echo "Cuda compilation tools, release 12.9, V12.9.41"')
+    info = built_info(tree, tmp_path, SSCONV_CUDA=setting, CUDACXX=nvcc)
+    assert (info["cuda"], info["kernels"]) == ("12.9", [])
+
+
+def test_a_second_build_with_other_settings_is_not_the_first(tree: Path, tmp_path: Path) -> None:
+    nvcc = fake_nvcc(tmp_path, 'echo "Cuda compilation tools, release 12.9, V12.9.41"')
+    assert built_info(tree, tmp_path, SSCONV_CUDA="1", CUDACXX=nvcc)["cuda"] == "12.9"
+    assert built_info(tree, tmp_path, SSCONV_CUDA="0")["cuda"] is None
+
+
+def test_without_a_compiler_the_module_is_left_out_and_said_so(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = setup_py(tree, "build", "--build-base", str(out), path=path_with(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "the compiled module is left out: there is no C++ compiler" in result.stdout
+    assert (out / "lib" / "ssconv" / "__init__.py").exists()
+    assert not list(out.rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        pytest.param({"SSCONV_CUDA": "1"}, "SSCONV_CUDA=1 asks for CUDA, and nvcc was not found", id="no nvcc"),
+        pytest.param({"SSCONV_CUDA": "yes"}, "SSCONV_CUDA: expected 0, 1 or auto; got 'yes'", id="no such setting"),
+        pytest.param({"CXX": "no-such-c++"}, "CXX=no-such-c++: there is no such compiler", id="no such compiler"),
+    ],
+)
+def test_what_cannot_be_built_as_asked_is_an_error(
+    tree: Path, tmp_path: Path, environment: dict[str, str], message: str
+) -> None:
+    result = setup_py(tree, "build", "--build-base", str(tmp_path / "out"), path=path_with(tmp_path), **environment)
+    assert result.returncode != 0
+    assert f"ssconv: error: {message}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_cuda_asked_for_without_a_compiler_is_an_error(tree: Path, tmp_path: Path) -> None:
+    nvcc = fake_nvcc(tmp_path, 'echo "release 12.9, V12.9.41"')
+    result = setup_py(tree, "build", path=path_with(tmp_path), SSCONV_CUDA="1", CUDACXX=nvcc)
+    assert result.returncode != 0
+    assert "ssconv: error: SSCONV_CUDA=1 asks for CUDA, and there is no C++ compiler" in result.stderr
+
+
+def test_an_nvcc_that_does_not_run_is_an_error_and_not_passed_over(tree: Path, tmp_path: Path) -> None:
+    nvcc = fake_nvcc(tmp_path, 'echo "libcudart is missing" >&2; exit 1')
+    result = setup_py(tree, "build", "--build-base", str(tmp_path / "out"), CUDACXX=nvcc)
+    assert result.returncode != 0
+    assert "libcudart is missing" in result.stderr and "SSCONV_CUDA=0" in result.stderr
+
+
+def test_a_source_that_does_not_compile_fails_the_build(tree: Path) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    with open(tree / "csrc" / "build_info.cpp", "a") as source:
+        source.write("\n#error broken on purpose\n")
+    result = setup_py(tree, "build", SSCONV_CUDA="0")
+    assert result.returncode != 0
+    assert "broken on purpose" in result.stderr
+
+
+def test_make_lists_its_targets() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert listed.returncode == 0, listed.stderr
+    for target in ("setup", "demo", "test", "lint", "bench", "clean"):
+        assert re.search(rf"^  make {target} +\S", listed.stdout, re.MULTILINE), target
+
+
+def test_make_setup_names_the_pythons_it_looked_for(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "setup.py", "constraints.txt"):
+        (tmp_path / name).touch()
+    result = subprocess.run(
+        ["make", "setup", "PYTHON=python-that-is-not-here"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode != 0
+    assert "no Python from 3.10 to 3.13" in result.stderr and "python-that-is-not-here" in result.stderr
+    assert not (tmp_path / ".venv").exists()
