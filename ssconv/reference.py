@@ -202,26 +202,33 @@ def epilogue_backward(
     return gz, gbias, gnoise, gscale
 
 
+def zero_inserted(x: Tensor, up: Sequence[int], padding: Sequence[tuple[int, int]]) -> Tensor:
+    """x with up - 1 zeros after every sample, and with the positive part of the padding around it."""
+    around = [(max(a, 0), max(b, 0)) for a, b in padding]
+    size = [n * u + a + b for n, u, (a, b) in zip(x.shape[2:], up, around, strict=True)]
+    y = torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    places = [slice(a, a + n * u, u) for n, u, (a, _) in zip(x.shape[2:], up, around, strict=True)]
+    y.zero_()[(slice(None), slice(None), *places)] = x
+    return y
+
+
 def upfirdn(x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, padding: Sequence[int]) -> Tensor:
     """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample."""
-    y = wide(x)
-    if max(up) > 1:
-        n, c, *size = y.shape
-        stuffed = y.new_zeros((n, c, *(m * u for m, u in zip(size, up, strict=True))))
-        stuffed = stuffed.contiguous(memory_format=torch.channels_last_3d)
-        stuffed[:, :, :: up[0], :: up[1], :: up[2]] = y
-        y = stuffed
-    if any(padding):
-        # First pad, then crop: F.pad with both at once may pass through a negative extent.
-        pads = [padding[i] for i in (4, 5, 2, 3, 0, 1)]
-        y = F.pad(F.pad(y, [max(p, 0) for p in pads]), [min(p, 0) for p in pads])
-    channels = y.shape[1]
-    for dim in range(3):
-        step = [down[d] if d == dim else 1 for d in range(3)]
-        if taps[dim] is not None:
+    y, own = wide(x), [0, 0, 0]  # own: symmetric zeros that the convolution adds itself, without a copy
+    pairs = [(padding[2 * d], padding[2 * d + 1]) for d in range(3)]
+    if max(up) > 1 or any(a != b for a, b in pairs) or all(t is None for t in taps):
+        y = zero_inserted(y, up, pairs)
+    else:
+        own = [max(a, 0) for a, _ in pairs]
+    for d, (before, after) in enumerate(pairs):
+        first = max(-before, 0)
+        y = y.narrow(2 + d, first, y.shape[2 + d] - first - max(-after, 0))
+    if all(t is None for t in taps):
+        return y[:, :, :: down[0], :: down[1], :: down[2]]
+    kernel = y.new_ones(1, 1, 1)
+    for dim, t in enumerate(taps):
+        if t is not None:
             shape = [-1 if d == dim else 1 for d in range(3)]
-            kernel = wide(taps[dim]).flip(0).to(y.dtype).view(1, 1, *shape).expand(channels, 1, -1, -1, -1)
-            y = F.conv3d(y, kernel, stride=step, groups=channels)
-        elif step[dim] > 1:
-            y = y[:, :, :: step[0], :: step[1], :: step[2]]
-    return y
+            kernel = kernel * wide(t).to(y.dtype).flip(0).view(shape)
+    # One depthwise convolution with the outer product: oneDNN takes it, where it leaves (4, 1, 1) to a slow path.
+    return F.conv3d(y, kernel.expand(y.shape[1], 1, -1, -1, -1), stride=down, padding=own, groups=y.shape[1])

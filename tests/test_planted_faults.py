@@ -142,10 +142,10 @@ FAULTS = [
         "gradient of shared noise from one sample", "reference.py",
         "gnoise.sum(0, keepdim=True)", "gnoise[:1]", check_gradients,
     ),
-    Fault("filter correlates", "reference.py", "wide(taps[dim]).flip(0)", "wide(taps[dim])", check_forward),
+    Fault("filter correlates", "reference.py", "wide(t).to(y.dtype).flip(0)", "wide(t).to(y.dtype)", check_forward),
     Fault(
-        "padding before and after along depth swapped", "reference.py",
-        "(4, 5, 2, 3, 0, 1)", "(4, 5, 2, 3, 1, 0)", check_forward,
+        "padding before and after swapped", "reference.py",
+        "(padding[2 * d], padding[2 * d + 1])", "(padding[2 * d + 1], padding[2 * d])", check_forward,
     ),
     Fault(
         "replicated border ends one sample early", "functional.py",
