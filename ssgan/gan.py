@@ -114,7 +114,7 @@ class Gan:
             penalty = losses.r1_penalty(self.D(images), images).mean()
             self._apply("R1", penalty * (hyper.r1_gamma / 2) * cfg.d_reg_interval)
             stats["r1"] = float(penalty.detach())
-        beta = losses.ema_beta(batch, self.images + self.images_before, hyper.ema_kimg * 1000, hyper.ema_rampup)
+        beta = losses.ema_beta(batch, self.images, hyper.ema_kimg * 1000, hyper.ema_rampup)
         losses.update_ema(self.G_ema, self.G, beta)
         self.step += 1
         return stats

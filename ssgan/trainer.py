@@ -24,7 +24,7 @@ from ssgan.data.dataset import VolumeDataset, to_axial
 from ssgan.files import atomic_write_bytes, write_json_atomic
 from ssgan.gan import Gan, stream_seed
 from ssgan.generate import latents, synthesise
-from ssgan.images import slice_grid, three_plane_grid
+from ssgan.images import plot_curves, slice_grid, three_plane_grid
 from ssgan.metrics.sliced import DistanceToData
 from ssgan.runlog import (
     Board,
@@ -193,6 +193,8 @@ class Run:
                     row["seconds"] = before + time.monotonic() - began
                     self.log.append(row)
                     board.scalars(row)
+                    if due:
+                        plot_curves(self.log.rows, self.folder / "curves.png")
                     sums.clear()
                     busy = 0.0
                 # After its row: a row without its checkpoint is written again, a checkpoint without its row is not.
@@ -220,6 +222,7 @@ class Run:
         }
         write_json_atomic(self.folder / "result.json", result)
         self.say(f"final checkpoint: {finals[last]}\nsnapshots: {self.folder / 'snapshots'}")
+        self.say(f"curves: {self.folder / 'curves.png'}")
         self.say(distance_line(result["distance"]))
 
 

@@ -109,7 +109,7 @@ def die_at(monkeypatch, owner, name, call):
 
 def test_a_run_leaves_what_it_should(finished):
     names = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
-    assert {"config.json", "log.jsonl", "result.json", "inflation.txt", "snapshots/reals.png"} <= names
+    assert {"config.json", "log.jsonl", "result.json", "curves.png", "inflation.txt", "snapshots/reals.png"} <= names
     assert {"checkpoints/2d-final.safetensors", "checkpoints/3d-final.safetensors"} <= names
     # Snapshots where the images pass a multiple of 12, and at a stage's end.
     snapshots = sorted(n for n in names if n.startswith("snapshots/2d") or n.startswith("snapshots/3d"))
