@@ -1,0 +1,87 @@
+"""Real beside generated volumes of a run, its curves and figures: what the README shows.
+
+    python -m benchmarks.showcase --run RUN --data DATASET --out benchmarks/results/NAME [--truncation 0.9]
+
+Volumes are the first seeds and the data set's first volumes, not chosen ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ssgan.data.dataset import VolumeDataset, to_axial
+from ssgan.files import read_json, write_json_atomic
+from ssgan.generate import latents, load_generator, synthesise
+from ssgan.images import plot_curves, three_plane_grid
+
+
+def commit() -> str:
+    """The commit of this working tree, with "+" where files differ from it."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True)
+    return described.stdout.strip() or "unknown"
+
+
+def side_by_side(left: Path, right: Path, out: Path) -> None:
+    pages = [Image.open(p) for p in (left, right)]
+    page = Image.new("RGB", (sum(p.width for p in pages) + 12, max(p.height for p in pages)), (255, 255, 255))
+    page.paste(pages[0], (0, 0))
+    page.paste(pages[1], (pages[0].width + 12, 0))
+    page.save(out, optimize=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--truncation", type=float, default=1.0)
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = VolumeDataset(args.data)
+    generator, meta, info, path = load_generator(args.run, None)
+    z = latents(range(args.count), generator.cfg.z_dim)
+    fakes = synthesise(generator, z, batch=4, truncation=args.truncation)
+    parts = []
+    for name, volumes in (("real", np.array(data.volumes[: args.count])), ("generated", fakes)):
+        part = args.out / f".{name}.png"
+        axial = to_axial(volumes, info.slice_axis)
+        parts.append(three_plane_grid(axial, part, spacing=info.spacing, title=name, columns=2))
+    side_by_side(*parts, args.out / "real-and-generated.png")
+    for part in parts:
+        part.unlink()
+    rows = [json.loads(line) for line in (args.run / "log.jsonl").read_text().splitlines()]
+    plot_curves(rows, args.out / "curves.png")
+    summary = {
+        "checkpoint": path.name,
+        "stage": meta.stage,
+        "images_shown": meta.images,
+        "images_shown_before": meta.images_before,
+        "truncation": args.truncation,
+        "data": {"volumes": len(data), "content_hash": info.content_hash},
+        "commit": commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
+    if (args.run / "result.json").is_file():
+        summary["result"] = read_json(args.run / "result.json")
+    write_json_atomic(args.out / "summary.json", summary)
+    print(f"{args.out / 'real-and-generated.png'}, curves.png, summary.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
