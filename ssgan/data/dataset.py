@@ -108,6 +108,7 @@ def to_nifti(volume: np.ndarray | Tensor, info: DatasetInfo) -> nibabel.Nifti1Im
         np.ascontiguousarray(to_world_axes(raw.astype(np.float32), info.slice_axis)), np.asarray(info.affine)
     )
     image.header.set_xyzt_units("mm")
+    image.set_qform(image.affine, code="aligned")  # some readers look at the qform alone
     return image
 
 

@@ -54,6 +54,8 @@ def make_phantom(shape: Triple, seed: int, index: int) -> np.ndarray:
     inner = brain * rng.uniform(0.76, 0.84)
     for side in (-1, 1):  # white matter of each hemisphere, parted by the midline
         paint(white, np.array([side * 0.33, 0.0, 0.04]), inner * np.array([0.50, 0.92, 0.80]))
+    paint(white, np.array([0.0, -0.02, 0.22]), np.array([0.16, 0.44, 0.09]))  # corpus callosum
+    paint(white * 0.95, np.array([0.0, -0.12, -0.52]), np.array([0.13, 0.14, 0.32]))  # brain stem
     wide = rng.uniform(0.07, 0.14)
     for side in (-1, 1):  # lateral ventricles, mirrored up to a little
         at = np.array([side * rng.uniform(0.13, 0.17), rng.uniform(-0.06, 0.06), rng.uniform(0.06, 0.14)])
