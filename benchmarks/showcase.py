@@ -22,8 +22,9 @@ from PIL import Image
 
 from ssgan.data.dataset import VolumeDataset, to_axial
 from ssgan.files import read_json, write_json_atomic
-from ssgan.generate import latents, load_generator, synthesise
+from ssgan.generate import load_generator
 from ssgan.images import plot_curves, three_plane_grid
+from ssgan.sampling import latents, synthesise
 
 
 def commit() -> str:

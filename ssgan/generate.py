@@ -16,8 +16,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import torch
-from torch import Tensor
 
 from ssgan import checkpoint
 from ssgan.config import TrainConfig
@@ -25,7 +23,9 @@ from ssgan.data.dataset import DatasetInfo, to_axial, to_nifti
 from ssgan.errors import UserError, run_command
 from ssgan.files import atomic_path, read_json, write_json_atomic
 from ssgan.images import contact_sheet, save_gif, slice_grid, three_plane_grid
+from ssgan.machine import pick_device
 from ssgan.networks import Generator
+from ssgan.sampling import latents, synthesise
 
 MAX_SEED = 2**32 - 1
 RECORD = "generate.json"
@@ -33,23 +33,6 @@ RECORD = "generate.json"
 
 class GenerateError(UserError):
     """A bad argument of `generate`, or a run or output folder that does not serve."""
-
-
-def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
-    """(len(seeds), z_dim) float32 on the CPU; each row from its seed alone, as NVIDIA's generate.py draws it."""
-    rows = [np.random.RandomState(seed).randn(z_dim) for seed in seeds]
-    return torch.from_numpy(np.stack(rows)).float()
-
-
-@torch.no_grad()
-def synthesise(
-    G: Generator, z: Tensor, *, batch: int, truncation: float = 1.0, noise: str = "const", noise_seed: int = 0
-) -> np.ndarray:
-    """Volumes (N, D, H, W) float32 of latents z (N, z_dim), `batch` at a time (channel 0)."""
-    device = next(G.parameters()).device
-    generator = torch.Generator(device).manual_seed(noise_seed)
-    volumes = [G(part.to(device), truncation, noise, generator)[:, 0].cpu() for part in z.split(batch)]
-    return torch.cat(volumes).numpy()
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -125,13 +108,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=4, help="volumes at a time (default 4); random noise goes one by one"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-
-
-def pick_device(name: str) -> torch.device:
-    """auto takes the GPU where there is one. Raises UserError for cuda where there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; give --device cpu")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
 
 
 def run(args: argparse.Namespace) -> int:

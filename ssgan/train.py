@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 
-from ssgan.allocator import keep_freed_memory
 from ssgan.config import ARCHITECTURES, PRESETS, PROFILES, ConfigError, StageConfig, TrainConfig, preset
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.errors import run_command
 from ssgan.files import read_json
-from ssgan.generate import pick_device
+from ssgan.machine import keep_freed_memory, pick_device
 from ssgan.runlog import RunError, RunLock, check_folder
 from ssgan.trainer import train
 

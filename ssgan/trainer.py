@@ -23,7 +23,6 @@ from ssgan.config import TrainConfig
 from ssgan.data.dataset import VolumeDataset, to_axial
 from ssgan.files import atomic_write_bytes, write_json_atomic
 from ssgan.gan import Gan, stream_seed
-from ssgan.generate import latents, synthesise
 from ssgan.images import plot_curves, slice_grid, three_plane_grid
 from ssgan.metrics.sliced import DistanceToData
 from ssgan.runlog import (
@@ -37,6 +36,7 @@ from ssgan.runlog import (
     record_config,
     remove_stray_files,
 )
+from ssgan.sampling import latents, synthesise
 
 LOG_STEPS = 16  # a row of log.jsonl; the R1 interval, so that each row has every loss
 SNAPSHOT_IMAGES = 16

@@ -7,11 +7,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from ssgan.data.dataset import to_nifti
-from ssgan.data.phantom import write_phantom_dataset
 
 from ssgan import checkpoint, generate, trainer
 from ssgan.config import NetworkConfig, StageConfig, TrainConfig
+from ssgan.data.dataset import to_nifti
+from ssgan.data.phantom import write_phantom_dataset
 from ssgan.errors import UserError
 
 SHAPE = (6, 8, 12)

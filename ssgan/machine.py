@@ -1,8 +1,13 @@
-"""glibc's malloc, set for training on a CPU."""
+"""The machine a command runs on: which device computes, and how memory is kept on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
+import sys
+
+import torch
+
+from ssgan.errors import UserError
 
 # <malloc.h>. One arena, no mmap for large blocks, no trimming: freed memory stays with the process.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -16,7 +21,14 @@ def keep_freed_memory() -> bool:
     step costs page faults all over again; a step of the hippocampus preset took twice as long. Only glibc has the
     switch: elsewhere nothing happens. The process keeps its peak memory until it ends.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if hasattr(ctypes, "CDLL") else None
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
     return all(mallopt(option, value) == 1 for option, value in _SETTINGS)
+
+
+def pick_device(name: str) -> torch.device:
+    """auto takes the GPU where there is one. Raises UserError for cuda where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; give --device cpu")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)

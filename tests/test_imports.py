@@ -1,0 +1,70 @@
+"""Data flows one way: each file imports only files above it in its package's list, and ssconv never imports ssgan."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = {
+    "ssconv": ["spec", "reference", "backends", "ops", "functional", "inflate", "layers", "__init__"],
+    "ssgan": [
+        "__init__",
+        "errors",
+        "files",
+        "machine",
+        "config",
+        "data.__init__",
+        "data.dataset",
+        "data.nifti",
+        "data.preparation",
+        "data.phantom",
+        "images",
+        "layers",
+        "networks",
+        "sampling",
+        "inflation",
+        "losses",
+        "checkpoint",
+        "gan",
+        "metrics.__init__",
+        "metrics.sliced",
+        "runlog",
+        "trainer",
+        "prepare",
+        "phantom",
+        "summary",
+        "inflate",
+        "generate",
+        "train",
+        "cli",
+        "__main__",
+    ],
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of the project's modules that a file imports, also within functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in (*ORDER, "tests", "benchmarks")}
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_every_file_imports_only_what_stands_above_it(package):
+    order = ORDER[package]
+    files = {
+        str(p.relative_to(ROOT / package).with_suffix("")).replace("/", "."): p for p in (ROOT / package).rglob("*.py")
+    }
+    assert set(files) == set(order), "a file without a place in the list: give it one"
+    for place, name in enumerate(order):
+        for target in imported(files[name]):
+            top, _, rest = target.partition(".")
+            assert top not in ("tests", "benchmarks"), f"{package}.{name} imports {target}"
+            assert not (package == "ssconv" and top == "ssgan"), f"ssconv.{name} imports {target}"
+            if top == package and rest in order:
+                assert order.index(rest) < place, f"{package}.{name} imports {target}, which stands below it"
