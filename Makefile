@@ -44,9 +44,8 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
 	@touch $@
 	@$(BIN)/python -c 'import sys, torch; print(f"installed in $(VENV): Python {sys.version.split()[0]}, torch {torch.__version__}")'
 
-# Waiting threads sleep instead of spinning: beside other work on the machine spinning ones slow training tenfold.
 demo: $(STAMP) ## train on phantoms from nothing and generate NIfTI volumes (CPU, minutes); again: resumes
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/ssgan train --preset demo --out $(DEMO_DIR)
+	$(BIN)/ssgan train --preset demo --out $(DEMO_DIR)
 	$(BIN)/ssgan generate --run $(DEMO_DIR) --seeds 0-15 --out $(DEMO_DIR)/samples
 	@echo
 	@echo "volumes:  $(DEMO_DIR)/samples/seed*.nii.gz ($$(ls $(DEMO_DIR)/samples/seed*.nii.gz | wc -l) of them, with a PNG and a GIF each)"

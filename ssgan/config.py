@@ -237,9 +237,9 @@ PRESETS: dict[str, Preset] = {
         z_dim=64,
         mapping_layers=2,
         stage_2d=StageConfig(kimg=5.0, batch=16, r1_gamma=0.5, ema_kimg=0.5),
-        stage_3d=StageConfig(kimg=3.0, batch=4, lr_g=0.003, lr_d=0.002, r1_gamma=1.0, ema_kimg=0.25),
+        stage_3d=StageConfig(kimg=2.0, batch=4, lr_g=0.003, lr_d=0.002, r1_gamma=1.0, ema_kimg=0.25),
         shape=(16, 24, 16),
-        snapshot_kimg=0.5,
+        snapshot_kimg=1.0,
     ),
     "hippocampus": Preset(
         width_fine=24,
