@@ -10,10 +10,15 @@ Environment variables, read when the package is built:
 Without a C++ compiler, or without Python's C headers, the module is left out and a message says so (`pip install -v .`
 shows it, `ssconv.backends()` tells it later); the reference backend serves. Both are looked for before anything is
 compiled: a build that starts and fails is an error, never a reason to go on without.
+
+The module is built against the headers of torch's stable ABI. Those of the torch that is installed are used, also in
+pip's isolated build, which hides the package but not its files; only where there is none does pip fetch a torch for the
+build.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -28,6 +33,19 @@ from setuptools import Extension, setup
 MINIMUM_SETUPTOOLS = (
     77  # the first that reads `license = "Apache-2.0"`; only --no-build-isolation can bring an older one
 )
+
+
+# The kernels do not rely on the order of additions in a source line; the loops are written for their strides already.
+COMPILE_ARGS = [
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-version-loops-for-strides",
+    "-fvisibility=hidden",
+    "-g0",
+    "-Wall",
+    "-Wextra",
+]
 
 
 class BuildError(SystemExit):
@@ -53,6 +71,14 @@ def missing_for_cpp() -> str | None:
     if not header.exists():
         return f"Python's C headers are missing ({header}; Debian and Ubuntu have them in python3-dev)"
     return None
+
+
+def find_torch() -> Path | None:
+    """The folder of the torch that is installed, without importing it, or None."""
+    spec = importlib.util.find_spec("torch")
+    folders = [Path(spec.origin).parent] if spec is not None and spec.origin else []
+    folders += [Path(sysconfig.get_path(kind), "torch") for kind in ("platlib", "purelib")]
+    return next((f for f in folders if (f / "include" / "torch" / "csrc" / "stable" / "library.h").exists()), None)
 
 
 def find_nvcc() -> str | None:
@@ -105,13 +131,24 @@ def compiled_module() -> list[Extension]:
             raise BuildError(f"SSCONV_CUDA=1 asks for CUDA, and {missing}")
         print(f"ssconv: the compiled module is left out: {missing}; the reference backend serves")
         return []
+    torch = find_torch()
+    if torch is None:
+        return []  # pip is asking what the build needs: `setup_requires` says torch, and then there is one
+    sources = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
+    if "csrc/bindings.cpp" in sources:
+        macros.append(("SSCONV_CPU_KERNELS", None))
     return [
         Extension(
             "ssconv._C",
-            sources=["csrc/build_info.cpp"],
+            sources=sources,
+            depends=sorted(str(p) for kind in ("*.h", "*.inl") for p in Path("csrc").rglob(kind)),
             language="c++",
-            define_macros=[("Py_LIMITED_API", "0x030A0000"), *macros],
-            extra_compile_args=["-std=c++17", "-Wall", "-Wextra"],
+            include_dirs=[str(torch / "include")],
+            library_dirs=[str(torch / "lib")],
+            libraries=["torch", "torch_cpu", "c10"],
+            # The ABI of torch 2.11: the module loads under that release and later ones.
+            define_macros=[("Py_LIMITED_API", "0x030A0000"), ("TORCH_TARGET_VERSION", "0x020b000000000000"), *macros],
+            extra_compile_args=COMPILE_ARGS,
             py_limited_api=True,
         )
     ]
@@ -124,6 +161,7 @@ if int(setuptools.__version__.split(".")[0]) < MINIMUM_SETUPTOOLS:
     )
 setup(
     ext_modules=compiled_module(),
+    setup_requires=["torch>=2.11"] if missing_for_cpp() is None and find_torch() is None else [],
     options={
         "bdist_wheel": {"py_limited_api": "cp310"},
         # setuptools takes an object file for fresh when its source is older, whatever the macros or the compiler.

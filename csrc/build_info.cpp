@@ -1,7 +1,7 @@
 // ssconv._C.build_info(): what the compiled module was built with and which kernels it holds.
 //
-// Plain CPython, limited API of 3.10: no torch header, so one build loads under every Python from 3.10 on and every
-// torch. The macros SSCONV_* come from setup.py.
+// Plain CPython, limited API of 3.10: one build loads under every Python from 3.10 on. The macros SSCONV_* come from
+// setup.py.
 #include <Python.h>
 
 #include <string>
@@ -35,11 +35,18 @@ PyObject* text(const std::string& value) {
   return PyUnicode_FromStringAndSize(value.data(), static_cast<Py_ssize_t>(value.size()));
 }
 
+PyObject* kernels() {
+#ifdef SSCONV_CPU_KERNELS
+  return Py_BuildValue("[s]", "cpu");
+#else
+  return PyList_New(0);
+#endif
+}
+
 PyObject* build_info(PyObject*, PyObject*) {
-  // Both lists are filled by the kernels this module is linked with, and there are none.
   const std::vector<std::pair<const char*, PyObject*>> fields = {
       {"compiler", text(compiler())}, {"cxx_standard", text(cxx_standard())}, {"cuda", cuda_version()},
-      {"cuda_arch_list", PyList_New(0)}, {"kernels", PyList_New(0)},
+      {"cuda_arch_list", PyList_New(0)}, {"kernels", kernels()},
   };
   PyObject* info = PyDict_New();
   bool ok = info != nullptr;

@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from ssconv import reference
+from ssconv import cpu, reference
 
 NAMES = ("reference", "cpu", "triton", "cuda")
+CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _build_info() -> dict[str, object] | None:
+def _load() -> tuple[ModuleType | None, str]:
+    """The compiled module, whose import registers its ops, or why there is none."""
     try:
-        module = importlib.import_module("ssconv._C")
+        return importlib.import_module("ssconv._C"), ""
     except ModuleNotFoundError as error:
         if error.name != "ssconv._C":
             raise
-        return None
-    return module.build_info()
-
-
-def _compiled_part() -> str:
-    info = _build_info()
-    if info is None:
-        return (
-            "the compiled module ssconv._C is not installed (without a C++ compiler or Python's C headers the build "
-            "leaves it out and says so)"
+        return None, (
+            "the compiled module ssconv._C is not installed (without a C++ compiler, Python's C headers or torch's "
+            "the build leaves it out and says so)"
         )
-    kernels = ", ".join(str(k) for k in info["kernels"]) or "none"
-    return f"the compiled module has no kernels for it (kernels: {kernels}; CUDA compiler: {info['cuda'] or 'none'})"
+    except ImportError as error:
+        reason = f"the compiled module ssconv._C does not load ({error}); build it again: pip install ."
+        warnings.warn(f"ssconv: {reason}; the reference backend serves", RuntimeWarning, stacklevel=3)
+        return None, reason
+
+
+_COMPILED, _MISSING = _load()
+
+
+def _cpu() -> str:
+    if _COMPILED is None:
+        return f"not available: {_MISSING}"
+    if "cpu" not in _COMPILED.build_info()["kernels"]:
+        return "not available: the compiled module was built without the CPU kernels"
+    return "available"
+
+
+def _cuda() -> str:
+    if _COMPILED is None:
+        return f"not available: {_MISSING}"
+    compiler = _COMPILED.build_info()["cuda"] or "none"
+    return f"not available: the compiled module has no CUDA kernels (CUDA compiler: {compiler})"
+
+
+# Found out once: torch.compile traces `resolve`, and a constant is all that it then sees.
+_STATES = {
+    "reference": "available",
+    "cpu": _cpu(),
+    "triton": "not available: this version of ssconv has no Triton kernels",
+    "cuda": _cuda(),
+}
 
 
 def backends() -> dict[str, str]:
@@ -40,31 +66,31 @@ def backends() -> dict[str, str]:
         >>> ssconv.backends()["reference"]
         'available'
     """
-    return {
-        "reference": "available",
-        "cpu": f"not available: {_compiled_part()}",
-        "triton": "not available: this version of ssconv has no Triton kernels",
-        "cuda": f"not available: {_compiled_part()}",
-    }
+    return dict(_STATES)
 
 
 def resolve(name: str, x: Tensor) -> str:
-    """The backend that serves a call on x: `name` itself, or the fastest available for "auto".
+    """The backend that serves a call on x: `name` itself, or the fastest that can for "auto".
 
     Raises:
         ValueError: the name is unknown. RuntimeError: that backend cannot serve; the message says why.
     """
+    fits_cpu = x.device.type == "cpu" and x.dtype in CPU_DTYPES
     if name == "auto":
-        return "reference"
+        return "cpu" if _STATES["cpu"] == "available" and fits_cpu else "reference"
     if name not in NAMES:
         raise ValueError(f"backend: expected auto or one of {', '.join(NAMES)}; got {name!r}")
-    if name != "reference":
-        raise RuntimeError(f'backend: {name!r} was asked for and is {backends()[name]}; use backend="auto"')
+    state = _STATES[name]
+    if state != "available":
+        raise RuntimeError(f'backend: {name!r} was asked for and is {state}; use backend="auto"')
+    if name == "cpu" and not fits_cpu:
+        raise RuntimeError(
+            f"backend: 'cpu' serves float32, bfloat16 and float16 on the CPU; got {x.dtype} on {x.device}; "
+            'use backend="auto"'
+        )
     return name
 
 
 def implementation(name: str) -> ModuleType:
     """The module that computes for a resolved backend name."""
-    if name != "reference":
-        raise RuntimeError(f"backend: {name!r} is {backends().get(name, 'unknown')}")
-    return reference
+    return {"reference": reference, "cpu": cpu}[name]

@@ -104,8 +104,8 @@ def _forward(
 ):  # fmt: skip
     impl = implementation(backend)
     spec = ConvSpec.decode(branches, stride, valid, transposed, groups > 1)
-    z = impl.forward(x, weights, in_scale, spec)
-    y = impl.epilogue(z, bias, out_scale, noise, groups, slope, gain, clamp)
+    epilogue = (groups, slope, gain, clamp)
+    y, z = impl.convolve(x, weights, bias, in_scale, out_scale, noise, spec, *epilogue, save_z)
     y = _fresh(_native(y, x.dtype), x)
     return y, _fresh(_native(z, x.dtype), x, y) if save_z else x.new_empty(0)
 
@@ -245,7 +245,7 @@ torch.library.register_autograd("ssconv::input_grad", _input_grad_backward, setu
 def _weight_grad(g, x, in_scale, branches, stride, valid, transposed, backend):
     spec = ConvSpec.decode(branches, stride, valid, transposed, False)
     grads = implementation(backend).weight_grad(g, x, in_scale, spec)
-    return [_native(w, x.dtype) for w in grads]
+    return [w.to(x.dtype).contiguous() for w in grads]
 
 
 @torch.library.register_fake("ssconv::weight_grad")
@@ -253,7 +253,7 @@ def _weight_grad_fake(g, x, in_scale, branches, stride, valid, transposed, backe
     spec = ConvSpec.decode(branches, stride, valid, transposed, False)
     count = len(spec.branches)
     shape = (g.shape[1] // count, x.shape[1] // count)
-    return [_empty(x, (*shape, *b)) for b in spec.branches if b not in (IDENTITY, ABSENT)]
+    return [x.new_empty((*shape, *b)) for b in spec.branches if b not in (IDENTITY, ABSENT)]
 
 
 def _weight_grad_setup(ctx, inputs, output):

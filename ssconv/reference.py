@@ -174,6 +174,25 @@ def activation_grad(g: Tensor, y: Tensor, slope: float, gain: float, clamp: floa
     return pre
 
 
+def convolve(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    in_scale: Tensor | None,
+    out_scale: Tensor | None,
+    noise: Tensor | None,
+    spec: ConvSpec,
+    groups: int,
+    slope: float,
+    gain: float,
+    clamp: float | None,
+    save_z: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The whole operator: y after the epilogue, and z before it where it is asked for."""
+    z = forward(x, weights, in_scale, spec)
+    return epilogue(z, bias, out_scale, noise, groups, slope, gain, clamp), z if save_z else None
+
+
 def epilogue_backward(
     gy: Tensor,
     y: Tensor,

@@ -19,10 +19,15 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of what the build reads, so that no test writes into the source tree or meets another test there."""
+    """A copy of what the build reads, so that no test writes into the source tree or meets another test there.
+
+    Without the kernels, which take half a minute to compile; the module under test was built with them.
+    """
     copy = tmp_path / "tree"
     for folder in ("ssconv", "csrc"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        left_out = shutil.ignore_patterns("*.so", "__pycache__", "cpu*", "bindings.cpp")
+        ignore = left_out if folder == "csrc" else shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     (copy / "README.md").write_text("# A copy\n")
@@ -188,3 +193,60 @@ def test_make_setup_names_the_pythons_it_looked_for(tmp_path: Path) -> None:
     assert result.returncode != 0
     assert "no Python from 3.10 to 3.13" in result.stderr and "python-that-is-not-here" in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_the_installed_module_has_the_cpu_kernels_where_it_could_be_built() -> None:
+    import ssconv
+
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    assert ssconv.backends()["cpu"] == "available"
+
+
+def in_a_copy(tree: Path, code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code with the tree's ssconv instead of the installed one, which an editable install also offers."""
+    only = "import sys; sys.meta_path = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
+    return subprocess.run(
+        [sys.executable, *options, "-c", only + code],
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+ONE_CALL = """
+import torch, ssconv
+x, w = torch.randn(1, 2, 3, 4, 5), torch.randn(2, 2, 3, 3, 3)
+print(ssconv.split_shuffle_conv3d(x, [w]).shape, ssconv.backends()["cpu"])
+"""
+
+
+def test_without_the_module_the_reference_serves_and_says_why(tree: Path) -> None:
+    result = in_a_copy(tree, ONE_CALL)
+    assert result.returncode == 0, result.stderr
+    assert "torch.Size([1, 2, 3, 4, 5]) not available: the compiled module ssconv._C is not installed" in result.stdout
+    asked = in_a_copy(tree, ONE_CALL.replace("[w])", "[w], backend='cpu')"))
+    assert asked.returncode != 0
+    assert "backend: 'cpu' was asked for and is not available: the compiled module" in asked.stderr
+
+
+def test_a_module_that_does_not_load_is_told_and_the_reference_serves(tree: Path) -> None:
+    (tree / "ssconv" / "_C.abi3.so").write_bytes(b"not a library")
+    result = in_a_copy(tree, ONE_CALL)
+    assert result.returncode == 0, result.stderr
+    assert "RuntimeWarning: ssconv: the compiled module ssconv._C does not load" in result.stderr
+    assert "does not load" in result.stdout
+
+
+def test_torch_is_found_from_within_an_isolated_build(tree: Path) -> None:
+    """pip's isolated build hides site-packages; the headers of the torch that is installed are used all the same."""
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    code = "import sys, setuptools; sys.argv = ['setup.py', '--version']; s = {'__name__': 'x'}; "
+    code += "exec(compile(open('setup.py').read(), 'setup.py', 'exec'), s); import importlib.util as u; "
+    code += "u.find_spec = lambda name: None; print(s['find_torch']())"
+    result = in_a_copy(tree, code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("torch")

@@ -1,0 +1,212 @@
+// z = A (in_scale x) tile by tile, and the epilogue on each tile while it is in the cache.
+
+struct Tile {
+  int64_t d, h, w;
+};
+
+// Boxes whose packed input and results stay in the L2 cache, and enough of them for all workers.
+Tile choose_tile(const Geometry& g, const Class& c, int64_t samples, int64_t z_floats, int workers) {
+  constexpr int64_t BOX = 112 * 1024, RESULT = 64 * 1024;  // floats
+  Tile t = {1, 1, least(c.count[2], 64)};
+  int64_t widest[3] = {1, 1, 1};
+  for (int s = 0; s < g.branches; ++s)
+    for (int d = 0; d < 3 && g.branch[s].kind == Kind::convolution; ++d)
+      widest[d] = most(widest[d], g.adjoint ? ceil_div(g.branch[s].extent[d], g.stride[d]) : g.branch[s].extent[d]);
+  const auto reads = [&](int d, int64_t outputs) { return (outputs - 1) * in_stride(g, d) + widest[d]; };
+  const auto fits = [&](const Tile& u) {
+    const int64_t box = reads(0, u.d) * reads(1, u.h) * reads(2, u.w) * ceil_div(g.in_channels, BLOCK) * BLOCK;
+    return box <= BOX && u.d * u.h * u.w * z_floats <= RESULT;
+  };
+  while (t.w > 8 && !fits(t)) t.w = ceil_div(t.w, 2);
+  // Grow where the halo costs most, along depth or height.
+  for (;;) {
+    const Tile deeper = {least(2 * t.d, c.count[0]), t.h, t.w}, higher = {t.d, least(2 * t.h, c.count[1]), t.w};
+    const bool d = deeper.d > t.d && fits(deeper), h = higher.h > t.h && fits(higher);
+    if (!d && !h) break;
+    t = d && (!h || reads(0, t.d) * t.h > reads(1, t.h) * t.d) ? deeper : higher;
+  }
+  auto tasks = [&] {
+    return samples * ceil_div(c.count[0], t.d) * ceil_div(c.count[1], t.h) * ceil_div(c.count[2], t.w);
+  };
+  while (tasks() < 4 * workers && t.d * t.h > 1) (t.d > 1 ? t.d : t.h) = ceil_div(t.d > 1 ? t.d : t.h, 2);
+  return t;
+}
+
+struct Convolution {
+  const Geometry& g;
+  const Volume& x;
+  const float* in_scale;
+  const Epilogue& e;
+  const Volume& y;
+  const Volume* z;
+  const float* packed;
+  const int64_t* packed_at;
+  int64_t pitch;
+
+  // z of one branch over the tile [begin, end) of class c, into results[position][pitch * branches].
+  void branch(int s, const Class& c, int64_t n, const int64_t* begin, const int64_t* end, float* box_memory,
+              int64_t* offsets, float* results) const {
+    const Branch& b = g.branch[s];
+    const int64_t tile[3] = {end[0] - begin[0], end[1] - begin[1], end[2] - begin[2]};
+    const int64_t ldz = pitch * g.branches;
+    float* to = results + s * pitch;
+    Reach r[3];
+    Span spans[3];
+    bool nothing = b.kind == Kind::absent;
+    for (int d = 0; d < 3; ++d) {
+      r[d] = reach(g, b, c, d);
+      spans[d] = span(r[d], in_stride(g, d), begin[d], end[d]);
+      nothing = nothing || r[d].count == 0;
+    }
+    if (nothing) {
+      for (int64_t i = 0; i < tile[0] * tile[1] * tile[2]; ++i) __builtin_memset(to + i * ldz, 0, size_t(pitch) * 4);
+      return;
+    }
+    const Box box = {spans[0], spans[1], spans[2], in_stride(g, 2), g.in_channels};
+    pack(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr,
+         b.kind == Kind::identity, box_memory);
+    const int64_t pitch_in = box.pitch(), blocks = box.blocks(), full_blocks = g.in_channels / pitch_in;
+    if (b.kind == Kind::identity) {
+      for (int64_t i = 0; i < tile[0] * tile[1] * tile[2]; ++i)
+        for (int64_t k = 0; k < blocks; ++k)
+          __builtin_memcpy(to + i * ldz + k * pitch_in, box_memory + k * box.plane() + i * pitch_in,
+                           size_t(least(pitch_in, g.in_channels - k * pitch_in)) * 4);
+      return;
+    }
+    const int64_t taps = int64_t(r[0].count) * r[1].count * r[2].count;
+    int64_t *offset_a = offsets, *offset_b = offsets + taps * blocks;
+    for (int64_t o = 0; o < g.out_channels;) {
+      const int width = block_width(g.out_channels - o);
+      Product p = {};
+      p.b = packed + packed_at[s] + o * taps_of(b) * g.in_channels;
+      p.step_a = 1;
+      p.step_b = width;
+      p.rows_c = ldz;
+      Range last_d = {-1, -1}, last_h = {-1, -1};
+      int64_t inside = 0;
+      for (int64_t d = 0; d < tile[0]; ++d)
+        for (int64_t h = 0; h < tile[1]; ++h) {
+          // Taps that read outside the volume along D or H read zeros: they are left out.
+          const Range rd = inside_of(r[0], (begin[0] + d) * in_stride(g, 0), x.size[2]);
+          const Range rh = inside_of(r[1], (begin[1] + h) * in_stride(g, 1), x.size[3]);
+          if (rd.begin != last_d.begin || rd.end != last_d.end || rh.begin != last_h.begin || rh.end != last_h.end) {
+            int64_t j = 0;
+            for (int64_t k = 0; k < blocks; ++k)
+              for (int i0 = rd.begin; i0 < rd.end; ++i0)
+                for (int i1 = rh.begin; i1 < rh.end; ++i1)
+                  for (int i2 = 0; i2 < r[2].count; ++i2, ++j) {
+                    offset_a[j] = k * box.plane() + box.at(begin[0] * in_stride(g, 0) + r[0].shift[i0],
+                                                           begin[1] * in_stride(g, 1) + r[1].shift[i1],
+                                                           begin[2] * in_stride(g, 2) + r[2].shift[i2]);
+                    const int64_t tap = (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * b.extent[2] + r[2].tap[i2];
+                    offset_b[j] =
+                        (k * pitch_in * taps_of(b) + tap * least(pitch_in, g.in_channels - k * pitch_in)) * width;
+                  }
+            inside = int64_t(rd.end - rd.begin) * (rh.end - rh.begin) * r[2].count;
+            last_d = rd;
+            last_h = rh;
+          }
+          p.a = box_memory + (d * in_stride(g, 0) * box.h.length + h * in_stride(g, 1)) * box.row();
+          p.c = to + (d * tile[1] + h) * tile[2] * ldz + o;
+          // Whole blocks of channels, then what is left of them.
+          for (int64_t k = 0; k < blocks; k = k < full_blocks ? full_blocks : blocks) {
+            const bool whole = k < full_blocks;
+            p.offset_a = offset_a + k * inside;
+            p.offset_b = offset_b + k * inside;
+            p.batch = whole ? full_blocks * inside : inside;
+            p.depth = whole ? pitch_in : g.in_channels - full_blocks * pitch_in;
+            p.accumulate = k > 0;
+            if (pitch_in == BLOCK)
+              whole ? run_product<BLOCK, BLOCK>(p, width, tile[2]) : run_product<BLOCK, 0>(p, width, tile[2]);
+            else
+              whole ? run_product<SMALL_BLOCK, SMALL_BLOCK>(p, width, tile[2])
+                    : run_product<SMALL_BLOCK, 0>(p, width, tile[2]);
+          }
+        }
+      o += width;
+    }
+  }
+
+  // The tile's results through the epilogue; `memory` holds one line of outputs.
+  void store(const Class& c, int64_t n, const int64_t* begin, const int64_t* end, const float* results,
+             const SampleEpilogue& sample, float* memory) const {
+    const int64_t ldz = pitch * g.branches, channels = g.out_channels * g.branches;
+    const int64_t step = out_step(g, 2), count = end[2] - begin[2];
+    const bool direct = y.type == Type::f32 && y.stride[1] == 1;
+    Scratch noises(e.noise ? count * 4 : 0);
+    for (int64_t d = begin[0]; d < end[0]; ++d)
+      for (int64_t h = begin[1]; h < end[1]; ++h, results += count * ldz) {
+        const int64_t pd = d * out_step(g, 0) + c.offset[0], ph = h * out_step(g, 1) + c.offset[1];
+        const int64_t pw = begin[2] * step + c.offset[2];
+        if (z != nullptr)
+          for (int64_t w = 0; w < count; ++w)
+            for (int s = 0; s < g.branches; ++s)
+              write(results + w * ldz + s * pitch, g.out_channels, z->data, z->type,
+                    n * z->stride[0] + s * g.out_channels * z->stride[1] + pd * z->stride[2] + ph * z->stride[3] +
+                        (pw + w * step) * z->stride[4], z->stride[1]);
+        const float* noise = e.noise ? e.noise + n * e.noise_stride + (pd * y.size[3] + ph) * y.size[4] + pw : nullptr;
+        if (noise != nullptr && step != 1) {
+          for (int64_t w = 0; w < count; ++w) noises.floats()[w] = noise[w * step];
+          noise = noises.floats();
+        }
+        const int64_t at = n * y.stride[0] + pd * y.stride[2] + ph * y.stride[3] + pw * y.stride[4];
+        float* to = direct ? static_cast<float*>(y.data) + at : memory;
+        const int64_t to_step = direct ? step * y.stride[4] : channels;
+        if (sample.groups == g.branches) {
+          epilogue_line({results, ldz, noise, to, to_step, count}, sample);
+        } else {  // not shuffled: branch after branch
+          SampleEpilogue part = sample;
+          part.per_group = g.out_channels;
+          for (int s = 0; s < g.branches; ++s, part.scale += g.out_channels, part.bias += g.out_channels)
+            epilogue_line({results + s * pitch, ldz, noise, to + s * g.out_channels, to_step, count}, part);
+        }
+        if (!direct)
+          for (int64_t w = 0; w < count; ++w)
+            write(memory + w * channels, channels, y.data, y.type, at + w * step * y.stride[4], y.stride[1]);
+      }
+  }
+};
+
+void convolve(const Geometry& g, const Volume& x, const float* in_scale, const Epilogue& e, const Volume& y,
+              const Volume* z, const Pool& pool) {
+  Scratch starts((g.branches + 1) * 8);
+  int64_t* at = reinterpret_cast<int64_t*>(starts.data);
+  pack_weights(g, nullptr, at, pool);
+  Scratch packed(at[g.branches] * 4);
+  pack_weights(g, packed.floats(), at, pool);
+  const int64_t pitch = padded(g.out_channels), channels = g.out_channels * g.branches;
+  const Convolution convolution{g, x, in_scale, e, y, z, packed.floats(), at, pitch};
+  // Where the output is not shuffled scale and bias are used branch by branch as they are.
+  const int64_t epilogue_pitch = e.groups == g.branches ? pitch : channels;
+  Class all[8];
+  const int count = classes(g, y.size + 2, all);
+  int64_t taps = 1;
+  for (int s = 0; s < g.branches; ++s)
+    if (g.branch[s].kind == Kind::convolution) taps = most(taps, taps_of(g.branch[s]));
+  for (int i = 0; i < count; ++i) {
+    const Class& c = all[i];
+    const Tile tile = choose_tile(g, c, y.size[0], pitch * g.branches, pool.workers);
+    const int64_t nd = ceil_div(c.count[0], tile.d), nh = ceil_div(c.count[1], tile.h), nw = ceil_div(c.count[2], tile.w);
+    int64_t box = 0;
+    for (int s = 0; s < g.branches; ++s) {
+      int64_t n = ceil_div(g.in_channels, BLOCK) * BLOCK;
+      const int64_t extents[3] = {tile.d, tile.h, tile.w};
+      for (int d = 0; d < 3; ++d) n *= span(reach(g, g.branch[s], c, d), in_stride(g, d), 0, extents[d]).length;
+      box = most(box, n);
+    }
+    distribute(pool, y.size[0] * nd * nh * nw, [&](int, auto next) {
+      Scratch box_memory(box * 4), results(tile.d * tile.h * tile.w * pitch * g.branches * 4), offsets(2 * taps * ceil_div(g.in_channels, SMALL_BLOCK) * 8),
+          rows(2 * e.groups * epilogue_pitch * 4), line(tile.w * channels * 4);
+      for (int64_t task = next(); task >= 0; task = next()) {
+        const int64_t n = task / (nd * nh * nw);
+        const int64_t begin[3] = {task / (nh * nw) % nd * tile.d, task / nw % nh * tile.h, task % nw * tile.w};
+        const int64_t end[3] = {least(begin[0] + tile.d, c.count[0]), least(begin[1] + tile.h, c.count[1]),
+                                least(begin[2] + tile.w, c.count[2])};
+        for (int s = 0; s < g.branches; ++s)
+          convolution.branch(s, c, n, begin, end, box_memory.floats(), reinterpret_cast<int64_t*>(offsets.data), results.floats());
+        const SampleEpilogue sample = sample_epilogue(e, channels, n, epilogue_pitch, rows.floats());
+        convolution.store(c, n, begin, end, results.floats(), sample, line.floats());
+      }
+    });
+  }
+}

@@ -1,0 +1,158 @@
+// Which taps reach which outputs, and the packed box of inputs that a tile of outputs reads.
+
+constexpr int MAX_EXTENT = 64;  // taps per dimension; bindings.cpp checks
+
+// One dimension of one class and branch: which taps reach it, and which input sample each reads at q = 0.
+struct Reach {
+  int count;
+  int tap[MAX_EXTENT];
+  int shift[MAX_EXTENT];
+};
+
+// One parity class: outputs step * q + offset.
+struct Class {
+  int offset[3];
+  int64_t count[3];
+};
+
+inline int out_step(const Geometry& g, int d) { return g.adjoint ? g.stride[d] : 1; }
+inline int in_stride(const Geometry& g, int d) { return g.adjoint ? 1 : g.stride[d]; }
+
+inline Reach reach(const Geometry& g, const Branch& b, const Class& c, int d) {
+  Reach r;
+  r.count = 0;
+  const int extent = b.kind == Kind::convolution ? b.extent[d] : 1;
+  for (int t = 0; t < extent; ++t) {
+    const int shift = t - (extent - 1) / 2 + g.first[d];
+    if (!g.adjoint) {
+      r.tap[r.count] = t;
+      r.shift[r.count++] = shift;
+    } else {
+      const int numerator = c.offset[d] - shift;  // position p = q + numerator / stride adds here
+      if (numerator % g.stride[d] == 0) {
+        r.tap[r.count] = t;
+        r.shift[r.count++] = numerator / g.stride[d];
+      }
+    }
+  }
+  return r;
+}
+
+// The taps of a reach that stay inside 0 .. size - 1 for the sample at `base`: the shifts are monotonic.
+struct Range {
+  int begin, end;
+};
+
+inline Range inside_of(const Reach& r, int64_t base, int64_t size) {
+  Range range = {0, r.count};
+  const auto outside = [&](int i) { return base + r.shift[i] < 0 || base + r.shift[i] >= size; };
+  while (range.begin < range.end && outside(range.begin)) ++range.begin;
+  while (range.end > range.begin && outside(range.end - 1)) --range.end;
+  return range;
+}
+
+inline int classes(const Geometry& g, const int64_t* out, Class* to) {
+  int n = 0;
+  for (int d = 0; d < out_step(g, 0); ++d)
+    for (int h = 0; h < out_step(g, 1); ++h)
+      for (int w = 0; w < out_step(g, 2); ++w) {
+        Class c = {{d, h, w}, {0, 0, 0}};
+        bool empty = false;
+        for (int i = 0; i < 3; ++i) {
+          c.count[i] = out[i] > c.offset[i] ? ceil_div(out[i] - c.offset[i], out_step(g, i)) : 0;
+          empty = empty || c.count[i] == 0;
+        }
+        if (!empty) to[n++] = c;
+      }
+  return n;
+}
+
+// What a range of q reads along one dimension: [low, low + length).
+struct Span {
+  int64_t low, length;
+};
+
+inline Span span(const Reach& r, int stride, int64_t begin, int64_t end) {
+  if (r.count == 0) return {0, 0};
+  int lo = r.shift[0], hi = r.shift[0];
+  for (int i = 1; i < r.count; ++i) {
+    lo = r.shift[i] < lo ? r.shift[i] : lo;
+    hi = r.shift[i] > hi ? r.shift[i] : hi;
+  }
+  return {begin * stride + lo, (end - 1 - begin) * stride + hi - lo + 1};
+}
+
+// The packed box: [block][d][h][w][pitch], channels in blocks of 16 (or one of 8), so that a position's distance is a
+// constant of the product. With stride 2 along W the even positions come before the odd ones: successive outputs always
+// read successive samples.
+constexpr int BLOCK = 16, SMALL_BLOCK = 8;
+
+struct Box {
+  Span d, h, w;
+  int stride_w;
+  int64_t channels;
+  int64_t pitch() const { return channels <= SMALL_BLOCK ? SMALL_BLOCK : BLOCK; }
+  int64_t blocks() const { return ceil_div(channels, BLOCK); }
+  int64_t row() const { return w.length * pitch(); }
+  int64_t plane() const { return d.length * h.length * row(); }
+  int64_t floats() const { return blocks() * plane(); }
+  int64_t column(int64_t u) const { return (stride_w == 1 ? u : (u & 1) * ((w.length + 1) / 2) + (u >> 1)) * pitch(); }
+  int64_t at(int64_t pd, int64_t ph, int64_t pw) const {
+    return ((pd - d.low) * h.length + ph - h.low) * row() + column(pw - w.low);
+  }
+};
+
+// `count` channels of one position, at most a block, to float32.
+template <int PITCH>
+inline void read_block(const void* base, Type type, int64_t at, int64_t step, int64_t count, const float* scale, float* to) {
+  if (type == Type::f32 && step == 1 && count == PITCH)
+    __builtin_memcpy(to, static_cast<const float*>(base) + at, PITCH * 4);
+  else
+    read(base, type, at, step, count, to);
+  if (scale != nullptr) {
+    if (count == PITCH)
+      for (int i = 0; i < PITCH; ++i) to[i] *= scale[i];
+    else
+      for (int64_t i = 0; i < count; ++i) to[i] *= scale[i];
+  }
+}
+
+template <int PITCH>
+void pack_box(const Box& box, const Volume& x, int64_t n, int64_t channel0, const float* scale, bool outside, float* to) {
+  // Positions before, inside and after the volume along W.
+  const int64_t inner_first = least(most(-box.w.low, 0), box.w.length);
+  const int64_t inner_last = most(inner_first, least(x.size[4] - box.w.low, box.w.length));
+  for (int64_t b = 0; b < box.blocks(); ++b) {
+    const int64_t count = least(PITCH, box.channels - b * PITCH);
+    const float* factor = scale ? scale + b * PITCH : nullptr;
+    for (int64_t d = 0; d < box.d.length; ++d)
+      for (int64_t h = 0; h < box.h.length; ++h, to += box.row()) {
+        const int64_t pd = box.d.low + d, ph = box.h.low + h;
+        if (pd < 0 || pd >= x.size[2] || ph < 0 || ph >= x.size[3]) {
+          if (outside) __builtin_memset(to, 0, size_t(box.row()) * 4);
+          continue;
+        }
+        const int64_t first = inner_first, last = inner_last;
+        for (int64_t w = 0; w < first; ++w) __builtin_memset(to + box.column(w), 0, PITCH * 4);
+        for (int64_t w = last; w < box.w.length; ++w) __builtin_memset(to + box.column(w), 0, PITCH * 4);
+        const int64_t at = n * x.stride[0] + (channel0 + b * PITCH) * x.stride[1] + pd * x.stride[2] +
+                           ph * x.stride[3] + box.w.low * x.stride[4];
+        if (box.stride_w == 1 && x.type == Type::f32 && x.stride[1] == 1 && count == PITCH && factor == nullptr) {
+          const float* from = static_cast<const float*>(x.data) + at + first * x.stride[4];
+          float* place = to + first * PITCH;
+          for (int64_t w = first; w < last; ++w, from += x.stride[4], place += PITCH) __builtin_memcpy(place, from, PITCH * 4);
+          continue;
+        }
+        for (int64_t w = first; w < last; ++w)
+          read_block<PITCH>(x.data, x.type, at + w * x.stride[4], x.stride[1], count, factor, to + box.column(w));
+      }
+  }
+}
+
+// outside: whether lines outside the volume along D and H are wanted (as zeros); products leave them out.
+inline void pack(const Box& box, const Volume& x, int64_t n, int64_t channel0, const float* scale, bool outside, float* to) {
+  if (box.pitch() == BLOCK)
+    pack_box<BLOCK>(box, x, n, channel0, scale, outside, to);
+  else
+    pack_box<SMALL_BLOCK>(box, x, n, channel0, scale, outside, to);
+}

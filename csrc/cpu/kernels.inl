@@ -1,0 +1,49 @@
+// The CPU kernels' bodies, compiled once per instruction set: cpu_avx512.cpp and its siblings define
+//   SSCONV_ISA (namespace), SSCONV_LANES (floats per register), SSCONV_WIDE_ROWS, SSCONV_NARROW_ROWS (rows of sums that
+//   fit in the registers two vectors and one vector wide), SSCONV_HALF (1: a register of half the lanes exists)
+// and include this. Nothing of the C++ library is used here: an inline function of it, compiled for a newer processor,
+// could be the copy that the linker keeps for all.
+//
+// How a convolution goes: a task is a box of the output grid. For each branch the input box with its halo is packed into
+// a scratch that stays in the L2 cache (zeros outside, channels scaled, float32), then each row of outputs is a batch of
+// small matrix products, one per tap, (positions x Cin) . (Cin x channels), whose sums stay in registers over all taps
+// and input channels. The box's results go through the epilogue, which interleaves the branches as it stores. So x is
+// read about once and y written once; there is no other traffic.
+
+namespace ssconv {
+namespace SSCONV_ISA {
+
+constexpr int LANES = SSCONV_LANES;
+constexpr int WIDE = 2 * LANES;
+constexpr int HALF = SSCONV_HALF ? LANES / 2 : LANES;
+
+// A vector of L floats in registers, and the same in memory, where it need not be aligned.
+template <int L>
+struct Vector {
+  typedef float type __attribute__((vector_size(L * 4)));
+  typedef float memory __attribute__((vector_size(L * 4), aligned(4), may_alias));
+};
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#include "floats.inl"
+#include "workers.inl"
+
+#include "product.inl"
+
+#include "geometry.inl"
+
+#include "weights.inl"
+
+#include "epilogue.inl"
+
+#include "convolution.inl"
+#include "weight_gradient.inl"
+
+extern const Kernels KERNELS;
+const Kernels KERNELS = {SSCONV_NAME, convolve, weight_gradient, epilogue, epilogue_backward};
+
+}  // namespace SSCONV_ISA
+}  // namespace ssconv

@@ -1,0 +1,44 @@
+// Weights in the order in which the products read them.
+
+// A branch's weight as blocks of columns: the block at channel o0 holds [block of inputs][tap][input][width], in the
+// order in which the products read it, with zeros beyond the last channel.
+inline int64_t taps_of(const Branch& b) { return int64_t(b.extent[0]) * b.extent[1] * b.extent[2]; }
+
+void pack_weight_block(const Geometry& g, const Branch& b, int64_t o0, int width, float* to) {
+  const int64_t inside = least(width, g.out_channels - o0);
+  for (int64_t i0 = 0; i0 < g.in_channels; i0 += BLOCK)
+    for (int64_t kd = 0; kd < b.extent[0]; ++kd)
+      for (int64_t kh = 0; kh < b.extent[1]; ++kh)
+        for (int64_t kw = 0; kw < b.extent[2]; ++kw)
+          for (int64_t i = i0; i < least(i0 + BLOCK, g.in_channels); ++i, to += width) {
+            const int64_t at = o0 * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4];
+            read(b.weight, g.weight_type, at, b.stride[0], inside, to);
+            for (int64_t o = inside; o < width; ++o) to[o] = 0;
+          }
+}
+
+// All branches, block by block on all workers. at[s] is where branch s begins.
+void pack_weights(const Geometry& g, float* to, int64_t* at, const Pool& pool) {
+  const int64_t columns = padded(g.out_channels);
+  int64_t total = 0;
+  for (int s = 0; s < g.branches; ++s) {
+    at[s] = total;
+    if (g.branch[s].kind == Kind::convolution) total += columns * taps_of(g.branch[s]) * g.in_channels;
+  }
+  if (to == nullptr) {
+    at[g.branches] = total;
+    return;
+  }
+  int64_t blocks = 0;
+  for (int64_t o = 0; o < g.out_channels; o += block_width(g.out_channels - o)) ++blocks;
+  distribute(pool, blocks * g.branches, [&](int, auto next) {
+    for (int64_t task = next(); task >= 0; task = next()) {
+      const int s = int(task / blocks);
+      const Branch& b = g.branch[s];
+      if (b.kind != Kind::convolution) continue;
+      int64_t o = 0;
+      for (int64_t i = task % blocks; i > 0; --i) o += block_width(g.out_channels - o);
+      pack_weight_block(g, b, o, block_width(g.out_channels - o), to + at[s] + o * taps_of(b) * g.in_channels);
+    }
+  });
+}

@@ -1,0 +1,18 @@
+// The CPU kernels in what every processor of the architecture has: 16 registers of 4 floats (SSE2), 32 on 64-bit ARM.
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "cpu.h"
+
+#define SSCONV_ISA generic
+#define SSCONV_NAME "generic"
+#define SSCONV_LANES 4
+#if defined(__aarch64__)
+#define SSCONV_WIDE_ROWS 12
+#define SSCONV_NARROW_ROWS 16
+#else
+#define SSCONV_WIDE_ROWS 5
+#define SSCONV_NARROW_ROWS 12
+#endif
+#define SSCONV_HALF 0
+#include "cpu/kernels.inl"
