@@ -2,12 +2,14 @@
 
 Every contender is one 3x3x3 layer with bias and leaky ReLU (slope 0.2) over (N, C, E, E, E) float32, C in, C out. A
 dense layer has every weight; "grouped" and "split_depth" split the channels into two branches and shuffle them
-afterwards. They compute different functions of different cost: that difference is what the operator is for, so the
-figure of merit is time against the best dense layer in the same run.
+afterwards; "acs" gives each third of the outputs a plane of its own (Yang et al. 2021). They compute different
+functions of different cost: that difference is what the operator is for, so the figure of merit is time against the
+best dense layer in the same run.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,43 +47,42 @@ KERNELS: dict[str, tuple[tuple[int, int, int], ...]] = {
 }
 
 
+Expand = Callable[[Sequence[Tensor]], Tensor]
+
+
 @dataclass(frozen=True)
 class Contender:
     """One way to compute a layer.
 
-    kernels: a key of KERNELS. implementation: who computes. forward: x -> y. parameters: the leaves whose gradients
-    count, bias last. branches: from tensors shaped like parameters without the bias to one (Cout/S, Cin/S, kd, kh, kw)
-    per branch. memory_format: of the input. bias_before_shuffle: the bias is numbered as the branches are, not as the
-    output is.
+    kernels: which weights it has. implementation: who computes. forward: x -> y. parameters: the leaves whose gradients
+    count, bias last. expand: from tensors shaped like the parameters without the bias, weights or their gradients, to
+    one dense (Cout, Cin, 3, 3, 3) with explicit zeros, rows in output order. expand_bias: the same for (Cout,).
+    memory_format: of the input. twice: whether it can be differentiated twice.
     """
 
     kernels: str
     implementation: str
     forward: Callable[[Tensor], Tensor]
     parameters: tuple[Tensor, ...]
-    branches: Callable[[Sequence[Tensor]], list[Tensor]]
+    expand: Expand
     memory_format: torch.memory_format
-    bias_before_shuffle: bool = False
+    expand_bias: Callable[[Tensor], Tensor] = lambda bias: bias
+    twice: bool = True
 
     @property
     def name(self) -> str:
         return f"{self.kernels}/{self.implementation}"
 
-    def expand(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Weights, or their gradients, as one dense (Cout, Cin, 3, 3, 3) with explicit zeros, rows in output order."""
-        branches = self.branches(tensors)
-        count = len(branches)
-        rows, columns = branches[0].shape[:2]
-        dense = branches[0].new_zeros(rows * count, columns * count, 3, 3, 3)
-        for s, branch in enumerate(branches):
-            middle = (slice((3 - k) // 2, (3 + k) // 2) for k in branch.shape[2:])
-            dense[(slice(s, None, count), slice(s * columns, (s + 1) * columns), *middle)] = branch
-        return dense
 
-    def expand_bias(self, bias: Tensor) -> Tensor:
-        """The bias, or its gradient, (Cout,) in output order."""
-        count = len(KERNELS[self.kernels])
-        return bias.view(count, -1).t().flatten() if self.bias_before_shuffle else bias
+def shuffled(branches: Sequence[Tensor]) -> Tensor:
+    """One (Cout/S, Cin/S, kd, kh, kw) per branch as one dense weight; output j*S + s is row j of branch s."""
+    count = len(branches)
+    rows, columns = branches[0].shape[:2]
+    dense = branches[0].new_zeros(rows * count, columns * count, 3, 3, 3)
+    for s, branch in enumerate(branches):
+        middle = (slice((3 - k) // 2, (3 + k) // 2) for k in branch.shape[2:])
+        dense[(slice(s, None, count), slice(s * columns, (s + 1) * columns), *middle)] = branch
+    return dense
 
 
 def layer_input(layer: Layer, contender: Contender, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -91,19 +92,26 @@ def layer_input(layer: Layer, contender: Contender, seed: int = 0) -> tuple[Tens
     return tuple(t.contiguous(memory_format=contender.memory_format) for t in (x, upstream))  # type: ignore[return-value]
 
 
-def contenders(layer: Layer) -> list[Contender]:
-    """Everything that computes the layer here: PyTorch's own modules and every available backend of ssconv."""
+def contenders(layer: Layer, compiled: bool = True) -> list[Contender]:
+    """Everything that computes the layer here: PyTorch's own modules, ACSConv where it is installed, and every backend
+    of ssconv that is available. compiled: with those under torch.compile, whose first call takes half a minute."""
+    layouts = ("contiguous", "channels_last")
     return [
-        *(_torch_conv(layer, "dense", name) for name in ("contiguous", "channels_last")),
-        *(_torch_conv(layer, "grouped", name) for name in ("contiguous", "channels_last")),
+        *(_torch_conv(layer, "dense", name) for name in layouts),
+        *(_torch_conv(layer, "grouped", name) for name in layouts),
+        *(_torch_conv(layer, "grouped", name, compiled=True) for name in layouts if compiled),
+        *(_acsconv(layer, name) for name in layouts if importlib.util.find_spec("acsconv")),
         *_ssconv(layer),
     ]
 
 
-def _torch_conv(layer: Layer, kernels: str, layout: str) -> Contender:
-    """nn.Conv3d, followed by the shuffle that PyTorch offers where there are groups."""
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
+
+
+def _torch_conv(layer: Layer, kernels: str, layout: str, compiled: bool = False) -> Contender:
+    """nn.Conv3d, followed by the shuffle that PyTorch offers where there are groups; also under torch.compile."""
     groups = len(KERNELS[kernels])
-    memory_format = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}[layout]
+    memory_format = LAYOUTS[layout]
     torch.manual_seed(1)
     conv = nn.Conv3d(layer.channels, layer.channels, 3, padding=1, groups=groups).to(memory_format=memory_format)
 
@@ -113,14 +121,45 @@ def _torch_conv(layer: Layer, kernels: str, layout: str) -> Contender:
             z = F.channel_shuffle(z, groups)
         return F.leaky_relu(z, SLOPE)
 
+    def one(tensors: Sequence[Tensor]) -> Tensor:
+        return shuffled(tensors[0].chunk(groups))
+
     return Contender(
         kernels,
-        f"nn.Conv3d {layout}",
-        forward,
+        f"nn.Conv3d {layout}{' compiled' if compiled else ''}",
+        torch.compile(forward, dynamic=False) if compiled else forward,
         (conv.weight, conv.bias),
-        lambda tensors: list(tensors[0].chunk(groups)),
+        one,
         memory_format,
-        bias_before_shuffle=groups > 1,
+        # The bias is numbered as the groups are, not as the output is.
+        lambda bias: bias.view(groups, -1).t().flatten(),
+        twice=not compiled,
+    )
+
+
+def _acsconv(layer: Layer, layout: str) -> Contender:
+    """The ACSConv package: (1,3,3), (3,1,3) and (3,3,1) kernels for a third of the outputs each."""
+    from acsconv.operators import ACSConv
+
+    torch.manual_seed(1)
+    conv = ACSConv(layer.channels, layer.channels, 3, padding=1)
+
+    def planes(tensors: Sequence[Tensor]) -> Tensor:
+        weight = tensors[0]
+        dense = weight.new_zeros(*weight.shape[:2], 3, 3, 3)
+        a, b, _ = conv.acs_kernel_split
+        dense[:a, :, 1] = weight[:a]
+        dense[a : a + b, :, :, 1] = weight[a : a + b]
+        dense[a + b :, :, :, :, 1] = weight[a + b :]
+        return dense
+
+    return Contender(
+        "acs",
+        f"ACSConv {layout}",
+        lambda x: F.leaky_relu(conv(x), SLOPE),
+        (conv.weight, conv.bias),
+        planes,
+        LAYOUTS[layout],
     )
 
 
@@ -144,8 +183,6 @@ def _ssconv(layer: Layer) -> list[Contender]:
                 )
 
             found.append(
-                Contender(
-                    kernels, f"ssconv {backend}", forward, (*weights, bias), lambda t: list(t), torch.channels_last_3d
-                )
+                Contender(kernels, f"ssconv {backend}", forward, (*weights, bias), shuffled, torch.channels_last_3d)
             )
     return found

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import KERNELS, SLOPE, Contender, Layer, layer_input
+from benchmarks.cases import SLOPE, Contender, Layer, layer_input
 
 POINTS = 24
 TOLERANCE = 2e-5  # of the largest value: float32 sums of up to 6,912 terms (256 channels, 27 taps)
@@ -47,7 +47,7 @@ def check(layer: Layer, contender: Contender) -> None:
     adjoint = weight.transpose(0, 1).flip(2, 3, 4)
     _compare(layer, contender, "input gradient", _at(x_grad, points), _correlate(gz, adjoint, points))
     _compare(layer, contender, "bias gradient", contender.expand_bias(bias_grad).double(), gz.sum((0, 2, 3, 4)))
-    entries = _weight_entries(contender, weight.shape)
+    entries = _weight_entries(contender)
     got = torch.stack([contender.expand(weight_grads)[e].double() for e in entries])
     _compare(layer, contender, "weight gradient", got, torch.stack([_weight_gradient(x, gz, e) for e in entries]))
 
@@ -79,18 +79,11 @@ def _correlate(t: Tensor, weight: Tensor, points: list[tuple[int, int, int, int]
     return torch.einsum("pcdhw,ocdhw->po", patches, weight)
 
 
-def _weight_entries(contender: Contender, shape: torch.Size) -> list[tuple[int, ...]]:
-    """Random indices (o, c, kd, kh, kw) at which the layer has a weight, from every branch."""
-    count = len(KERNELS[contender.kernels])
-    generator = torch.Generator().manual_seed(13)
-    entries = []
-    for i in range(POINTS):
-        branch = i % count
-        extents = (shape[0] // count, shape[1] // count, *KERNELS[contender.kernels][branch])
-        o, c, *tap = (int(torch.randint(n, (), generator=generator)) for n in extents)
-        offset = ((3 - k) // 2 for k in extents[2:])
-        entries.append((o * count + branch, branch * extents[1] + c, *(t + s for t, s in zip(tap, offset))))
-    return entries
+def _weight_entries(contender: Contender) -> list[tuple[int, ...]]:
+    """Random indices (o, c, kd, kh, kw) at which the layer has a weight."""
+    places = contender.expand([torch.ones_like(p) for p in contender.parameters[:-1]]).nonzero()
+    drawn = torch.randint(len(places), (POINTS,), generator=torch.Generator().manual_seed(13))
+    return [tuple(int(i) for i in places[k]) for k in drawn]
 
 
 def _weight_gradient(x: Tensor, gz: Tensor, entry: tuple[int, ...]) -> Tensor:

@@ -29,10 +29,15 @@ def load(path: Path) -> Records:
     return records
 
 
+def cost(record: dict[str, Any]) -> float:
+    """Median seconds, or bytes where the pass is memory."""
+    return record["bytes"] if record["pass"] == "memory" else record["seconds"]["median"]
+
+
 def best_dense(records: Records, layer: str, what: str) -> float:
-    """Median seconds of PyTorch's dense nn.Conv3d in its better layout, for one layer and pass."""
+    """What PyTorch's dense nn.Conv3d costs in its better layout, for one layer and pass."""
     times = [
-        r["seconds"]["median"]
+        cost(r)
         for r in records
         if (r["layer"], r["pass"], r["kernels"]) == (layer, what, "dense") and r["implementation"].startswith("nn.")
     ]
@@ -42,12 +47,12 @@ def best_dense(records: Records, layer: str, what: str) -> float:
 
 
 def speedups(records: Records, what: str) -> dict[str, dict[str, float]]:
-    """Contender -> layer -> best dense time / its time; above 1 is faster."""
+    """Contender -> layer -> best dense cost / its cost; above 1 is faster, or smaller."""
     table: dict[str, dict[str, float]] = {}
     for r in records:
         if r["pass"] == what:
             name = f"{r['kernels']}, {r['implementation']}"
-            table.setdefault(name, {})[r["layer"]] = best_dense(records, r["layer"], what) / r["seconds"]["median"]
+            table.setdefault(name, {})[r["layer"]] = best_dense(records, r["layer"], what) / cost(r)
     return table
 
 
@@ -68,13 +73,17 @@ def markdown(records: Records) -> str:
         f"{about['device']}, {about['threads']} threads of {about['cores']} cores; Python {about['python']}, "
         f"torch {about['torch']}, float32; commit {about['commit']}, {about['date']}.",
         "Layers are batch x channels x edge^3, each with bias and leaky ReLU. Ratios are against the better layout of "
-        "dense nn.Conv3d in the same run; above 1 is faster.",
+        "dense nn.Conv3d in the same run; above 1 is faster, or needs less memory. double backward: the gradient of an "
+        "R1 penalty for the weights. memory: what one forward + backward step adds to the process at its peak.",
     ]
     for what in passes(records):
+        unit, scale = ("MiB", 2**-20) if what == "memory" else ("ms", 1e3)
         rows = [
             f"| {what} | " + " | ".join(layers) + " | geometric mean |",
             "|---" * (len(layers) + 2) + "|",
-            "| best dense, ms | " + " | ".join(f"{best_dense(records, n, what) * 1e3:.2f}" for n in layers) + " | |",
+            f"| best dense, {unit} | "
+            + " | ".join(f"{best_dense(records, n, what) * scale:.2f}" for n in layers)
+            + " | |",
         ]
         for name, ratios in speedups(records, what).items():
             cells = " | ".join(f"{ratios[n]:.2f}" for n in layers)
@@ -89,7 +98,7 @@ def draw(records: Records, path: Path) -> None:
 
     layers = list(dict.fromkeys(r["layer"] for r in records))
     kinds = passes(records)
-    figure = Figure(figsize=(11, 3.6 * len(kinds)), layout="constrained")
+    figure = Figure(figsize=(12, 3.6 * len(kinds)), layout="constrained")
     for axes, what in zip(figure.subplots(len(kinds), 1, squeeze=False)[:, 0], kinds):
         table = speedups(records, what)
         width = 0.85 / len(table)
@@ -98,7 +107,7 @@ def draw(records: Records, path: Path) -> None:
             axes.bar(positions, [ratios[n] for n in layers], width, label=name)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xticks(range(len(layers)), layers)
-        axes.set_ylabel("times faster than best dense")
+        axes.set_ylabel("times less memory than best dense" if what == "memory" else "times faster than best dense")
         axes.set_title(what, loc="left")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")

@@ -21,13 +21,18 @@ import torch
 
 from benchmarks.cases import LAYERS, Contender, Layer, contenders, layer_input
 from benchmarks.check import check
+from benchmarks.memory import can_measure, peak_of
 from benchmarks.timing import measure
 
-PASSES = ("forward", "forward+backward")
+PASSES = ("forward", "forward+backward", "double backward")
 
 
 def step(layer: Layer, contender: Contender, what: str) -> Callable[[], object]:
-    """One call of a pass on fixed random data: "forward" without a graph, or "forward+backward" to all gradients."""
+    """One call of a pass on fixed random data.
+
+    "forward" has no graph; "forward+backward" goes to all gradients; "double backward" is an R1 step: the input
+    gradient with a graph, the mean of its square, and that penalty's gradients for the weights.
+    """
     x, upstream = layer_input(layer, contender)
     if what == "forward":
 
@@ -37,6 +42,14 @@ def step(layer: Layer, contender: Contender, what: str) -> Callable[[], object]:
 
         return forward
     x.requires_grad_()
+    if what == "double backward":
+        weights = contender.parameters[:-1]
+
+        def penalty() -> object:
+            (gradient,) = torch.autograd.grad(contender.forward(x), x, upstream, create_graph=True)
+            return torch.autograd.grad(gradient.square().mean(), weights)
+
+        return penalty
     leaves = (x, *contender.parameters)
     return lambda: torch.autograd.grad(contender.forward(x), leaves, upstream)
 
@@ -91,17 +104,24 @@ def file_name(about: dict[str, Any]) -> str:
     return f"{device}-{about['threads']}t-{about['commit']}.jsonl"
 
 
-def run(layers: Sequence[Layer], *, repeats: int, budget: float) -> list[dict[str, Any]]:
-    """Checks, then times every contender on the layers; one record per layer, contender and pass."""
+def run(
+    layers: Sequence[Layer], *, repeats: int, budget: float, memory: bool = True, compiled: bool = True
+) -> list[dict[str, Any]]:
+    """Checks, then times every contender on the layers; one record per layer, contender and pass.
+
+    memory: also the peak memory of a step, each in a process of its own, where the system tells it. compiled: also what
+    runs under torch.compile.
+    """
     about = environment()
     records = []
     for layer in layers:
-        entrants = contenders(layer)
+        entrants = contenders(layer, compiled)
         for contender in entrants:
             check(layer, contender)
         for what in PASSES:
-            times = measure({c.name: step(layer, c, what) for c in entrants}, repeats=repeats, budget=budget)
-            for contender in entrants:
+            able = [c for c in entrants if c.twice or what != "double backward"]
+            times = measure({c.name: step(layer, c, what) for c in able}, repeats=repeats, budget=budget)
+            for contender in able:
                 timing = times[contender.name]
                 records.append(
                     {
@@ -114,7 +134,23 @@ def run(layers: Sequence[Layer], *, repeats: int, budget: float) -> list[dict[st
                         "seconds": timing.to_json(),
                     }
                 )
-                print(f"{layer.name:>10}  {what:<16}  {contender.name:<32}  {timing.median * 1e3:9.2f} ms", flush=True)
+                print(f"{layer.name:>10}  {what:<16}  {contender.name:<40}  {timing.median * 1e3:9.2f} ms", flush=True)
+        for contender in entrants if memory and can_measure() else []:
+            if "compiled" in contender.implementation:
+                continue  # the compiler's own memory would be in it
+            peak = peak_of(layer.name, contender.name, about["threads"])
+            records.append(
+                {
+                    **about,
+                    "layer": layer.name,
+                    "pass": "memory",
+                    "kernels": contender.kernels,
+                    "implementation": contender.implementation,
+                    "dtype": "float32",
+                    "bytes": peak,
+                }
+            )
+            print(f"{layer.name:>10}  {'peak memory':<16}  {contender.name:<40}  {peak / 2**20:9.1f} MiB", flush=True)
     return records
 
 
@@ -124,13 +160,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch (default: 2)")
     parser.add_argument("--repeats", type=int, default=15, help="timed calls of each contender (default: 15)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds per layer and pass (default: 60)")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory of a step")
+    parser.add_argument("--no-compile", action="store_true", help="leave out what runs under torch.compile")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     args = parser.parse_args(argv)
     if args.threads < 1 or args.repeats < 1:
         parser.error("--threads and --repeats: expected at least 1")
     torch.set_num_threads(args.threads)
     layers = [layer for layer in LAYERS if args.layers is None or layer.name in args.layers]
-    records = run(layers, repeats=args.repeats, budget=args.budget)
+    records = run(
+        layers, repeats=args.repeats, budget=args.budget, memory=not args.no_memory, compiled=not args.no_compile
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / file_name(records[0])
     path.write_text("".join(json.dumps(record) + "\n" for record in records))

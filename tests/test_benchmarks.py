@@ -15,11 +15,12 @@ from torch import Tensor
 from benchmarks import report
 from benchmarks.cases import KERNELS, SLOPE, Contender, Layer, contenders
 from benchmarks.check import WrongResult, check
+from benchmarks.memory import can_measure, peak_of
 from benchmarks.run import main as run_main
 from benchmarks.timing import measure, summarise
 
 LAYER = Layer(2, 8, 5)
-NAMES = [c.name for c in contenders(LAYER)]
+NAMES = [c.name for c in contenders(LAYER, compiled=False)]
 
 
 def contender(name: str) -> Contender:
@@ -29,6 +30,19 @@ def contender(name: str) -> Contender:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_contender_computes_its_layer(name: str) -> None:
     check(LAYER, contender(name))
+
+
+@pytest.mark.slow
+def test_the_compiled_contender_computes_its_layer() -> None:
+    check(LAYER, contender("grouped/nn.Conv3d channels_last compiled"))
+
+
+@pytest.mark.skipif(not can_measure(), reason="needs Linux's /proc/self/clear_refs")
+def test_peak_memory_holds_the_results_of_a_step() -> None:
+    """At least the output and two gradients of its size; far below ten of them."""
+    one = 4 * 2 * 32**4
+    peak = peak_of("2x32x32^3", "dense/nn.Conv3d channels_last", 1)
+    assert 2 * one < peak < 10 * one
 
 
 def test_the_set_of_contenders() -> None:
@@ -150,18 +164,29 @@ def test_ratios_are_against_the_better_dense_layout_per_layer() -> None:
     assert "| split_depth, ssconv x | 4.00 | 1.00 | 2.00 |" in text
 
 
+def test_memory_is_reported_in_its_own_unit() -> None:
+    records = [{**r, "pass": "memory", "bytes": int(r["seconds"]["median"] * 2**30)} for r in _records()]
+    text = report.markdown(records)
+    assert "| best dense, MiB | 20.48 | 81.92 | |" in text
+    assert "| split_depth, ssconv x | 4.00 | 1.00 | 2.00 |" in text
+
+
 def test_run_writes_lines_that_report_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("benchmarks.run.LAYERS", (LAYER,))
     threads = torch.get_num_threads()
     try:
-        assert run_main(["--repeats", "3", "--threads", "1", "--out", str(tmp_path)]) == 0
+        assert (
+            run_main(["--repeats", "3", "--threads", "1", "--no-compile", "--no-memory", "--out", str(tmp_path)]) == 0
+        )
     finally:
         torch.set_num_threads(threads)
     (path,) = tmp_path.glob("*.jsonl")
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(records) == 2 * len(NAMES)
+    timed = [r for r in records if r["pass"] != "memory"]
+    assert len(timed) == 3 * len(NAMES)
+    assert len(records) - len(timed) == 0
     for key in ("device", "threads", "python", "torch", "ssconv", "commit", "date"):
         assert records[0][key], key
     assert all(0 < r["seconds"]["q10"] <= r["seconds"]["median"] <= r["seconds"]["q90"] for r in records)
