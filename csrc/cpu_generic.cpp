@@ -14,5 +14,6 @@
 #define SSCONV_WIDE_ROWS 5
 #define SSCONV_NARROW_ROWS 12
 #endif
+#define SSCONV_TRIPLE_ROWS 0
 #define SSCONV_HALF 0
 #include "cpu/kernels.inl"

@@ -45,7 +45,7 @@ struct Convolution {
 
   // z of one branch over the tile [begin, end) of class c, into results[position][pitch * branches].
   void branch(int s, const Class& c, int64_t n, const int64_t* begin, const int64_t* end, float* box_memory,
-              int64_t* offsets, float* results) const {
+              int64_t* offsets, float* partial, float* results) const {
     const Branch& b = g.branch[s];
     const int64_t tile[3] = {end[0] - begin[0], end[1] - begin[1], end[2] - begin[2]};
     const int64_t ldz = pitch * g.branches;
@@ -80,8 +80,10 @@ struct Convolution {
       Product p = {};
       p.b = packed + packed_at[s] + o * taps_of(b) * g.in_channels;
       p.step_a = 1;
-      p.step_b = width;
-      p.rows_c = ldz;
+      const bool sums = triple(g, b);  // each input's share in three outputs, added up below
+      const int columns = sums ? 3 * width : width, taps_w = sums ? 1 : r[2].count;
+      p.step_b = columns;
+      p.rows_c = sums ? columns : ldz;
       Range last_d = {-1, -1}, last_h = {-1, -1};
       int64_t inside = 0;
       for (int64_t d = 0; d < tile[0]; ++d)
@@ -94,20 +96,23 @@ struct Convolution {
             for (int64_t k = 0; k < blocks; ++k)
               for (int i0 = rd.begin; i0 < rd.end; ++i0)
                 for (int i1 = rh.begin; i1 < rh.end; ++i1)
-                  for (int i2 = 0; i2 < r[2].count; ++i2, ++j) {
+                  for (int i2 = 0; i2 < taps_w; ++i2, ++j) {
                     offset_a[j] = k * box.plane() + box.at(begin[0] * in_stride(g, 0) + r[0].shift[i0],
                                                            begin[1] * in_stride(g, 1) + r[1].shift[i1],
-                                                           begin[2] * in_stride(g, 2) + r[2].shift[i2]);
-                    const int64_t tap = (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * b.extent[2] + r[2].tap[i2];
+                                                           sums ? box.w.low : begin[2] * in_stride(g, 2) + r[2].shift[i2]);
+                    const int64_t tap =
+                        (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * b.extent[2] + (sums ? 0 : r[2].tap[i2]);
                     offset_b[j] =
                         (k * pitch_in * taps_of(b) + tap * least(pitch_in, g.in_channels - k * pitch_in)) * width;
                   }
-            inside = int64_t(rd.end - rd.begin) * (rh.end - rh.begin) * r[2].count;
+            inside = int64_t(rd.end - rd.begin) * (rh.end - rh.begin) * taps_w;
             last_d = rd;
             last_h = rh;
           }
           p.a = box_memory + (d * in_stride(g, 0) * box.h.length + h * in_stride(g, 1)) * box.row();
-          p.c = to + (d * tile[1] + h) * tile[2] * ldz + o;
+          float* line = to + (d * tile[1] + h) * tile[2] * ldz + o;
+          const int64_t rows = sums ? box.w.length : tile[2];
+          p.c = sums ? partial : line;
           // Whole blocks of channels, then what is left of them.
           for (int64_t k = 0; k < blocks; k = k < full_blocks ? full_blocks : blocks) {
             const bool whole = k < full_blocks;
@@ -117,10 +122,17 @@ struct Convolution {
             p.depth = whole ? pitch_in : g.in_channels - full_blocks * pitch_in;
             p.accumulate = k > 0;
             if (pitch_in == BLOCK)
-              whole ? run_product<BLOCK, BLOCK>(p, width, tile[2]) : run_product<BLOCK, 0>(p, width, tile[2]);
+              whole ? run_product<BLOCK, BLOCK>(p, columns, rows) : run_product<BLOCK, 0>(p, columns, rows);
             else
-              whole ? run_product<SMALL_BLOCK, SMALL_BLOCK>(p, width, tile[2])
-                    : run_product<SMALL_BLOCK, 0>(p, width, tile[2]);
+              whole ? run_product<SMALL_BLOCK, SMALL_BLOCK>(p, columns, rows) : run_product<SMALL_BLOCK, 0>(p, columns, rows);
+          }
+          if (sums) {
+            const float* share[3];
+            for (int i = 0; i < 3; ++i)
+              share[i] = partial + (begin[2] + r[2].shift[i] - box.w.low) * columns + r[2].tap[i] * TRIPLE;
+            for (int64_t w = 0; w < tile[2]; ++w)
+              for (int i = 0; i < TRIPLE; ++i)
+                line[w * ldz + i] = share[0][w * columns + i] + share[1][w * columns + i] + share[2][w * columns + i];
           }
         }
       o += width;
@@ -196,14 +208,15 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
     }
     distribute(pool, y.size[0] * nd * nh * nw, [&](int, auto next) {
       Scratch box_memory(box * 4), results(tile.d * tile.h * tile.w * pitch * g.branches * 4), offsets(2 * taps * ceil_div(g.in_channels, SMALL_BLOCK) * 8),
-          rows(2 * e.groups * epilogue_pitch * 4), line(tile.w * channels * 4);
+          partial((tile.w + 2) * 3 * TRIPLE * 4), rows(2 * e.groups * epilogue_pitch * 4), line(tile.w * channels * 4);
       for (int64_t task = next(); task >= 0; task = next()) {
         const int64_t n = task / (nd * nh * nw);
         const int64_t begin[3] = {task / (nh * nw) % nd * tile.d, task / nw % nh * tile.h, task % nw * tile.w};
         const int64_t end[3] = {least(begin[0] + tile.d, c.count[0]), least(begin[1] + tile.h, c.count[1]),
                                 least(begin[2] + tile.w, c.count[2])};
         for (int s = 0; s < g.branches; ++s)
-          convolution.branch(s, c, n, begin, end, box_memory.floats(), reinterpret_cast<int64_t*>(offsets.data), results.floats());
+          convolution.branch(s, c, n, begin, end, box_memory.floats(), reinterpret_cast<int64_t*>(offsets.data), partial.floats(),
+                             results.floats());
         const SampleEpilogue sample = sample_epilogue(e, channels, n, epilogue_pitch, rows.floats());
         convolution.store(c, n, begin, end, results.floats(), sample, line.floats());
       }

@@ -1,6 +1,7 @@
 // The CPU kernels' bodies, compiled once per instruction set: cpu_avx512.cpp and its siblings define
 //   SSCONV_ISA (namespace), SSCONV_LANES (floats per register), SSCONV_WIDE_ROWS, SSCONV_NARROW_ROWS (rows of sums that
-//   fit in the registers two vectors and one vector wide), SSCONV_HALF (1: a register of half the lanes exists)
+//   fit in the registers two vectors and one vector wide), SSCONV_TRIPLE_ROWS (three vectors of eight wide; 0: there are
+//   none of eight), SSCONV_HALF (1: a register of half the lanes exists)
 // and include this. Nothing of the C++ library is used here: an inline function of it, compiled for a newer processor,
 // could be the copy that the linker keeps for all.
 //
@@ -16,6 +17,7 @@ namespace SSCONV_ISA {
 constexpr int LANES = SSCONV_LANES;
 constexpr int WIDE = 2 * LANES;
 constexpr int HALF = SSCONV_HALF ? LANES / 2 : LANES;
+constexpr int TRIPLE = 8;  // channels, see `triple` in weights.inl
 
 // A vector of L floats in registers, and the same in memory, where it need not be aligned.
 template <int L>

@@ -61,10 +61,12 @@ struct Table<ROWS_A, DEPTH, L, NV, 0> {
 template <int ROWS_A, int DEPTH>
 struct Products {
   ProductFn two[SSCONV_WIDE_ROWS + 1] = {}, one[SSCONV_NARROW_ROWS + 1] = {}, part[SSCONV_NARROW_ROWS + 1] = {};
+  ProductFn three[SSCONV_TRIPLE_ROWS + 1] = {};
   constexpr Products() {
     Table<ROWS_A, DEPTH, LANES, 2, SSCONV_WIDE_ROWS>::fill(two);
     Table<ROWS_A, DEPTH, LANES, 1, SSCONV_NARROW_ROWS>::fill(one);
     Table<ROWS_A, DEPTH, HALF, 1, SSCONV_NARROW_ROWS>::fill(part);
+    Table<ROWS_A, DEPTH, TRIPLE, 3, SSCONV_TRIPLE_ROWS>::fill(three);
   }
 };
 
@@ -89,8 +91,9 @@ inline int64_t padded(int64_t channels) {
 template <int ROWS_A, int DEPTH>
 inline void run_product(Product p, int width, int64_t rows) {
   const Products<ROWS_A, DEPTH>& all = All<ROWS_A, DEPTH>::products;
-  const ProductFn* table = width == WIDE ? all.two : width == LANES ? all.one : all.part;
-  int64_t pieces = ceil_div(rows, width == WIDE ? SSCONV_WIDE_ROWS : SSCONV_NARROW_ROWS);
+  const bool two = width == WIDE, three = width == 3 * TRIPLE;
+  const ProductFn* table = three ? all.three : two ? all.two : width == LANES ? all.one : all.part;
+  int64_t pieces = ceil_div(rows, three ? SSCONV_TRIPLE_ROWS : two ? SSCONV_WIDE_ROWS : SSCONV_NARROW_ROWS);
   while (rows > 0) {
     const int64_t m = ceil_div(rows, pieces--);
     table[m](p);

@@ -23,7 +23,7 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
     box = most(box, n);
   }
   distribute(pool, g.branches * parts * blocks, [&](int, auto next) {
-    Scratch box_memory(box * 4), gradient(tile.d * tile.h * tile.w * WIDE * 4), offsets(2 * tile.d * tile.h * 8);
+    Scratch box_memory(box * 4), gradient(tile.d * tile.h * (tile.w + 4) * WIDE * 4), offsets(2 * tile.d * tile.h * 8);
     int64_t* offset_a = reinterpret_cast<int64_t*>(offsets.data);
     int64_t* offset_b = offset_a + tile.d * tile.h;
     for (int64_t task = next(); task >= 0; task = next()) {
@@ -55,7 +55,12 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
                  x_scale ? x_scale + (n * g.branches + s) * g.in_channels : nullptr, false, box_memory.floats());
         // The gradient's box: used where it lies if it is as the product wants it, else packed.
         const int64_t channel = s * g.out_channels + o;
-        const bool direct = y.type == Type::f32 && y.stride[1] == 1 && inside == width && y_scale == nullptr;
+        // Three taps along W at once (`triple`): input u meets outputs u, u - 1 and u - 2, eight channels each and side by
+        // side in a line with two zeros at its ends.
+        const bool sums = triple(g, b);
+        const int64_t ends = sums ? 2 : 0, line_floats = (size[2] + 2 * ends) * width;
+        const int columns = sums ? 3 * width : width;
+        const bool direct = !sums && y.type == Type::f32 && y.stride[1] == 1 && inside == width && y_scale == nullptr;
         Product p = {};
         p.b = direct ? static_cast<const float*>(y.data) : gradient.floats();
         p.step_b = direct ? y.stride[4] : width;
@@ -63,7 +68,10 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
           for (int64_t h = 0; h < size[1]; ++h) {
             const int64_t from = n * y.stride[0] + channel * y.stride[1] + (begin[0] + d) * y.stride[2] +
                                  (begin[1] + h) * y.stride[3] + begin[2] * y.stride[4];
-            float* line = gradient.floats((d * size[1] + h) * size[2] * width);
+            float* line = gradient.floats((d * size[1] + h) * line_floats);
+            __builtin_memset(line, 0, size_t(ends * width) * 4);
+            __builtin_memset(line + line_floats - ends * width, 0, size_t(ends * width) * 4);
+            line += ends * width;
             for (int64_t w = 0; w < size[2]; ++w, line += width) {
               read(y.data, y.type, from + w * y.stride[4], y.stride[1], inside, line);
               if (y_scale != nullptr) {
@@ -75,9 +83,9 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
           }
         p.offset_a = offset_a;
         p.offset_b = offset_b;
-        p.depth = size[2];
+        p.depth = size[2] + ends;
         p.step_a = packed.pitch();
-        p.rows_c = width;
+        p.rows_c = columns;
         p.accumulate = true;
         for (int kd = 0; kd < r[0].count; ++kd)
           for (int kh = 0; kh < r[1].count; ++kh) {
@@ -91,15 +99,15 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
                 offset_a[p.batch] = ((pd - packed.d.low) * packed.h.length + ph - packed.h.low) * packed.row();
                 offset_b[p.batch++] = direct ? n * y.stride[0] + channel + (begin[0] + d) * y.stride[2] +
                                                    (begin[1] + h) * y.stride[3] + begin[2] * y.stride[4]
-                                             : (d * size[1] + h) * size[2] * width;
+                                             : (d * size[1] + h) * line_floats;
               }
-            for (int kw = 0; kw < r[2].count; ++kw) {
+            for (int kw = 0; kw < (sums ? 1 : r[2].count); ++kw) {
               const int64_t tap = (int64_t(kd) * b.extent[1] + kh) * b.extent[2] + kw;
               const int64_t column = packed.column(begin[2] * g.stride[2] + r[2].shift[kw] - packed.w.low);
               for (int64_t k = 0; k < packed.blocks(); ++k) {
                 p.a = box_memory.floats(k * packed.plane() + column);
-                p.c = to + (tap * g.in_channels + k * packed.pitch()) * width;
-                run_product<1, 0>(p, width, least(packed.pitch(), g.in_channels - k * packed.pitch()));
+                p.c = to + tap * g.in_channels * width + k * packed.pitch() * columns;
+                run_product<1, 0>(p, columns, least(packed.pitch(), g.in_channels - k * packed.pitch()));
               }
             }
           }
@@ -124,7 +132,8 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
           for (int64_t t = 0; t < taps_of(b); ++t) {
             const int64_t kd = t / (b.extent[1] * b.extent[2]), kh = t / b.extent[2] % b.extent[1], kw = t % b.extent[2];
             b.gradient[(o + k) * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4]] =
-                from[(t * g.in_channels + i) * width + k];
+                triple(g, b) ? from[(t - kw) * g.in_channels * width + (3 * i + 2 - kw) * width + k]
+                             : from[(t * g.in_channels + i) * width + k];
           }
     }
   });

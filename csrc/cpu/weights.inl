@@ -4,17 +4,25 @@
 // order in which the products read it, with zeros beyond the last channel.
 inline int64_t taps_of(const Branch& b) { return int64_t(b.extent[0]) * b.extent[1] * b.extent[2]; }
 
+// With eight channels a vector of weights would be used once per input it is multiplied by, and the loads would set the
+// pace. So the three taps along W become columns: one product over all inputs of a line gives each input's share in its
+// three outputs, and the shares are added up afterwards. For gradients the same the other way round.
+inline bool triple(const Geometry& g, const Branch& b) {
+  return SSCONV_TRIPLE_ROWS > 0 && padded(g.out_channels) == TRIPLE && b.extent[2] == 3 && g.stride[2] == 1;
+}
+
 void pack_weight_block(const Geometry& g, const Branch& b, int64_t o0, int width, float* to) {
-  const int64_t inside = least(width, g.out_channels - o0);
+  const int64_t inside = least(width, g.out_channels - o0), columns = triple(g, b) ? b.extent[2] : 1;
   for (int64_t i0 = 0; i0 < g.in_channels; i0 += BLOCK)
     for (int64_t kd = 0; kd < b.extent[0]; ++kd)
       for (int64_t kh = 0; kh < b.extent[1]; ++kh)
-        for (int64_t kw = 0; kw < b.extent[2]; ++kw)
-          for (int64_t i = i0; i < least(i0 + BLOCK, g.in_channels); ++i, to += width) {
-            const int64_t at = o0 * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4];
-            read(b.weight, g.weight_type, at, b.stride[0], inside, to);
-            for (int64_t o = inside; o < width; ++o) to[o] = 0;
-          }
+        for (int64_t kw = 0; kw < b.extent[2]; kw += columns)
+          for (int64_t i = i0; i < least(i0 + BLOCK, g.in_channels); ++i)
+            for (int64_t c = kw; c < kw + columns; ++c, to += width) {
+              const int64_t at = o0 * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] + c * b.stride[4];
+              read(b.weight, g.weight_type, at, b.stride[0], inside, to);
+              for (int64_t o = inside; o < width; ++o) to[o] = 0;
+            }
 }
 
 // All branches, block by block on all workers. at[s] is where branch s begins.
