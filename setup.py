@@ -7,9 +7,9 @@ Environment variables, read when the package is built:
     SSCONV_CUDA=0      nvcc is not looked for
     CXX                the C++17 compiler
 
-Without a C++ compiler, or without Python's C headers, the module is left out and a message says so (`pip install -v .`
-shows it, `ssconv.backends()` tells it later); the reference backend serves. Both are looked for before anything is
-compiled: a build that starts and fails is an error, never a reason to go on without.
+Without a C++ compiler, or without Python's or torch's C++ headers, the module is left out and a message says so (`pip
+install -v .` shows it, `ssconv.backends()` tells it later); the reference backend serves. They are looked for before
+anything is compiled: a build that starts and fails is an error, never a reason to go on without.
 
 The module is built against the headers of torch's stable ABI. Those of the torch that is installed are used, also in
 pip's isolated build, which hides the package but not its files; only where there is none does pip fetch a torch for the
@@ -132,8 +132,9 @@ def compiled_module() -> list[Extension]:
         print(f"ssconv: the compiled module is left out: {missing}; the reference backend serves")
         return []
     torch = find_torch()
-    if torch is None:
-        return []  # pip is asking what the build needs: `setup_requires` says torch, and then there is one
+    if torch is None:  # also when pip only asks what the build needs, and hears of torch from `setup_requires`
+        print("ssconv: the compiled module is left out: no torch is installed to build against; the reference serves")
+        return []
     sources = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
     if "csrc/bindings.cpp" in sources:
         macros.append(("SSCONV_CPU_KERNELS", None))
