@@ -37,7 +37,8 @@ def split_shuffle_conv3d(
         z[:, j*S + s] = conv_s(in_scale * x)[:, j]         (shuffle=True; branch after branch otherwise)
         y = clamp(gain * act(out_scale * z + noise + bias))
 
-    Differentiable to any order in every tensor argument.
+    Differentiable to any order in every tensor argument, in forward mode and under the transforms of torch.func too.
+    Under torch.autocast x and the weights are brought to the autocast dtype, as for nn.Conv3d.
 
     Args:
         x: (N, Cin, D, H, W), float16, bfloat16, float32 or float64; native layout torch.channels_last_3d.
@@ -69,12 +70,16 @@ def split_shuffle_conv3d(
         torch.Size([2, 8, 16, 24, 16])
     """
     weights = list(weights) if not isinstance(weights, Tensor) and hasattr(weights, "__iter__") else weights
+    check_input(x)
+    if (dtype := _autocast_dtype(x)) is not None:
+        x, weights = _lowered(x, dtype), [_lowered(w, dtype) for w in weights] if isinstance(weights, list) else weights
+        bias, in_scale, out_scale, noise = (_beside(x, t) for t in (bias, in_scale, out_scale, noise))
     spec = check_call(x, weights, bias, stride, padding, transposed, shuffle, in_scale, out_scale, noise)
     check_epilogue(activation, negative_slope, clamp)
     chosen = resolve(backend, x)
     # The gradient of out_scale is a sum over z, which the output alone cannot give back.
     save_z = out_scale is not None and out_scale.requires_grad and torch.is_grad_enabled()
-    y, _ = torch.ops.ssconv.forward(
+    y, _ = ops.forward(
         x,
         [w for w in weights if w is not None],
         bias,
@@ -93,6 +98,25 @@ def split_shuffle_conv3d(
         chosen,
     )
     return y
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of convolutions under torch.autocast on x's device; None outside of it."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
+
+
+def _lowered(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What autocast does to an argument of a convolution; float64 it leaves alone."""
+    return t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+
+
+def _beside(x: Tensor, t: Tensor | None) -> Tensor | None:
+    """A companion that comes out of an autocast layer, in a dtype that x goes with: x's, or float32 beside 16 bit."""
+    if not isinstance(t, Tensor) or t.dtype == x.dtype or (t.dtype == torch.float32 and x.dtype.itemsize == 2):
+        return t
+    return _lowered(t, x.dtype)
 
 
 def upfirdn3d(
@@ -118,7 +142,8 @@ def upfirdn3d(
 
         y = clamp(gain * act(out_scale * upfirdn(x) + noise + bias))
 
-    Differentiable to any order in x, bias, out_scale and noise; the taps are constants.
+    Differentiable to any order in x, bias, out_scale and noise; the taps are constants. The dtype of x decides, also
+    under torch.autocast.
 
     Args:
         x: (N, C, D, H, W).
@@ -148,18 +173,20 @@ def upfirdn3d(
             f"x: extents {tuple(x.shape[2:])} with up {up}, down {down}, padding {tuple(pads)} and {lengths} taps "
             f"leave {tuple(size)} samples; expected at least one in each dimension"
         )
+    if _autocast_dtype(x) is not None:
+        bias, out_scale, noise = (_beside(x, t) for t in (bias, out_scale, noise))
     check_companion(x, bias, "bias", [(x.shape[1],)], "(C,)")
     check_companion(x, out_scale, "out_scale", [(x.shape[0], x.shape[1])], "(N, C)")
     check_noise(x, noise, size)
     chosen = resolve(backend, x)
     if depth_border == "replicate":
         x, pads = _extend_depth(x, up[0], pads)
-    y = torch.ops.ssconv.upfirdn(x, *per_dim, list(up), list(down), pads, chosen)
+    y = ops.upfirdn(x, *per_dim, list(up), list(down), pads, chosen)
     slope = 1.0 if activation == "linear" else float(negative_slope)
     if bias is None and out_scale is None and noise is None and slope == 1 and gain == 1 and clamp is None:
         return y
     clamp = None if clamp is None else float(clamp)
-    return torch.ops.ssconv.epilogue(y, bias, out_scale, noise, 1, slope, float(gain), clamp, chosen)
+    return ops.epilogue(y, bias, out_scale, noise, 1, slope, float(gain), clamp, chosen)
 
 
 def replicate_depth(x: Tensor, before: int, after: int) -> Tensor:
@@ -204,7 +231,7 @@ def _factors(value: int | Sequence[int], name: str) -> tuple[int, int, int]:
 def _paddings(value: int | Sequence[int]) -> list[int]:
     if isinstance(value, int):
         return [value] * 6
-    values = list(value)
+    values = list(value) if isinstance(value, Sequence) else []
     if len(values) == 3:
         values = [v for v in values for _ in range(2)]
     if len(values) != 6 or not all(isinstance(v, int) for v in values):

@@ -9,7 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from ssconv.functional import split_shuffle_conv3d
-from ssconv.spec import IDENTITY, KERNEL_SETS, check_branches, check_epilogue, check_geometry
+from ssconv.spec import IDENTITY, KERNEL_SETS, check_branches, check_defaults, check_epilogue, check_geometry
+
+
+class BranchWeights(nn.ParameterList):
+    """The weights of a layer; calling it gives them as a list.
+
+    A call runs the hooks by which torch.nn.utils.prune, and weight_norm and spectral_norm of torch.nn.utils, renew a
+    weight before each forward.
+    """
+
+    __call__ = nn.Module.__call__
+
+    def forward(self) -> list[Tensor]:
+        return list(self)
 
 
 class SplitShuffleConv3d(nn.Module):
@@ -25,11 +38,18 @@ class SplitShuffleConv3d(nn.Module):
         stride, padding, transposed, shuffle: as in `ssconv.split_shuffle_conv3d`.
         bias: whether there is one.
         activation: "linear" or "lrelu" (slope 0.2), fused.
+        dilation, groups, padding_mode: of nn.Conv3d, so that its keywords can be passed on; only its defaults.
 
     Attributes:
         weights: ParameterList, one (Cout/S, Cin/S, kd, kh, kw) per branch that has a weight, initialised as
-            nn.Conv3d initialises its own.
+            nn.Conv3d initialises its own. Parametrizations and pruning take it and the number of a branch:
+            `torch.nn.utils.parametrizations.weight_norm(conv.weights, "0")`.
         bias: (Cout,) or None.
+
+    Under torch.autocast it computes in the autocast dtype, as nn.Conv3d does.
+
+    Raises:
+        ValueError: the message names the argument, what was expected, what came and what to do.
 
     Example:
         >>> conv = SplitShuffleConv3d(16, 32, stride=2, activation="lrelu")
@@ -49,10 +69,14 @@ class SplitShuffleConv3d(nn.Module):
         shuffle: bool = True,
         bias: bool = True,
         activation: str = "linear",
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_defaults(dilation, groups, padding_mode)
         if isinstance(kernel_sizes, str):
             if kernel_sizes not in KERNEL_SETS:
                 raise ValueError(
@@ -66,7 +90,7 @@ class SplitShuffleConv3d(nn.Module):
         self.kernel_sizes = tuple(None if b == IDENTITY else b for b in branches)
         self.padding, self.transposed, self.shuffle, self.activation = padding, transposed, shuffle, activation
         per_branch = (out_channels // len(branches), in_channels // len(branches))
-        self.weights = nn.ParameterList(
+        self.weights = BranchWeights(
             nn.Parameter(torch.empty(*per_branch, *k, device=device, dtype=dtype)) for k in self.kernel_sizes if k
         )
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
@@ -82,7 +106,7 @@ class SplitShuffleConv3d(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        remaining = iter(self.weights)
+        remaining = iter(self.weights())
         return split_shuffle_conv3d(
             x,
             [None if k is None else next(remaining) for k in self.kernel_sizes],

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ssconv.backends import implementation
 from ssconv.spec import ABSENT, IDENTITY, ConvSpec
+from ssconv.vmap import plus, transformable
 
 _GEOMETRY = "int[] branches, int[] stride, bool valid, bool transposed"
 _EPILOGUE = "int groups, float slope, float gain, float? clamp"
@@ -53,8 +54,6 @@ torch.library.define(
     "(Tensor x, Tensor? taps_d, Tensor? taps_h, Tensor? taps_w, int[] up, int[] down, SymInt[] padding, "
     "str backend) -> Tensor",
 )
-
-_OPS = torch.ops.ssconv
 
 
 def _native(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -121,6 +120,10 @@ def _forward_fake(
     return y, _empty(x, y.shape) if save_z else x.new_empty(0)
 
 
+def _any(need: Any) -> bool:
+    return any(need) if isinstance(need, (list, tuple)) else bool(need)
+
+
 def _forward_setup(ctx, inputs, output):
     (x, weights, bias, in_scale, out_scale, noise, branches, stride, valid, transposed, groups, slope, gain, clamp,
      save_z, backend) = inputs  # fmt: skip
@@ -139,29 +142,38 @@ def _needed(y: Tensor, slope: float, clamp: float | None) -> Tensor | None:
     return y if slope != 1 or clamp is not None else None
 
 
-def _forward_backward(ctx, gy, gz_saved):
+def _forward_vjp(ctx, need, gy, gz_saved):
     x, in_scale, out_scale, y, z, *weights = ctx.saved_tensors
-    need = ctx.needs_input_grad
     if gy is None and gz_saved is None:
         return (None, [None] * len(weights)) + (None,) * 14
     gz = gbias = gnoise = gout = None
+    saved = z is not None
     if gy is not None:
+        if need[4] and z is None:  # within vmap and jvp the caller did not see that out_scale wants a gradient
+            z = _linear(x, weights, in_scale, ctx.geometry, ctx.backend)
         gz, gbias, gnoise, gout = _epilogue_grads(ctx, gy, y, z, out_scale, need[2], need[5], need[4])
-    if gz_saved is not None and z is not None:
+    if gz_saved is not None and saved:
         gz = gz_saved if gz is None else gz + gz_saved
     gx = gin = None
     gw: Any = [None] * len(weights)
     if need[0] or need[3]:
         gx, gin = _input_grads(gz, weights, in_scale, x, ctx, need[0], need[3])
-    if any(need[1]) if isinstance(need[1], (list, tuple)) else need[1]:
-        gw = _OPS.weight_grad(gz, x, in_scale, *ctx.geometry, ctx.backend)
+        gx = _laid_out(gx, x.is_contiguous())
+    if _any(need[1]):
+        gw = list(weight_grad(gz, x, in_scale, *ctx.geometry, ctx.backend))
     return (gx, gw, gbias, gin, gout, gnoise) + (None,) * 10
+
+
+def _laid_out(gx: Tensor | None, contiguous: bool) -> Tensor | None:
+    """A gradient in its tensor's own layout: where these differ, torch's InstanceNorm with a batch of one gives wrong
+    gradients (torch 2.13)."""
+    return gx.contiguous() if gx is not None and contiguous else gx
 
 
 def _epilogue_grads(ctx, gy, y, z, out_scale, need_bias, need_noise, need_scale):
     """Gradients of z, bias, noise and out_scale from that of y, in the dtypes of what they belong to."""
     batch = ctx.noise[0] if need_noise else -1
-    gz, gbias, gnoise, gout = _OPS.epilogue_backward(
+    gz, gbias, gnoise, gout = epilogue_backward(
         gy,
         gy if y is None else y,
         z if need_scale else None,
@@ -183,19 +195,41 @@ def _input_grads(g, weights, in_scale, x, ctx, need_x, need_scale):
     """Gradients of x and in_scale of T(g, x, W)."""
     size = list(x.shape[2:])
     if not need_scale:
-        return _OPS.input_grad(g, weights, in_scale, *ctx.geometry, size, ctx.backend), None
-    plain = _OPS.input_grad(g, weights, None, *ctx.geometry, size, ctx.backend)
+        return input_grad(g, weights, in_scale, *ctx.geometry, size, ctx.backend), None
+    plain = input_grad(g, weights, None, *ctx.geometry, size, ctx.backend)
     gx = plain * in_scale[:, :, None, None, None].to(plain.dtype) if need_x else None
     wide = _wide(x.dtype)
     return gx, (plain.to(wide) * x.to(wide)).sum((2, 3, 4)).to(in_scale.dtype)
 
 
-torch.library.register_autograd("ssconv::forward", _forward_backward, setup_context=_forward_setup)
+def _forward_jvp(args, output, tangents):
+    x, weights, _, in_scale, out_scale, _, *geometry, groups, slope, gain, clamp, save_z, backend = args
+    tx, tw, tbias, tin, tout, tnoise, *_ = tangents
+    tw = _filled(weights, tw)
+    tz = plus(
+        None if tx is None else _linear(tx, weights, in_scale, geometry, backend),
+        None if tin is None else _linear(x, weights, tin, geometry, backend),
+        None if tw is None else _linear(x, tw, in_scale, _without_identity(geometry), backend),
+    )
+    z = None if tout is None else _linear(x, weights, in_scale, geometry, backend)
+    act = (slope, gain, clamp)
+    ty = _epilogue_tangent(output[0], z, out_scale, tz, tbias, tnoise, tout, groups, act, backend)
+    return ty, torch.zeros_like(output[1]) if not save_z or tz is None else tz
+
+
+def _filled(weights: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> list[Tensor] | None:
+    """Tangents of all weights; None if there is none."""
+    if all(t is None for t in tangents):
+        return None
+    return [torch.zeros_like(w) if t is None else t for w, t in zip(weights, tangents, strict=True)]
+
+
+forward = transformable("ssconv::forward", _forward_setup, _forward_vjp, _forward_jvp, lambda *args: (0, 3, 4, 5))
 
 
 def _linear(x: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, geometry: Any, backend: str) -> Tensor:
     """A_W (s x) in branch order."""
-    return _OPS.forward(x, weights, None, in_scale, None, None, *geometry, 1, 1.0, 1.0, None, False, backend)[0]
+    return forward(x, weights, None, in_scale, None, None, *geometry, 1, 1.0, 1.0, None, False, backend)[0]
 
 
 # ------------------------------------------------------------------------------------------------- input_grad
@@ -221,21 +255,34 @@ def _input_grad_setup(ctx, inputs, output):
     ctx.backend = backend
 
 
-def _input_grad_backward(ctx, c):
+def _input_grad_vjp(ctx, need, c):
     g, in_scale, *weights = ctx.saved_tensors
-    need = ctx.needs_input_grad
     gg = gs = None
     gw: Any = [None] * len(weights)
     if need[0]:
         gg = _linear(c, weights, in_scale, ctx.geometry, ctx.backend)
-    if any(need[1]) if isinstance(need[1], (list, tuple)) else need[1]:
-        gw = _OPS.weight_grad(g, c, in_scale, *ctx.geometry, ctx.backend)
+    if _any(need[1]):
+        gw = list(weight_grad(g, c, in_scale, *ctx.geometry, ctx.backend))
     if need[2]:
         gs = _input_grads(g, weights, in_scale, c, ctx, False, True)[1]
     return (gg, gw, gs) + (None,) * 6
 
 
-torch.library.register_autograd("ssconv::input_grad", _input_grad_backward, setup_context=_input_grad_setup)
+def _input_grad_jvp(args, output, tangents):
+    g, weights, in_scale, *geometry, size, backend = args
+    tg, tw, tin, *_ = tangents
+    rest = (*geometry, size, backend)
+    tw = _filled(weights, tw)
+    return plus(
+        None if tg is None else input_grad(tg, weights, in_scale, *rest),
+        None if tin is None else input_grad(g, weights, tin, *rest),
+        None if tw is None else input_grad(g, tw, in_scale, *_without_identity(geometry), size, backend),
+    )
+
+
+input_grad = transformable(
+    "ssconv::input_grad", _input_grad_setup, _input_grad_vjp, _input_grad_jvp, lambda *args: (0, 2)
+)
 
 
 # ------------------------------------------------------------------------------------------------ weight_grad
@@ -259,15 +306,19 @@ def _weight_grad_fake(g, x, in_scale, branches, stride, valid, transposed, backe
 def _weight_grad_setup(ctx, inputs, output):
     g, x, in_scale, branches, stride, valid, transposed, backend = inputs
     ctx.save_for_backward(g, x, in_scale)
-    # An identity branch has no weight: T's derivatives with respect to the weights do not see it.
-    masked = [-1 if extent == 0 else extent for extent in branches]
-    ctx.geometry = (masked, stride, valid, transposed)
+    ctx.geometry = _without_identity((branches, stride, valid, transposed))
     ctx.backend = backend
 
 
-def _weight_grad_backward(ctx, cotangents):
+def _without_identity(geometry: Sequence[Any]) -> tuple[Any, ...]:
+    """An identity branch has no weight: T's derivatives with respect to the weights do not see it."""
+    branches, *rest = geometry
+    return ([-1 if extent == 0 else extent for extent in branches], *rest)
+
+
+def _weight_grad_vjp(ctx, need, *cotangents):
     g, x, in_scale = ctx.saved_tensors
-    need = ctx.needs_input_grad
+    cotangents = list(cotangents)
     gg = gx = gs = None
     if need[0]:
         gg = _linear(x, cotangents, in_scale, ctx.geometry, ctx.backend)
@@ -276,7 +327,20 @@ def _weight_grad_backward(ctx, cotangents):
     return (gg, gx, gs) + (None,) * 5
 
 
-torch.library.register_autograd("ssconv::weight_grad", _weight_grad_backward, setup_context=_weight_grad_setup)
+def _weight_grad_jvp(args, output, tangents):
+    g, x, in_scale, *rest = args
+    tg, tx, tin, *_ = tangents
+    terms = [
+        None if tg is None else weight_grad(tg, x, in_scale, *rest),
+        None if tx is None else weight_grad(g, tx, in_scale, *rest),
+        None if tin is None else weight_grad(g, x, tin, *rest),
+    ]
+    return tuple(plus(*parts) for parts in zip(*(t for t in terms if t is not None), strict=True))
+
+
+weight_grad = transformable(
+    "ssconv::weight_grad", _weight_grad_setup, _weight_grad_vjp, _weight_grad_jvp, lambda *args: ()
+)
 
 
 # --------------------------------------------------------------------------------------------------- epilogue
@@ -302,14 +366,33 @@ def _epilogue_setup(ctx, inputs, output):
     ctx.backend = backend
 
 
-def _epilogue_vjp(ctx, gy):
+def _epilogue_vjp(ctx, need, gy):
     z, out_scale, y = ctx.saved_tensors
-    need = ctx.needs_input_grad
     gz, gbias, gnoise, gout = _epilogue_grads(ctx, gy, y, z, out_scale, need[1], need[3], need[2])
     return (gz, gbias, gout, gnoise) + (None,) * 5
 
 
-torch.library.register_autograd("ssconv::epilogue", _epilogue_vjp, setup_context=_epilogue_setup)
+def _epilogue_tangent(y, z, out_scale, tz, tbias, tnoise, tscale, groups, act, backend):
+    """act'(y) * e with e = out_scale * shuffle(tz) + tnoise + tbias + tscale * shuffle(z), in y's order; each part may
+    be None. For the backward of epilogue_backward the t's are cotangents: the op is linear, the adjoint the same."""
+    e = None
+    if tz is not None:
+        e = epilogue(tz, tbias, out_scale, tnoise, groups, 1.0, 1.0, None, backend)
+    elif tbias is not None or tnoise is not None:
+        zero = torch.zeros_like(y)
+        e = epilogue(zero, tbias, None, tnoise, 1, 1.0, 1.0, None, backend)
+    if tscale is not None and z is not None:
+        e = plus(e, epilogue(z, None, tscale, None, groups, 1.0, 1.0, None, backend))
+    return None if e is None else epilogue_backward(e, y, None, None, 1, *act, False, -1, backend)[0]
+
+
+def _epilogue_jvp(args, output, tangents):
+    z, _, out_scale, _, groups, *act, backend = args
+    tz, tbias, tout, tnoise, *_ = tangents
+    return _epilogue_tangent(output, z, out_scale, tz, tbias, tnoise, tout, groups, act, backend)
+
+
+epilogue = transformable("ssconv::epilogue", _epilogue_setup, _epilogue_vjp, _epilogue_jvp, lambda *args: (0, 2, 3))
 
 
 @_kernel("ssconv::epilogue_backward")
@@ -344,39 +427,50 @@ def _epilogue_backward_setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _epilogue_backward_vjp(ctx, cz, cbias, cnoise, cscale):
+def _epilogue_backward_vjp(ctx, need, cz, cbias, cnoise, cscale):
     """With e = out_scale * shuffle(cz) + cnoise + cbias + cscale * shuffle(z), all outputs together are <e, pre>,
     where pre = act'(y) * gy; act' is piecewise constant, so y takes no gradient."""
     gy, y, z, out_scale = ctx.saved_tensors
-    need = ctx.needs_input_grad
     groups, *act = ctx.epilogue
     bias_grad, noise_batch = ctx.wants
     cbias = cbias if bias_grad else None
     cnoise = cnoise if noise_batch >= 0 else None
-    wide = _wide(y.dtype)
     ggy = gz = gout = None
     if need[0]:
-        e = None
-        if cz is not None:
-            e = _OPS.epilogue(cz, cbias, out_scale, cnoise, groups, 1.0, 1.0, None, ctx.backend)
-        elif cbias is not None or cnoise is not None:
-            zero = torch.zeros_like(y, memory_format=torch.channels_last_3d)
-            e = _OPS.epilogue(zero, cbias, None, cnoise, 1, 1.0, 1.0, None, ctx.backend)
-        if cscale is not None and z is not None:
-            shuffled = _OPS.epilogue(z, None, cscale.to(wide), None, groups, 1.0, 1.0, None, ctx.backend)
-            e = shuffled if e is None else e + shuffled
-        if e is not None:
-            ggy = _OPS.epilogue_backward(e, y, None, None, 1, *act, False, -1, ctx.backend)[0].to(gy.dtype)
+        ggy = _epilogue_tangent(y, z, out_scale, cz, cbias, cnoise, cscale, groups, act, ctx.backend)
+        ggy = None if ggy is None else ggy.to(gy.dtype)
     if need[2] and cscale is not None:
-        gz = _OPS.epilogue_backward(gy, y, None, cscale, groups, *act, False, -1, ctx.backend)[0]
+        gz = epilogue_backward(gy, y, None, cscale, groups, *act, False, -1, ctx.backend)[0]
     if need[3] and cz is not None:
         # d/d out_scale <cz, unshuffle(out_scale * pre)> is what the op computes for its own out_scale, with z = cz.
-        gout = _OPS.epilogue_backward(gy, y, cz, None, groups, *act, False, -1, ctx.backend)[3].to(out_scale.dtype)
+        gout = epilogue_backward(gy, y, cz, None, groups, *act, False, -1, ctx.backend)[3].to(out_scale.dtype)
     return (ggy, None, gz, gout) + (None,) * 7
 
 
-torch.library.register_autograd(
-    "ssconv::epilogue_backward", _epilogue_backward_vjp, setup_context=_epilogue_backward_setup
+def _epilogue_backward_jvp(args, output, tangents):
+    gy, y, z, out_scale, groups, *rest, backend = args
+    act = rest[:3]
+    tgy, _, tz, tout, *_ = tangents
+    result = [torch.zeros_like(t) for t in output]
+    if tgy is not None:
+        result = list(epilogue_backward(tgy, y, z, out_scale, groups, *rest, backend))
+    if tout is not None:
+        result[0] = plus(result[0], epilogue_backward(gy, y, None, tout, groups, *act, False, -1, backend)[0])
+    if tz is not None:
+        result[3] = plus(result[3], epilogue_backward(gy, y, tz, None, groups, *act, False, -1, backend)[3])
+    return tuple(result)
+
+
+def _epilogue_backward_samples(gy, y, z, out_scale, groups, slope, gain, clamp, bias_grad, noise_batch, backend):
+    return () if bias_grad or noise_batch >= 0 else (0, 1, 2, 3)
+
+
+epilogue_backward = transformable(
+    "ssconv::epilogue_backward",
+    _epilogue_backward_setup,
+    _epilogue_backward_vjp,
+    _epilogue_backward_jvp,
+    _epilogue_backward_samples,
 )
 
 
@@ -408,9 +502,10 @@ def _upfirdn_setup(ctx, inputs, output):
     x, *taps, up, down, padding, backend = inputs
     ctx.save_for_backward(*taps)
     ctx.args = (list(x.shape[2:]), list(output.shape[2:]), up, down, padding, backend)
+    ctx.contiguous = x.is_contiguous()
 
 
-def _upfirdn_vjp(ctx, g):
+def _upfirdn_vjp(ctx, need, g):
     taps = ctx.saved_tensors
     size, out, up, down, padding, backend = ctx.args
     adjoint = []
@@ -418,7 +513,12 @@ def _upfirdn_vjp(ctx, g):
         p0 = padding[2 * d]
         adjoint += [length - p0 - 1, size[d] * up[d] - out[d] * down[d] + p0 - up[d] + 1]
     flipped = [None if t is None else t.flip(0) for t in taps]
-    return (_OPS.upfirdn(g, *flipped, down, up, adjoint, backend),) + (None,) * 7
+    gx = upfirdn(g, *flipped, down, up, adjoint, backend)
+    return (_laid_out(gx, ctx.contiguous),) + (None,) * 7
 
 
-torch.library.register_autograd("ssconv::upfirdn", _upfirdn_vjp, setup_context=_upfirdn_setup)
+def _upfirdn_jvp(args, output, tangents):
+    return upfirdn(tangents[0], *args[1:])
+
+
+upfirdn = transformable("ssconv::upfirdn", _upfirdn_setup, _upfirdn_vjp, _upfirdn_jvp, lambda *args: (0,))

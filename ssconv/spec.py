@@ -76,37 +76,67 @@ def triple(value: int | Sequence[int], name: str) -> Triple:
     """An int or a sequence of three as a triple for D, H, W."""
     if isinstance(value, int):
         return (value, value, value)
-    values = tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) else ()
     if len(values) != 3 or not all(isinstance(v, int) for v in values):
         raise ValueError(f"{name}: expected an int or three of them for D, H, W; got {value!r}")
     return values  # type: ignore[return-value]
 
 
-def check_branches(kernel_sizes: Sequence[Sequence[int] | None]) -> tuple[Triple, ...]:
-    """Kernel extents as triples of odd positive integers; None becomes IDENTITY."""
+def check_branches(kernel_sizes: Sequence[Sequence[int] | None], name: str = "kernel_sizes") -> tuple[Triple, ...]:
+    """Kernel extents as triples of odd positive integers; None becomes IDENTITY. `name` is the caller's argument."""
+    if not isinstance(kernel_sizes, Sequence):
+        raise ValueError(
+            f"{name}: expected extents (kd, kh, kw) for each branch, such as ((3, 3, 3), (1, 3, 3)); "
+            f"got {kernel_sizes!r}"
+        )
     if not kernel_sizes:
-        raise ValueError("kernel_sizes: expected at least one branch; got none")
+        raise ValueError(f"{name}: expected at least one branch; got none")
     branches = []
     for i, kernel in enumerate(kernel_sizes):
         if kernel is None:
             branches.append(IDENTITY)
             continue
-        extents = tuple(kernel)
+        extents = tuple(kernel) if isinstance(kernel, Sequence) else ()
         if len(extents) != 3 or any(not isinstance(k, int) or k < 1 or k % 2 == 0 for k in extents):
             raise ValueError(
-                f"kernel_sizes[{i}]: expected three odd positive extents (kd, kh, kw) or None for the identity; "
+                f"{name}[{i}]: expected three odd positive extents (kd, kh, kw) or None for the identity; "
                 f"got {kernel!r}"
             )
         branches.append(extents)
     return tuple(branches)
 
 
+def check_defaults(dilation: Any, groups: int, padding_mode: str) -> None:
+    """Keywords of nn.Conv3d that the operator does not have: only what they are by default."""
+    if (tuple(dilation) if isinstance(dilation, Sequence) else (dilation,)) not in ((1,), (1, 1, 1)):
+        raise ValueError(
+            f"dilation: expected 1, the operator has no dilated branches; got {dilation!r}; "
+            "keep nn.Conv3d for this layer"
+        )
+    if groups != 1:
+        raise ValueError(
+            f"groups: expected 1, the branches are the groups; got {groups!r}; use one branch per group, such as "
+            f"kernel_sizes=((3, 3, 3),) * {groups}, with shuffle=False for nn.Conv3d's order of channels"
+        )
+    if padding_mode != "zeros":
+        raise ValueError(
+            f'padding_mode: expected "zeros"; got {padding_mode!r}; pad x with torch.nn.functional.pad and use '
+            'padding="valid"'
+        )
+
+
 def check_geometry(
-    branches: tuple[Triple, ...], in_channels: int, out_channels: int, spec_stride: Any, padding: str, transposed: bool
+    branches: tuple[Triple, ...],
+    in_channels: int,
+    out_channels: int,
+    spec_stride: Any,
+    padding: str,
+    transposed: bool,
+    names: tuple[str, str, str] = ("in_channels", "out_channels", "kernel_sizes"),
 ) -> Triple:
-    """Checks what does not depend on tensors; returns the stride as a triple."""
+    """Checks what does not depend on tensors; returns the stride as a triple. `names` are the caller's arguments."""
     count = len(branches)
-    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+    for name, channels in zip(names, (in_channels, out_channels), strict=False):
         if channels < 1 or channels % count:
             raise ValueError(
                 f"{name}: expected a positive multiple of the {count} branches; got {channels}; "
@@ -116,16 +146,19 @@ def check_geometry(
     if any(s not in (1, 2) for s in stride):
         raise ValueError(f"stride: expected 1 or 2 in each dimension; got {spec_stride!r}")
     if padding not in ("same", "valid"):
-        raise ValueError(f'padding: expected "same" or "valid"; got {padding!r}')
+        raise ValueError(
+            f'padding: expected "same" or "valid"; got {padding!r}; use "same" for extents // 2 zeros on each side, '
+            '"valid" for none'
+        )
     if IDENTITY in branches:
         if in_channels != out_channels:
             raise ValueError(
-                f"kernel_sizes: an identity branch (None) needs as many output as input channels; "
+                f"{names[2]}: an identity branch (None) needs as many output as input channels; "
                 f"got {in_channels} in and {out_channels} out"
             )
         if stride != (1, 1, 1) or transposed:
             raise ValueError(
-                f"kernel_sizes: an identity branch (None) needs stride 1 and transposed=False; "
+                f"{names[2]}: an identity branch (None) needs stride 1 and transposed=False; "
                 f"got stride {stride}, transposed={transposed}"
             )
     return stride
@@ -195,11 +228,12 @@ def check_call(
         if weight is not None and (not isinstance(weight, Tensor) or weight.dim() != 5):
             got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
             raise ValueError(f"weights[{i}]: expected a tensor (Cout/S, Cin/S, kd, kh, kw) or None; got {got}")
-    branches = check_branches([None if w is None else tuple(int(k) for k in w.shape[2:]) for w in weights])
+    branches = check_branches([None if w is None else tuple(int(k) for k in w.shape[2:]) for w in weights], "weights")
     count, in_channels = len(branches), x.shape[1]
     real = [w for w in weights if w is not None]
     out_channels = real[0].shape[0] * count if real else in_channels
-    stride = check_geometry(branches, in_channels, out_channels, stride, padding, transposed)
+    names = ("channels of x", "output channels of weights", "weights")
+    stride = check_geometry(branches, in_channels, out_channels, stride, padding, transposed, names)
     for i, weight in enumerate(weights):
         if weight is not None:
             shape = (out_channels // count, in_channels // count, *branches[i])

@@ -111,18 +111,6 @@ def test_an_int_stride_and_a_generator_of_weights_are_accepted():
     assert torch.equal(ssconv.split_shuffle_conv3d(x, torch.nn.ParameterList(w), stride=[2, 2, 2]), expected)
 
 
-@by_backend
-def test_autocast_changes_neither_the_dtype_nor_the_precision(backend):
-    """The dtype of x decides; a forward in 16 bit with a backward in 32 would be neither."""
-    case = CONV_CASES["split-depth-full"]
-    tensors = tensors_of(case, torch.float32, DEVICE[backend])
-    expected = case.call(ssconv, tensors, backend)
-    with torch.autocast(DEVICE[backend], dtype=torch.bfloat16):
-        found = case.call(ssconv, tensors, backend)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-
-
 def test_clamp_bounds_both_sides_and_comes_after_gain():
     x = torch.tensor([-3.0, -0.1, 0.1, 3.0]).view(1, 1, 1, 1, 4)
     y = ssconv.split_shuffle_conv3d(x, [None], gain=2.0, clamp=1.5)

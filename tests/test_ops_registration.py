@@ -124,7 +124,9 @@ def assert_the_fake_tells_the_truth(case, dtype: torch.dtype) -> None:
     real = case.call(ssconv, tensors_of(case, dtype, requires_grad=True))
     fake = case.call(ssconv, tensors_of(case, dtype, "meta", requires_grad=True))
     assert (fake.shape, fake.dtype, fake.requires_grad) == (real.shape, real.dtype, real.requires_grad)
-    assert fake.stride() == real.stride() or not real.numel()
+    # The stride of an extent of one is arbitrary: one channel is channels_last_3d and contiguous at once.
+    strides = [[s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1] for t in (fake, real)]
+    assert strides[0] == strides[1] or not real.numel()
 
 
 @given(case=conv_cases())

@@ -1,0 +1,211 @@
+"""The registered ops under torch.func: grad, jvp and vmap, in any nesting.
+
+What torch.library registers as an op's autograd is refused by torch.func.grad, and forward-mode AD passes it without
+leaving a tangent. So an eager call that wants a derivative goes through a torch.autograd.Function, which has a rule
+for each transform (and costs less per call); torch.compile and torch.export see the op itself.
+
+PyTorch refuses, with errors of its own: torch.func.grad within torch.compile; is_grads_batched=True and
+vectorize=True of torch.autograd, whose older vmap takes no op with a list of tensors. Outside of torch.compile,
+torch.func.vmap, jacrev and jacfwd do the same work.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def transformable(
+    name: str,
+    setup: Callable[..., None],
+    vjp: Callable[..., tuple],
+    jvp: Callable[..., Any],
+    per_sample: Callable[..., Sequence[int]],
+) -> Callable[..., Any]:
+    """Registers an op's derivatives and its batching rule; returns the function to call it by.
+
+    Args:
+        name: of the op, such as "ssconv::forward".
+        setup: (ctx, args, output) saves what vjp reads.
+        vjp: (ctx, need, *cotangents) -> a gradient or None per argument; need tells which are wanted.
+        jvp: (args, output, tangents) -> tangents of the output; those that come are None where they are zero.
+        per_sample: the arguments -> positions of those with a row per sample, if each row of the result belongs to
+            one of them; none of them if the op sums over samples.
+    """
+    namespace, short = name.split("::")
+    op = getattr(getattr(torch.ops, namespace), short)
+
+    def call(*args):
+        flat = _flat(args)
+        tensors = [t for t in flat if isinstance(t, Tensor)]
+        if not torch.compiler.is_compiling():
+            grad = torch.is_grad_enabled()
+            routed = any((grad and t.requires_grad) or _transformed(t) for t in tensors)
+            return Routed.apply(*flat) if routed else op(*args)
+        if any(_is_dual(t) for t in tensors):
+            raise RuntimeError(
+                f"{name}: forward-mode AD (torch.func.jvp, jacfwd, hessian) is not traced by torch.compile; "
+                "leave this function out of the compiled region, or compile without fullgraph=True"
+            )
+        return op(*args)
+
+    class Rules(torch.autograd.Function):
+        @staticmethod
+        def forward(*flat):
+            output = op(*_nested(flat, flat[1]))
+            return tuple(output) if isinstance(output, list) else output
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            setup(ctx, _nested(inputs, inputs[1]), output)
+            ctx.save_for_forward(*(t for t in inputs if isinstance(t, Tensor)), *_several(output))
+            ctx.constants = [None if isinstance(t, Tensor) else (t,) for t in inputs]
+            ctx.single = isinstance(output, Tensor)
+
+        @staticmethod
+        def backward(ctx, *cotangents):
+            second = ctx.constants[1]
+            need = _nested(ctx.needs_input_grad, None if second is None else second[0])
+            return tuple(g if isinstance(g, Tensor) else None for g in _flat(vjp(ctx, need, *cotangents)))
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            saved = iter(ctx.saved_tensors)
+            inputs = [next(saved) if c is None else c[0] for c in ctx.constants]
+            output = next(saved) if ctx.single else tuple(saved)
+            return jvp(_nested(inputs, inputs[1]), output, _nested(tangents, inputs[1]))
+
+        @staticmethod
+        def vmap(info, in_dims, *flat):
+            return _batched(call, per_sample, info.batch_size, in_dims, flat)
+
+    Routed = type(f"{namespace}_{short}", (Rules,), {})  # the name that grad_fn and errors of autograd show
+
+    def registered_vjp(ctx, *cotangents):
+        if isinstance(cotangents[0], (list, tuple)):
+            (cotangents,) = cotangents
+        return vjp(ctx, ctx.needs_input_grad, *cotangents)
+
+    def registered_vmap(info, in_dims, *args):
+        return _batched(op, per_sample, info.batch_size, _flat(in_dims), _flat(args))
+
+    torch.library.register_autograd(name, registered_vjp, setup_context=setup)
+    torch.library.register_vmap(name, registered_vmap)
+    return call
+
+
+def _is_dual(t: Tensor) -> bool:
+    return forward_ad.unpack_dual(t).tangent is not None
+
+
+def _transformed(t: Tensor) -> bool:
+    """Whether a transform of torch.func, or forward-mode AD without it, follows this tensor."""
+    return torch.func.debug_unwrap(t, recurse=False) is not t or _is_dual(t)
+
+
+class Plus(torch.autograd.Function):
+    """a + b for the rules of jvp. PyTorch runs these with forward-mode AD switched off, and an outer jvp sees of them
+    only what is an autograd.Function itself."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a, b):
+        return a + b
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, g
+
+    @staticmethod
+    def jvp(ctx, a, b):
+        return Plus.apply(a, b)
+
+
+def plus(*terms: Tensor | None) -> Tensor | None:
+    """Their sum; None is zero."""
+    given = [t for t in terms if t is not None]
+    return functools.reduce(Plus.apply, given) if given else None
+
+
+# An autograd.Function takes no list of tensors. Where an op has one, as its second argument, the list goes to the end
+# and its length takes its place; the positions of the other arguments stay.
+
+
+def _flat(args: Sequence[Any]) -> tuple[Any, ...]:
+    if isinstance(args[1], (list, tuple)):
+        return (args[0], len(args[1]), *args[2:], *args[1])
+    return tuple(args)
+
+
+def _nested(flat: Sequence[Any], second: Any) -> tuple[Any, ...]:
+    """The inverse; `second` is the second of the flat arguments, also where their gradients or tangents are nested."""
+    if not isinstance(second, int):
+        return tuple(flat)
+    end = len(flat) - second
+    return (flat[0], list(flat[end:]), *flat[2:end])
+
+
+def _several(output: Any) -> tuple[Any, ...]:
+    return tuple(output) if isinstance(output, (list, tuple)) else (output,)
+
+
+def _batched(
+    call: Callable[..., Any],
+    per_sample: Callable[..., Sequence[int]],
+    size: int,
+    dims: Sequence[int | None],
+    flat: Sequence[Any],
+) -> tuple[Any, Any]:
+    """One call whose batch is vmap's dimension times the samples where only per-sample arguments are batched; where
+    weights are (an ensemble), or the op sums over samples (per-sample gradients), one call per element.
+
+    Results are contiguous, as those of PyTorch's own rules: GroupNorm refuses channels_last_3d under vmap.
+    """
+    # Of an argument that is a list of numbers, and of the length of the list of tensors, vmap's dimension is no number.
+    dims = [dim if isinstance(t, Tensor) else None for t, dim in zip(flat, dims, strict=True)]
+    positions = per_sample(*_nested(flat, flat[1]))
+    if all(i in positions for i, dim in enumerate(dims) if dim is not None):
+        samples = flat[0].shape[0 if dims[0] != 0 else 1]
+        joined = [
+            _joined(t, dim, size, samples) if i in positions and t is not None else t
+            for i, (t, dim) in enumerate(zip(flat, dims, strict=True))
+        ]
+        output = call(*_nested(joined, flat[1]))
+        # A result that was not asked for is an empty vector.
+        result = [t if t.dim() == 1 else t.unflatten(0, (size, samples)).contiguous() for t in _several(output)]
+        where = [None if t.dim() == 1 else 0 for t in result]
+    else:
+        # For an empty ensemble one call on zeros tells the shapes.
+        elements = [_element(flat, dims, i) for i in range(size)] or [_element(flat, dims, None)]
+        outputs = [call(*_nested(element, flat[1])) for element in elements]
+        output = outputs[0]
+        result = [torch.stack(ts)[:size].contiguous() for ts in zip(*(_several(o) for o in outputs), strict=True)]
+        where = [0] * len(result)
+    if isinstance(output, Tensor):
+        return result[0], where[0]
+    return type(output)(result), type(output)(where)
+
+
+def _joined(t: Tensor, dim: int | None, size: int, samples: int) -> Tensor:
+    """(samples, ...) with or without vmap's dimension -> (size * samples, ...); one row for all samples may stay."""
+    if dim is None:
+        return t if t.shape[0] != samples else t.expand(size, *t.shape).flatten(0, 1)
+    t = t.movedim(dim, 0)
+    return t.expand(size, samples, *t.shape[2:]).flatten(0, 1)
+
+
+def _element(flat: Sequence[Any], dims: Sequence[int | None], index: int | None) -> list[Any]:
+    def pick(t: Tensor, dim: int) -> Tensor:
+        return t.new_zeros(t.movedim(dim, 0).shape[1:]) if index is None else t.select(dim, index)
+
+    return [t if dim is None else pick(t, dim) for t, dim in zip(flat, dims, strict=True)]
