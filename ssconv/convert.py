@@ -1,33 +1,38 @@
-"""Other people's models: nn.Conv3d and nn.ConvTranspose3d swapped for SplitShuffleConv3d, in place."""
+"""Dense 3D convolutions of a model -> split-and-shuffle ones that start from the dense weights, with a report."""
 
 from __future__ import annotations
 
-import fnmatch
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
 
 from ssconv.layers import SplitShuffleConv3d
-from ssconv.spec import KERNEL_SETS, Triple, check_branches
+from ssconv.spec import DTYPES, IDENTITY, KERNEL_SETS, ConvSpec, Triple, check_branches
+
+CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 
 KernelSizes = str | Sequence[Sequence[int]]
 Skip = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
-Convolution = nn.Conv3d | nn.ConvTranspose3d
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One nn.Conv3d or nn.ConvTranspose3d of the model.
+    """What became of one nn.Conv3d or nn.ConvTranspose3d.
 
-    name: where it is. kind: its class. kernel: its extents. branches: the extents per branch that it has now, None
-    where it was left alone. reason: why it was left alone, "" where it was swapped. before, after: parameters.
+    name: where it is. also: other places of the same module. kind: its class. kernel: its extents. branches: the
+    extents per branch that it has now, None where it was left alone. reason: why it was left alone, "" where it was
+    swapped. before, after: parameters, the bias included.
     """
 
     name: str
+    also: tuple[str, ...]
     kind: str
     kernel: Triple
     branches: tuple[Triple, ...] | None
@@ -38,7 +43,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What `convert` did: a row for each convolution, and the parameters of the whole model before and after."""
+    """What `convert` did: a row for each convolution, and the parameters of the whole model before and after.
+
+    `print(report)` shows it as a table.
+    """
 
     layers: tuple[LayerReport, ...]
     before: int
@@ -53,243 +61,348 @@ class ConvertReport:
         return tuple(row for row in self.layers if row.branches is None)
 
     def __str__(self) -> str:
-        rows = [("layer", "kernel", "becomes", "parameters", "now")]
-        for row in self.layers:
-            now = " + ".join(_extents(b) for b in row.branches) if row.branches else f"left alone: {row.reason}"
-            rows.append((row.name, _extents(row.kernel), now, f"{row.before:,}", f"{row.after:,}"))
-        widths = [max(len(r[i]) for r in rows) for i in range(5)]
-        lines = [
-            "  ".join(c.rjust(w) if i > 2 else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-            for r in rows
+        lines = [("layer", "was", "becomes", "parameters", "now"), *(_line(row) for row in self.layers)]
+        widths = [max(len(line[i]) for line in lines) for i in range(5)]
+        table = [
+            "  ".join(c.rjust(w) if i > 2 else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            for line in lines
         ]
-        share = f"{self.after / self.before:.1%}" if self.before else "no parameters"
-        lines.append(
-            f"{len(self.swapped)} of {len(self.layers)} convolutions swapped; the model has {self.after:,} parameters "
-            f"of {self.before:,} ({share})"
+        share = f" ({self.after / self.before:.1%})" if self.before else ""
+        table.append(
+            f"{len(self.swapped)} swapped, {len(self.kept)} left alone; parameters of the whole model: "
+            f"{self.before:,} -> {self.after:,}{share}"
         )
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(table)
+
+
+def _line(row: LayerReport) -> tuple[str, ...]:
+    places = f" (and {len(row.also)} more place{'s' * (len(row.also) > 1)})" if row.also else ""
+    now = " + ".join(_extents(b) for b in row.branches) if row.branches else f"left alone: {row.reason}"
+    return (row.name + places, f"{row.kind} {_extents(row.kernel)}", now, f"{row.before:,}", f"{row.after:,}")
 
 
 def _extents(kernel: Sequence[int]) -> str:
-    return "x".join(map(str, kernel))
+    return "x".join(str(k) for k in kernel)
 
 
 def convert(model: nn.Module, kernel_sizes: KernelSizes = "split_depth", *, skip: Skip = None) -> ConvertReport:
-    """Swaps every nn.Conv3d and nn.ConvTranspose3d that fits for `SplitShuffleConv3d`, in place.
+    """Swaps the eligible nn.Conv3d and nn.ConvTranspose3d of a model for SplitShuffleConv3d, in place.
 
-    "dense" keeps the function. The split sets start from the dense weights: with S branches, output j*S + s reads the
-    inputs of branch s only, so its weight is the dense weight of that output and those inputs, the middle taps where
-    the branch is smaller. What falls away would make the output smaller, so a branch's weights are multiplied by
-    sqrt(sum of squares of its outputs' dense weights / sum of squares of the kept ones): for inputs that are
-    uncorrelated and of one variance, the mean variance of a branch's outputs stays what it was. The bias is copied.
+    Eligible: odd extents, stride 1 or 2, no dilation, groups or padding mode; padding (k - 1) / 2 everywhere or 0
+    everywhere; transposed the same, with output_padding = stride - 1 or 0; channels that S branches divide. Every
+    other layer is left alone, with the reason in the report, and so is one that carries what a swap would lose: hooks,
+    parametrizations, a weight tied to another module's, a subclass that overrides more than its constructor.
+
+    Which kernels. A branch that has the set's largest extent in a dimension (above 1) gets the layer's own extent
+    there; where it has a smaller one it keeps that, at most the layer's. With "split_depth" 3x3x3 becomes
+    3x3x3 + 1x3x3 and 7x7x7 becomes 7x7x7 + 1x7x7. Layers on which branches that differ in the set would not differ
+    (1x3x3 with "split_depth"), and 1x1x1 ones, have nothing to split and are left alone; "dense" takes them too. Along
+    a dimension in which a transposed convolution strides, every branch keeps the layer's own extent: a narrower one
+    would leave output slices that nothing reaches.
+
+    Which weights. "dense" computes the same function, to rounding. Otherwise output channel j*S + s of the new layer
+    is dense channel j*S + s restricted to the input channels and the central taps that its branch s sees, times a
+    factor of its own that restores its sum of squares: for white input each output channel keeps its variance, and
+    so the scale that the bias, norms and layers after it were fitted to. (Nothing is scaled where all that is kept
+    is zero.) A trained model needs fine-tuning after that, a fresh one starts as well as before.
+
+    Training mode, device, dtype and requires_grad are kept, and a module that stands in several places is swapped in
+    all of them. Biases, and in "dense" weights that need no transposition, remain the same Parameter objects; all
+    others are new, so build optimisers and wrap in DistributedDataParallel afterwards. A model that reads `.weight`
+    of a layer, or calls a transposed one with `output_size`, needs that layer skipped; so may the last layer, whose
+    outputs would each see 1/S of the features.
 
     Args:
-        model: any module tree; layers are found by their class. A module that stands at several places stays shared.
-        kernel_sizes: "split_depth", "acs4", "grouped" or "dense", which follow a layer's own extents where they have 3
-            (a 5x5x5 layer gets 5x5x5 and 1x5x5); or extents per branch, for layers of just that window.
-        skip: names or patterns (fnmatch: "encoder.*"), or a function of name and module, of what to leave alone.
-
-    Returns:
-        What was swapped, what was not and why, with parameter counts; print it. Make optimizers afterwards: the
-        parameters are new ones.
+        model: any module tree. A convolution by itself cannot be swapped in place: use `from_conv3d`.
+        kernel_sizes: a name of `ssconv.KERNEL_SETS`, or extents (kd, kh, kw) per branch for a 3x3x3 layer.
+        skip: names of layers, or of modules for all layers within, as fnmatch patterns ("decoder.*.conv1"); or a
+            callable (name, module) -> bool that is true for a layer to leave alone.
 
     Raises:
-        TypeError, ValueError: the model is itself a convolution (see `from_conv3d`), or kernel_sizes is not valid.
+        ValueError, TypeError: before anything is changed; the message names the argument and says what to do.
 
     Example:
-        >>> net = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 8, 3, padding=1))
-        >>> report = convert(net)
-        >>> [row.name for row in report.swapped], report.kept[0].reason
-        (['2'], 'in_channels 1 is not a multiple of the 2 branches')
+        >>> model = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 8, 3, padding=1))
+        >>> print(convert(model))
+        layer  was           becomes                                                        parameters  now
+        0      Conv3d 3x3x3  left alone: in_channels 1 is not a multiple of the 2 branches         224  224
+        2      Conv3d 3x3x3  3x3x3 + 1x3x3                                                       1,736  584
+        1 swapped, 1 left alone; parameters of the whole model: 1,960 -> 808 (41.2%)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
-    if isinstance(model, (nn.Conv3d, nn.ConvTranspose3d)):
-        raise TypeError(
-            f"model: expected a module that holds convolutions; got a {type(model).__name__}, which cannot be swapped "
-            "in place; use ssconv.from_conv3d(model)"
-        )
-    _named(kernel_sizes)
-    places: dict[int, list[str]] = {}
-    found: dict[int, Convolution] = {}
-    owners: Counter[int] = Counter()
+    branches = _named_branches(kernel_sizes)
+    _check_model(model)
+    places: dict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-            found[id(module)] = module
-            places.setdefault(id(module), []).append(name)
-    for module in model.modules():
-        owners.update(id(p) for p in module.parameters(recurse=False))
-    before, rows = _count(model), []
-    for key, conv in found.items():
-        names = places[key]
-        new: SplitShuffleConv3d | str = "skipped" if any(_skipped(skip, n, conv) for n in names) else ""
-        if not new and any(owners[id(p)] > 1 for p in conv.parameters(recurse=False)):
-            new = "shares a parameter with another module"
-        new = new or _swap(conv, kernel_sizes)
-        if isinstance(new, SplitShuffleConv3d):
-            for name in names:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, new)
-        swapped = isinstance(new, SplitShuffleConv3d)
+        if isinstance(module, CONVOLUTIONS):
+            places[module].append(name)
+    skipped, ties, before = _skipped(skip, places), _ties(model), _parameters(model)
+
+    rows, layers = [], {}
+    for conv, names in places.items():
+        reason = "skip asks for it" if conv in skipped else why_not(conv, branches) or ties.get(conv, "")
+        new = None
+        if not reason:
+            layers[conv] = new = _split(conv, branches)
+            new.bias = conv.bias
+            if new.kernel_sizes == (conv.kernel_size,) and not new.transposed:
+                new.weights[0] = conv.weight
         rows.append(
             LayerReport(
-                name=" = ".join(names),
+                name=names[0],
+                also=tuple(names[1:]),
                 kind=type(conv).__name__,
-                kernel=tuple(conv.kernel_size),  # type: ignore[arg-type]
-                branches=new.kernel_sizes if swapped else None,
-                reason="" if swapped else new,
-                before=_count(conv),
-                after=_count(new if swapped else conv),
+                kernel=conv.kernel_size,
+                branches=new.kernel_sizes if new else None,
+                reason=reason,
+                before=_parameters(conv),
+                after=_parameters(new or conv),
             )
         )
-    return ConvertReport(tuple(rows), before, _count(model))
+    for conv, layer in layers.items():
+        for name in places[conv]:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, layer)
+    return ConvertReport(tuple(rows), before, _parameters(model))
 
 
-def from_conv3d(conv: Convolution, kernel_sizes: KernelSizes = "split_depth") -> SplitShuffleConv3d:
-    """One nn.Conv3d or nn.ConvTranspose3d as SplitShuffleConv3d, its weights made from the layer's as by `convert`.
+def from_conv3d(conv: nn.Conv3d | nn.ConvTranspose3d, kernel_sizes: KernelSizes = "split_depth") -> SplitShuffleConv3d:
+    """One convolution as a SplitShuffleConv3d of its own memory; extents and weights as `convert` chooses them.
 
     Raises:
-        TypeError: it is neither. ValueError: it does not fit; the message says why.
+        ValueError: the layer is not eligible, for the reason that `convert` reports.
+        TypeError: conv is no nn.Conv3d or nn.ConvTranspose3d.
 
     Example:
-        >>> from_conv3d(nn.Conv3d(4, 8, 3, padding=1), "dense").weights[0].shape
-        torch.Size([8, 4, 3, 3, 3])
+        >>> from_conv3d(nn.Conv3d(8, 16, 3, padding=1, stride=2), "acs4").kernel_sizes
+        ((3, 3, 3), (1, 3, 3), (3, 1, 3), (3, 3, 1))
     """
-    if not isinstance(conv, (nn.Conv3d, nn.ConvTranspose3d)):
+    branches = _named_branches(kernel_sizes)
+    if not isinstance(conv, CONVOLUTIONS):
         raise TypeError(f"conv: expected an nn.Conv3d or nn.ConvTranspose3d; got {type(conv).__name__}")
-    _named(kernel_sizes)
-    new = _swap(conv, kernel_sizes)
-    if isinstance(new, str):
-        raise ValueError(f"conv: {conv} does not fit: {new}")
-    return new
+    if reason := why_not(conv, branches):
+        raise ValueError(f"conv: expected a layer that SplitShuffleConv3d can stand for; got {conv}: {reason}")
+    return _split(conv, branches)
 
 
-def _named(kernel_sizes: KernelSizes) -> tuple[Triple, ...]:
-    """The branches of a set by name, or of extents; raises ValueError."""
+def _named_branches(kernel_sizes: KernelSizes) -> tuple[Triple, ...]:
     if isinstance(kernel_sizes, str):
         if kernel_sizes not in KERNEL_SETS:
             raise ValueError(f"kernel_sizes: expected extents or one of {', '.join(KERNEL_SETS)}; got {kernel_sizes!r}")
         return KERNEL_SETS[kernel_sizes]
-    if any(k is None for k in kernel_sizes):
-        raise ValueError("kernel_sizes: an identity branch (None) has no weights to start from; name extents")
-    return check_branches(kernel_sizes)
+    branches = check_branches(kernel_sizes)
+    if IDENTITY in branches:
+        raise ValueError(
+            f"kernel_sizes: expected extents for each branch; got {kernel_sizes!r}; an identity branch (None) has no "
+            "place for a layer's weights"
+        )
+    return branches
 
 
-def _skipped(skip: Skip, name: str, module: nn.Module) -> bool:
-    if skip is None:
-        return False
-    if callable(skip):
-        return bool(skip(name, module))
-    return any(fnmatch.fnmatchcase(name, p) for p in ([skip] if isinstance(skip, str) else skip))
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
+    if isinstance(model, CONVOLUTIONS):
+        raise TypeError(
+            f"model: expected a module that holds convolutions; got a {type(model).__name__}, which cannot be swapped "
+            "in place; use ssconv.from_conv3d(model)"
+        )
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise ValueError(
+            "model: is in a DistributedDataParallel, which would not synchronise the new weights; convert the model "
+            "first, then wrap it"
+        )
 
 
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _skipped(skip: Skip, places: dict[nn.Module, list[str]]) -> set[nn.Module]:
+    """The layers that `skip` names; a module in several places is skipped in all of them."""
+    if callable(skip) and not isinstance(skip, nn.Module):
+        return {conv for conv, names in places.items() if any(skip(name, conv) for name in names)}
+    if skip is not None and not isinstance(skip, Iterable):
+        raise TypeError(f"skip: expected names, patterns or a callable (name, module) -> bool; got {skip!r}")
+    patterns = [skip] if isinstance(skip, str) else skip or ()
+    found = set()
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"skip: expected names, patterns or a callable (name, module) -> bool; got {pattern!r}")
+        matches = {conv for conv, names in places.items() if any(_within(name, pattern) for name in names)}
+        if not matches:
+            raise ValueError(
+                f"skip: {pattern!r} matches no nn.Conv3d or nn.ConvTranspose3d and nothing that holds one; names are "
+                "those of model.named_modules()"
+            )
+        found |= matches
+    return found
 
 
-def _swap(conv: Convolution, kernel_sizes: KernelSizes) -> SplitShuffleConv3d | str:
-    """The layer that takes the place of `conv`, or the reason why none can."""
-    branches = _branches(conv, kernel_sizes)
-    if isinstance(branches, str):
-        return branches
-    padding = _padding(conv)
-    reason = _obstacle(conv, len(branches)) or ("" if padding in ("same", "valid") else padding)
-    if reason:
+def _within(name: str, pattern: str) -> bool:
+    """Whether the pattern matches this name or that of a module around it."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+
+
+def _ties(model: nn.Module) -> dict[nn.Module, str]:
+    """For each module whose weight other modules hold too: the reason to leave it alone."""
+    holders: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(name, recurse=False, remove_duplicate=False):
+            holders[id(parameter)].append((module, own))
+    ties = {}
+    for shared in holders.values():
+        for module, own in shared:
+            others = [name for _, name in shared if name != own]
+            if others and own.rpartition(".")[2] == "weight":
+                ties[module] = f"its weight is tied to {' and '.join(others)}"
+    return ties
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(0 if isinstance(p, UninitializedParameter) else p.numel() for p in module.parameters())
+
+
+# ------------------------------------------------------------------------------------ which layers, and why not
+
+
+def why_not(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) -> str:
+    """The reason why this layer is left alone, or ""."""
+    up = isinstance(conv, nn.ConvTranspose3d)
+    if reason := why_not_other_class(conv, nn.ConvTranspose3d if up else nn.Conv3d) or why_not_rebuilt(conv):
         return reason
-    new = SplitShuffleConv3d(
-        conv.in_channels,
-        conv.out_channels,
-        branches,
-        stride=tuple(conv.stride),
-        padding=padding,
-        transposed=isinstance(conv, nn.ConvTranspose3d),
-        bias=conv.bias is not None,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-    )
-    _fill(new, conv)
-    return new.train(conv.training)
-
-
-def _branches(conv: Convolution, kernel_sizes: KernelSizes) -> tuple[Triple, ...] | str:
-    """The extents per branch for this layer, or why there are none."""
-    kernel, named = tuple(conv.kernel_size), _named(kernel_sizes)
+    weight = getattr(conv, "weight", None)
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}, not an nn.Parameter"
+    if weight.dtype not in DTYPES:
+        return f"dtype is {weight.dtype}"
+    if conv.padding_mode != "zeros":
+        return f"padding_mode is {conv.padding_mode!r}, not 'zeros'"
+    if conv.dilation != (1, 1, 1):
+        return f"dilation is {_extents(conv.dilation)}, not 1"
+    if conv.groups != 1:
+        return f"groups is {conv.groups}, not 1"
+    kernel, count = conv.kernel_size, len(branches)
     if any(k % 2 == 0 for k in kernel):
         return f"kernel {_extents(kernel)} has an even extent"
-    if not isinstance(kernel_sizes, str):
-        window = tuple(max(b[d] for b in named) for d in range(3))
-        if window != kernel:
-            return f"its kernel {_extents(kernel)} is not the window {_extents(window)} of the branches"
-        return named
-    branches = tuple(tuple(k if e > 1 else 1 for e, k in zip(b, kernel, strict=True)) for b in named)
-    if len(branches) > 1 and kernel == (1, 1, 1):
-        return "kernel 1x1x1 has nothing to split"
-    if len(set(branches)) == 1 < len(set(named)):
-        return f"kernel {_extents(kernel)} gives all branches of {kernel_sizes} the same extents"
-    return branches  # type: ignore[return-value]
-
-
-def _obstacle(conv: Convolution, count: int) -> str:
-    """What else keeps `conv` from being swapped for `count` branches, or ""."""
-    if type(conv) not in (nn.Conv3d, nn.ConvTranspose3d):
-        return f"{type(conv).__name__} is a subclass, or has parametrizations, that would be lost"
-    if any(value for name, value in vars(conv).items() if name.endswith("_hooks")):
-        return "has hooks, that would be lost"
-    if conv.groups != 1:
-        return f"groups {conv.groups}"
-    if tuple(conv.dilation) != (1, 1, 1):
-        return f"dilation {tuple(conv.dilation)}"
     if any(s not in (1, 2) for s in conv.stride):
-        return f"stride {tuple(conv.stride)}"
-    if conv.padding_mode != "zeros":
-        return f"padding_mode {conv.padding_mode!r}"
+        return f"stride is {_extents(conv.stride)}, not 1 or 2"
+    padding = _padding(conv)
+    if not padding and up:
+        both = f"padding {_extents(conv.padding)} with output_padding {_extents(conv.output_padding)}"
+        return f"{both} is neither (k - 1) / 2 with stride - 1, nor 0 with 0"
+    if not padding:
+        return f"padding {_extents(conv.padding)} is neither (k - 1) / 2 everywhere nor 0 everywhere"
     for name, channels in (("in_channels", conv.in_channels), ("out_channels", conv.out_channels)):
+        if channels < 1:
+            return f"{name} is {channels}"
         if channels % count:
             return f"{name} {channels} is not a multiple of the {count} branches"
+    fitted = _fitted(branches, kernel)
+    if count > 1 and (kernel == (1, 1, 1) or len(set(fitted)) == 1 < len(set(branches))):
+        return f"kernel {_extents(kernel)} leaves nothing to split"
+    window = ConvSpec(fitted).window
+    if padding == "valid" and window != kernel:
+        return f"padding 0 needs branches that span the kernel; they span {_extents(window)}"
     return ""
 
 
-def _padding(conv: Convolution) -> str:
-    """ "same" or "valid" where the layer's padding is that, else a sentence."""
-    if isinstance(conv.padding, str):  # nn.Conv3d's own words; its "same" has stride 1
+def why_not_other_class(module: nn.Module, base: type[nn.Module]) -> str:
+    """Why a module, an instance of `base`, does not do what `base` does, so that no other class can stand for it."""
+    if isinstance(module, LazyModuleMixin):
+        return "is lazy, its weights are not there yet; run the model once first"
+    if is_parametrized(module):
+        return f"has a parametrization of {', '.join(module.parametrizations)}"
+    if overrides := _overrides(type(module), base):
+        return f"is a subclass of nn.{base.__name__} that overrides {', '.join(overrides)}"
+    if replaced := [name for name in vars(module) if callable(getattr(type(module), name, None))]:
+        return f"has a {' and a '.join(replaced)} of its own, set on the object"
+    return ""
+
+
+def why_not_rebuilt(module: nn.Module) -> str:
+    """What a module has that a new one, built from constructor arguments, weight and bias, would not have."""
+    # There is no public way to ask a module for its hooks; all of them live in dictionaries of such names.
+    hooks = [name for name, held in vars(module).items() if name.endswith("_hooks") and held]
+    if hooks:
+        return f"has {' and '.join(name.strip('_').replace('_', ' ') for name in hooks)}"
+    held = (*dict(module.named_parameters()), *dict(module.named_buffers()), *dict(module.named_children()))
+    if surplus := [name for name in held if name not in ("weight", "bias")]:
+        return f"holds {', '.join(surplus)} besides weight and bias"
+    return ""
+
+
+def _overrides(kind: type, base: type) -> list[str]:
+    """What the classes below `base` change of it, other than how it is built and printed."""
+    harmless = {"__init__", "reset_parameters", "extra_repr"}
+    special = {"__call__", "__getattr__", "__getattribute__", "__setattr__"}
+    below = kind.__mro__[: kind.__mro__.index(base)]
+    names = {name for c in below for name in vars(c) if hasattr(base, name) or name in special}
+    return sorted(n for n in names - harmless if n in special or not (n.startswith("__") and n.endswith("__")))
+
+
+def _padding(conv: nn.Conv3d | nn.ConvTranspose3d) -> str:
+    """The operator's name for the layer's padding; "" if it has none."""
+    if isinstance(conv.padding, str):
         return conv.padding
-    half, none = tuple((k - 1) // 2 for k in conv.kernel_size), (0, 0, 0)
-    padding, transposed = tuple(conv.padding), isinstance(conv, nn.ConvTranspose3d)
-    extra = tuple(conv.output_padding)
-    if padding == half and (not transposed or extra == tuple(s - 1 for s in conv.stride)):
+    dims = list(zip(conv.kernel_size, conv.stride, conv.padding, conv.output_padding, strict=True))
+    up = isinstance(conv, nn.ConvTranspose3d)
+    if all(p == k // 2 and extra == (s - 1 if up else 0) for k, s, p, extra in dims):
         return "same"
-    if padding == none and (not transposed or extra == none):
-        return "valid"
-    ending = f" and output_padding {extra}" if transposed else ""
-    return f"padding {padding}{ending} for kernel {_extents(conv.kernel_size)} and stride {tuple(conv.stride)}"
+    return "valid" if all(p == 0 and extra == 0 for _, _, p, extra in dims) else ""
+
+
+# ------------------------------------------------------------------------------------------- the layer in its place
+
+
+def _fitted(branches: tuple[Triple, ...], kernel: Triple, kept: Sequence[bool] = (False,) * 3) -> tuple[Triple, ...]:
+    """A set, which is meant for a 3x3x3 layer, in the extents of this `kernel`, whole in the dimensions of `kept`."""
+    largest = ConvSpec(branches).window
+    return tuple(
+        tuple(
+            own if whole or 1 < k == most else min(k, own)
+            for k, most, own, whole in zip(branch, largest, kernel, kept, strict=True)
+        )
+        for branch in branches
+    )  # type: ignore[return-value]
 
 
 @torch.no_grad()
-def _fill(new: SplitShuffleConv3d, conv: Convolution) -> None:
-    """Weights and bias of `new` from those of `conv`, and what they require."""
-    dense = conv.weight.transpose(0, 1) if isinstance(conv, nn.ConvTranspose3d) else conv.weight
-    count = len(new.weights)
-    width = conv.in_channels // count
-    for s, weight in enumerate(new.weights):
-        rows = dense[s::count]
-        weight.copy_(_middle(rows[:, s * width : (s + 1) * width], weight.shape[2:]))
-        if count > 1:
-            weight.mul_(_factor(rows, weight))
-        weight.requires_grad_(conv.weight.requires_grad)
-    if new.bias is not None and conv.bias is not None:
-        new.bias.copy_(conv.bias)
-        new.bias.requires_grad_(conv.bias.requires_grad)
+def _split(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) -> SplitShuffleConv3d:
+    transposed = isinstance(conv, nn.ConvTranspose3d)
+    layer = SplitShuffleConv3d(
+        conv.in_channels,
+        conv.out_channels,
+        _fitted(branches, conv.kernel_size, [transposed and s > 1 for s in conv.stride]),
+        stride=conv.stride,
+        padding=_padding(conv),
+        transposed=transposed,
+        bias=conv.bias is not None,
+        device="meta",  # nothing is drawn: the weights are set below
+    )
+    dense = conv.weight.transpose(0, 1) if transposed else conv.weight
+    for s, weight in enumerate(branch_weights(dense, layer.kernel_sizes)):
+        layer.weights[s] = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
+    if conv.bias is not None:
+        layer.bias = nn.Parameter(conv.bias.clone(), requires_grad=conv.bias.requires_grad)
+    return layer.train(conv.training)
 
 
-def _middle(weight: Tensor, extents: Sequence[int]) -> Tensor:
-    for d, (outer, inner) in enumerate(zip(weight.shape[2:], extents, strict=True), start=2):
-        weight = weight.narrow(d, (outer - inner) // 2, inner)
-    return weight
+def branch_weights(dense: Tensor, branches: Sequence[Triple]) -> list[Tensor]:
+    """Dense (Cout, Cin, Kd, Kh, Kw) -> (Cout/S, Cin/S, kd, kh, kw) per branch, new memory.
 
+        W_s[j, i] = f[j*S + s] * dense[j*S + s, s*Cin/S + i], central taps
 
-def _factor(all_weights: Tensor, kept: Tensor) -> float | Tensor:
-    """sqrt(sum of squares of all / of the kept); 1 where nothing was kept. On the meta device there are no values."""
-    if kept.is_meta:
-        return 1.0
-    total, part = float(all_weights.double().square().sum()), float(kept.double().square().sum())
-    return math.sqrt(total / part) if part > 0 else 1.0
+    with f such that the sum of squares of each output channel is the dense one's.
+    """
+    count = len(branches)
+    width = dense.shape[1] // count
+    wide = dense if dense.dtype == torch.float64 else dense.float()
+    weights = []
+    for s, kernel in enumerate(branches):
+        middle = tuple(slice((n - k) // 2, (n + k) // 2) for n, k in zip(dense.shape[2:], kernel, strict=True))
+        rows = wide[s::count]
+        kept = rows[(slice(None), slice(s * width, (s + 1) * width), *middle)]
+        if kept.shape != rows.shape:
+            norm, left = (t.flatten(1).norm(dim=1) for t in (rows, kept))
+            # On the device and without a branch: the weights may be on meta.
+            factor = torch.where(left > 0, norm / left, 1.0)
+            kept = kept * factor[:, None, None, None, None]
+        weights.append(kept.to(dense.dtype, copy=True, memory_format=torch.contiguous_format))
+    return weights

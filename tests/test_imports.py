@@ -7,7 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = {
-    "ssconv": ["spec", "reference", "cpu", "backends", "ops", "functional", "inflate", "layers", "convert", "__init__"],
+    "ssconv": [
+        "spec",
+        "reference",
+        "cpu",
+        "backends",
+        "vmap",
+        "ops",
+        "functional",
+        "inflate",
+        "layers",
+        "convert",
+        "__init__",
+    ],
     "ssgan": [
         "__init__",
         "errors",
