@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from ssconv.layers import SplitShuffleConv3d
-from ssconv.spec import DTYPES, IDENTITY, KERNEL_SETS, ConvSpec, Triple, check_branches
+from ssconv.spec import DTYPES, IDENTITY, KERNEL_SETS, MAX_EXTENT, ConvSpec, Triple, check_branches
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 
@@ -61,18 +61,24 @@ class ConvertReport:
         return tuple(row for row in self.layers if row.branches is None)
 
     def __str__(self) -> str:
-        lines = [("layer", "was", "becomes", "parameters", "now"), *(_line(row) for row in self.layers)]
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
-        table = [
-            "  ".join(c.rjust(w) if i > 2 else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines
-        ]
+        lines = table(("layer", "was", "becomes", "parameters", "now"), map(_line, self.layers))
         share = f" ({self.after / self.before:.1%})" if self.before else ""
-        table.append(
+        lines.append(
             f"{len(self.swapped)} swapped, {len(self.kept)} left alone; parameters of the whole model: "
             f"{self.before:,} -> {self.after:,}{share}"
         )
-        return "\n".join(table)
+        return "\n".join(lines)
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """The lines of a table of aligned columns, the last two, numbers, to the right."""
+    cells = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    left = len(head) - 2
+    return [
+        "  ".join(c.rjust(w) if i >= left else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
 
 
 def _line(row: LayerReport) -> tuple[str, ...]:
@@ -135,7 +141,7 @@ def convert(model: nn.Module, kernel_sizes: KernelSizes = "split_depth", *, skip
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, CONVOLUTIONS):
             places[module].append(name)
-    skipped, ties, before = _skipped(skip, places), _ties(model), _parameters(model)
+    skipped, ties, before = _skipped(skip, places), _ties(model), count_parameters(model)
 
     rows, layers = [], {}
     for conv, names in places.items():
@@ -154,15 +160,15 @@ def convert(model: nn.Module, kernel_sizes: KernelSizes = "split_depth", *, skip
                 kernel=conv.kernel_size,
                 branches=new.kernel_sizes if new else None,
                 reason=reason,
-                before=_parameters(conv),
-                after=_parameters(new or conv),
+                before=count_parameters(conv),
+                after=count_parameters(new or conv),
             )
         )
     for conv, layer in layers.items():
         for name in places[conv]:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, layer)
-    return ConvertReport(tuple(rows), before, _parameters(model))
+    return ConvertReport(tuple(rows), before, count_parameters(model))
 
 
 def from_conv3d(conv: nn.Conv3d | nn.ConvTranspose3d, kernel_sizes: KernelSizes = "split_depth") -> SplitShuffleConv3d:
@@ -255,7 +261,8 @@ def _ties(model: nn.Module) -> dict[nn.Module, str]:
     return ties
 
 
-def _parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers its parameters hold; lazy ones that are not there yet count 0."""
     return sum(0 if isinstance(p, UninitializedParameter) else p.numel() for p in module.parameters())
 
 
@@ -281,6 +288,8 @@ def why_not(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) 
     kernel, count = conv.kernel_size, len(branches)
     if any(k % 2 == 0 for k in kernel):
         return f"kernel {_extents(kernel)} has an even extent"
+    if max(kernel) > MAX_EXTENT:
+        return f"kernel {_extents(kernel)} has an extent above {MAX_EXTENT}"
     if any(s not in (1, 2) for s in conv.stride):
         return f"stride is {_extents(conv.stride)}, not 1 or 2"
     padding = _padding(conv)

@@ -25,6 +25,7 @@ KERNEL_SETS: dict[str, tuple[Triple, ...]] = {
     "acs4": ((3, 3, 3), (1, 3, 3), (3, 1, 3), (3, 3, 1)),
 }
 
+MAX_EXTENT = 63  # taps per dimension; csrc/cpu has room for as many
 ACTIVATIONS = ("linear", "lrelu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -97,10 +98,10 @@ def check_branches(kernel_sizes: Sequence[Sequence[int] | None], name: str = "ke
             branches.append(IDENTITY)
             continue
         extents = tuple(kernel) if isinstance(kernel, Sequence) else ()
-        if len(extents) != 3 or any(not isinstance(k, int) or k < 1 or k % 2 == 0 for k in extents):
+        if len(extents) != 3 or any(not isinstance(k, int) or not 1 <= k <= MAX_EXTENT or k % 2 == 0 for k in extents):
             raise ValueError(
-                f"{name}[{i}]: expected three odd positive extents (kd, kh, kw) or None for the identity; "
-                f"got {kernel!r}"
+                f"{name}[{i}]: expected three odd positive extents (kd, kh, kw) of at most {MAX_EXTENT}, or None for "
+                f"the identity; got {kernel!r}"
             )
         branches.append(extents)
     return tuple(branches)

@@ -47,7 +47,8 @@ CALLS = {
     "x no tensor": (lambda c: c | {"x": 3}, "x: expected a tensor (N, C, D, H, W); got int"),
     "even extent": (
         second_weight(lambda w: w.new_zeros(3, 2, 1, 2, 3)),
-        "weights[1]: expected three odd positive extents (kd, kh, kw) or None for the identity; got (1, 2, 3)",
+        "weights[1]: expected three odd positive extents (kd, kh, kw) of at most 63, or None for the "
+        "identity; got (1, 2, 3)",
     ),
     "weight of other channels": (
         second_weight(lambda w: w.new_zeros(3, 1, 1, 3, 3)),
@@ -206,7 +207,14 @@ LAYERS = {
     "even extent": (
         (4, 4, ((3, 3, 3), (3, 2, 3))),
         {},
-        "kernel_sizes[1]: expected three odd positive extents (kd, kh, kw) or None for the identity; got (3, 2, 3)",
+        "kernel_sizes[1]: expected three odd positive extents (kd, kh, kw) of at most 63, or None for the "
+        "identity; got (3, 2, 3)",
+    ),
+    "more taps than fit": (
+        (4, 4, ((3, 3, 65),)),
+        {},
+        "kernel_sizes[0]: expected three odd positive extents (kd, kh, kw) of at most 63, or None for the "
+        "identity; got (3, 3, 65)",
     ),
     "nn.Conv3d's kernel size": (
         (4, 4, 3),
@@ -216,7 +224,8 @@ LAYERS = {
     "one triple": (
         (4, 4, (3, 3, 3)),
         {},
-        "kernel_sizes[0]: expected three odd positive extents (kd, kh, kw) or None for the identity; got 3",
+        "kernel_sizes[0]: expected three odd positive extents (kd, kh, kw) of at most 63, or None for the "
+        "identity; got 3",
     ),
     "unknown set": (
         (4, 4, "acs3"),

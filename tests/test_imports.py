@@ -18,6 +18,7 @@ ORDER = {
         "inflate",
         "layers",
         "convert",
+        "inflate_model",
         "__init__",
     ],
     "ssgan": [

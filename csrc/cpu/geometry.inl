@@ -1,6 +1,6 @@
 // Which taps reach which outputs, and the packed box of inputs that a tile of outputs reads.
 
-constexpr int MAX_EXTENT = 64;  // taps per dimension; bindings.cpp checks
+constexpr int MAX_EXTENT = 63;  // taps per dimension; spec.py allows no more
 
 // One dimension of one class and branch: which taps reach it, and which input sample each reads at q = 0.
 struct Reach {
