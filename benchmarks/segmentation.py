@@ -2,11 +2,11 @@
 
     python -m benchmarks.segmentation --data ../shared/data/msd-hippocampus [--steps 400] [--seeds 0 1] [--threads 2]
 
-The data are the Medical Segmentation Decathlon's Task04 (images/ and labels/ of NIfTI; 0 background, 1 anterior,
-2 posterior). 160 volumes train, the others validate; the split is a permutation with seed 0. Every variant starts from
-the same dense weights (the split ones by convert's rule) and sees the same volumes in the same order. The variants are
-trained in turn, some steps each, so that a slow spell of the machine falls on all. Writes JSON lines, a Markdown table
-and a PNG of the validation Dice over the steps.
+The data are the Medical Segmentation Decathlon's Task04 (NIfTI in imagesTr/ and labelsTr/, or images/ and labels/;
+0 background, 1 anterior, 2 posterior). 160 volumes train, the others validate; the split is a permutation with seed 0.
+Every variant starts from the same dense weights (the split ones by convert's rule) and sees the same volumes in the
+same order. The variants are trained in turn, some steps each, so that a slow spell of the machine falls on all. Writes
+JSON lines, a Markdown table and a PNG of the validation Dice over the steps.
 """
 
 from __future__ import annotations
@@ -66,19 +66,21 @@ def load(folder: Path, shape: Sequence[int] = SHAPE) -> tuple[Tensor, Tensor]:
     Raises:
         BadData: a folder or a label is missing or unreadable, or a label holds other values than 0, 1, 2.
     """
-    names = sorted(p.name for p in (folder / "images").glob("*.nii.gz"))
+    kinds = ("imagesTr", "labelsTr") if (folder / "imagesTr").is_dir() else ("images", "labels")
+    names = sorted(p.name for p in (folder / kinds[0]).glob("[!.]*.nii.gz"))
     if not names:
-        raise BadData(f"{folder / 'images'}: expected NIfTI files (*.nii.gz); there are none")
+        raise BadData(f"{folder / kinds[0]}: expected NIfTI files (*.nii.gz); there are none")
     images, labels = [], []
     for name in names:
-        if not (folder / "labels" / name).exists():
-            raise BadData(f"{folder / 'labels' / name}: is missing; each image needs a label of its name")
-        image, label = (read(folder / kind / name) for kind in ("images", "labels"))
+        where = folder / kinds[1] / name
+        if not where.exists():
+            raise BadData(f"{where}: is missing; each image needs a label of its name")
+        image, label = read(folder / kinds[0] / name), read(where)
         if image.shape != label.shape:
-            raise BadData(f"{folder / 'labels' / name}: has shape {label.shape}; its image has {image.shape}")
+            raise BadData(f"{where}: has shape {label.shape}; its image has {image.shape}")
         values = np.unique(label)
         if not set(values.tolist()) <= set(range(CLASSES)):
-            raise BadData(f"{folder / 'labels' / name}: expected labels 0, 1, 2; got {values.tolist()}")
+            raise BadData(f"{where}: expected labels 0, 1, 2; got {values.tolist()}")
         image = image.astype(np.float64)
         image = (image - image.mean()) / max(float(image.std()), 1e-6)
         images.append(centred(image, shape))
@@ -275,7 +277,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.segmentation", description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with images/ and labels/")
+    parser.add_argument("--data", type=Path, required=True, help="folder with imagesTr/ and labelsTr/")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/results/segmentation"), help="folder of the results"
     )

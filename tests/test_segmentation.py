@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -69,6 +70,14 @@ def test_volumes_are_turned_to_ras(tmp_path):
     write(tmp_path / "a", "v.nii.gz", image, label)
     write(tmp_path / "b", "v.nii.gz", image[::-1], label[::-1], np.diag([-1.0, 1, 1, 1]))
     for one, other in zip(segmentation.load(tmp_path / "a"), segmentation.load(tmp_path / "b"), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_names_that_the_decathlon_gives(folder, tmp_path):
+    for kind in ("images", "labels"):
+        shutil.copytree(folder / kind, tmp_path / f"{kind}Tr")
+    (tmp_path / "imagesTr" / "._v0.nii.gz").write_bytes(b"what macOS puts beside a file")
+    for one, other in zip(segmentation.load(tmp_path), segmentation.load(folder), strict=True):
         assert torch.equal(one, other)
 
 

@@ -14,7 +14,7 @@ Tile choose_tile(const Geometry& g, const Class& c, int64_t samples, int64_t z_f
       widest[d] = most(widest[d], g.adjoint ? ceil_div(g.branch[s].extent[d], g.stride[d]) : g.branch[s].extent[d]);
   const auto reads = [&](int d, int64_t outputs) { return (outputs - 1) * in_stride(g, d) + widest[d]; };
   const auto fits = [&](const Tile& u) {
-    const int64_t box = reads(0, u.d) * reads(1, u.h) * reads(2, u.w) * ceil_div(g.in_channels, BLOCK) * BLOCK;
+    const int64_t box = reads(0, u.d) * reads(1, u.h) * reads(2, u.w) * box_channels(g.in_channels);
     return box <= BOX && u.d * u.h * u.w * z_floats <= RESULT;
   };
   while (t.w > 8 && !fits(t)) t.w = ceil_div(t.w, 2);
@@ -84,41 +84,60 @@ struct Convolution {
       const int columns = sums ? 3 * width : width, taps_w = sums ? 1 : r[2].count;
       p.step_b = columns;
       p.rows_c = sums ? columns : ldz;
+      // Of the box's line the inputs inside the volume; with `sums` only their shares are computed, the others are 0.
+      const int64_t skip = least(most(-box.w.low, 0), box.w.length);
+      const int64_t inner = most(least(x.size[4] - box.w.low, box.w.length) - skip, 0);
+      if (sums) __builtin_memset(partial, 0, size_t(box.w.length * columns) * 4);
       Range last_d = {-1, -1}, last_h = {-1, -1};
-      int64_t inside = 0;
+      int64_t lines = 0;
+      // Along W: taps that at the tile's first output read outside the volume, those inside, those outside at the last.
+      int edge[MAX_EXTENT], edges[3] = {0, 0, 0};
+      for (int i = 0; i < taps_w; ++i) {
+        const int64_t step = in_stride(g, 2), at = begin[2] * step + r[2].shift[i], to_last = (tile[2] - 1) * step;
+        const bool before = at < 0 && at + step >= 0, after = at + to_last >= x.size[4] && at + to_last - step < x.size[4];
+        edge[i] = sums || before == after ? 1 : before ? 0 : 2;
+        ++edges[edge[i]];
+      }
       for (int64_t d = 0; d < tile[0]; ++d)
         for (int64_t h = 0; h < tile[1]; ++h) {
           // Taps that read outside the volume along D or H read zeros: they are left out.
           const Range rd = inside_of(r[0], (begin[0] + d) * in_stride(g, 0), x.size[2]);
           const Range rh = inside_of(r[1], (begin[1] + h) * in_stride(g, 1), x.size[3]);
           if (rd.begin != last_d.begin || rd.end != last_d.end || rh.begin != last_h.begin || rh.end != last_h.end) {
+            const auto add = [&](int64_t k, int i0, int i1, int i2, int64_t j) {
+              offset_a[j] = k * box.plane() + box.at(begin[0] * in_stride(g, 0) + r[0].shift[i0],
+                                                     begin[1] * in_stride(g, 1) + r[1].shift[i1],
+                                                     sums ? box.w.low : begin[2] * in_stride(g, 2) + r[2].shift[i2]);
+              const int64_t tap =
+                  (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * b.extent[2] + (sums ? 0 : r[2].tap[i2]);
+              offset_b[j] = (k * pitch_in * taps_of(b) + tap * least(pitch_in, g.in_channels - k * pitch_in)) * width;
+            };
+            // Whole blocks of channels, then what is left of them; in each the taps by their edge.
             int64_t j = 0;
-            for (int64_t k = 0; k < blocks; ++k)
-              for (int i0 = rd.begin; i0 < rd.end; ++i0)
-                for (int i1 = rh.begin; i1 < rh.end; ++i1)
-                  for (int i2 = 0; i2 < taps_w; ++i2, ++j) {
-                    offset_a[j] = k * box.plane() + box.at(begin[0] * in_stride(g, 0) + r[0].shift[i0],
-                                                           begin[1] * in_stride(g, 1) + r[1].shift[i1],
-                                                           sums ? box.w.low : begin[2] * in_stride(g, 2) + r[2].shift[i2]);
-                    const int64_t tap =
-                        (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * b.extent[2] + (sums ? 0 : r[2].tap[i2]);
-                    offset_b[j] =
-                        (k * pitch_in * taps_of(b) + tap * least(pitch_in, g.in_channels - k * pitch_in)) * width;
-                  }
-            inside = int64_t(rd.end - rd.begin) * (rh.end - rh.begin) * taps_w;
+            for (int64_t k0 = 0; k0 < blocks; k0 = k0 < full_blocks ? full_blocks : blocks)
+              for (int e = 0; e < 3; ++e)
+                for (int64_t k = k0; k < (k0 < full_blocks ? full_blocks : blocks); ++k)
+                  for (int i0 = rd.begin; i0 < rd.end; ++i0)
+                    for (int i1 = rh.begin; i1 < rh.end; ++i1)
+                      for (int i2 = 0; i2 < taps_w; ++i2)
+                        if (edge[i2] == e) add(k, i0, i1, i2, j++);
+            lines = int64_t(rd.end - rd.begin) * (rh.end - rh.begin);
             last_d = rd;
             last_h = rh;
           }
           p.a = box_memory + (d * in_stride(g, 0) * box.h.length + h * in_stride(g, 1)) * box.row();
           float* line = to + (d * tile[1] + h) * tile[2] * ldz + o;
-          const int64_t rows = sums ? box.w.length : tile[2];
-          p.c = sums ? partial : line;
-          // Whole blocks of channels, then what is left of them.
+          const int64_t rows = sums ? inner : tile[2];
+          if (sums) p.a += skip * pitch_in;
+          p.c = sums ? partial + skip * columns : line;
           for (int64_t k = 0; k < blocks; k = k < full_blocks ? full_blocks : blocks) {
             const bool whole = k < full_blocks;
-            p.offset_a = offset_a + k * inside;
-            p.offset_b = offset_b + k * inside;
-            p.batch = whole ? full_blocks * inside : inside;
+            const int64_t of_each = whole ? full_blocks * lines : lines;
+            p.offset_a = offset_a + k * lines * taps_w;
+            p.offset_b = offset_b + k * lines * taps_w;
+            p.batch = of_each * taps_w;
+            p.without_first = of_each * edges[0];
+            p.without_last = of_each * edges[2];
             p.depth = whole ? pitch_in : g.in_channels - full_blocks * pitch_in;
             p.accumulate = k > 0;
             if (pitch_in == BLOCK)
@@ -201,7 +220,7 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
     const int64_t nd = ceil_div(c.count[0], tile.d), nh = ceil_div(c.count[1], tile.h), nw = ceil_div(c.count[2], tile.w);
     int64_t box = 0;
     for (int s = 0; s < g.branches; ++s) {
-      int64_t n = ceil_div(g.in_channels, BLOCK) * BLOCK;
+      int64_t n = box_channels(g.in_channels);
       const int64_t extents[3] = {tile.d, tile.h, tile.w};
       for (int d = 0; d < 3; ++d) n *= span(reach(g, g.branch[s], c, d), in_stride(g, d), 0, extents[d]).length;
       box = most(box, n);

@@ -87,6 +87,10 @@ inline Span span(const Reach& r, int stride, int64_t begin, int64_t end) {
 // read successive samples.
 constexpr int BLOCK = 16, SMALL_BLOCK = 8;
 
+inline int64_t box_channels(int64_t channels) {
+  return channels <= SMALL_BLOCK ? SMALL_BLOCK : ceil_div(channels, BLOCK) * BLOCK;
+}
+
 struct Box {
   Span d, h, w;
   int stride_w;

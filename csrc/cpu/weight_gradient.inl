@@ -17,7 +17,7 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
   int64_t blocks = 0, box = 0;
   for (int64_t o = 0; o < g.out_channels; o += block_width(g.out_channels - o)) ++blocks;
   for (int s = 0; s < g.branches; ++s) {
-    int64_t n = ceil_div(g.in_channels, BLOCK) * BLOCK;
+    int64_t n = box_channels(g.in_channels);
     const int64_t extents[3] = {tile.d, tile.h, tile.w};
     for (int d = 0; d < 3; ++d) n *= span(reach(g, g.branch[s], c, d), g.stride[d], 0, extents[d]).length;
     box = most(box, n);
@@ -62,7 +62,7 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
         const int columns = sums ? 3 * width : width;
         const bool direct = !sums && y.type == Type::f32 && y.stride[1] == 1 && inside == width && y_scale == nullptr;
         Product p = {};
-        p.b = direct ? static_cast<const float*>(y.data) : gradient.floats();
+        const float* gradients = direct ? static_cast<const float*>(y.data) : gradient.floats();
         p.step_b = direct ? y.stride[4] : width;
         for (int64_t d = 0; d < size[0] && !direct; ++d)
           for (int64_t h = 0; h < size[1]; ++h) {
@@ -72,6 +72,12 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
             __builtin_memset(line, 0, size_t(ends * width) * 4);
             __builtin_memset(line + line_floats - ends * width, 0, size_t(ends * width) * 4);
             line += ends * width;
+            if (y.type == Type::f32 && y.stride[1] == 1 && inside == width && y_scale == nullptr) {
+              const float* p = static_cast<const float*>(y.data) + from;
+              for (int64_t w = 0; w < size[2]; ++w, line += width, p += y.stride[4])
+                for (int k = 0; k < width; k += HALF) store_vector<HALF>(line + k, load_vector<HALF>(p + k));
+              continue;
+            }
             for (int64_t w = 0; w < size[2]; ++w, line += width) {
               read(y.data, y.type, from + w * y.stride[4], y.stride[1], inside, line);
               if (y_scale != nullptr) {
@@ -83,7 +89,6 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
           }
         p.offset_a = offset_a;
         p.offset_b = offset_b;
-        p.depth = size[2] + ends;
         p.step_a = packed.pitch();
         p.rows_c = columns;
         p.accumulate = true;
@@ -103,7 +108,15 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
               }
             for (int kw = 0; kw < (sums ? 1 : r[2].count); ++kw) {
               const int64_t tap = (int64_t(kd) * b.extent[1] + kh) * b.extent[2] + kw;
-              const int64_t column = packed.column(begin[2] * g.stride[2] + r[2].shift[kw] - packed.w.low);
+              // Positions that read inside the volume along W: outputs, or with `sums` inputs.
+              int64_t first = 0, last = size[2] + ends;
+              const int64_t from = begin[2] * g.stride[2] + r[2].shift[kw];
+              while (first < last && from + first * g.stride[2] < 0) ++first;
+              while (last > first && from + (last - 1) * g.stride[2] >= x.size[4]) --last;
+              if (first == last) continue;
+              p.depth = last - first;
+              p.b = gradients + first * p.step_b;
+              const int64_t column = packed.column(from + first * g.stride[2] - packed.w.low);
               for (int64_t k = 0; k < packed.blocks(); ++k) {
                 p.a = box_memory.floats(k * packed.plane() + column);
                 p.c = to + tap * g.in_channels * width + k * packed.pitch() * columns;

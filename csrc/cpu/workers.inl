@@ -1,18 +1,54 @@
 // What the workers share: scratch memory and a queue of tasks.
 
-// Aligned, uninitialised, freed at the end of the scope.
-struct Scratch {
-  explicit Scratch(int64_t bytes) {
-    void* p = nullptr;
-    if (posix_memalign(&p, 64, size_t(bytes > 0 ? bytes : 64)) != 0) {
-      fprintf(stderr, "ssconv: out of memory: %lld bytes of scratch\n", static_cast<long long>(bytes));
-      abort();
-    }
-    data = static_cast<char*>(p);
+// Blocks that a thread keeps from call to call: fresh pages cost more than many a small convolution.
+struct Kept {
+  static constexpr int SLOTS = 12;
+  static constexpr int64_t LARGEST = int64_t(4) << 20;  // bytes; larger ones go back at once
+  char* block[SLOTS] = {};
+  int64_t bytes[SLOTS] = {};
+  ~Kept() {
+    for (int i = 0; i < SLOTS; ++i) free(block[i]);
   }
-  ~Scratch() { free(data); }
+};
+static thread_local Kept kept;
+
+// Aligned, uninitialised; with SSCONV_POISON in the environment, for tests, full of NaN.
+struct Scratch {
+  explicit Scratch(int64_t wanted) : bytes(wanted > 64 ? wanted : 64) {
+    int best = -1;
+    for (int i = 0; i < Kept::SLOTS; ++i)
+      if (kept.bytes[i] >= bytes && (best < 0 || kept.bytes[i] < kept.bytes[best])) best = i;
+    if (best >= 0) {
+      data = kept.block[best];
+      bytes = kept.bytes[best];
+      kept.block[best] = nullptr;
+      kept.bytes[best] = 0;
+    } else {
+      void* p = nullptr;
+      if (posix_memalign(&p, 64, size_t(bytes)) != 0) {
+        fprintf(stderr, "ssconv: out of memory: %lld bytes of scratch\n", static_cast<long long>(bytes));
+        abort();
+      }
+      data = static_cast<char*>(p);
+    }
+    static const bool poison = getenv("SSCONV_POISON") != nullptr;
+    if (poison) __builtin_memset(data, 0xff, size_t(bytes));
+  }
+  ~Scratch() {
+    int worst = 0;  // the smallest kept one makes room
+    for (int i = 1; i < Kept::SLOTS; ++i)
+      if (kept.bytes[i] < kept.bytes[worst]) worst = i;
+    char* gone = data;
+    if (bytes <= Kept::LARGEST && bytes > kept.bytes[worst]) {
+      gone = kept.block[worst];
+      kept.block[worst] = data;
+      kept.bytes[worst] = bytes;
+    }
+    free(gone);
+  }
   Scratch(const Scratch&) = delete;
   float* floats(int64_t at = 0) { return reinterpret_cast<float*>(data) + at; }
+  int64_t bytes;
   char* data;
 };
 

@@ -1,0 +1,212 @@
+"""The compiled CPU kernels on every instruction set that runs here, and the faults that their checks must notice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssconv
+from ssconv import backends
+
+STATE = backends()["cpu"]
+pytestmark = pytest.mark.skipif(STATE != "available", reason=f"the CPU backend is {STATE}")
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+CHECKS = {  # a process each
+    "values": ("small", "conversions", "kinks", "nan_and_infinity", "no_samples"),
+    "workers": ("workers",),
+    "guard_pages": ("guard_pages",),
+    "wide": ("wide_float32", "wide_16_bit"),
+}
+LINUX = sys.platform == "linux"
+
+
+def instruction_sets() -> list[str]:
+    if STATE != "available":
+        return ["generic"]
+    kernels = torch.ops.ssconv_kernels
+    before = kernels.cpu_instruction_set()
+    found = [name for name in ("generic", "avx2", "avx512") if kernels.set_cpu_instruction_set(name)]
+    kernels.set_cpu_instruction_set(before)
+    return found
+
+
+def run(instruction_set: str, *checks: str, package: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The checks in a process in which the kernels' scratch memory is full of NaN."""
+    path = os.pathsep.join([str(package), str(TESTS)])
+    environment = {**os.environ, "PYTHONPATH": path, "SSCONV_POISON": "1", "PYTHONFAULTHANDLER": "1"}
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, str(TESTS / "cpu_kernel_checks.py"), instruction_set, *checks]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checks", CHECKS)
+@pytest.mark.parametrize("instruction_set", instruction_sets())
+def test_instruction_set(instruction_set, checks):
+    if checks == "guard_pages" and not LINUX:
+        pytest.skip("pages are protected by Linux's mprotect")
+    done = run(instruction_set, *CHECKS[checks])
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_best_instruction_set_is_chosen():
+    assert torch.ops.ssconv_kernels.cpu_instruction_set() == instruction_sets()[-1]
+    assert not torch.ops.ssconv_kernels.set_cpu_instruction_set("sse9")
+
+
+# -------------------------------------------------------------------------------------------------- planted faults
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, where (the one `old` in csrc/cpu/`file` becomes `new`), and the check that must notice."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    check: str = "small"
+    instruction_set: str = "generic"
+
+
+FAULTS = [
+    Fault("bf16 rounds half up", "floats.inl", "0x7fffu + ((b.u >> 16) & 1)", "0x8000u", "conversions"),
+    Fault("NaN rounds to infinity", "floats.inl", "nan ? (b.u >> 16) | 0x40 : rounded", "rounded", "conversions"),
+    Fault("fp16 infinity is 65536", "floats.inl", "if (b.f >= 65536.f)", "if (false)", "conversions"),
+    Fault("fp16 overflows late", "floats.inl", "b.u >= (143u << 23)", "b.u >= (144u << 23)", "conversions"),
+    Fault("fp16 denormals", "floats.inl", "b.u < (113u << 23)", "b.u < (112u << 23)", "conversions"),
+    Fault("zeros outside are not written", "geometry.inl",
+          "for (int64_t w = last; w < box.w.length; ++w) __builtin_memset(to + box.column(w), 0, PITCH * 4);", ""),
+    Fault("the line after the volume is read", "geometry.inl", "base + r.shift[i] >= size", "base + r.shift[i] > size"),
+    Fault("odd positions begin one early", "geometry.inl", "((w.length + 1) / 2)", "(w.length / 2)"),
+    Fault("scales of the first block for all", "geometry.inl", "scale ? scale + b * PITCH", "scale ? scale"),
+    Fault("parity of an adjoint", "geometry.inl", "numerator % g.stride[d] == 0", "numerator % g.stride[d] != 0"),
+    Fault("last block of inputs replaces the others", "convolution.inl",
+          "p.accumulate = k > 0;", "p.accumulate = false;"),
+    Fault("a tile wider than the volume", "convolution.inl",
+          "least(begin[2] + tile.w, c.count[2])", "begin[2] + tile.w", "guard_pages"),
+    Fault("noise of the wrong parity", "convolution.inl", "noise[w * step];", "noise[w];"),
+    Fault("z of all branches in one place", "convolution.inl", "s * g.out_channels * z->stride[1]", "0"),
+    Fault("taps left out on one side only", "convolution.inl", "rd.end != last_d.end ||", ""),
+    Fault("a tap inside is left out", "convolution.inl", "at < 0 && at + step >= 0", "at <= 0 && at + step >= 0"),
+    Fault("every piece leaves out its last row", "product.inl", "m == rows ? without_last : 0", "without_last"),
+    Fault("the gradient's first position is left out", "weight_gradient.inl",
+          "from + first * g.stride[2] < 0", "from + first * g.stride[2] <= 0"),
+    Fault("clamp before gain", "epilogue.inl",
+          "  t *= e.gain;\n  const T bound = e.clamp - T{};\n  t = t > bound ? bound : t;",
+          "  const T bound = e.clamp - T{};\n  t = t > bound ? bound : t;\n  t *= e.gain;"),
+    Fault("branches swapped in the tail", "epilogue.inl", "k * e.groups + s]", "k * e.groups + e.groups - 1 - s]"),
+    Fault("four branches in another order", "epilogue.inl",
+          "al = Pair<L>::low(t[0], t[2 % G])", "al = Pair<L>::low(t[0], t[1 % G])"),
+    Fault("side of the knee", "epilogue.inl", "e.gain > 0 ? 1.f : -1.f", "1.f"),
+    Fault("at 0 the positive side's slope", "epilogue.inl", "y * s.side > 0", "y * s.side >= 0", "kinks"),
+    Fault("clamped below, and yet a gradient", "epilogue.inl", "(y < bound) & (y > -bound)", "(y < bound)"),
+    Fault("bias gradient of one piece", "epilogue.inl",
+          "for (int64_t task = 0; task < pieces; ++task) sum += bias_part",
+          "for (int64_t task = 0; task < 1; ++task) sum += bias_part"),
+    Fault("shared noise of the last sample", "epilogue.inl", "if (!noise_shared || n == 0)", "if (true)"),
+    Fault("sums start from what was there", "product.inl",
+          "p.accumulate ? *c + sum[i][v] : sum[i][v]", "*c + sum[i][v]"),
+    Fault("every piece of rows begins after the first", "product.inl", "p.a += m * ROWS_A;", "p.a += ROWS_A;"),
+    Fault("the second part is forgotten", "weight_gradient.inl",
+          "int64_t part = 1; part < parts", "int64_t part = 2; part < parts", "workers"),
+    Fault("positions of one sample", "weight_gradient.inl",
+          "const int64_t n = i / (nd * nh * nw);", "const int64_t n = 0;"),
+    Fault("scale of the other sample", "weight_gradient.inl", "x_scale + (n * g.branches + s)", "x_scale + s"),
+    Fault("the last task is nobody's", "workers.inl",
+          "return i < q.count ? i : -1;", "return i < q.count - 1 ? i : -1;"),
+    Fault("three taps in another order", "weights.inl",
+          "c * b.stride[4];", "(2 * kw + columns - 1 - c) * b.stride[4];", "small", "avx2"),
+    Fault("one tap's share twice", "convolution.inl",
+          "share[1][w * columns + i] +", "share[0][w * columns + i] +", "small", "avx2"),
+    Fault("taps of a gradient reversed", "weight_gradient.inl", "(3 * i + 2 - kw)", "(3 * i + kw)", "small", "avx2"),
+    Fault("no zeros at a line's ends", "weight_gradient.inl",
+          "__builtin_memset(line, 0, size_t(ends * width) * 4);", "", "small", "avx2"),
+]  # fmt: skip
+
+
+class Builder:
+    """Builds copies of the package whose compiled module has one instruction set's kernels, from changed sources."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.objects = folder / "objects"
+        self.objects.mkdir()
+        self.compiler = shutil.which(os.environ.get("CXX", "c++"))
+        include = Path(torch.__file__).parent / "include"
+        flags = ["-I", str(include), "-I", sysconfig.get_paths()["include"], "-DSSCONV_CPU_KERNELS"]
+        flags += ["-DPy_LIMITED_API=0x030A0000", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"]
+        for name in ("bindings", "build_info", "cpu_dispatch"):
+            self.compile(ROOT / "csrc" / f"{name}.cpp", self.objects / f"{name}.o", flags)
+
+    def compile(self, source: Path, result: Path, flags: list[str] = []) -> None:  # noqa: B006
+        command = [self.compiler, "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", *flags]
+        done = subprocess.run([*command, "-c", str(source), "-o", str(result)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    def package(self, name: str, instruction_set: str, fault: Fault | None) -> Path:
+        folder = self.folder / name
+        shutil.copytree(ROOT / "csrc", folder / "csrc")
+        shutil.copytree(ROOT / "ssconv", folder / "ssconv", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        if fault is not None:
+            path = folder / "csrc" / "cpu" / fault.file
+            text = path.read_text()
+            assert text.count(fault.old) == 1, (
+                f"{fault.file} has {text.count(fault.old)} of {fault.old!r}: plant it elsewhere"
+            )
+            path.write_text(text.replace(fault.old, fault.new))
+        self.compile(folder / "csrc" / f"cpu_{instruction_set}.cpp", folder / "kernels.o")
+        others = [n for n in ("generic", "avx2", "avx512") if n != instruction_set]
+        stub = "".join(
+            f"namespace {n} {{ extern const Kernels KERNELS; const Kernels KERNELS = {{}}; }}\n" for n in others
+        )
+        (folder / "stub.cpp").write_text(f'#include "csrc/cpu.h"\nnamespace ssconv {{\n{stub}}}\n')
+        self.compile(folder / "stub.cpp", folder / "stub.o")
+        objects = [folder / "kernels.o", folder / "stub.o", *sorted(self.objects.glob("*.o"))]
+        module = folder / "ssconv" / "_C.abi3.so"
+        libraries = ["-L", Path(torch.__file__).parent / "lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+        subprocess.run([self.compiler, "-shared", "-o", module, *objects, *libraries], check=True)
+        return folder
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory) -> Builder:
+    if shutil.which(os.environ.get("CXX", "c++")) is None or not LINUX:
+        pytest.skip("builds faulty kernels with a C++ compiler on Linux; there is none here")
+    return Builder(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instruction_set", [n for n in ("generic", "avx2") if n in instruction_sets()])
+def test_an_unchanged_copy_passes(instruction_set, builder):
+    folder = builder.package(f"unchanged_{instruction_set}", instruction_set, None)
+    done = run(instruction_set, "small", "conversions", "kinks", "workers", "guard_pages", package=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(FAULTS)), ids=[f.what.replace(" ", "-") for f in FAULTS])
+def test_a_planted_fault_is_noticed(number, builder):
+    fault = FAULTS[number]
+    if fault.instruction_set not in instruction_sets():
+        pytest.skip(f"this processor does not run {fault.instruction_set}")
+    folder = builder.package(f"fault_{number}", fault.instruction_set, fault)
+    done = run(fault.instruction_set, fault.check, package=folder)
+    if fault.check == "guard_pages":
+        assert done.returncode in (3, -11), f"{fault.what}: exit code {done.returncode}; {done.stderr[-1000:]}"
+    else:
+        assert done.returncode == 3, f"{fault.what}: exit code {done.returncode}; {done.stderr[-1000:]}"
+    shutil.rmtree(folder)
+
+
+def test_the_copies_are_of_this_package():
+    assert Path(ssconv.__file__).parent == ROOT / "ssconv", "the planted faults go into the sources of another checkout"
