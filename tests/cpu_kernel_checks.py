@@ -98,6 +98,8 @@ def small_cases() -> Iterator[ConvCase]:
     yield ConvCase(cin=5, cout=6, size=(5, 4, 6), padding="valid", shuffle=False, epilogue=SHARED, seed=54)
     yield ConvCase(((3, 3, 3), None), 6, 6, size=(3, 4, 6), epilogue=FULL, in_scale=True, seed=55)
     yield ConvCase(cin=3, cout=4, size=(2, 2, 70), epilogue=FULL, seed=56)
+    yield ConvCase(cin=16, cout=8, size=(3, 5, 9), stride=(1, 2, 2), shuffle=False, epilogue=SHARED, seed=57)
+    yield ConvCase(((3, 3, 3), None), 8, 8, size=(3, 4, 6), epilogue=FULL, seed=58)
 
 
 def wide(case: ConvCase) -> ConvCase:

@@ -32,6 +32,44 @@ Tile choose_tile(const Geometry& g, const Class& c, int64_t samples, int64_t z_f
   return t;
 }
 
+// Brings the input of the next tile into the L2 cache, a few lines at each step, while this tile is computed.
+struct Ahead {
+  const char* data;
+  int64_t stride_d, stride_h, line_bytes, heights, lines, steps, calls, done;
+
+  Ahead(const Volume& x, int64_t n, const Span* spans, int64_t of_steps) : lines(0), steps(of_steps), calls(0), done(0) {
+    const int64_t item = x.type == Type::f32 ? 4 : 2;
+    if (x.stride[1] != 1 || x.stride[4] < x.size[1]) return;  // its channels are not together
+    int64_t low[3], size[3];
+    for (int d = 0; d < 3; ++d) {
+      low[d] = most(spans[d].low, 0);
+      size[d] = least(spans[d].low + spans[d].length, x.size[2 + d]) - low[d];
+      if (size[d] <= 0) return;
+    }
+    data = static_cast<const char*>(x.data) +
+           (n * x.stride[0] + low[0] * x.stride[2] + low[1] * x.stride[3] + low[2] * x.stride[4]) * item;
+    stride_d = x.stride[2] * item;
+    stride_h = x.stride[3] * item;
+    line_bytes = ((size[2] - 1) * x.stride[4] + x.size[1]) * item;
+    heights = size[1];
+    lines = size[0] * size[1];
+  }
+
+  void step() {
+    const int64_t until = least(lines, lines * ++calls / steps);
+    for (; done < until; ++done) {
+      const char* line = data + done / heights * stride_d + done % heights * stride_h;
+      for (int64_t i = 0; i < line_bytes; i += 64) __builtin_prefetch(line + i, 0, 2);
+    }
+  }
+};
+
+// Where the sums of a tile go: the first position, and the distance between positions along D, H, W.
+struct Sums {
+  float* at;
+  int64_t d, h, w;
+};
+
 struct Convolution {
   const Geometry& g;
   const Volume& x;
@@ -43,13 +81,20 @@ struct Convolution {
   const int64_t* packed_at;
   int64_t pitch;
 
-  // z of one branch over the tile [begin, end) of class c, into results[position][pitch * branches].
+  // Whether the sums are the output: nothing comes after them, and they come in whole vectors.
+  bool final() const {
+    return z == nullptr && e.groups == 1 && e.scale == nullptr && e.bias == nullptr && e.noise == nullptr &&
+           e.slope == 1 && e.gain == 1 && e.clamp < 0 && y.type == Type::f32 && y.stride[1] == 1 && pitch == g.out_channels;
+  }
+
+  // z of one branch over the tile [begin, end) of class c.
   void branch(int s, const Class& c, int64_t n, const int64_t* begin, const int64_t* end, float* box_memory,
-              int64_t* offsets, float* partial, float* results) const {
+              int64_t* offsets, float* partial, const Sums& to, Ahead& ahead) const {
     const Branch& b = g.branch[s];
     const int64_t tile[3] = {end[0] - begin[0], end[1] - begin[1], end[2] - begin[2]};
-    const int64_t ldz = pitch * g.branches;
-    float* to = results + s * pitch;
+    const auto position = [&](int64_t i) {
+      return to.at + i / (tile[1] * tile[2]) * to.d + i / tile[2] % tile[1] * to.h + i % tile[2] * to.w;
+    };
     Reach r[3];
     Span spans[3];
     bool nothing = b.kind == Kind::absent;
@@ -59,7 +104,7 @@ struct Convolution {
       nothing = nothing || r[d].count == 0;
     }
     if (nothing) {
-      for (int64_t i = 0; i < tile[0] * tile[1] * tile[2]; ++i) __builtin_memset(to + i * ldz, 0, size_t(pitch) * 4);
+      for (int64_t i = 0; i < tile[0] * tile[1] * tile[2]; ++i) __builtin_memset(position(i), 0, size_t(pitch) * 4);
       return;
     }
     const Box box = {spans[0], spans[1], spans[2], in_stride(g, 2), g.in_channels};
@@ -69,7 +114,7 @@ struct Convolution {
     if (b.kind == Kind::identity) {
       for (int64_t i = 0; i < tile[0] * tile[1] * tile[2]; ++i)
         for (int64_t k = 0; k < blocks; ++k)
-          __builtin_memcpy(to + i * ldz + k * pitch_in, box_memory + k * box.plane() + i * pitch_in,
+          __builtin_memcpy(position(i) + k * pitch_in, box_memory + k * box.plane() + i * pitch_in,
                            size_t(least(pitch_in, g.in_channels - k * pitch_in)) * 4);
       return;
     }
@@ -83,7 +128,7 @@ struct Convolution {
       const bool sums = triple(g, b);  // each input's share in three outputs, added up below
       const int columns = sums ? 3 * width : width, taps_w = sums ? 1 : r[2].count;
       p.step_b = columns;
-      p.rows_c = sums ? columns : ldz;
+      p.rows_c = sums ? columns : to.w;
       // Of the box's line the inputs inside the volume; with `sums` only their shares are computed, the others are 0.
       const int64_t skip = least(most(-box.w.low, 0), box.w.length);
       const int64_t inner = most(least(x.size[4] - box.w.low, box.w.length) - skip, 0);
@@ -100,6 +145,7 @@ struct Convolution {
       }
       for (int64_t d = 0; d < tile[0]; ++d)
         for (int64_t h = 0; h < tile[1]; ++h) {
+          ahead.step();
           // Taps that read outside the volume along D or H read zeros: they are left out.
           const Range rd = inside_of(r[0], (begin[0] + d) * in_stride(g, 0), x.size[2]);
           const Range rh = inside_of(r[1], (begin[1] + h) * in_stride(g, 1), x.size[3]);
@@ -126,7 +172,7 @@ struct Convolution {
             last_h = rh;
           }
           p.a = box_memory + (d * in_stride(g, 0) * box.h.length + h * in_stride(g, 1)) * box.row();
-          float* line = to + (d * tile[1] + h) * tile[2] * ldz + o;
+          float* line = to.at + d * to.d + h * to.h + o;
           const int64_t rows = sums ? inner : tile[2];
           if (sums) p.a += skip * pitch_in;
           p.c = sums ? partial + skip * columns : line;
@@ -151,7 +197,7 @@ struct Convolution {
               share[i] = partial + (begin[2] + r[2].shift[i] - box.w.low) * columns + r[2].tap[i] * TRIPLE;
             for (int64_t w = 0; w < tile[2]; ++w)
               for (int i = 0; i < TRIPLE; ++i)
-                line[w * ldz + i] = share[0][w * columns + i] + share[1][w * columns + i] + share[2][w * columns + i];
+                line[w * to.w + i] = share[0][w * columns + i] + share[1][w * columns + i] + share[2][w * columns + i];
           }
         }
       o += width;
@@ -208,6 +254,7 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
   const int64_t pitch = padded(g.out_channels), channels = g.out_channels * g.branches;
   const Convolution convolution{g, x, in_scale, e, y, z, packed.floats(), at, pitch};
   // Where the output is not shuffled scale and bias are used branch by branch as they are.
+  const bool final = convolution.final();
   const int64_t epilogue_pitch = e.groups == g.branches ? pitch : channels;
   Class all[8];
   const int count = classes(g, y.size + 2, all);
@@ -218,8 +265,14 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
     const Class& c = all[i];
     const Tile tile = choose_tile(g, c, y.size[0], pitch * g.branches, pool.workers);
     const int64_t nd = ceil_div(c.count[0], tile.d), nh = ceil_div(c.count[1], tile.h), nw = ceil_div(c.count[2], tile.w);
-    int64_t box = 0;
+    int64_t box = 0, steps = 0;  // steps: blocks of output channels over all branches
+    Reach widest[3] = {};
     for (int s = 0; s < g.branches; ++s) {
+      for (int64_t o = 0; o < g.out_channels && g.branch[s].kind == Kind::convolution; ++steps) o += block_width(g.out_channels - o);
+      for (int d = 0; d < 3; ++d) {
+        const Reach r = reach(g, g.branch[s], c, d);
+        if (r.count > widest[d].count) widest[d] = r;
+      }
       int64_t n = box_channels(g.in_channels);
       const int64_t extents[3] = {tile.d, tile.h, tile.w};
       for (int d = 0; d < 3; ++d) n *= span(reach(g, g.branch[s], c, d), in_stride(g, d), 0, extents[d]).length;
@@ -228,14 +281,38 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
     distribute(pool, y.size[0] * nd * nh * nw, [&](int, auto next) {
       Scratch box_memory(box * 4), results(tile.d * tile.h * tile.w * pitch * g.branches * 4), offsets(2 * taps * ceil_div(g.in_channels, SMALL_BLOCK) * 8),
           partial((tile.w + 2) * 3 * TRIPLE * 4), rows(2 * e.groups * epilogue_pitch * 4), line(tile.w * channels * 4);
-      for (int64_t task = next(); task >= 0; task = next()) {
-        const int64_t n = task / (nd * nh * nw);
-        const int64_t begin[3] = {task / (nh * nw) % nd * tile.d, task / nw % nh * tile.h, task % nw * tile.w};
-        const int64_t end[3] = {least(begin[0] + tile.d, c.count[0]), least(begin[1] + tile.h, c.count[1]),
-                                least(begin[2] + tile.w, c.count[2])};
-        for (int s = 0; s < g.branches; ++s)
+      const auto place = [&](int64_t task, int64_t* begin, int64_t* end) {
+        const int64_t at[3] = {task / (nh * nw) % nd * tile.d, task / nw % nh * tile.h, task % nw * tile.w};
+        const int64_t extents[3] = {tile.d, tile.h, tile.w};
+        for (int d = 0; d < 3; ++d) {
+          begin[d] = at[d];
+          end[d] = least(at[d] + extents[d], c.count[d]);
+        }
+        return task / (nd * nh * nw);
+      };
+      int64_t following;
+      for (int64_t task = next(); task >= 0; task = following) {
+        following = next();
+        int64_t begin[3], end[3];
+        Span spans[3] = {};
+        int64_t n = 0;
+        if (following >= 0) {
+          n = place(following, begin, end);
+          for (int d = 0; d < 3; ++d) spans[d] = span(widest[d], in_stride(g, d), begin[d], end[d]);
+        }
+        Ahead ahead(x, n, spans, tile.d * tile.h * steps);
+        n = place(task, begin, end);
+        const int64_t ldz = pitch * g.branches, width = end[2] - begin[2];
+        Sums sums = {results.floats(), (end[1] - begin[1]) * width * ldz, width * ldz, ldz};
+        if (final) {
+          sums = {static_cast<float*>(y.data) + n * y.stride[0], out_step(g, 0) * y.stride[2], out_step(g, 1) * y.stride[3],
+                  out_step(g, 2) * y.stride[4]};
+          for (int d = 0; d < 3; ++d) sums.at += (begin[d] * out_step(g, d) + c.offset[d]) * y.stride[2 + d];
+        }
+        for (int s = 0; s < g.branches; ++s, sums.at += pitch)
           convolution.branch(s, c, n, begin, end, box_memory.floats(), reinterpret_cast<int64_t*>(offsets.data), partial.floats(),
-                             results.floats());
+                             sums, ahead);
+        if (final) continue;
         const SampleEpilogue sample = sample_epilogue(e, channels, n, epilogue_pitch, rows.floats());
         convolution.store(c, n, begin, end, results.floats(), sample, line.floats());
       }

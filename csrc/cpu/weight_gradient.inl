@@ -140,14 +140,16 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
       float* from = sums.floats(at[s] + o * rows);
       for (int64_t part = 1; part < parts; ++part)
         for (int64_t i = 0; i < rows * width; ++i) from[i] += from[part * floats + i];
-      for (int64_t k = 0; k < inside; ++k)
-        for (int64_t i = 0; i < g.in_channels; ++i)
-          for (int64_t t = 0; t < taps_of(b); ++t) {
-            const int64_t kd = t / (b.extent[1] * b.extent[2]), kh = t / b.extent[2] % b.extent[1], kw = t % b.extent[2];
-            b.gradient[(o + k) * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4]] =
-                triple(g, b) ? from[(t - kw) * g.in_channels * width + (3 * i + 2 - kw) * width + k]
-                             : from[(t * g.in_channels + i) * width + k];
-          }
+      // By input channel: its taps' rows of `width` lie far apart and are read once, in order.
+      for (int64_t i = 0; i < g.in_channels; ++i)
+        for (int kd = 0; kd < b.extent[0]; ++kd)
+          for (int kh = 0; kh < b.extent[1]; ++kh)
+            for (int kw = 0; kw < b.extent[2]; ++kw) {
+              const int64_t line = (int64_t(kd) * b.extent[1] + kh) * b.extent[2] * g.in_channels;
+              const float* row = from + (line + (triple(g, b) ? 3 * i + 2 - kw : kw * g.in_channels + i)) * width;
+              float* to = b.gradient + o * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4];
+              for (int64_t k = 0; k < inside; ++k) to[k * b.stride[0]] = row[k];
+            }
     }
   });
 }
