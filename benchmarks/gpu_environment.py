@@ -1,7 +1,7 @@
 """The GPU that is measured, what is installed beside it, and the refusal where there is none.
 
 python -m benchmarks.gpu_environment --check          # exit code 2 and one sentence without a GPU
-python -m benchmarks.gpu_environment --folder         # prints gpu-<name>-<commit>
+python -m benchmarks.gpu_environment --folder         # prints gpu-<name>-<commit>; exit code 2 without a GPU
 python -m benchmarks.gpu_environment --write FILE     # everything below as JSON
 """
 
@@ -125,14 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.gpu_environment", description=__doc__.partition("\n")[0]
     )
     wanted = parser.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("--check", action="store_true", help="only say whether there is a GPU")
     wanted.add_argument("--folder", action="store_true", help="print the name of the folder of results")
     wanted.add_argument("--write", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--build", default=None, help="with --write: how the build went, in words")
+    parser.add_argument("--program", default="gpu_environment", help="who refuses, where there is no GPU")
     args = parser.parse_args(argv)
-    refuse_without_gpu("gpu_environment")
-    if args.check:
-        return 0
+    refuse_without_gpu(args.program)
     found = about()
     if args.folder:
         print(folder(found["device"], found["commit"]))

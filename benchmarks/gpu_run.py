@@ -234,7 +234,8 @@ def run(
             print(f"{layer.name}: skipped, {SKIPPED}", flush=True)
             _append(path, head, [{"layer": layer.name, "dtype": dtype, "skipped": SKIPPED}])
             continue
-        torch.compiler.reset()  # else the ninth closure of one kind is not compiled
+        if compiled:
+            torch.compiler.reset()  # else the ninth closure of one kind is not compiled
         entrants = gpu_contenders(layer, DTYPES[dtype], place, backends, compiled)
         records = measure_layer(
             layer, entrants, device, ceiling, dtype=dtype, seconds=left / (len(layers) - number), repeats=repeats,

@@ -42,7 +42,6 @@ from ssgan.gan import Gan
 KIND = "gpu training"
 PLAIN = "nn.Conv3d"
 ENOUGH = 5.0  # seconds without which a measurement is not begun
-PHASES = ("generator", "path length", "discriminator", "R1", "average")
 
 
 def plain_conv3d(
@@ -148,6 +147,12 @@ def amortised(seconds: dict[str, float], cfg: TrainConfig) -> float:
     return sum(value * share.get(phase, 1.0) for phase, value in seconds.items())
 
 
+def of_network(seconds: dict[str, float], network: str) -> dict[str, float]:
+    """The phases that train G, or D."""
+    phases = {"G": ("generator", "path length"), "D": ("discriminator", "R1")}[network]
+    return {phase: value for phase, value in seconds.items() if phase in phases}
+
+
 def with_batch(cfg: TrainConfig, batch: int) -> TrainConfig:
     return dataclasses.replace(cfg, stage_3d=dataclasses.replace(cfg.stage_3d, batch=batch))
 
@@ -187,6 +192,8 @@ def measure_step(
         "repeats": len(times["average"]),
         "phases": seconds,
         "step_seconds": step,
+        "g_step_seconds": amortised(of_network(seconds, "G"), cfg),
+        "d_step_seconds": amortised(of_network(seconds, "D"), cfg),
         "images_per_second": batch / step,
         "peak_bytes": device.peak(),
         "parameters": parameters,
