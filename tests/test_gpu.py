@@ -6,7 +6,10 @@ The checks are those of the other tests (`strategies`) and of `gpu_checks`, whic
 from __future__ import annotations
 
 import copy
+import fcntl
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,10 +92,19 @@ def test_twice_the_same_call_gives_the_same_bits(backend):
 # --------------------------------------------------------------------------------------------------- size
 
 
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """One test process at a time: two that find the memory free would take it from each other."""
+    with (Path(tempfile.gettempdir()) / "ssconv-gpu-memory.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        torch.cuda.empty_cache()
+
+
 @pytest.mark.parametrize("backend", MADE_FOR_IT)
 @pytest.mark.parametrize("operator", [split_depth, smooth], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("shape", [(1, 16, 520, 512, 512), (520, 16, 16, 128, 128)], ids=["volume", "batch"])
-def test_more_than_two_to_the_31_elements(shape, operator, backend):
+def test_more_than_two_to_the_31_elements(shape, operator, backend, alone):
     elements = int(np.prod(shape))
     assert elements > 2**31
     wanted = 10 * 2 * elements  # input, output, gradients of both, what autograd and the backend keep, bf16
@@ -176,7 +188,7 @@ def test_a_device_that_is_not_the_current_one(backend):
 
 @by_backend
 def test_autocast_computes_in_its_dtype(backend):
-    layer = ssconv.SplitShuffleConv3d(8, 16).cuda()
+    layer = ssconv.SplitShuffleConv3d(8, 16).to("cuda")
     x = torch.randn(2, 8, 5, 9, 7, device="cuda", requires_grad=True)
     with torch.autocast("cuda", torch.bfloat16):
         weights = list(layer.weights)
