@@ -155,7 +155,7 @@ def _torch_conv(layer: Layer, kernels: str, layout: str, compiled: bool = False)
     return Contender(
         kernels,
         f"nn.Conv3d {layout}{' compiled' if compiled else ''}",
-        torch.compile(forward, dynamic=False) if compiled else forward,
+        torch.compile(forward, dynamic=False, fullgraph=True) if compiled else forward,
         (conv.weight, conv.bias),
         one,
         memory_format,
