@@ -138,38 +138,43 @@ def measure_layer(
         head = {"layer": layer.name, "pass": what, "kernels": contender.kernels}
         records.append({**head, "implementation": contender.implementation, "dtype": dtype, **values})
 
-    for contender in entrants:
+    @contextmanager
+    def guarded(contender: Contender, what: str) -> Iterator[None]:
+        """An error of any library goes into the record: the others are still to be measured."""
         try:
+            yield
+        except torch.OutOfMemoryError:
+            record(contender, what, error="out of memory")
+        except Exception as error:
+            record(contender, what, error=f"{type(error).__name__}: {str(error).strip()[:500]}")
+        else:
+            return
+        _forget(device)
+
+    for contender in entrants:
+        with guarded(contender, "check"):
             check(layer, contender, tolerance, twice=contender.twice)
             good.append(contender)
-        except torch.OutOfMemoryError:
-            record(contender, "check", error="out of memory")
-        except Exception as error:  # of any library: the others are still to be measured
-            record(contender, "check", error=f"{type(error).__name__}: {str(error).strip()[:500]}")
-        _forget(device)
     data = {c.memory_format: inputs(layer, c) for c in good}  # shared by those of one layout
     for number, what in enumerate(PASSES):
-        able = {c.name: c for c in good if what in passes_of(c)}
         share = max(deadline - clock(), 0.0) / (len(PASSES) - number)
-        try:
-            times = measure_on(
-                device,
-                {name: prepared(c, what, data[c.memory_format]) for name, c in able.items()},
-                repeats=repeats,
-                budget=0.75 * share,  # the rest is for warming up
-            )
-        except torch.OutOfMemoryError:
-            for contender in able.values():
-                record(contender, what, error="out of memory")
-            _forget(device)
-            continue
+        able, functions = {}, {}
+        for contender in good:
+            if what in passes_of(contender):
+                function = prepared(contender, what, data[contender.memory_format])
+                with guarded(contender, what):  # once alone: one that fails does not take the others with it
+                    function()()
+                    able[contender.name], functions[contender.name] = contender, function
+        # A quarter is left for warming up.
+        times = measure_on(device, functions, warmup=2, repeats=repeats, budget=0.75 * share, clock=clock)
         for name, (timing, launch) in times.items():
             contender = able[name]
             shared = data[contender.memory_format]
             least = work(layer, contender.kernels, what, DTYPES[dtype].itemsize)
             extra = {"peak_bytes": peak_bytes(contender, shared, device)} if what == "full step" else {}
             if profiled and what == "full step" and contender.implementation.startswith("nn."):
-                extra["device_kernels"] = kernel_names(contender, shared)
+                with guarded(contender, "profile"):
+                    extra["device_kernels"] = kernel_names(contender, shared)
             record(
                 contender,
                 what,

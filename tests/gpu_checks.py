@@ -53,7 +53,7 @@ SMALL = CONV_CASES
 
 def deviation(actual: Tensor, expected: Tensor) -> float:
     """|actual - expected| / |expected|, of norms; infinite where a NaN is."""
-    expected = expected.double()
+    actual, expected = actual.detach(), expected.detach().double()
     size = float(expected.norm())
     found = float((actual.double() - expected).norm())
     if not np.isfinite(found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -43,6 +44,10 @@ TINY = [
         Layer(2, 8, 3, out_channels=4, stride=2, transposed=True),
     )
 ]
+
+
+def all_variants(backends: list[str]) -> list[tuple[str, str]]:
+    return list(itertools.chain(*gpu_training.variants(backends)))
 
 
 def tiny_contenders(layer: Layer, dtype: torch.dtype = torch.float32) -> list[Contender]:
@@ -518,7 +523,7 @@ def test_the_switches_of_a_run_are_put_back():
 # ----------------------------------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("arch_and_implementation", gpu_training.variants(["reference"]), ids=str)
+@pytest.mark.parametrize("arch_and_implementation", all_variants(["reference"]), ids=str)
 def test_a_training_step_of_the_demo_preset(arch_and_implementation):
     arch, implementation = arch_and_implementation
     cfg = gpu_training.with_batch(PRESETS["demo"].train_config("demo", arch=arch), 1)
@@ -572,14 +577,31 @@ def networks_as_they_were() -> Iterator[None]:
     assert (ssgan.layers.split_shuffle_conv3d, ssgan.layers.upfirdn3d) == before
 
 
-def test_an_unknown_backend_is_an_error_in_the_record(tmp_path, networks_as_they_were):
+def test_a_run_records_figures_errors_and_what_it_did_not_reach(tmp_path, networks_as_they_were, monkeypatch):
+    path = tmp_path / "training.jsonl"
+    small = dataclasses.replace(PRESETS["demo"], shape=(8, 12, 8))
+    monkeypatch.setitem(
+        PRESETS, "demo", dataclasses.replace(small, stage_3d=dataclasses.replace(small.stage_3d, batch=2))
+    )
+    head = {"device": "here", "commit": "c"}
+    options = {"head": head, "device": HostDevice(), "place": "cpu", "dtype": "fp32", "budget": 60.0}
+    assert gpu_training.run(["demo"], path, backends=["nonsense"], **options) == 3
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert records[0]["images_per_second"] > 0 and records[0]["shape"] == [8, 12, 8]
+    assert [(r["arch"], r["implementation"]) for r in records] == all_variants(["nonsense"])
+    assert all("nonsense" in r["error"] for r in records[1:])
+    gpu_training.run(["demo"], path, backends=[], **options)
+    assert len(path.read_text().splitlines()) == 4, "what has a figure is not measured again"
+
+
+def test_variants_are_ordered_by_what_is_compared(tmp_path, networks_as_they_were):
     path = tmp_path / "training.jsonl"
     head = {"device": "here", "commit": "c"}
     options = {"head": head, "device": HostDevice(), "place": "cpu", "dtype": "fp32"}
     assert gpu_training.run(["demo"], path, backends=["nonsense"], budget=0.0, **options) == 0
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [r["skipped"] for r in records] == ["out of time"] * 4
-    assert [(r["arch"], r["implementation"]) for r in records] == gpu_training.variants(["nonsense"])
+    assert [(r["arch"], r["implementation"]) for r in records] == all_variants(["nonsense"])
 
 
 def test_the_batch_shrinks_until_it_fits():
