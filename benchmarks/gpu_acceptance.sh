@@ -21,11 +21,11 @@ PYTHON=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1
 export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8} # cuBLAS repeats itself in the tests only with it
 
-limit_of() { # seconds; together 525
+limit_of() { # seconds; together 515
   case $1 in
     build) echo "${BUILD_SECONDS:-75}" ;;
-    tests) echo "${TESTS_SECONDS:-165}" ;;
-    layers) echo "${LAYERS_SECONDS:-165}" ;;
+    tests) echo "${TESTS_SECONDS:-160}" ;;
+    layers) echo "${LAYERS_SECONDS:-160}" ;;
     training) echo "${TRAINING_SECONDS:-100}" ;;
     report) echo "${REPORT_SECONDS:-20}" ;;
     *) return 1 ;;

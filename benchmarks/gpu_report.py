@@ -253,7 +253,7 @@ def _bars(panels: Sequence[tuple[str, str, dict[str, dict[str, float]]]], path: 
             places = [groups.index(g) + (i - (len(table) - 1) / 2) * width for g in found]
             axes.bar(places, list(found.values()), width, color=colours[who])
         axes.axhline(1, color="black", linewidth=0.8)
-        axes.set_xticks(range(len(groups)), groups, fontsize="small")
+        axes.set_xticks(range(len(groups)), [g.replace("^3 ", "^3\n") for g in groups], fontsize="small")
         axes.set_ylabel(label, fontsize="small")
         axes.set_title(head, loc="left", fontsize="medium")
     handles = [Patch(color=colours[s], label=s) for s in series]
@@ -282,8 +282,7 @@ def draw_training(records: Sequence[Record], path: Path) -> None:
     for r in figures:
         ratio = against_dense(figures, r)
         if ratio is not None:
-            group = f"{r['preset']}, {r['precision']}, batch {r['batch']}"
-            table.setdefault(f"{r['arch']}, {r['implementation']}", {})[group] = ratio
+            table.setdefault(f"{r['arch']}, {r['implementation']}", {})[f"{r['preset']}, {r['precision']}"] = ratio
     _bars([("training step, images per second", "times dense", table)], path, _title(figures[-1]))
 
 

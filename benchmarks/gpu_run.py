@@ -29,6 +29,8 @@ from benchmarks.gpu_environment import about, refuse_without_gpu
 from benchmarks.gpu_timing import Ceilings, CudaDevice, Device, Prepare, ceilings, measure_on
 
 KIND = "gpu layer"
+PLACE = "cuda"
+TOLERANCES = {"tf32": TOLERANCE_TF32, "fp32": 1e-4}  # weights' gradients are sums of millions of terms here
 SKIPPED = "out of time"
 ENOUGH = 8.0  # seconds without which a layer is not begun
 ONLY_WHOLE = (
@@ -130,7 +132,7 @@ def measure_layer(
 ) -> list[Record]:
     """Checks, then times the contenders; one record for each and each pass, an "error" where there is no figure."""
     deadline = clock() + seconds
-    tolerance = TOLERANCE_TF32 if dtype == "tf32" else None
+    tolerance = TOLERANCES.get(dtype)
     records: list[Record] = []
     good: list[Contender] = []
 
@@ -292,14 +294,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: {head['warning']}", flush=True)
     with precision(args.dtype):
         device = CudaDevice()
-        ceiling = ceilings(device, "cuda", DTYPES[args.dtype])
+        ceiling = ceilings(device, PLACE, DTYPES[args.dtype])
         print(
             f"{head['device']}: {ceiling.operations_per_second / 1e12:.0f} TFLOP/s in {args.dtype}, "
             f"{ceiling.bytes_per_second / 1e12:.2f} TB/s",
             flush=True,
         )
         failed = run(
-            layers, args.out, head=head, device=device, place="cuda", ceiling=ceiling, dtype=args.dtype,
+            layers, args.out, head=head, device=device, place=PLACE, ceiling=ceiling, dtype=args.dtype,
             backends=backends, budget=args.budget - (time.perf_counter() - begun), repeats=args.repeats,
             compiled=not args.no_compile, profiled=not args.no_profile,
         )  # fmt: skip

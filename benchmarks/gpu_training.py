@@ -40,6 +40,7 @@ from ssgan.config import PRESETS, TrainConfig
 from ssgan.gan import Gan
 
 KIND = "gpu training"
+PLACE = "cuda"
 PLAIN = "nn.Conv3d"
 ENOUGH = 5.0  # seconds without which a measurement is not begun
 
@@ -290,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_without_gpu("gpu_training")
     with precision(args.precision):
         failed = run(
-            args.presets, args.out, head=about(), device=CudaDevice(), place="cuda", dtype=args.precision,
+            args.presets, args.out, head=about(), device=CudaDevice(), place=PLACE, dtype=args.precision,
             backends=gpu_backends(), budget=args.budget,
         )  # fmt: skip
     if failed:

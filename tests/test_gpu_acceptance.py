@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 
 import gpu_checks
 import ssconv
-from benchmarks import gpu_report, gpu_run, gpu_training, report
+from benchmarks import gpu_environment, gpu_report, gpu_run, gpu_training, report
 from benchmarks.cases import KERNELS, Contender, Layer
 from benchmarks.check import WrongResult, check
 from benchmarks.gpu_cases import GPU_LAYERS, PASSES, Work, gpu_contenders, part, serving, work
 from benchmarks.gpu_environment import cudnn_warning, folder
-from benchmarks.gpu_timing import Ceilings, HostDevice, ceilings, measure_on
+from benchmarks.gpu_timing import Ceilings, CudaDevice, HostDevice, ceilings, measure_on
 from ssgan.config import PRESETS
 from strategies import CONV_CASES
 
@@ -120,7 +121,7 @@ def test_the_script_calls_each_part(tmp_path):
     for call in ("pip install --quiet --no-build-isolation --no-deps -e .", "pytest -m gpu", "benchmarks.gpu_training"):
         assert call in calls
     assert (
-        f"benchmarks.gpu_run --out {tmp_path}/out with a space/layers.jsonl --budget 145 --part 1/3 --dtype fp16"
+        f"benchmarks.gpu_run --out {tmp_path}/out with a space/layers.jsonl --budget 140 --part 1/3 --dtype fp16"
         in calls
     )
     assert "tests/test_gpu.py" in calls and "tests/test_trainer.py" not in calls
@@ -421,6 +422,42 @@ def test_the_budget_ends_the_rounds_but_leaves_the_least():
     assert measured["a"][0].repeats == 4
 
 
+def test_the_cuda_device_writes_until_the_head_start_is_covered(monkeypatch):
+    """With a card that is made up: 8 writes take 0.8 ms, so that 0.35 ms take four."""
+    writes = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            pass
+
+        def elapsed_time(self, other: Event) -> float:
+            return 0.8  # ms
+
+    class Buffer:
+        def zero_(self) -> None:
+            writes.append(1)
+
+    def empty(size: int, dtype: torch.dtype, device: str) -> Buffer:
+        assert (size, dtype, device) == (4 * 10**8, torch.uint8, "cuda")
+        return Buffer()
+
+    card = SimpleNamespace(L2_cache_size=10**8)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch, "empty", empty)
+    device = CudaDevice()
+    for seconds, count in ((0.0, 1), (0.00035, 4), (0.0001, 1)):
+        writes.clear()
+        device.flush(seconds)
+        assert len(writes) == count
+    assert device.between(device.mark(), device.mark()) == pytest.approx(0.0008)
+
+
 def test_ceilings_are_operations_and_bytes_over_the_median():
     class Clockwork(FakeDevice):
         def between(self, start: float, stop: float) -> float:
@@ -461,6 +498,57 @@ def test_a_run_measures_every_contender_and_pass_and_goes_on_where_it_was(tmp_pa
 
     assert run_layers(path, layers[:1], head={"device": "here", "commit": "c2"}) == 0
     assert len(path.read_text().splitlines()) > len(records), "another commit is measured anew"
+
+
+@pytest.fixture
+def a_card(monkeypatch) -> None:
+    """Lets the commands believe in a GPU and compute on the CPU."""
+    card = SimpleNamespace(
+        name="Fictitious GPU", major=9, minor=0, multi_processor_count=1, total_memory=2**30, L2_cache_size=1
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    for module in (gpu_run, gpu_training, gpu_environment):
+        monkeypatch.setattr(module, "refuse_without_gpu", lambda program: None)
+    for module in (gpu_run, gpu_training):
+        monkeypatch.setattr(module, "PLACE", "cpu")
+        monkeypatch.setattr(module, "CudaDevice", HostDevice)
+        monkeypatch.setattr(module, "gpu_backends", lambda: BACKENDS[-1:])
+    monkeypatch.setattr(gpu_run, "ceilings", lambda *arguments: CEILING)
+    monkeypatch.setattr(gpu_run, "GPU_LAYERS", tuple(TINY[:3]))
+    monkeypatch.setenv("COMMIT", "c0ffee")
+
+
+def test_the_commands_from_end_to_end(a_card, tmp_path, monkeypatch, capsys):
+    small = dataclasses.replace(PRESETS["demo"], shape=(8, 12, 8))
+    monkeypatch.setitem(PRESETS, "demo", small)
+    monkeypatch.setattr("benchmarks.gpu_cases.serving", lambda device: BACKENDS)
+    out = tmp_path / "gpu"
+    options = ["--out", str(out / "layers.jsonl"), "--no-compile", "--no-profile", "--dtype", "fp32", "--repeats", "3"]
+    assert gpu_run.main([*options, "--part", "1/2"]) == 0
+    first = gpu_report.lines(out / "layers.jsonl")
+    assert {r["layer"] for r in first} == {TINY[0].name, TINY[2].name}
+    assert {(r["device"], r["commit"], r["kind"]) for r in first} == {("Fictitious GPU", "c0ffee", "gpu layer")}
+    assert gpu_run.main([*options, "--part", "2/2"]) == 0
+    assert gpu_training.main(["--out", str(out / "training.jsonl"), "--presets", "demo", "--budget", "30"]) == 0
+    assert gpu_environment.main(["--write", str(out / "environment.json"), "--build", "none"]) == 0
+    about = json.loads((out / "environment.json").read_text())
+    assert about["backends"] == ssconv.backends() and about["build"] == "none" and about["driver"]
+    capsys.readouterr()
+    assert gpu_environment.main(["--folder"]) == 0
+    assert capsys.readouterr().out == "gpu-fictitious-gpu-c0ffee\n"
+    assert report.main([str(out)]) == 0
+    text = (out / "summary.md").read_text()
+    for layer in TINY[:3]:
+        assert layer.name in text
+    assert f"split_depth | {BACKENDS[-1]} | 4 |" in text and "Not there: tests.xml." in text
+    assert (out / "layers.png").exists() and (out / "training.png").exists()
+
+
+@pytest.mark.parametrize("options", [["--part", "3/2"], ["--dtype", "int8"], ["--layers", "nonsense"]], ids=str)
+def test_options_that_cannot_be(options, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        gpu_run.main(["--out", str(tmp_path / "x"), *options])
+    assert caught.value.code == 2 and "error:" in capsys.readouterr().err
 
 
 def test_what_the_budget_does_not_reach_is_recorded(tmp_path):
