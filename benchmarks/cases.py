@@ -1,10 +1,10 @@
 """What is timed: the layers, and everything that can compute one of them.
 
-Every contender is one 3x3x3 layer with bias and leaky ReLU (slope 0.2) over (N, C, E, E, E) float32, C in, C out. A
-dense layer has every weight; "grouped" and "split_depth" split the channels into two branches and shuffle them
-afterwards; "acs" gives each third of the outputs a plane of its own (Yang et al. 2021). They compute different
-functions of different cost: that difference is what the operator is for, so the figure of merit is time against the
-best dense layer in the same run.
+Every contender is one 3x3x3 layer with bias and leaky ReLU (slope 0.2) over (N, C, E, E, E) float32, C in, C out
+(`gpu_cases.py` has more kinds). A dense layer has every weight; "grouped" and "split_depth" split the channels into two
+branches and shuffle them afterwards; "acs" gives each third of the outputs a plane of its own (Yang et al. 2021). They
+compute different functions of different cost: that difference is what the operator is for, so the figure of merit is
+time against the best dense layer in the same run.
 """
 
 from __future__ import annotations
@@ -22,19 +22,41 @@ SLOPE = 0.2
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's extents: (batch, channels, edge, edge, edge) in and out."""
+    """One layer: (batch, channels, edge, edge, edge) in; as many channels out unless out_channels says otherwise.
+
+    transposed: the adjoint of the strided convolution, edge * stride out. scaled: per-sample scales of the input's and
+    the output's channels, as StyleGAN2 modulates and demodulates.
+    """
 
     batch: int
     channels: int
     edge: int
+    out_channels: int | None = None
+    stride: int = 1
+    transposed: bool = False
+    scaled: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.batch}x{self.channels}x{self.edge}^3"
+        channels = f"{self.channels}" if self.out == self.channels else f"{self.channels}->{self.out}"
+        kind = "" if self.stride == 1 else f" {'transposed' if self.transposed else 'stride'} {self.stride}"
+        return f"{self.batch}x{channels}x{self.edge}^3{kind}{' scaled' if self.scaled else ''}"
+
+    @property
+    def out(self) -> int:
+        return self.channels if self.out_channels is None else self.out_channels
+
+    @property
+    def out_edge(self) -> int:
+        return self.edge * self.stride if self.transposed else -(-self.edge // self.stride)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         return (self.batch, self.channels, self.edge, self.edge, self.edge)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int, int]:
+        return (self.batch, self.out, self.out_edge, self.out_edge, self.out_edge)
 
 
 LAYERS = (Layer(2, 32, 32), Layer(2, 64, 32), Layer(4, 128, 16), Layer(8, 256, 8), Layer(1, 16, 64), Layer(1, 64, 64))
@@ -57,7 +79,8 @@ class Contender:
     kernels: which weights it has. implementation: who computes. forward: x -> y. parameters: the leaves whose gradients
     count, bias last. expand: from tensors shaped like the parameters without the bias, weights or their gradients, to
     one dense (Cout, Cin, 3, 3, 3) with explicit zeros, rows in output order. expand_bias: the same for (Cout,).
-    memory_format: of the input. twice: whether it can be differentiated twice.
+    memory_format: of the input. twice: whether it can be differentiated twice. scales: of a layer that is `scaled`, the
+    leaves in_scale (N, Cin) and out_scale (N, Cout).
     """
 
     kernels: str
@@ -68,6 +91,7 @@ class Contender:
     memory_format: torch.memory_format
     expand_bias: Callable[[Tensor], Tensor] = lambda bias: bias
     twice: bool = True
+    scales: tuple[Tensor, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,9 +110,13 @@ def shuffled(branches: Sequence[Tensor]) -> Tensor:
 
 
 def layer_input(layer: Layer, contender: Contender, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """x and the upstream gradient of y, both (N, C, E, E, E), standard normal, in the contender's layout."""
-    generator = torch.Generator().manual_seed(seed)
-    x, upstream = (torch.randn(layer.shape, generator=generator) for _ in range(2))
+    """x and the upstream gradient of y, standard normal, in the layout, dtype and device of the contender."""
+    like = contender.parameters[-1]
+    generator = torch.Generator(like.device).manual_seed(seed)
+    x, upstream = (
+        torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        for shape in (layer.shape, layer.out_shape)
+    )
     return tuple(t.contiguous(memory_format=contender.memory_format) for t in (x, upstream))  # type: ignore[return-value]
 
 
@@ -127,7 +155,7 @@ def _torch_conv(layer: Layer, kernels: str, layout: str, compiled: bool = False)
     return Contender(
         kernels,
         f"nn.Conv3d {layout}{' compiled' if compiled else ''}",
-        torch.compile(forward, dynamic=False) if compiled else forward,
+        torch.compile(forward, dynamic=False, fullgraph=True) if compiled else forward,
         (conv.weight, conv.bias),
         one,
         memory_format,

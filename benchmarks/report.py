@@ -1,6 +1,8 @@
 """A Markdown table and a PNG from one file of results: how many times faster than the best dense layer.
 
 python -m benchmarks.report [benchmarks/results/FILE.jsonl]       (default: the newest file)
+
+A folder, or a file of a GPU run, goes to `gpu_report.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks import gpu_report
 
 Records = list[dict[str, Any]]
 
@@ -129,7 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("benchmarks/results has no *.jsonl; run `python -m benchmarks.run` first")
         source = files[-1]
     try:
-        records = load(source)
+        records = [] if source.is_dir() else load(source)
+        if source.is_dir() or str(records[0].get("kind")).startswith("gpu"):
+            return gpu_report.write(source if source.is_dir() else source.parent)
         text = markdown(records)
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -115,6 +115,8 @@ def run(
     about = environment()
     records = []
     for layer in layers:
+        if compiled:
+            torch.compiler.reset()  # else all layers' closures count as one function, and few of them are compiled
         entrants = contenders(layer, compiled)
         for contender in entrants:
             check(layer, contender)
