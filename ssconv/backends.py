@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import warnings
 from types import ModuleType
 
@@ -50,11 +52,27 @@ def _cuda() -> str:
     return f"not available: the compiled module has no CUDA kernels (CUDA compiler: {compiler})"
 
 
+def _triton() -> tuple[ModuleType | None, str]:
+    """The Triton backend, imported only where it can serve, and its state."""
+    if importlib.util.find_spec("triton") is None:
+        return None, "not available: triton is not installed (pip install triton)"
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("1", "true", "on", "y", "yes"):
+        # device_count does not initialise the GPU, which would forbid the process to fork.
+        if torch.cuda.device_count() == 0 and torch.xpu.device_count() == 0:
+            return None, (
+                "not available: no GPU that Triton reaches (with TRITON_INTERPRET=1 in the environment its interpreter "
+                "runs the kernels on a CPU, slowly)"
+            )
+    return importlib.import_module("ssconv.triton_backend"), "available"
+
+
+_TRITON, _TRITON_STATE = _triton()
+
 # Found out once: torch.compile traces `resolve`, and a constant is all that it then sees.
 _STATES = {
     "reference": "available",
     "cpu": _cpu(),
-    "triton": "not available: this version of ssconv has no Triton kernels",
+    "triton": _TRITON_STATE,
     "cuda": _cuda(),
 }
 
@@ -76,8 +94,11 @@ def resolve(name: str, x: Tensor) -> str:
         ValueError: the name is unknown. RuntimeError: that backend cannot serve; the message says why.
     """
     fits_cpu = x.device.type == "cpu" and x.dtype in CPU_DTYPES
+    fits_triton = _TRITON is not None and x.device.type in _TRITON.DEVICES and x.dtype in _TRITON.DTYPES
     if name == "auto":
-        return "cpu" if _STATES["cpu"] == "available" and fits_cpu else "reference"
+        if fits_cpu and _STATES["cpu"] == "available":
+            return "cpu"
+        return "triton" if fits_triton and x.device.type != "cpu" else "reference"
     if name not in NAMES:
         raise ValueError(f"backend: expected auto or one of {', '.join(NAMES)}; got {name!r}")
     state = _STATES[name]
@@ -88,9 +109,17 @@ def resolve(name: str, x: Tensor) -> str:
             f"backend: 'cpu' serves float32, bfloat16 and float16 on the CPU; got {x.dtype} on {x.device}; "
             'use backend="auto"'
         )
+    if name == "triton" and not fits_triton:
+        raise RuntimeError(
+            f"backend: 'triton' serves {', '.join(str(t).removeprefix('torch.') for t in _TRITON.DTYPES)} on "
+            f'{" or ".join(_TRITON.DEVICES)}; got {x.dtype} on {x.device}; use backend="auto"'
+        )
     return name
 
 
 def implementation(name: str) -> ModuleType:
     """The module that computes for a resolved backend name."""
+    if name == "triton":
+        assert _TRITON is not None, "resolve lets nobody through without"
+        return _TRITON
     return {"reference": reference, "cpu": cpu}[name]

@@ -132,7 +132,8 @@ FAULTS = [
           "c * b.stride[4];", "(2 * kw + columns - 1 - c) * b.stride[4];", "small", "avx2"),
     Fault("one tap's share twice", "convolution.inl",
           "share[1][w * columns + i] +", "share[0][w * columns + i] +", "small", "avx2"),
-    Fault("taps of a gradient reversed", "weight_gradient.inl", "3 * i + 2 - kw : kw", "3 * i + kw : kw", "small", "avx2"),
+    Fault("taps of a gradient reversed", "weight_gradient.inl", "3 * i + 2 - kw : kw", "3 * i + kw : kw", "small",
+          "avx2"),
     Fault("no zeros at a line's ends", "weight_gradient.inl",
           "__builtin_memset(line, 0, size_t(ends * width) * 4);", "", "small", "avx2"),
 ]  # fmt: skip
