@@ -302,8 +302,8 @@ def filters() -> None:
 CHECKS: dict[str, Callable[[], None]] = {
     c.__name__: c
     for c in (
-        serving, named, named_16_bit, drawn_convolutions, drawn_filters, tiles, descriptors, second_derivatives, surroundings,
-        kinks, batches, quick, filters,
+        serving, named, named_16_bit, drawn_convolutions, drawn_filters, tiles, descriptors, second_derivatives,
+        surroundings, kinks, batches, quick, filters,
     )
 }  # fmt: skip
 
