@@ -33,7 +33,7 @@ DEVICES = ("cpu",) if INTERPRETED else ("cuda", "xpu")
 FUSED = (1, 2, 4)  # numbers of branches that one program interleaves
 PROGRAMS = 512  # about what a weight gradient is split into, so that every multiprocessor has work
 VOXELS, CHANNELS = 32, 64  # tile of the memory-bound kernels
-MAX_VOXELS = 2**31 - 1  # of one sample's output; offsets are 64 bit, voxel numbers within a sample are not
+MAX_VOXELS = 2**31 - 2**10  # of one sample's output; offsets are 64 bit, voxel numbers within a sample are not
 
 
 # ---------------------------------------------------------------------------------------------- what launches need
@@ -229,7 +229,7 @@ def _product(
         box = choose_box(c.voxels, counts)
         blocks = _boxes((x.shape[0], *counts), box) * -(-columns // c.columns)
         flat = cin < c.depth and not c.descriptors
-        descs: tuple[Any, ...] = (None,) * count
+        descs = None
         if c.descriptors:
             descs = tuple(_descriptor(x, s * cin, cin, (*box, c.depth)) for s in range(count))
         return (blocks, pace[0] * pace[1] * pace[2], 1 if fused else count), (
@@ -367,7 +367,7 @@ def epilogue(
     out_scale, noise, bias = (_packed(t) for t in (out_scale, noise, bias))
     channels = z.shape[1]
     block = _block_channels(channels, groups)
-    grid = (triton.cdiv(y[0, 0].numel(), VOXELS), triton.cdiv(channels, block), z.shape[0])
+    grid = (z.shape[0] * triton.cdiv(y[0, 0].numel(), VOXELS), triton.cdiv(channels, block))
     with _on(z.device):
         arguments = (
             z, bias, out_scale, noise, y, *z.shape[2:], _row_stride(z), _per_sample(noise), slope, gain, clamp,
@@ -394,7 +394,8 @@ def epilogue_backward(
     _check_size(y.shape[2:])
     batch, channels, *size = y.shape
     voxels = size[0] * size[1] * size[2]
-    blocks = triton.cdiv(voxels, VOXELS)
+    block = VOXELS // 2 if groups == 4 else VOXELS  # four branches take more registers
+    blocks = triton.cdiv(voxels, block)
     wide = {"dtype": torch.float32, "device": y.device}
     bias_sums = torch.zeros((batch, blocks, channels), **wide) if bias_grad else None
     noise_sums = torch.zeros((batch, 1, *size), **wide) if noise_batch >= 0 else None
@@ -409,10 +410,10 @@ def epilogue_backward(
             arguments = (
                 gy, y, z, out_scale, gz, bias_sums, noise_sums, scale_sums,
                 *size, _row_stride(gy), _row_stride(y), _row_stride(other), slope, gain, bound, channels,
-                groups, _dense(gy), _dense(y), _dense(other), clamp is not None, VOXELS,
+                groups, _dense(gy), _dense(y), _dense(other), clamp is not None, block,
                 _block_channels(channels, groups),
             )  # fmt: skip
-            _run(kernels.epilogue_backward_kernel, (blocks, batch), arguments)
+            _run(kernels.epilogue_backward_kernel, (batch * blocks,), arguments)
     gbias = None if bias_sums is None else bias_sums.sum((0, 1))
     if noise_sums is not None and noise_batch == 1 and batch != 1:
         noise_sums = noise_sums.sum(0, keepdim=True)
@@ -458,12 +459,13 @@ def _upfirdn(
         return y
     channels = x.shape[1]
     block = min(CHANNELS, triton.next_power_of_2(channels))
-    grid = (triton.cdiv(y[0, 0].numel(), VOXELS), triton.cdiv(channels, block), x.shape[0])
+    voxels = min(VOXELS * CHANNELS // block, 128)  # sm_80 spills with fewer elements per thread
+    grid = (x.shape[0] * triton.cdiv(y[0, 0].numel(), voxels), triton.cdiv(channels, block))
     filters = [_packed(t) for t in taps]
     with _on(x.device):
         arguments = (
             x, *filters, y, *x.shape[2:], x.stride(), *size, *padding[::2], channels, tuple(up), tuple(down), lengths,
-            VOXELS, block,
+            voxels, block,
         )  # fmt: skip
         _run(kernels.upfirdn_kernel, grid, arguments)
     return y

@@ -65,8 +65,8 @@ def box_of(index, counts, BOX: tl.constexpr):
 
 @triton.jit
 def wide(i):
-    """Offsets are 64 bit: a tensor may have more than 2^31 elements."""
-    return i.to(tl.int64)
+    """Offsets are 64 bit: a tensor may have more than 2^31 elements. (An argument of 1 comes as a constant.)"""
+    return tl.cast(i, tl.int64)
 
 
 @triton.jit
@@ -126,20 +126,22 @@ def scaled(x, scale_rows, channel, mask):
 
 @triton.jit
 def branch_sum(
-    x_ptr, x_desc, w_ptr, scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
-    S: tl.constexpr, BRANCH: tl.constexpr, EXTENT: tl.constexpr, BEFORE: tl.constexpr, FIRST: tl.constexpr,
-    STRIDE: tl.constexpr, ADJOINT: tl.constexpr, BOX: tl.constexpr, BK: tl.constexpr, FLAT: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, x_descs, w_ptr, scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
+    BRANCH: tl.constexpr, KERNELS: tl.constexpr, BEFORE: tl.constexpr, FIRST: tl.constexpr, STRIDE: tl.constexpr,
+    ADJOINT: tl.constexpr, BOX: tl.constexpr, BK: tl.constexpr, FLAT: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One branch's sums (M, N), float32, before the epilogue, for the box q and the output channels `columns`.
+    """A branch's sums (M, N), float32, before the epilogue, for the box q and the output channels `columns`.
 
-    BEFORE: taps of the branches before this one, whose packed weights (tap, CIN, COUT) come first. FLAT: a step takes
+    BEFORE: per branch the taps of those before it, whose packed weights (tap, CIN, COUT) come first. FLAT: a step takes
     BK (tap, input channel) pairs, for branches of few channels; else BK channels of one tap.
     """
     M: tl.constexpr = BOX[0] * BOX[1] * BOX[2] * BOX[3]
-    KD: tl.constexpr = max(EXTENT[0], 1)
-    KH: tl.constexpr = max(EXTENT[1], 1)
-    KW: tl.constexpr = max(EXTENT[2], 1)
+    S: tl.constexpr = len(KERNELS)
+    BASE: tl.constexpr = BEFORE[BRANCH]
+    KD: tl.constexpr = max(KERNELS[BRANCH][0], 1)
+    KH: tl.constexpr = max(KERNELS[BRANCH][1], 1)
+    KW: tl.constexpr = max(KERNELS[BRANCH][2], 1)
     count_d, tap_d, shift_d = taps_of(parity[0], KD, FIRST[0], STRIDE[0], ADJOINT)
     count_h, tap_h, shift_h = taps_of(parity[1], KH, FIRST[1], STRIDE[1], ADJOINT)
     count_w, tap_w, shift_w = taps_of(parity[2], KW, FIRST[2], STRIDE[2], ADJOINT)
@@ -159,13 +161,13 @@ def branch_sum(
         scale_rows = scale_ptr + (wide(n) * (S * CIN) + BRANCH * CIN)[:, None]
     acc = tl.zeros([M, columns.shape[0]], tl.float32)
 
-    if EXTENT[0] == 0:  # identity: as if one tap of weight 1
+    if KERNELS[BRANCH][0] == 0:  # identity: as if one tap of weight 1
         mask = there & inside(d, x_size[1]) & inside(h, x_size[2]) & inside(w, x_size[3])
         mask = mask[:, None] & wanted
         acc = tl.load(x_rows + (wide(columns) * x_stride[1])[None, :], mask, 0).to(tl.float32)
         acc = scaled(acc, scale_rows, columns, mask)
 
-    elif EXTENT[0] > 0 and FLAT:
+    elif KERNELS[BRANCH][0] > 0 and FLAT:
         lanes = tl.arange(0, BK)
         total = count_d * count_h * count_w * CIN
         for k in tl.range(0, total, BK, num_stages=STAGES):
@@ -182,21 +184,21 @@ def branch_sum(
             x = tl.load(x_rows + (SIGN * displacement + wide(channel) * x_stride[1])[None, :], mask, 0)
             x = scaled(x, scale_rows, channel, there[:, None] & real[None, :])
             tap = ((tap_d + i_d * STEP_D) * KH + tap_h + i_h * STEP_H) * KW + tap_w + i_w * STEP_W
-            w_rows = wide((BEFORE + tap) * CIN + channel) * COUT
+            w_rows = wide((BASE + tap) * CIN + channel) * COUT
             weight = tl.load(w_ptr + w_rows[:, None] + columns[None, :], real[:, None] & wanted, 0)
             acc = tl.dot(x, weight, acc, input_precision=PRECISION)
 
-    elif EXTENT[0] > 0:
+    elif KERNELS[BRANCH][0] > 0:
         lanes = tl.arange(0, BK)
         i_d, i_h, i_w, k = 0 * count_d, 0 * count_d, 0 * count_d, 0 * count_d
         for _ in tl.range(0, count_d * count_h * count_w * tl.cdiv(CIN, BK), num_stages=STAGES):
             channel = k + lanes
             real = channel < CIN
-            if x_desc is not None:
+            if x_descs is not None:
                 at_d = q0[1] + shift_d + SIGN * i_d
                 at_h = q0[2] + shift_h + SIGN * i_h
                 at_w = q0[3] + shift_w + SIGN * i_w
-                x = tl.reshape(x_desc.load([q0[0], at_d, at_h, at_w, k]), [M, BK])
+                x = tl.reshape(x_descs[BRANCH].load([q0[0], at_d, at_h, at_w, k]), [M, BK])
             else:
                 mask = inside(d + SIGN * i_d, x_size[1]) & inside(h + SIGN * i_h, x_size[2])
                 mask = mask & inside(w + SIGN * i_w, x_size[3]) & there
@@ -205,7 +207,7 @@ def branch_sum(
                 x = tl.load(pointers, mask[:, None] & real[None, :], 0)
             x = scaled(x, scale_rows, channel, there[:, None] & real[None, :])
             tap = ((tap_d + i_d * STEP_D) * KH + tap_h + i_h * STEP_H) * KW + tap_w + i_w * STEP_W
-            w_rows = wide((BEFORE + tap) * CIN + channel) * COUT
+            w_rows = wide((BASE + tap) * CIN + channel) * COUT
             weight = tl.load(w_ptr + w_rows[:, None] + columns[None, :], real[:, None] & wanted, 0)
             acc = tl.dot(x, weight, acc, input_precision=PRECISION)
             # The next block of channels, then the next tap: one loop, so that loads run ahead across taps.
@@ -234,7 +236,7 @@ def product_kernel(
 
     N, D, H, W of x, YD, YH, YW of y; x_stride (n, c, d, h, w). KERNELS: extents per branch; (0, 0, 0) is the
     identity, (-1, -1, -1) nothing. w_ptr: the weights packed (tap, CIN, COUT), branch after branch, the branch with
-    BEFORE[s] taps before it. x_descs: a descriptor per branch, or none. z_ptr: where the sums before the epilogue go,
+    BEFORE[s] taps before it. x_descs: a descriptor per branch, or None. z_ptr: where the sums before the epilogue go,
     in branch order, or None. FUSED: all branches in a program (S = 1, 2, 4), else one.
 
     Grid: (boxes * blocks of BN output channels, parities of the output, 1 if FUSED else S).
@@ -264,25 +266,25 @@ def product_kernel(
 
     if FUSED:
         a = branch_sum(
-            x_ptr, x_descs[0], w_ptr, in_scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
-            S, 0, KERNELS[0], BEFORE[0], FIRST, STRIDE, ADJOINT, BOX, BK, FLAT, STAGES, PRECISION,
+            x_ptr, x_descs, w_ptr, in_scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
+            0, KERNELS, BEFORE, FIRST, STRIDE, ADJOINT, BOX, BK, FLAT, STAGES, PRECISION,
         )  # fmt: skip
         b = a
         c = a
         e = a
         if S >= 2:
             b = branch_sum(
-                x_ptr, x_descs[1], w_ptr, in_scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
-                S, 1, KERNELS[1], BEFORE[1], FIRST, STRIDE, ADJOINT, BOX, BK, FLAT, STAGES, PRECISION,
+                x_ptr, x_descs, w_ptr, in_scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
+                1, KERNELS, BEFORE, FIRST, STRIDE, ADJOINT, BOX, BK, FLAT, STAGES, PRECISION,
             )  # fmt: skip
         if S == 4:
             c = branch_sum(
-                x_ptr, x_descs[2], w_ptr, in_scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
-                S, 2, KERNELS[2], BEFORE[2], FIRST, STRIDE, ADJOINT, BOX, BK, FLAT, STAGES, PRECISION,
+                x_ptr, x_descs, w_ptr, in_scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
+                2, KERNELS, BEFORE, FIRST, STRIDE, ADJOINT, BOX, BK, FLAT, STAGES, PRECISION,
             )  # fmt: skip
             e = branch_sum(
-                x_ptr, x_descs[3], w_ptr, in_scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
-                S, 3, KERNELS[3], BEFORE[3], FIRST, STRIDE, ADJOINT, BOX, BK, FLAT, STAGES, PRECISION,
+                x_ptr, x_descs, w_ptr, in_scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
+                3, KERNELS, BEFORE, FIRST, STRIDE, ADJOINT, BOX, BK, FLAT, STAGES, PRECISION,
             )  # fmt: skip
         mask = rows[:, None] & (columns < COUT)[None, :]
         if z_ptr is not None:
@@ -304,8 +306,8 @@ def product_kernel(
         for s in tl.static_range(S):
             if tl.program_id(2) == s:
                 z = branch_sum(
-                    x_ptr, x_descs[s], w_ptr, in_scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
-                    S, s, KERNELS[s], BEFORE[s], FIRST, STRIDE, ADJOINT, BOX, BK, FLAT, STAGES, PRECISION,
+                    x_ptr, x_descs, w_ptr, in_scale_ptr, q, q0, parity, x_size, x_stride, CIN, COUT, columns,
+                    s, KERNELS, BEFORE, FIRST, STRIDE, ADJOINT, BOX, BK, FLAT, STAGES, PRECISION,
                 )  # fmt: skip
                 if z_ptr is not None:
                     store(z_ptr, z, at, s * COUT + columns, mask)
@@ -464,11 +466,12 @@ def epilogue_kernel(
 ):  # fmt: skip
     """y = clamp(gain * lrelu(scale * shuffle(z) + noise + bias)) for z (N, C, D, H, W) in branch order.
 
-    Grid: (blocks of BV voxels of a sample, blocks of BC channels, N).
+    Grid: (N * blocks of BV voxels of a sample, blocks of BC channels).
     """
-    n = tl.program_id(2)
     count = D * H * W
-    voxel = tl.program_id(0) * BV + tl.arange(0, BV)
+    blocks = tl.cdiv(count, BV)
+    n = tl.program_id(0) // blocks
+    voxel = tl.program_id(0) % blocks * BV + tl.arange(0, BV)
     rows = voxel < count
     first = tl.program_id(1) * BC
     channels = first + tl.arange(0, BC)
@@ -490,17 +493,18 @@ def epilogue_backward_kernel(
     """gz (N, C, D, H, W) in branch order, and float32 sums of pre = gy * d y / d (scale * shuffle(z) + noise + bias):
 
     bias_sums, scale_sums (N, blocks, C): over a block's voxels of pre, and of pre * shuffle(z); noise_sums (N, D*H*W):
-    over the channels. Each may be None. Grid: (blocks of BV voxels of a sample, N).
+    over the channels. Each may be None. Grid: (N * blocks of BV voxels of a sample,).
     """
-    n = tl.program_id(1)
     size = (D, H, W)
     count = D * H * W
-    voxel = tl.program_id(0) * BV + tl.arange(0, BV)
+    blocks = tl.cdiv(count, BV)
+    n = tl.program_id(0) // blocks
+    voxel = tl.program_id(0) % blocks * BV + tl.arange(0, BV)
     rows = voxel < count
     gy_at = voxel_offsets(n, voxel, size, gy_stride, GY_DENSE)
     y_at = voxel_offsets(n, voxel, size, y_stride, Y_DENSE)
     gz_at = (wide(n) * count + voxel) * C
-    sums_at = (wide(n) * tl.num_programs(0) + tl.program_id(0)) * C
+    sums_at = wide(tl.program_id(0)) * C
     noise = tl.zeros([BV], tl.float32)
     for first in range(0, C, BC):
         channels = first + tl.arange(0, BC)
@@ -555,11 +559,12 @@ def upfirdn_kernel(
     """y[o] = sum over the taps t of f[length - 1 - t] * x'[o*down + t - padding], where x' has up - 1 zeros after every
     sample of x and zeros outside; the product of three such filters along D, H, W, each possibly None.
 
-    LENGTHS: of the three filters, 1 for None. Grid: (blocks of BV voxels of a sample, blocks of BC channels, N).
+    LENGTHS: of the three filters, 1 for None. Grid: (N * blocks of BV voxels of a sample, blocks of BC channels).
     """
-    n = tl.program_id(2)
     count = YD * YH * YW
-    voxel = tl.program_id(0) * BV + tl.arange(0, BV)
+    blocks = tl.cdiv(count, BV)
+    n = tl.program_id(0) // blocks
+    voxel = tl.program_id(0) % blocks * BV + tl.arange(0, BV)
     rows = voxel < count
     channels = tl.program_id(1) * BC + tl.arange(0, BC)
     real = (channels < C)[None, :]

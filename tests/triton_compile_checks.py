@@ -1,6 +1,7 @@
 """What Triton compiles without a GPU; run by test_triton.py, in processes of its own, without the interpreter.
 
-    python tests/triton_compile_checks.py {configurations ARCHITECTURE | whole ARCHITECTURE | batches | refusals}
+    python tests/triton_compile_checks.py {configurations | whole | few_channels} ARCHITECTURE
+    python tests/triton_compile_checks.py {batches | refusals}
 
 Exit code 0: all hold; 3: one does not, and stderr says which.
 """
@@ -16,7 +17,7 @@ import torch
 import ssconv
 from benchmarks.triton_cubins import call, compiling, faults, inspect
 from ssconv import triton_backend, triton_table
-from ssconv.spec import ConvSpec
+from ssconv.spec import KERNEL_SETS, ConvSpec
 
 
 def configurations(architecture: str) -> None:
@@ -53,6 +54,38 @@ def whole(architecture: str) -> None:
         assert len(compiled) == 3
         for kernel in compiled:
             assert not inspect(kernel).stack, f"{kernel.metadata.name} spills with {channels} channels, {groups} groups"
+
+
+def few_channels(architecture: str) -> None:
+    """Triton makes constants of arguments that are 1; every kernel takes such channels, and voxels, all the same."""
+    batch = 1
+    cases = (1, 1, "dense", (1, 1, 1)), (2, 6, "split_depth", (3, 5, 2)), (12, 4, "acs4", (3, 1, 2))
+    for cin, cout, kernels, size in cases:
+        branches = KERNEL_SETS[kernels]
+        for stride, transposed in (((1, 1, 1), False), ((2, 1, 2), False), ((2, 2, 2), True)):
+            spec, count = ConvSpec(branches, stride, transposed=transposed), len(branches)
+            x, scale_in, scale_out = torch.zeros(batch, cin, *size), torch.zeros(batch, cin), torch.zeros(batch, cout)
+            weights = [torch.zeros(cout // count, cin // count, *k) for k in branches]
+            with compiling(int(architecture)) as compiled:
+                noise = torch.zeros(1, 1, *spec.output_size(size))
+                epilogue = (count, 0.2, 1.4, 2.0)
+                y, z = triton_backend.convolve(
+                    x, weights, scale_out[0], scale_in, scale_out, noise, spec, *epilogue, True
+                )
+                gz, *_ = triton_backend.epilogue_backward(y, y, z, scale_out, *epilogue, True, 1)
+                triton_backend.input_grad(gz, weights, scale_in, spec, size)
+                triton_backend.weight_grad(gz, x, scale_in, spec)
+                triton_backend.epilogue(z, scale_out[0], scale_out, noise, *epilogue)
+                triton_backend.upfirdn(x, [torch.zeros(3)] * 3, (2, 1, 1), (1, 2, 1), (1, 1) * 3)
+            assert len(compiled) >= 6
+    three = ConvSpec(((3, 3, 3), (0, 0, 0), (-1, -1, -1)))
+    with compiling(int(architecture)) as compiled:
+        x, weights = torch.zeros(2, 3, 3, 4, 5), [torch.zeros(1, 1, 3, 3, 3)]
+        triton_backend.convolve(x, weights, None, None, None, None, three, 3, 1.0, 1.0, None, True)
+        triton_backend.input_grad(x, weights, None, three, x.shape[2:])
+        triton_backend.weight_grad(x, x, None, three)
+        triton_backend.epilogue_backward(x, x, x, None, 3, 1.0, 1.0, None, True, 2)
+    assert len(compiled) == 4
 
 
 def batches() -> None:
@@ -93,7 +126,9 @@ def refusals() -> None:
     assert "GPU" in state and "TRITON_INTERPRET" in state, state
 
 
-CHECKS: dict[str, Callable[..., None]] = {c.__name__: c for c in (configurations, whole, batches, refusals)}
+CHECKS: dict[str, Callable[..., None]] = {
+    c.__name__: c for c in (configurations, whole, few_channels, batches, refusals)
+}
 
 
 def main(name: str, *arguments: str) -> int:
