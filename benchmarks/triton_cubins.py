@@ -10,7 +10,6 @@ in the machine code (by the cuobjdump and nvdisasm of Triton's own wheel). Exit 
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import re
 import subprocess
@@ -27,6 +26,7 @@ import triton
 from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 
+from benchmarks.cubins import count_instructions, tool
 from ssconv import triton_backend, triton_table
 from ssconv.spec import KERNEL_SETS, ConvSpec
 from ssconv.triton_table import Config, Key
@@ -65,14 +65,14 @@ def compiling(architecture: int, precision: str = "tf32") -> Iterator[list[Any]]
     def run(kernel: Any, grid: Any, arguments: Any, **options: Any) -> None:
         compiled.append(kernel.warmup(*arguments, grid=grid, **options))
 
-    before = triton_backend._run, triton_backend._architecture, torch.backends.cudnn.allow_tf32
-    triton_backend._run, triton_backend._architecture = run, lambda device: architecture
+    before = triton_backend._run, triton_backend.architecture, torch.backends.cudnn.allow_tf32
+    triton_backend._run, triton_backend.architecture = run, lambda device: architecture
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     triton.runtime.driver.set_active(Driver(architecture))
     try:
         yield compiled
     finally:
-        triton_backend._run, triton_backend._architecture, torch.backends.cudnn.allow_tf32 = before
+        triton_backend._run, triton_backend.architecture, torch.backends.cudnn.allow_tf32 = before
 
 
 def call(key: Key, full: bool = False) -> None:
@@ -115,28 +115,21 @@ class Cubin:
         return ", ".join(n for n in COPIES if n in self.instructions) or "none"
 
 
-@functools.cache
-def _tool(name: str) -> str:
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected in Triton's wheel; install triton from PyPI")
-    return str(path)
-
-
 def inspect(kernel: Any) -> Cubin:
     """Reads the cubin of a compiled kernel."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
         usage = subprocess.run(
-            [_tool("cuobjdump"), "--dump-resource-usage", path], capture_output=True, text=True, check=True
+            [tool("cuobjdump"), "--dump-resource-usage", path], capture_output=True, text=True, check=True
         ).stdout
-        code = subprocess.run([_tool("nvdisasm"), "-c", path], capture_output=True, text=True, check=True).stdout
+        code = subprocess.run([tool("nvdisasm"), "-c", path], capture_output=True, text=True, check=True).stdout
     numbers = {n: int(v) for n, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     counts: dict[str, int] = {}
-    for name in re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", code, re.MULTILINE):
+    for whole, count in count_instructions(code.splitlines()).items():
+        name = whole.split(".")[0]
         if "MMA" in name or name in COPIES:
-            counts[name] = counts.get(name, 0) + 1
+            counts[name] = counts.get(name, 0) + count
     return Cubin(numbers["REG"], max(numbers["STACK"], numbers["LOCAL"]), kernel.metadata.shared, counts)
 
 
@@ -179,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.pop("TRITON_INTERPRET", None)
     if triton_backend.INTERPRETED:
         parser.error("TRITON_INTERPRET is set: the interpreter compiles nothing")
-    table = triton_table.read(triton_table.COMMITTED)
+    table = triton_table.TABLE.read(triton_table.COMMITTED)
     chosen = {k: c for k, c in table.items() if k.architecture in args.architecture}
     lines, wrong = [HEAD], 0
     for key, config in tqdm(chosen.items(), unit="kernel", disable=None):

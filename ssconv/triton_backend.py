@@ -11,8 +11,6 @@ call whose kernels were compiled by a call before.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,69 +22,36 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ssconv import triton_kernels as kernels
 from ssconv import triton_table
+from ssconv.gpu import (
+    FUSED,
+    architecture,
+    arithmetic,
+    check_size,
+    choose_box,
+    contiguous,
+    count_boxes,
+    empty,
+    first,
+    on,
+    per_sample,
+    power_of_two,
+)
 from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
 from ssconv.triton_table import Config
 
 INTERPRETED = not isinstance(kernels.product_kernel, triton.JITFunction)
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.bfloat16, torch.float16)
 DEVICES = ("cpu",) if INTERPRETED else ("cuda", "xpu")
-FUSED = (1, 2, 4)  # numbers of branches that one program interleaves
 PROGRAMS = 512  # about what a weight gradient is split into, so that every multiprocessor has work
 VOXELS, CHANNELS = 32, 64  # tile of the memory-bound kernels
-MAX_VOXELS = 2**31 - 2**10  # of one sample's output; offsets are 64 bit, voxel numbers within a sample are not
 
 
 # ---------------------------------------------------------------------------------------------- what launches need
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return contextlib.nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
-
-
-def _architecture(device: torch.device) -> int:
-    """Compute capability as 80, 90, ..; that of an unknown GPU counts as 80."""
-    if device.type != "cuda" or torch.version.hip:
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def _arithmetic(dtype: torch.dtype) -> str:
-    """The kind of product: "16bit", or for float32 "tf32" or "ieee"."""
-    if dtype != torch.float32:
-        return "16bit"
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
-
-
 def _precision(dtype: torch.dtype) -> str:
     """As tl.dot has it; for 16-bit tensors it is of no account."""
-    return "ieee" if _arithmetic(dtype) == "ieee" else "tf32"
-
-
-def _empty(like: Tensor, channels: int, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    shape = (like.shape[0], channels, *size)
-    dtype = dtype or like.dtype
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last_3d)
-
-
-def _packed(t: Tensor | None) -> Tensor | None:
-    """Scales, biases and noise are small and read by their number."""
-    return None if t is None else t.contiguous()
-
-
-def _check_size(size: Sequence[int]) -> None:
-    if size[0] * size[1] * size[2] > MAX_VOXELS:
-        raise ValueError(
-            f"x: the Triton kernels number a sample's voxels with 32 bits; got an output of {tuple(size)} voxels; "
-            "cut the volume into parts"
-        )
-
-
-def _first(spec: ConvSpec) -> Triple:
-    """Input position of the first window centre, per dimension."""
-    d, h, w = ((k - 1) // 2 if spec.padding == "valid" else 0 for k in spec.window)
-    return d, h, w
+    return "ieee" if arithmetic(dtype) == "ieee" else "tf32"
 
 
 def _before(branches: Sequence[Triple]) -> tuple[int, ...]:
@@ -108,36 +73,6 @@ def _pack(weights: Sequence[Tensor], swap: bool) -> Tensor:
         packed[start : start + w.numel()].view(axes.shape).copy_(axes)
         start += w.numel()
     return packed
-
-
-@functools.lru_cache(maxsize=1024)
-def choose_box(voxels: int, counts: Triple) -> tuple[int, int, int, int]:
-    """Samples, D, H, W of a box of `voxels` that wastes little of volumes of extents `counts` and has a small halo.
-
-    It takes more than one sample only where a whole volume is smaller than the box. The batch does not matter: it
-    shall not bring new kernels.
-    """
-    whole = [triton.next_power_of_2(n) for n in counts]
-    if whole[0] * whole[1] * whole[2] < voxels:
-        return voxels // (whole[0] * whole[1] * whole[2]), whole[0], whole[1], whole[2]
-    sizes = [2**i for i in range(voxels.bit_length())]
-    boxes = [b for b in itertools.product(sizes, repeat=3) if b[0] * b[1] * b[2] == voxels]
-
-    def cost(box: tuple[int, ...]) -> tuple[int, int]:
-        covered, halo = 1, 1
-        for n, b in zip(counts, box, strict=True):
-            covered *= -(-n // b) * b
-            halo *= b + 2
-        return covered, halo
-
-    return 1, *min(boxes, key=cost)
-
-
-def _boxes(counts: Sequence[int], box: Sequence[int]) -> int:
-    product = 1
-    for n, b in zip(counts, box, strict=True):
-        product *= -(-n // b)
-    return product
 
 
 def _describable(x: Tensor, channels: int) -> bool:
@@ -175,14 +110,14 @@ def _launch(
 
     def run(config: Config) -> None:
         grid, arguments = prepare(config)
-        with _on(device):
+        with on(device):
             _run(kernel, grid, arguments, num_warps=config.warps)
 
     def seconds(function: Callable[[], None]) -> float:
-        with _on(device):
+        with on(device):
             return triton.testing.do_bench(function, warmup=5, rep=20, return_mode="median")
 
-    run(triton_table.choose(key, run, seconds))
+    run(triton_table.TABLE.choose(key, run, seconds))
 
 
 # -------------------------------------------------------------------------------------- forward and input gradient
@@ -209,43 +144,38 @@ def _product(
     count = len(spec.branches)
     columns = (weights[0].shape[1 if swap else 0] * count if len(weights) else x.shape[1]) // count
     cin = x.shape[1] // count
-    y = _empty(x, columns * count, size)
+    y = empty(x, columns * count, size)
     z = torch.empty_like(y) if save_z else None
-    _check_size(size)
+    check_size(size)
     if y.numel() == 0:
         return y, z
-    in_scale, out_scale, noise, bias = (_packed(t) for t in (in_scale, out_scale, noise, bias))
+    in_scale, out_scale, noise, bias = (contiguous(t) for t in (in_scale, out_scale, noise, bias))
     packed = _pack(weights, swap) if len(weights) else x.new_empty(0)
     pace = spec.stride if adjoint else (1, 1, 1)
     counts = tuple(-(-n // p) for n, p in zip(size, pace, strict=True))
     fused = count in FUSED and (count == 1 or groups > 1)
     smooth = adjoint or spec.stride == (1, 1, 1)
     key = triton_table.Key.of(
-        "product", _architecture(x.device), _arithmetic(x.dtype), count if fused else 1, columns,
+        "product", architecture(x.device), arithmetic(x.dtype), count if fused else 1, columns,
         smooth and _describable(x, cin),
     )  # fmt: skip
 
     def prepare(c: Config) -> tuple[tuple[int, int, int], tuple[Any, ...]]:
         box = choose_box(c.voxels, counts)
-        blocks = _boxes((x.shape[0], *counts), box) * -(-columns // c.columns)
+        blocks = count_boxes((x.shape[0], *counts), box) * -(-columns // c.columns)
         flat = cin < c.depth and not c.descriptors
         descs = None
         if c.descriptors:
             descs = tuple(_descriptor(x, s * cin, cin, (*box, c.depth)) for s in range(count))
         return (blocks, pace[0] * pace[1] * pace[2], 1 if fused else count), (
             x, descs, packed, in_scale, bias, out_scale, noise, y, z,
-            x.shape[0], *x.shape[2:], x.stride(), *size, _per_sample(noise), slope, gain, clamp, cin, columns,
-            spec.branches, _before(spec.branches), _first(spec), spec.stride, adjoint, groups > 1, fused,
+            x.shape[0], *x.shape[2:], x.stride(), *size, per_sample(noise), slope, gain, clamp, cin, columns,
+            spec.branches, _before(spec.branches), first(spec), spec.stride, adjoint, groups > 1, fused,
             box, c.columns, c.depth, flat, c.stages, _precision(x.dtype),
         )  # fmt: skip
 
     _launch(key, kernels.product_kernel, prepare, x.device)
     return y, z
-
-
-def _per_sample(noise: Tensor | None) -> int:
-    """Elements from one sample's noise to the next; 0 where all share one."""
-    return 0 if noise is None or noise.shape[0] == 1 else noise.stride(0)
 
 
 def convolve(
@@ -284,7 +214,7 @@ def input_grad(
 def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, spec: ConvSpec) -> list[Tensor]:
     """Gradients of the weights, float32, one per branch that has one, for g in branch order."""
     count = len(spec.branches)
-    in_scale = _packed(in_scale)
+    in_scale = contiguous(in_scale)
     low, low_scale, high, high_scale = (x, in_scale, g, None) if spec.transposed else (g, None, x, in_scale)
     rows, columns = low.shape[1] // count, high.shape[1] // count
     before = _before(spec.branches)
@@ -293,14 +223,14 @@ def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, spec: ConvSpec) -
     size = (low.shape[0], *low_size)
     sums = low.new_zeros((1, taps, rows, columns), dtype=torch.float32)
     if taps and low.numel() and high.numel():
-        _check_size(low.shape[2:])
+        check_size(low.shape[2:])
         ready = spec.stride == (1, 1, 1) and _describable(low, rows) and _describable(high, columns)
-        key = triton_table.Key.of("weights", _architecture(x.device), _arithmetic(x.dtype), 1, columns, ready)
+        key = triton_table.Key.of("weights", architecture(x.device), arithmetic(x.dtype), 1, columns, ready)
 
         def prepare(c: Config) -> tuple[tuple[int, int, int], tuple[Any, ...]]:
             nonlocal sums
             box = choose_box(c.voxels, low_size)
-            boxes = _boxes(size, box)
+            boxes = count_boxes(size, box)
             blocks = -(-rows // c.depth) * -(-columns // c.columns)
             share = -(-boxes // max(1, PROGRAMS // (blocks * taps)))
             splits = -(-boxes // share)
@@ -314,7 +244,7 @@ def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, spec: ConvSpec) -
             return (blocks, taps, splits), (
                 low, descs[0], low_scale, high, descs[1], high_scale, sums,
                 *size, low.stride(), *high.shape[2:], high.stride(), rows, columns, boxes, share,
-                spec.branches, before, _first(spec), spec.stride,
+                spec.branches, before, first(spec), spec.stride,
                 box, c.depth, c.columns, c.stages, _precision(x.dtype),
             )  # fmt: skip
 
@@ -346,7 +276,7 @@ def _row_stride(t: Tensor) -> tuple[int, ...]:
 
 
 def _block_channels(channels: int, groups: int) -> int:
-    return max(min(CHANNELS, triton.next_power_of_2(channels)), groups if groups in FUSED else 1)
+    return max(min(CHANNELS, power_of_two(channels)), groups if groups in FUSED else 1)
 
 
 def epilogue(
@@ -360,17 +290,17 @@ def epilogue(
     clamp: float | None,
 ) -> Tensor:
     """y = clamp(gain * act(out_scale * shuffle(z) + noise + bias))."""
-    y = _empty(z, z.shape[1], z.shape[2:])
-    _check_size(z.shape[2:])
+    y = empty(z, z.shape[1], z.shape[2:])
+    check_size(z.shape[2:])
     if y.numel() == 0:
         return y
-    out_scale, noise, bias = (_packed(t) for t in (out_scale, noise, bias))
+    out_scale, noise, bias = (contiguous(t) for t in (out_scale, noise, bias))
     channels = z.shape[1]
     block = _block_channels(channels, groups)
     grid = (z.shape[0] * triton.cdiv(y[0, 0].numel(), VOXELS), triton.cdiv(channels, block))
-    with _on(z.device):
+    with on(z.device):
         arguments = (
-            z, bias, out_scale, noise, y, *z.shape[2:], _row_stride(z), _per_sample(noise), slope, gain, clamp,
+            z, bias, out_scale, noise, y, *z.shape[2:], _row_stride(z), per_sample(noise), slope, gain, clamp,
             channels, groups, _dense(z), VOXELS, block,
         )  # fmt: skip
         _run(kernels.epilogue_kernel, grid, arguments)
@@ -390,8 +320,8 @@ def epilogue_backward(
     noise_batch: int,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for z (branch order), bias, noise and out_scale; as `reference.epilogue_backward`."""
-    gz = _empty(y, y.shape[1], y.shape[2:])
-    _check_size(y.shape[2:])
+    gz = empty(y, y.shape[1], y.shape[2:])
+    check_size(y.shape[2:])
     batch, channels, *size = y.shape
     voxels = size[0] * size[1] * size[2]
     block = VOXELS // 2 if groups == 4 else VOXELS  # four branches take more registers
@@ -401,12 +331,12 @@ def epilogue_backward(
     noise_sums = torch.zeros((batch, 1, *size), **wide) if noise_batch >= 0 else None
     scale_sums = torch.zeros((batch, blocks, channels), **wide) if z is not None else None
     if gz.numel():
-        out_scale = _packed(out_scale)
+        out_scale = contiguous(out_scale)
         bound = 0.0  # the output was rounded to its dtype, and so must the bound be that it is compared with
         if clamp is not None:
             bound = float(torch.tensor(clamp, dtype=y.dtype))
         other = y if z is None else z
-        with _on(y.device):
+        with on(y.device):
             arguments = (
                 gy, y, z, out_scale, gz, bias_sums, noise_sums, scale_sums,
                 *size, _row_stride(gy), _row_stride(y), _row_stride(other), slope, gain, bound, channels,
@@ -453,16 +383,16 @@ def _upfirdn(
         (x.shape[2 + d] * up[d] + padding[2 * d] + padding[2 * d + 1] - lengths[d] + down[d]) // down[d]
         for d in range(3)
     ]
-    y = _empty(x, x.shape[1], size, dtype)
-    _check_size(size)
+    y = empty(x, x.shape[1], size, dtype)
+    check_size(size)
     if y.numel() == 0:
         return y
     channels = x.shape[1]
-    block = min(CHANNELS, triton.next_power_of_2(channels))
+    block = min(CHANNELS, power_of_two(channels))
     voxels = min(VOXELS * CHANNELS // block, 128)  # sm_80 spills with fewer elements per thread
     grid = (x.shape[0] * triton.cdiv(y[0, 0].numel(), voxels), triton.cdiv(channels, block))
-    filters = [_packed(t) for t in taps]
-    with _on(x.device):
+    filters = [contiguous(t) for t in taps]
+    with on(x.device):
         arguments = (
             x, *filters, y, *x.shape[2:], x.stride(), *size, *padding[::2], channels, tuple(up), tuple(down), lengths,
             voxels, block,

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ssconv import triton_table
-from ssconv.triton_table import COMMITTED, Config, Key, candidates, choose, lookup, read, write
+from ssconv.triton_table import COMMITTED, TABLE, Config, Key, candidates
 
 KEY = Key.of("product", 90, "16bit", 2, 50, True)
 SMALL = Config(16, 16, 16, 4, 2)
@@ -19,9 +19,9 @@ def own_table(tmp_path, monkeypatch):
     path = tmp_path / "folder" / "table.json"
     monkeypatch.setenv("SSCONV_TRITON_TABLE", str(path))
     monkeypatch.delenv("SSCONV_AUTOTUNE", raising=False)
-    triton_table._tables.cache_clear()
+    TABLE.forget()
     yield path
-    triton_table._tables.cache_clear()
+    TABLE.forget()
 
 
 def refuse(config: Config) -> None:
@@ -41,35 +41,35 @@ def test_every_class_has_a_configuration(kernel, arithmetic, architecture):
     for branches in triton_table.BRANCHES if kernel == "product" else (1,):
         for columns in (1, 16, 17, 64, 128, 500):
             for describable in (False, True):
-                config = lookup(Key.of(kernel, architecture, arithmetic, branches, columns, describable))
+                config = TABLE.lookup(Key.of(kernel, architecture, arithmetic, branches, columns, describable))
                 assert describable or not config.descriptors
 
 
 def test_descriptors_come_first_where_they_serve():
-    assert lookup(KEY).descriptors
-    assert not lookup(Key.of("product", 90, "16bit", 2, 50, False)).descriptors
-    assert not lookup(Key.of("product", 86, "16bit", 2, 50, True)).descriptors
+    assert TABLE.lookup(KEY).descriptors
+    assert not TABLE.lookup(Key.of("product", 90, "16bit", 2, 50, False)).descriptors
+    assert not TABLE.lookup(Key.of("product", 86, "16bit", 2, 50, True)).descriptors
 
 
 def test_this_machines_own_table_comes_first(own_table):
-    assert lookup(KEY) != SMALL
-    triton_table._tables.cache_clear()
-    write(own_table, {KEY: SMALL})
-    assert choose(KEY, refuse, lambda function: 0.0) == SMALL
+    assert TABLE.lookup(KEY) != SMALL
+    TABLE.forget()
+    TABLE.write(own_table, {KEY: SMALL})
+    assert TABLE.choose(KEY, refuse, lambda function: 0.0) == SMALL
     other = Key.of("product", 90, "16bit", 4, 50, True)
-    assert lookup(other) == read(COMMITTED)[other]
+    assert TABLE.lookup(other) == TABLE.read(COMMITTED)[other]
 
 
 def test_what_is_written_is_read(own_table):
-    table = read(COMMITTED)
-    write(own_table, table)
-    assert read(own_table) == table
+    table = TABLE.read(COMMITTED)
+    TABLE.write(own_table, table)
+    assert TABLE.read(own_table) == table
     assert list(own_table.parent.iterdir()) == [own_table], "a temporary file is left"
 
 
 def test_the_search_takes_the_fastest_that_runs_and_saves_it(own_table, monkeypatch):
     monkeypatch.setenv("SSCONV_AUTOTUNE", "1")
-    write(own_table, {Key.of("weights", 90, "16bit", 1, 16, True): SMALL})
+    TABLE.write(own_table, {Key.of("weights", 90, "16bit", 1, 16, True): SMALL})
 
     class OutOfResources(Exception):
         pass
@@ -86,15 +86,15 @@ def test_the_search_takes_the_fastest_that_runs_and_saves_it(own_table, monkeypa
         function()
         return 1.0 if ran[-1] == fastest else 2.0
 
-    assert choose(KEY, run, seconds) == fastest
+    assert TABLE.choose(KEY, run, seconds) == fastest
     assert {c for c in ran if c.stages == 4} == set()
     count = len(ran)
-    assert choose(KEY, run, seconds) == fastest and len(ran) == count, "searched twice"
-    saved = read(own_table)
+    assert TABLE.choose(KEY, run, seconds) == fastest and len(ran) == count, "searched twice"
+    saved = TABLE.read(own_table)
     assert saved[KEY] == fastest and len(saved) == 2
     monkeypatch.delenv("SSCONV_AUTOTUNE")
-    triton_table._tables.cache_clear()
-    assert choose(KEY, refuse, seconds) == fastest
+    TABLE.forget()
+    assert TABLE.choose(KEY, refuse, seconds) == fastest
 
 
 def test_another_error_in_a_search_is_not_hidden(monkeypatch):
@@ -104,7 +104,7 @@ def test_another_error_in_a_search_is_not_hidden(monkeypatch):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        choose(KEY, run, lambda function: 0.0)
+        TABLE.choose(KEY, run, lambda function: 0.0)
 
 
 def test_no_candidate_runs(monkeypatch):
@@ -117,7 +117,7 @@ def test_no_candidate_runs(monkeypatch):
         raise OutOfResources
 
     with pytest.raises(LookupError, match="no candidate runs"):
-        choose(KEY, run, lambda function: 0.0)
+        TABLE.choose(KEY, run, lambda function: 0.0)
 
 
 @pytest.mark.parametrize("arithmetic", triton_table.ARITHMETIC)
@@ -129,8 +129,8 @@ def test_candidates_are_some_and_valid(kernel, arithmetic, own_table):
         assert 10 < len(found) < 500
         assert any(c.descriptors for c in found) == (architecture == 90)
         for config in found:
-            write(own_table, {key: config})
-            assert read(own_table) == {key: config}
+            TABLE.write(own_table, {key: config})
+            assert TABLE.read(own_table) == {key: config}
 
 
 ROW = json.loads(COMMITTED.read_text())[0]
@@ -155,5 +155,5 @@ def test_a_bad_file_is_named(content, message, own_table):
     own_table.parent.mkdir()
     own_table.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=f"table.json: {message}" if "entry" in message else message) as caught:
-        lookup(KEY)
+        TABLE.lookup(KEY)
     assert str(own_table) in str(caught.value)

@@ -23,47 +23,14 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
+import kernel_checks
 import ssconv
 from gpu_checks import check_against_float64, check_compiled
+from kernel_checks import LARGE
 from ssconv import triton_backend, triton_table
 from ssconv.backends import resolve
 from ssconv.triton_table import Config, Key
-from strategies import (
-    CONV_CASES,
-    UPFIRDN_CASES,
-    Case,
-    ConvCase,
-    Epilogue,
-    check_forward,
-    check_gradients,
-    conv_cases,
-    tensors_of,
-    upfirdn_cases,
-)
-
-FULL = Epilogue(True, True, "each", "lrelu", 0.2, 2**0.5, 2.5)
-SHARED = Epilogue(True, False, "shared", "lrelu", 0.1, -0.7, None)
-ACS4 = ((3, 3, 3), (1, 3, 3), (3, 1, 3), (3, 3, 1))
-
-# Larger than the small tiles below in every direction, several boxes, blocks of channels and steps; and few taps, since
-# the interpreter takes milliseconds for each.
-LINES = ((3, 1, 1), (1, 3, 1))
-LARGE: dict[str, Case] = {
-    "split-depth": ConvCase(((1, 3, 1), (1, 1, 3)), 18, 20, 1, (3, 3, 5), in_scale=True, epilogue=FULL, seed=1),
-    "aligned": ConvCase(LINES, 24, 16, 1, (3, 4, 5), epilogue=FULL, layout="channels_last", seed=2),
-    "four-branches": ConvCase((*LINES, (1, 1, 3), (1, 1, 1)), 3, 17, 1, (3, 3, 4), epilogue=FULL, seed=3),
-    "three-branches": ConvCase((*LINES, (1, 1, 5)), 17, 18, 1, (2, 2, 4), epilogue=SHARED, seed=4),
-    "grouped-no-shuffle": ConvCase(LINES, 17, 33, 1, (2, 3, 5), shuffle=False, in_scale=True, epilogue=FULL, seed=5),
-    "stride-2": ConvCase(((3, 1, 1), (1, 3, 3)), 20, 17, 1, (3, 4, 5), (2, 1, 2), epilogue=FULL, seed=6),
-    "transposed": ConvCase(
-        ((1, 3, 3), (3, 1, 1)), 17, 9, 1, (2, 3, 4), (2, 2, 1), transposed=True, in_scale=True, seed=7
-    ),
-    "valid": ConvCase(((3, 1, 3), (1, 5, 1)), 16, 16, 1, (4, 6, 5), padding="valid", epilogue=SHARED, seed=8),
-    "many-samples": ConvCase(LINES, 4, 3, 5, (1, 2, 2), in_scale=True, epilogue=FULL, seed=9),
-    "many-samples-aligned": ConvCase(LINES, 16, 16, 5, (1, 3, 2), layout="channels_last", seed=10),
-    "identity": ConvCase(((1, 3, 3), None), 18, 18, 1, (2, 4, 3), in_scale=True, epilogue=FULL, seed=11),
-    "one-branch": ConvCase(((3, 1, 3),), 24, 17, 1, (3, 3, 5), epilogue=FULL, layout="channels_last", seed=12),
-}
+from strategies import CONV_CASES, UPFIRDN_CASES, Case, conv_cases, upfirdn_cases
 
 
 @contextmanager
@@ -78,7 +45,7 @@ def table(*tiles: tuple[int, int, int], descriptors: bool = False) -> Iterator[N
             rows[key] = Config(*tile, 4, 2, descriptors and describable)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.json"
-        triton_table.write(path, rows)
+        triton_table.TABLE.write(path, rows)
         os.environ["SSCONV_TRITON_TABLE"] = str(path)
         try:
             yield
@@ -91,12 +58,7 @@ def whole_volumes():
     return table((256, 16, 32), (128, 16, 16))
 
 
-def check(case: Case, dtype: torch.dtype) -> None:
-    try:
-        check_forward(ssconv, case, dtype, "triton")
-        check_gradients(ssconv, case, dtype, "triton")
-    except AssertionError as error:
-        raise AssertionError(f"{error}; {dtype}, {case}") from None
+check = functools.partial(kernel_checks.check, backend="triton")
 
 
 def named() -> None:
@@ -174,89 +136,17 @@ def second_derivatives() -> None:
 
 
 def surroundings() -> None:
-    """What lies beside a view in memory is NaN and does not show; nor does what an infinity cannot reach."""
-    for case in (CONV_CASES["split-depth-full"], LARGE["many-samples-aligned"], CONV_CASES["acs4"]):
-        tensors = tensors_of(case, torch.float32)
-        x = tensors["x"]
-        frame = torch.full([n + 3 for n in x.shape], torch.nan)
-        frame = frame.contiguous(memory_format=torch.channels_last_3d)
-        view = frame[tuple(slice(1, n + 1) for n in x.shape)]
-        view.copy_(x)
-        plain = dataclasses.replace(case, layout="contiguous")
-        expected = plain.call(ssconv, tensors, "triton")
-        with _unchanged(view):
-            found = ssconv.split_shuffle_conv3d(
-                view,
-                [tensors.get(f"weights[{s}]") for s in range(len(case.kernels))],
-                tensors.get("bias"),
-                in_scale=tensors.get("in_scale"),
-                out_scale=tensors.get("out_scale"),
-                noise=tensors.get("noise"),
-                backend="triton",
-                **case.epilogue.options(),
-            )
-        assert torch.equal(found, expected), f"memory beside the view shows; {case}"
+    kernel_checks.surroundings("triton")
     with table((16, 16, 16), (16, 16, 16)):
-        case = dataclasses.replace(LARGE["three-branches"], in_scale=False, epilogue=Epilogue())
-        tensors = tensors_of(case, torch.float32)
-        at = (0, 20, 1, 1, 2)
-        tensors["x"][at] = torch.inf
-        y = case.call(ssconv, tensors, "triton")
-        ones = {n: torch.ones_like(t).double() for n, t in tensors.items()}
-        ones["x"] = torch.zeros_like(ones["x"])
-        ones["x"][at] = 1
-        reached = case.call(ssconv, ones, "reference") != 0
-        assert torch.equal(~y.isfinite(), reached), "an infinity shows in other outputs than it reaches"
-
-
-@contextmanager
-def _unchanged(t: torch.Tensor) -> Iterator[None]:
-    before = t.clone()
-    yield
-    assert torch.equal(t, before), "an input changed"
+        kernel_checks.infinities("triton")
 
 
 def kinks() -> None:
-    """At 0 the slope is the negative side's, as in PyTorch, whatever the gain's sign; beyond the clamp it is 0."""
-    z = torch.tensor([0.0, -0.0, 1.0, -1.0, 5.0, -5.0, torch.nan, torch.inf]).repeat(3).reshape(1, 12, 1, 1, 2)
-    for gain, slope, groups, clamp in itertools.product((1.5, -1.5), (0.2, 0.0), (1, 2, 3, 4), (None, 2.0)):
-        leaf = z.clone().requires_grad_()
-        t = torch.nn.functional.leaky_relu(torch.nn.functional.channel_shuffle(leaf, groups), slope) * gain
-        expected = t if clamp is None else t.clamp(-clamp, clamp)
-        y = triton_backend.epilogue(z, None, None, None, groups, slope, gain, clamp)
-        assert torch.equal(y.nan_to_num(7), expected.nan_to_num(7)), f"epilogue: {gain}, {slope}, {groups}, {clamp}"
-        finite = expected.isfinite()
-        gy = torch.rand(y.shape) + 0.5
-        gz, *_ = triton_backend.epilogue_backward(gy, y, None, None, groups, slope, gain, clamp, False, -1)
-        (exact,) = torch.autograd.grad(expected, leaf, gy)
-        finite = torch.nn.functional.channel_shuffle(finite.float(), 12 // groups) > 0
-        assert torch.allclose(gz[finite], exact[finite], rtol=1e-6, atol=0), f"gradient at a kink: {gain}, {slope}"
+    kernel_checks.kinks("triton")
 
 
 def batches() -> None:
-    """No samples; the same bits twice; each sample alone as in the batch."""
-    for case in (CONV_CASES["split-depth-full"], CONV_CASES["transposed-stride-2"], UPFIRDN_CASES["up-2"]):
-        tensors = tensors_of(dataclasses.replace(case, batch=0), torch.float32, requires_grad=True)
-        y = case.call(ssconv, tensors, "triton")
-        assert y.shape[0] == 0
-        for name, t in tensors.items():
-            (gradient,) = torch.autograd.grad(y, t, torch.zeros_like(y), retain_graph=True)
-            assert gradient.shape == t.shape and (gradient == 0).all(), f"gradient of {name} without samples"
-    case = LARGE["many-samples"]
-    tensors = tensors_of(case, torch.float32, requires_grad=True)
-    leaves = list(tensors.values())
-    runs = []
-    for _ in range(2):
-        y = case.call(ssconv, tensors, "triton")
-        gy = torch.tensor(np.random.default_rng(0).normal(size=y.shape), dtype=torch.float32)
-        runs.append([y, *torch.autograd.grad(y, leaves, gy)])
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True)), "other bits at the second call"
-    for i in range(case.batch):
-        alone = {
-            n: t[i : i + 1].detach() if n in ("x", "in_scale", "out_scale", "noise") else t.detach()
-            for n, t in tensors.items()
-        }
-        torch.testing.assert_close(case.call(ssconv, alone, "triton"), runs[0][0][i : i + 1], rtol=1e-5, atol=1e-5)
+    kernel_checks.batches("triton")
 
 
 def serving() -> None:

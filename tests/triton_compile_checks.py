@@ -22,7 +22,7 @@ from ssconv.spec import KERNEL_SETS, ConvSpec
 
 def configurations(architecture: str) -> None:
     """Every configuration of the committed table: no spills, tensor cores, asynchronous copies, shared memory."""
-    table = triton_table.read(triton_table.COMMITTED)
+    table = triton_table.TABLE.read(triton_table.COMMITTED)
     chosen = {k: c for k, c in table.items() if k.architecture == int(architecture)}
     assert len(chosen) > 20
     for key, config in chosen.items():
@@ -37,7 +37,7 @@ def configurations(architecture: str) -> None:
 
 def whole(architecture: str) -> None:
     """With every part of the epilogue, z kept and scales on the way in; the memory-bound kernels too."""
-    table = triton_table.read(triton_table.COMMITTED)
+    table = triton_table.TABLE.read(triton_table.COMMITTED)
     for key, config in table.items():
         if key.architecture == int(architecture) and key.columns == 64 and key.arithmetic == "16bit":
             with compiling(key.architecture, key.arithmetic) as compiled:

@@ -1,0 +1,133 @@
+"""What the GPU backends share: the tensors they allocate, the geometry they launch by. Nothing here computes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssconv.spec import ConvSpec, Triple
+
+FUSED = (1, 2, 4)  # numbers of branches that one block interleaves
+MAX_VOXELS = 2**31 - 2**10  # of one sample's output; offsets are 64 bit, voxel numbers within a sample are not
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Kernels launch on the current device, which need not be the tensor's."""
+    if device.type == "cpu" or torch.accelerator.current_device_index() == device.index:
+        return contextlib.nullcontext()
+    return torch.accelerator.device_index(device.index)
+
+
+@functools.cache
+def architecture(device: torch.device) -> int:
+    """Compute capability as 80, 90, ..; that of an unknown GPU counts as 80."""
+    if device.type != "cuda" or torch.version.hip:
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def arithmetic(dtype: torch.dtype) -> str:
+    """The kind of product: "16bit", or for float32 "tf32" where PyTorch's own convolutions may use it, else "ieee"."""
+    if dtype != torch.float32:
+        return "16bit"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+
+
+def empty(like: Tensor, channels: int, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """(N, channels, *size), channels_last_3d, uninitialised."""
+    shape = (like.shape[0], channels, *size)
+    dtype = dtype or like.dtype
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last_3d)
+
+
+def contiguous(t: Tensor | None) -> Tensor | None:
+    """Scales, biases and noise are small and read by their number."""
+    return None if t is None else t.contiguous()
+
+
+def per_sample(noise: Tensor | None) -> int:
+    """Elements from one sample's noise to the next; 0 where all share one."""
+    return 0 if noise is None or noise.shape[0] == 1 else noise.stride(0)
+
+
+def check_size(size: Sequence[int]) -> None:
+    """Refuses more voxels in a sample than 32 bits number."""
+    if size[0] * size[1] * size[2] > MAX_VOXELS:
+        raise ValueError(
+            f"x: the GPU kernels number a sample's voxels with 32 bits; got an output of {tuple(size)} voxels; "
+            "cut the volume into parts"
+        )
+
+
+def first(spec: ConvSpec) -> Triple:
+    """Input position of the first window centre, per dimension."""
+    d, h, w = ((k - 1) // 2 if spec.padding == "valid" else 0 for k in spec.window)
+    return d, h, w
+
+
+def power_of_two(n: int) -> int:
+    """The least that is not below n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
+@functools.lru_cache(maxsize=1024)
+def choose_box(voxels: int, counts: Triple) -> tuple[int, int, int, int]:
+    """Samples, D, H, W of a box of `voxels` that wastes little of volumes of extents `counts` and has a small halo.
+
+    It takes more than one sample only where a whole volume is smaller than the box. The batch does not matter: it
+    shall not bring new kernels.
+    """
+    whole = [power_of_two(n) for n in counts]
+    if whole[0] * whole[1] * whole[2] < voxels:
+        return voxels // (whole[0] * whole[1] * whole[2]), whole[0], whole[1], whole[2]
+    sizes = [2**i for i in range(voxels.bit_length())]
+    boxes = [b for b in itertools.product(sizes, repeat=3) if b[0] * b[1] * b[2] == voxels]
+
+    def cost(box: tuple[int, ...]) -> tuple[int, int]:
+        covered, halo = 1, 1
+        for n, b in zip(counts, box, strict=True):
+            covered *= -(-n // b) * b
+            halo *= b + 2
+        return covered, halo
+
+    return 1, *min(boxes, key=cost)
+
+
+def count_boxes(counts: Sequence[int], box: Sequence[int]) -> int:
+    """How many cover `counts`."""
+    product = 1
+    for n, b in zip(counts, box, strict=True):
+        product *= -(-n // b)
+    return product
+
+
+def median_seconds(function: Callable[[], None], device: torch.device, repeats: int = 20) -> float:
+    """How long a function's kernels take, for a search among configurations.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, in which nothing can be timed.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "SSCONV_AUTOTUNE: a search cannot run while a CUDA graph is captured; make the call once before"
+        )
+    with on(device):
+        for _ in range(3):
+            function()
+        times = []
+        for _ in range(repeats):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            function()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times)
