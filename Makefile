@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/* csrc/*/*)
 	  echo "creating $(VENV) with $$($$chosen --version)"; \
 	  $$chosen -m venv $(VENV); \
 	fi
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) 'setuptools>=77' torch
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) 'setuptools>=77' ninja torch
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c $(CONSTRAINTS) -e '.[test]'
 	@touch $@
 	@$(BIN)/python -c 'import sys, torch; print(f"installed in $(VENV): Python {sys.version.split()[0]}, torch {torch.__version__}")'

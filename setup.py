@@ -5,6 +5,8 @@ Environment variables, read when the package is built:
     SSCONV_CUDA=auto   (default) use nvcc where it is found: $CUDACXX, $CUDA_HOME/bin/nvcc, then the PATH
     SSCONV_CUDA=1      the build fails, and says why, if nvcc or the C++ compiler is missing
     SSCONV_CUDA=0      nvcc is not looked for
+    SSCONV_CUDA_ARCHS  what the CUDA kernels are compiled for, "80;86;89;90+PTX" unless told: machine code for each, and
+                       where +PTX stands, code that later cards compile for themselves
     CXX                the C++17 compiler
 
 Without a C++ compiler, or without Python's or torch's C++ headers, the module is left out and a message says so (`pip
@@ -25,10 +27,12 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import setuptools
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 MINIMUM_SETUPTOOLS = (
     77  # the first that reads `license = "Apache-2.0"`; only --no-build-isolation can bring an older one
@@ -46,6 +50,12 @@ COMPILE_ARGS = [
     "-Wall",
     "-Wextra",
 ]
+
+
+DEFAULT_ARCHS = "80;86;89;90+PTX"
+MINIMUM_NVCC = (12, 0)  # knows 9.0 and C++17, and parameters that stay in constant memory
+CUDA_SOURCES = Path("csrc", "cuda")
+NVCC_ARGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xfatbin", "-compress-all"]
 
 
 class BuildError(SystemExit):
@@ -102,29 +112,120 @@ def nvcc_version(nvcc: str) -> str:
     return release.group(1)
 
 
-def cuda_macros() -> list[tuple[str, str | None]]:
-    """Macros that tell the module about CUDA.
+def wanted_nvcc() -> str | None:
+    """The nvcc to build with, or None where CUDA is not wanted or not there.
 
-    Kernels join here: csrc/*.cu become objects of nvcc, one per source, for the architectures of SSCONV_CUDA_ARCHS
-    (default 80;86;89;90), which `compiled_module` then links as extra_objects.
+    Raises:
+        BuildError: SSCONV_CUDA is none of its values, or asks for what is not there.
     """
     wanted = os.environ.get("SSCONV_CUDA", "auto")
     if wanted not in ("0", "1", "auto"):
         raise BuildError(f"SSCONV_CUDA: expected 0, 1 or auto; got {wanted!r}")
     nvcc = None if wanted == "0" else find_nvcc()
-    if nvcc is None:
-        if wanted == "1":
-            raise BuildError(
-                "SSCONV_CUDA=1 asks for CUDA, and nvcc was not found; looked at $CUDACXX, $CUDA_HOME/bin/nvcc and the "
-                "PATH. Install the CUDA toolkit, set CUDA_HOME, or leave SSCONV_CUDA out"
-            )
-        return []
-    return [("SSCONV_CUDA_VERSION", f'"{nvcc_version(nvcc)}"')]
+    if nvcc is None and wanted == "1":
+        raise BuildError(
+            "SSCONV_CUDA=1 asks for CUDA, and nvcc was not found; looked at $CUDACXX, $CUDA_HOME/bin/nvcc and the "
+            "PATH. Install the CUDA toolkit, set CUDA_HOME, or leave SSCONV_CUDA out"
+        )
+    return nvcc
+
+
+def architectures() -> list[str]:
+    """What SSCONV_CUDA_ARCHS asks for, such as ["80", "90+PTX"].
+
+    Raises:
+        BuildError: it is no such list, or has a card that lacks what the kernels use.
+    """
+    text = os.environ.get("SSCONV_CUDA_ARCHS", DEFAULT_ARCHS)
+    archs = [a.strip() for a in text.replace(",", ";").split(";") if a.strip()]
+    if not archs or not all(re.fullmatch(r"\d{2,3}(\+PTX)?", a) for a in archs):
+        raise BuildError(f"SSCONV_CUDA_ARCHS: expected compute capabilities such as {DEFAULT_ARCHS!r}; got {text!r}")
+    if old := [a for a in archs if int(a.removesuffix("+PTX")) < 80]:
+        raise BuildError(f"SSCONV_CUDA_ARCHS: the kernels need compute capability 8.0 (80) or later; got {old[0]}")
+    return archs
+
+
+def code_flags(archs: list[str]) -> list[str]:
+    """nvcc's options: one front end for all, whose code suits the oldest, then machine code for each."""
+    numbers = sorted({int(a.removesuffix("+PTX")) for a in archs})
+    codes = [f"sm_{n}" for n in numbers]
+    if any(a.endswith("+PTX") for a in archs):
+        codes.append(f"compute_{numbers[0]}")
+    return ["-gencode", f"arch=compute_{numbers[0]},code=[{','.join(codes)}]"]
+
+
+def cuda_runtime(nvcc: str) -> str | None:
+    """The folder of the toolkit's static runtime library, or None. nvcc may be a script that starts another: it tells
+    where its toolkit is."""
+    said = subprocess.run([nvcc, "--dryrun", "-c", "nothing.cu"], capture_output=True, text=True).stderr
+    found = re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    roots = [Path(os.path.realpath(nvcc)).parent.parent, *([Path(found.group(1).strip())] if found else [])]
+    folders = [f for root in roots for f in (root / "lib64", root / "lib", *sorted(root.glob("targets/*/lib")))]
+    return next((str(f.resolve()) for f in folders if (f / "libcudart_static.a").exists()), None)
+
+
+def ninja() -> str | None:
+    """The path of ninja, or None. Its package may be installed where the PATH does not lead."""
+    beside = Path(sysconfig.get_path("scripts"), "ninja")
+    return shutil.which("ninja") or (str(beside) if beside.exists() else None)
+
+
+def compile_kernels(nvcc: str, folder: Path) -> list[str]:
+    """Compiles csrc/cuda/*.cu into `folder`, what is not up to date there; the paths of the objects.
+
+    By ninja, or where there is none by as many compilers at once as there are processors, everything anew.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = sorted(CUDA_SOURCES.glob("*.cu"))
+    objects = [folder / f"{s.stem}.o" for s in sources]
+    command = [nvcc, *NVCC_ARGS, *code_flags(architectures())]
+    if host := os.environ.get("CXX", "").strip():
+        command += ["-ccbin", shlex.split(host)[0]]
+    print(
+        f"ssconv: CUDA kernels for {';'.join(architectures())} by {nvcc}: {len(sources)} files, some minutes",
+        flush=True,
+    )
+    if tool := ninja():
+        lines = [
+            "rule nvcc",
+            f"  command = {shlex.join(command)} -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            *(f"build {o.absolute()}: nvcc {s.absolute()}" for s, o in zip(sources, objects)),
+        ]
+        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+        done = subprocess.run([tool, "-C", str(folder)], capture_output=True, text=True)
+        failed = [done] if done.returncode != 0 else []
+    else:
+        print("ssconv: ninja is not installed: every kernel is compiled anew (pip install ninja)", flush=True)
+
+        def compile_one(pair: tuple[Path, Path]) -> subprocess.CompletedProcess[str]:
+            return subprocess.run([*command, "-c", str(pair[0]), "-o", str(pair[1])], capture_output=True, text=True)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            failed = [r for r in pool.map(compile_one, zip(sources, objects)) if r.returncode != 0]
+    if failed:
+        said = "\n".join((r.stdout + r.stderr).strip() for r in failed)
+        raise BuildError(f"{nvcc} failed; mend it, or set SSCONV_CUDA=0 to build without:\n{said}")
+    return [str(o) for o in objects]
+
+
+class BuildWithKernels(build_ext):
+    """build_ext that compiles the CUDA kernels first."""
+
+    def build_extension(self, ext: Extension) -> None:
+        nvcc = getattr(ext, "nvcc", None)
+        if nvcc is not None:
+            ext.extra_objects = compile_kernels(nvcc, Path(self.build_temp, "cuda"))
+        super().build_extension(ext)
 
 
 def compiled_module() -> list[Extension]:
     """The extension `ssconv._C`, or no extension where this machine cannot compile."""
-    macros = cuda_macros()
+    nvcc = wanted_nvcc()
+    macros: list[tuple[str, str | None]] = []
+    if nvcc is not None:
+        macros.append(("SSCONV_CUDA_VERSION", f'"{nvcc_version(nvcc)}"'))
     missing = missing_for_cpp()
     if missing is not None:
         if os.environ.get("SSCONV_CUDA") == "1":
@@ -138,21 +239,45 @@ def compiled_module() -> list[Extension]:
     sources = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
     if "csrc/bindings.cpp" in sources:
         macros.append(("SSCONV_CPU_KERNELS", None))
-    return [
-        Extension(
-            "ssconv._C",
-            sources=sources,
-            depends=sorted(str(p) for kind in ("*.h", "*.inl") for p in Path("csrc").rglob(kind)),
-            language="c++",
-            include_dirs=[str(torch / "include")],
-            library_dirs=[str(torch / "lib")],
-            libraries=["torch", "torch_cpu", "c10"],
-            # The ABI of torch 2.11: the module loads under that release and later ones.
-            define_macros=[("Py_LIMITED_API", "0x030A0000"), ("TORCH_TARGET_VERSION", "0x020b000000000000"), *macros],
-            extra_compile_args=COMPILE_ARGS,
-            py_limited_api=True,
-        )
-    ]
+    module = Extension(
+        "ssconv._C",
+        sources=sources,
+        depends=sorted(str(p) for kind in ("*.h", "*.inl", "*.cuh", "*.cu") for p in Path("csrc").rglob(kind)),
+        language="c++",
+        include_dirs=[str(torch / "include")],
+        library_dirs=[str(torch / "lib")],
+        libraries=["torch", "torch_cpu", "c10"],
+        # The ABI of torch 2.11: the module loads under that release and later ones.
+        define_macros=[("Py_LIMITED_API", "0x030A0000"), ("TORCH_TARGET_VERSION", "0x020b000000000000"), *macros],
+        extra_compile_args=COMPILE_ARGS,
+        py_limited_api=True,
+    )
+    if nvcc is not None and (CUDA_SOURCES / "calls.cpp").exists():
+        add_kernels(module, nvcc)
+    return [module]
+
+
+def add_kernels(module: Extension, nvcc: str) -> None:
+    """Makes the CUDA kernels part of the module, or says why they are not.
+
+    Raises:
+        BuildError: SSCONV_CUDA=1, and this toolkit cannot build them.
+    """
+    release, runtime, reason = nvcc_version(nvcc), cuda_runtime(nvcc), ""
+    if tuple(int(n) for n in release.split(".")) < MINIMUM_NVCC:
+        reason = f"they need nvcc {'.'.join(map(str, MINIMUM_NVCC))} or later; {nvcc} is {release}"
+    elif runtime is None:
+        reason = f"libcudart_static.a, CUDA's runtime, is not in the toolkit of {nvcc}"
+    if reason and os.environ.get("SSCONV_CUDA") == "1":
+        raise BuildError(f"SSCONV_CUDA=1 asks for the CUDA kernels; {reason}")
+    if reason:
+        print(f"ssconv: the CUDA kernels are left out: {reason}")
+        return
+    module.nvcc = nvcc
+    module.sources.append(str(CUDA_SOURCES / "calls.cpp"))
+    module.define_macros.append(("SSCONV_CUDA_KERNELS", f'"{";".join(architectures())}"'))
+    module.library_dirs.append(runtime)
+    module.libraries += ["cudart_static", "dl", "rt", "pthread"]
 
 
 if int(setuptools.__version__.split(".")[0]) < MINIMUM_SETUPTOOLS:
@@ -162,6 +287,7 @@ if int(setuptools.__version__.split(".")[0]) < MINIMUM_SETUPTOOLS:
     )
 setup(
     ext_modules=compiled_module(),
+    cmdclass={"build_ext": BuildWithKernels},
     setup_requires=["torch>=2.11"] if missing_for_cpp() is None and find_torch() is None else [],
     options={
         "bdist_wheel": {"py_limited_api": "cp310"},

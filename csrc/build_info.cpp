@@ -8,6 +8,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(SSCONV_CUDA_KERNELS)
+#include "cuda/launch.h"
+#endif
+
 namespace {
 
 std::string compiler() {
@@ -35,18 +39,41 @@ PyObject* text(const std::string& value) {
   return PyUnicode_FromStringAndSize(value.data(), static_cast<Py_ssize_t>(value.size()));
 }
 
+PyObject* list_of(const std::vector<std::string>& values) {
+  PyObject* list = PyList_New(0);
+  for (const std::string& value : values) {
+    PyObject* item = list != nullptr ? text(value) : nullptr;
+    if (item == nullptr || PyList_Append(list, item) != 0) Py_CLEAR(list);
+    Py_XDECREF(item);
+  }
+  return list;
+}
+
 PyObject* kernels() {
+  std::vector<std::string> names;
 #ifdef SSCONV_CPU_KERNELS
-  return Py_BuildValue("[s]", "cpu");
-#else
-  return PyList_New(0);
+  names.push_back("cpu");
 #endif
+#ifdef SSCONV_CUDA_KERNELS
+  names.push_back("cuda");
+#endif
+  return list_of(names);
+}
+
+PyObject* cuda_architectures() {
+  std::vector<std::string> names;
+#ifdef SSCONV_CUDA_KERNELS
+  std::string rest = SSCONV_CUDA_KERNELS;  // such as 80;90+PTX
+  for (size_t end; (end = rest.find(';')) != std::string::npos; rest.erase(0, end + 1)) names.push_back(rest.substr(0, end));
+  names.push_back(rest);
+#endif
+  return list_of(names);
 }
 
 PyObject* build_info(PyObject*, PyObject*) {
   const std::vector<std::pair<const char*, PyObject*>> fields = {
       {"compiler", text(compiler())}, {"cxx_standard", text(cxx_standard())}, {"cuda", cuda_version()},
-      {"cuda_arch_list", PyList_New(0)}, {"kernels", kernels()},
+      {"cuda_arch_list", cuda_architectures()}, {"kernels", kernels()},
   };
   PyObject* info = PyDict_New();
   bool ok = info != nullptr;
@@ -57,11 +84,34 @@ PyObject* build_info(PyObject*, PyObject*) {
   return nullptr;
 }
 
+#ifdef SSCONV_CUDA_KERNELS
+PyObject* cuda_call(PyObject*, PyObject* args) {
+  const char* kernel;
+  PyObject *integers, *floats;
+  if (!PyArg_ParseTuple(args, "sO!O!", &kernel, &PyList_Type, &integers, &PyList_Type, &floats)) return nullptr;
+  std::vector<int64_t> i(PyList_Size(integers));
+  std::vector<double> f(PyList_Size(floats));
+  for (size_t k = 0; k < i.size(); ++k) i[k] = PyLong_AsLongLong(PyList_GetItem(integers, k));
+  for (size_t k = 0; k < f.size(); ++k) f[k] = PyFloat_AsDouble(PyList_GetItem(floats, k));
+  if (PyErr_Occurred()) return nullptr;
+  const char* error = ssconv::cuda_call(kernel, i.data(), i.size(), f.data(), f.size());
+  if (error == nullptr) Py_RETURN_NONE;
+  PyErr_Format(PyExc_RuntimeError, "ssconv: CUDA kernel %s: %s", kernel, error);
+  return nullptr;
+}
+#endif
+
 PyMethodDef methods[] = {
     {"build_info", build_info, METH_NOARGS,
      "build_info() -> dict\n\n"
      "compiler (str), cxx_standard (str), cuda (version of nvcc, str, or None where the build had none),\n"
      "cuda_arch_list (list of str: architectures with kernels), kernels (list of str: their names)."},
+#ifdef SSCONV_CUDA_KERNELS
+    {"cuda_call", cuda_call, METH_VARARGS,
+     "cuda_call(kernel: str, integers: list[int], floats: list[float]) -> None\n\n"
+     "Launches a kernel of csrc/cuda on the current device; the numbers are those of csrc/cuda/calls.cpp.\n"
+     "RuntimeError says what CUDA has against it."},
+#endif
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -45,11 +45,21 @@ def _cpu() -> str:
     return "available"
 
 
-def _cuda() -> str:
+def _cuda() -> tuple[ModuleType | None, str]:
+    """The CUDA backend, imported only where it can serve, and its state."""
     if _COMPILED is None:
-        return f"not available: {_MISSING}"
-    compiler = _COMPILED.build_info()["cuda"] or "none"
-    return f"not available: the compiled module has no CUDA kernels (CUDA compiler: {compiler})"
+        return None, f"not available: {_MISSING}"
+    info = _COMPILED.build_info()
+    if "cuda" not in info["kernels"]:
+        compiler = info["cuda"] or "none"
+        return None, f"not available: the compiled module has no CUDA kernels (CUDA compiler: {compiler})"
+    if torch.version.cuda is None:
+        return None, "not available: this torch is built without CUDA"
+    if torch.cuda.device_count() == 0:  # does not initialise the GPU, which would forbid the process to fork
+        return None, "not available: no NVIDIA GPU"
+    module = importlib.import_module("ssconv.cuda_backend")
+    module.call = _COMPILED.cuda_call
+    return module, "available"
 
 
 def _triton() -> tuple[ModuleType | None, str]:
@@ -67,13 +77,14 @@ def _triton() -> tuple[ModuleType | None, str]:
 
 
 _TRITON, _TRITON_STATE = _triton()
+_CUDA, _CUDA_STATE = _cuda()
 
 # Found out once: torch.compile traces `resolve`, and a constant is all that it then sees.
 _STATES = {
     "reference": "available",
     "cpu": _cpu(),
     "triton": _TRITON_STATE,
-    "cuda": _cuda(),
+    "cuda": _CUDA_STATE,
 }
 
 
@@ -87,6 +98,11 @@ def backends() -> dict[str, str]:
     return dict(_STATES)
 
 
+def _fits(module: ModuleType | None, x: Tensor) -> bool:
+    """Whether a GPU backend serves x."""
+    return module is not None and x.device.type in module.DEVICES and x.dtype in module.DTYPES
+
+
 def resolve(name: str, x: Tensor) -> str:
     """The backend that serves a call on x: `name` itself, or the fastest that can for "auto".
 
@@ -94,11 +110,12 @@ def resolve(name: str, x: Tensor) -> str:
         ValueError: the name is unknown. RuntimeError: that backend cannot serve; the message says why.
     """
     fits_cpu = x.device.type == "cpu" and x.dtype in CPU_DTYPES
-    fits_triton = _TRITON is not None and x.device.type in _TRITON.DEVICES and x.dtype in _TRITON.DTYPES
     if name == "auto":
         if fits_cpu and _STATES["cpu"] == "available":
             return "cpu"
-        return "triton" if fits_triton and x.device.type != "cpu" else "reference"
+        if x.device.type == "cpu":
+            return "reference"
+        return next((b for b, module in (("cuda", _CUDA), ("triton", _TRITON)) if _fits(module, x)), "reference")
     if name not in NAMES:
         raise ValueError(f"backend: expected auto or one of {', '.join(NAMES)}; got {name!r}")
     state = _STATES[name]
@@ -109,17 +126,17 @@ def resolve(name: str, x: Tensor) -> str:
             f"backend: 'cpu' serves float32, bfloat16 and float16 on the CPU; got {x.dtype} on {x.device}; "
             'use backend="auto"'
         )
-    if name == "triton" and not fits_triton:
+    module = {"triton": _TRITON, "cuda": _CUDA}.get(name)
+    if module is not None and not _fits(module, x):
         raise RuntimeError(
-            f"backend: 'triton' serves {', '.join(str(t).removeprefix('torch.') for t in _TRITON.DTYPES)} on "
-            f'{" or ".join(_TRITON.DEVICES)}; got {x.dtype} on {x.device}; use backend="auto"'
+            f"backend: {name!r} serves {', '.join(str(t).removeprefix('torch.') for t in module.DTYPES)} on "
+            f'{" or ".join(module.DEVICES)}; got {x.dtype} on {x.device}; use backend="auto"'
         )
     return name
 
 
 def implementation(name: str) -> ModuleType:
     """The module that computes for a resolved backend name."""
-    if name == "triton":
-        assert _TRITON is not None, "resolve lets nobody through without"
-        return _TRITON
-    return {"reference": reference, "cpu": cpu}[name]
+    module = {"reference": reference, "cpu": cpu, "triton": _TRITON, "cuda": _CUDA}[name]
+    assert module is not None, "resolve lets nobody through without"
+    return module

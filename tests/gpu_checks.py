@@ -163,19 +163,24 @@ def smooth(x: Tensor, weights: Sequence[Tensor], backend: str) -> Tensor:
 
 
 def check_both_ends(
-    operator: Operator, shape: tuple[int, int, int, int, int], dtype: torch.dtype, backend: str, device: str
+    operator: Operator,
+    shape: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
+    backend: str,
+    device: str,
+    backward: bool = True,
 ) -> None:
-    """Forward and backward of an operator that sees one slice to either side, on a volume of any size: its first and
-    last slices are compared with those of the slab that determines them. In the native layout they lie at the two ends
-    of the memory, of the first and the last sample."""
+    """Forward and, if wanted, backward of an operator that sees one slice to either side, on a volume of any size: its
+    first and last slices are compared with those of the slab that determines them. In the native layout they lie at the
+    two ends of the memory, of the first and the last sample."""
     n, c, depth, height, width = shape
     generator = torch.Generator(device).manual_seed(5)
     extents = ((c // 2, c // 2, 3, 3, 3), (c // 2, c // 2, 1, 3, 3))
     weights = [(torch.randn(e, generator=generator, device=device) / (13 * c) ** 0.5).to(dtype) for e in extents]
     x = torch.empty(n, depth, height, width, c, dtype=dtype, device=device).permute(0, 4, 1, 2, 3)
     x.normal_(generator=generator)
-    x.requires_grad_()
-    own = [w.clone().requires_grad_() for w in weights] if operator is split_depth else []
+    x.requires_grad_(backward)
+    own = [w.clone().requires_grad_() for w in weights] if operator is split_depth and backward else []
     y = operator(x, own or weights, backend)
     assert y.shape == x.shape
     first = (0, slice(0, SLAB), slice(0, SLAB - 2))
@@ -185,24 +190,24 @@ def check_both_ends(
         small_weights = [w.double().requires_grad_() for w in weights]
         expected = operator(small, small_weights, "reference")
         rounded = {"output": (y.detach()[at : at + 1, :, inner], expected.detach()[:, :, inner])}
-
-        # An upstream gradient in these slices alone: what comes back lies in the slab.
-        upstream = torch.zeros_like(y)
-        part = upstream[at : at + 1, :, inner]
-        part.copy_(torch.randn(part.shape, generator=generator, device=device))
-        part.mul_(expected.detach()[:, :, inner].abs() > KINK[dtype] * expected.detach().abs().max())
-        leaves = [x, *own]
-        grads = torch.autograd.grad(y, leaves, upstream, retain_graph=slab == first[1])
-        wanted = torch.zeros_like(expected)
-        wanted[:, :, inner] = part.double()
-        others = [small, *small_weights] if own else [small]
-        expected_grads = torch.autograd.grad(expected, others, wanted)
-        rounded["gradient of x"] = (grads[0][at : at + 1, :, slab], expected_grads[0])
-        for i, pair in enumerate(zip(grads[1:], expected_grads[1:], strict=True)):
-            rounded[f"gradient of weights[{i}]"] = pair
-        # Slices that no window carries the gradient to; one of them, since a whole comparison would take as much again.
-        middle = grads[0][:, :, depth // 2]
-        assert not middle.any(), "the gradient reaches slices that it cannot reach"
+        if backward:
+            # An upstream gradient in these slices alone: what comes back lies in the slab.
+            upstream = torch.zeros_like(y)
+            part = upstream[at : at + 1, :, inner]
+            part.copy_(torch.randn(part.shape, generator=generator, device=device))
+            part.mul_(expected.detach()[:, :, inner].abs() > KINK[dtype] * expected.detach().abs().max())
+            leaves = [x, *own]
+            grads = torch.autograd.grad(y, leaves, upstream, retain_graph=slab == first[1])
+            wanted = torch.zeros_like(expected)
+            wanted[:, :, inner] = part.double()
+            others = [small, *small_weights] if own else [small]
+            expected_grads = torch.autograd.grad(expected, others, wanted)
+            rounded["gradient of x"] = (grads[0][at : at + 1, :, slab], expected_grads[0])
+            for i, pair in enumerate(zip(grads[1:], expected_grads[1:], strict=True)):
+                rounded[f"gradient of weights[{i}]"] = pair
+            # A slice that no window carries the gradient to; a comparison of them all would take as much again.
+            middle = grads[0][:, :, depth // 2]
+            assert not middle.any(), "the gradient reaches slices that it cannot reach"
         for what, (found, exact) in rounded.items():
             off = deviation(found, exact)
             assert off <= NORMS[dtype], (

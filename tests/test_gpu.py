@@ -115,6 +115,44 @@ def test_more_than_two_to_the_31_elements(shape, operator, backend, alone):
     check_both_ends(operator, shape, torch.bfloat16, backend, "cuda")
 
 
+@pytest.mark.parametrize("backend", MADE_FOR_IT)
+def test_five_billion_elements(backend, alone):
+    shape = (5, 64, 256, 256, 256)
+    elements = int(np.prod(shape))
+    assert elements > 5e9
+    wanted = 3 * 2 * elements  # input, output and half as much again for what the checks compute in float64
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0]
+    if free < wanted:
+        pytest.skip(f"wants {wanted / 2**30:.0f} GiB of free GPU memory; {free / 2**30:.0f} are free")
+    check_both_ends(split_depth, shape, torch.bfloat16, backend, "cuda", backward=False)
+
+
+@pytest.mark.parametrize("backend", MADE_FOR_IT)
+def test_no_copy_of_what_lies_as_it_should(backend, alone):
+    """A forward takes its output and little more, a step its gradients: no copy of x or of the upstream gradient."""
+    x = torch.randn(2, 64, 48, 48, 48, device="cuda", dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    weights = [torch.randn(32, 32, k, 3, 3, device="cuda", dtype=torch.bfloat16, requires_grad=True) for k in (3, 1)]
+    bias = torch.zeros(64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    volume, slack = x.numel() * 2, 16 * 2**20  # packed weights, sums of splits
+
+    def call() -> Tensor:
+        return ssconv.split_shuffle_conv3d(x, weights, bias, activation="lrelu", backend=backend)
+
+    gy = torch.randn_like(call())
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    y = call()
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before <= volume + slack
+    y.backward(gy)
+    torch.cuda.synchronize()
+    # the output, the gradient before the epilogue, that of x
+    assert torch.cuda.max_memory_allocated() - before <= 3 * volume + slack
+
+
 # ------------------------------------------------------------------------------ streams, graphs, compiler
 
 

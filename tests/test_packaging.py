@@ -25,7 +25,7 @@ def tree(tmp_path: Path) -> Path:
     """
     copy = tmp_path / "tree"
     for folder in ("ssconv", "csrc"):
-        left_out = shutil.ignore_patterns("*.so", "__pycache__", "cpu*", "bindings.cpp")
+        left_out = shutil.ignore_patterns("*.so", "__pycache__", "cpu*", "cuda", "bindings.cpp")
         ignore = left_out if folder == "csrc" else shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
@@ -38,7 +38,11 @@ def setup_py(
     tree: Path, *command: str, path: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs setup.py in `tree` with the settings given and no others; `path` replaces the PATH."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("SSCONV_CUDA", "CUDA_HOME", "CUDACXX", "CXX", "CC")}
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("SSCONV_CUDA", "SSCONV_CUDA_ARCHS", "CUDA_HOME", "CUDACXX", "CXX", "CC")
+    }
     if path is not None:
         inherited["PATH"] = path
     return subprocess.run(
@@ -170,6 +174,121 @@ def test_a_source_that_does_not_compile_fails_the_build(tree: Path) -> None:
     result = setup_py(tree, "build", SSCONV_CUDA="0")
     assert result.returncode != 0
     assert "broken on purpose" in result.stderr
+
+
+# ------------------------------------------------------------------------------------------------ CUDA kernels
+
+# What stands in for csrc/cuda, so that a build takes a second.
+LAUNCH_H = (
+    "#include <cstdint>\nnamespace ssconv { int one(); const char* cuda_call(const char*, const int64_t*, int64_t, "
+)
+LAUNCH_H += "const double*, int64_t); }\n"
+CALLS_CPP = """#include "launch.h"
+const char* ssconv::cuda_call(const char*, const int64_t*, int64_t, const double*, int64_t) {
+  return one() == 1 ? nullptr : "not one";
+}
+"""
+
+
+@pytest.fixture
+def kernels(tree: Path) -> Path:
+    """`tree` with a kernel."""
+    folder = tree / "csrc" / "cuda"
+    folder.mkdir()
+    (folder / "launch.h").write_text(LAUNCH_H)
+    (folder / "calls.cpp").write_text(CALLS_CPP)
+    (folder / "one.cu").write_text('#include "launch.h"\nint ssconv::one() { return 1; }\n')
+    return tree
+
+
+def toolkit(tmp_path: Path, compiles: str = "", release: str = "13.0") -> str:
+    """An nvcc that compiles by the C++ compiler, after the shell lines of `compiles`, and notes its options in a file;
+    with a runtime library of nothing."""
+    if shutil.which("c++") is None or shutil.which("ar") is None:
+        pytest.skip("needs a C++ compiler")
+    library = tmp_path / "toolkit" / "lib64"
+    library.mkdir(parents=True)
+    subprocess.run(["ar", "rc", str(library / "libcudart_static.a")], check=True)
+    return fake_nvcc(
+        tmp_path,
+        f"""case "$1" in
+--version) echo "Cuda compilation tools, release {release}, V{release}.1"; exit ;;
+--dryrun) echo '#$ TOP={tmp_path}/toolkit' >&2; exit ;;
+esac
+echo "$@" >> {tmp_path}/calls
+{compiles}
+for a in "$@"; do case "$last" in -c) from=$a ;; -o) to=$a ;; esac; last=$a; done
+echo "$to:" > "$to.d"
+exec c++ -fPIC -x c++ -c "$from" -o "$to"
+""",
+    )
+
+
+def test_kernels_are_compiled_for_what_is_asked(kernels: Path, tmp_path: Path) -> None:
+    info = built_info(kernels, tmp_path, CUDACXX=toolkit(tmp_path), SSCONV_CUDA_ARCHS="86, 90+PTX")
+    assert (info["cuda"], info["cuda_arch_list"], info["kernels"]) == ("13.0", ["86", "90+PTX"], ["cuda"])
+    (said,) = (tmp_path / "calls").read_text().splitlines()
+    assert "arch=compute_86,code=[sm_86,sm_90,compute_86]" in said
+
+
+def test_kernels_are_compiled_by_default_for_every_card_from_8_0_on(kernels: Path, tmp_path: Path) -> None:
+    info = built_info(kernels, tmp_path, CUDACXX=toolkit(tmp_path))
+    assert info["cuda_arch_list"] == ["80", "86", "89", "90+PTX"]
+    said = (tmp_path / "calls").read_text()
+    assert "arch=compute_80,code=[sm_80,sm_86,sm_89,sm_90,compute_80]" in said
+
+
+@pytest.mark.parametrize(
+    ("archs", "message"),
+    [
+        ("75;80", "the kernels need compute capability 8.0 (80) or later; got 75"),
+        ("sm_80", "expected compute capabilities such as '80;86;89;90+PTX'; got 'sm_80'"),
+        (";", "expected compute capabilities"),
+    ],
+)
+def test_architectures_that_cannot_be_are_an_error(kernels: Path, tmp_path: Path, archs: str, message: str) -> None:
+    result = setup_py(kernels, "build", CUDACXX=toolkit(tmp_path), SSCONV_CUDA_ARCHS=archs)
+    assert result.returncode != 0
+    assert f"ssconv: error: SSCONV_CUDA_ARCHS: {message}" in result.stderr
+
+
+def test_a_kernel_that_does_not_compile_fails_the_build(kernels: Path, tmp_path: Path) -> None:
+    nvcc = toolkit(tmp_path, "echo 'ptxas fatal: out of registers'; exit 1")
+    result = setup_py(kernels, "build", CUDACXX=nvcc)
+    assert result.returncode != 0
+    assert "out of registers" in result.stderr and "set SSCONV_CUDA=0 to build without" in result.stderr
+
+
+@pytest.mark.parametrize("how", ["too old", "no runtime"])
+def test_a_toolkit_that_cannot_build_kernels_is_told(kernels: Path, tmp_path: Path, how: str) -> None:
+    nvcc = toolkit(tmp_path, release="11.8" if how == "too old" else "13.0")
+    reason = f"they need nvcc 12.0 or later; {nvcc} is 11.8"
+    if how == "no runtime":
+        (tmp_path / "toolkit" / "lib64" / "libcudart_static.a").unlink()
+        reason = f"libcudart_static.a, CUDA's runtime, is not in the toolkit of {nvcc}"
+    result = setup_py(kernels, "build", CUDACXX=nvcc)
+    assert result.returncode == 0, result.stderr
+    assert f"the CUDA kernels are left out: {reason}" in result.stdout
+    asked = setup_py(kernels, "build", CUDACXX=nvcc, SSCONV_CUDA="1")
+    assert asked.returncode != 0
+    assert f"ssconv: error: SSCONV_CUDA=1 asks for the CUDA kernels; {reason}" in asked.stderr
+
+
+def test_the_installed_module_has_the_cuda_kernels_where_it_could_be_built() -> None:
+    """And loads without a GPU, saying what is missing."""
+    import torch
+
+    import ssconv
+
+    if shutil.which("nvcc") is None or os.environ.get("SSCONV_CUDA") == "0":
+        pytest.skip("needs nvcc")
+    state = ssconv.backends()["cuda"]
+    if torch.version.cuda is None:
+        assert state == "not available: this torch is built without CUDA"
+    elif not torch.cuda.device_count():
+        assert state == "not available: no NVIDIA GPU"
+    else:
+        assert state == "available"
 
 
 def test_make_lists_its_targets() -> None:

@@ -1,0 +1,105 @@
+// Weights as the products read them, and tensors as they can read them.
+#pragma once
+
+#include "common.cuh"
+
+namespace ssconv {
+
+// Packed: per parity of the outputs and branch, [block of columns][step of K][column][8 chunks], zeros where there is no
+// weight. K's element e is channel e % padded_channels of tap e / padded_channels, among the taps that reach that parity.
+template <class A>
+struct Pack {
+  using T = typename A::Element;
+  using Params = PackParams;
+  static constexpr int THREADS = 128;
+  static constexpr int BLOCKS = 1;
+  static const char* name() { return "pack"; }
+
+  SSCONV_DEVICE static void run(const Params& p) {
+    constexpr int SIZE = Chunk<T>::SIZE, CHUNKS = 8, BK = SIZE * CHUNKS;
+    const Branch& b = p.branch[block_y()];
+    if (b.extent[0] <= 0) return;
+    Taps taps[3];
+    uint32_t parity = block_z();
+#pragma unroll
+    for (int i = 2; i >= 0; --i) {
+      const int pace = p.geometry.adjoint ? p.geometry.stride[i] : 1;
+      taps[i] = taps_of(pace == 2 ? parity & 1 : 0, b.extent[i], p.geometry.first[i], p.geometry.stride[i],
+                        p.geometry.adjoint);
+      parity = pace == 2 ? parity >> 1 : parity;
+    }
+    const int count = taps[0].count * taps[1].count * taps[2].count;
+    const int steps = (count * p.padded_channels + BK - 1) / BK;
+    const int blocks = (p.out_channels + p.columns - 1) / p.columns;
+    const int64_t total = static_cast<int64_t>(blocks) * steps * p.columns * CHUNKS;
+    const int64_t* const stride = p.stride[block_y()];
+    const T* const weight = static_cast<const T*>(p.weight[block_y()]);
+    Bits16* const packed = static_cast<Bits16*>(p.packed) + b.start[block_z()];
+    for (int64_t j = int64_t(block_x()) * THREADS + thread_index(); j < total; j += int64_t(blocks_x()) * THREADS) {
+      const int chunk = j % CHUNKS;
+      const int place = j / CHUNKS % p.columns;  // in the tile; a lane's columns are `run` side by side
+      const int step = j / CHUNKS / p.columns % steps;
+      const int block = j / CHUNKS / p.columns / steps;
+      const int half = p.columns / 2, in_half = place % half;
+      const int lane = in_half % 8 / 2, within = in_half / 8 * 2 + in_half % 2;
+      const int column = block * p.columns + place / half * half + lane * p.run + within;
+      float values[SIZE];
+#pragma unroll
+      for (int i = 0; i < SIZE; ++i) {
+        const int k = (step * CHUNKS + chunk) * SIZE + i;
+        const int channel = k % p.padded_channels, tap = k / p.padded_channels;
+        values[i] = 0;
+        if (tap < count && channel < p.in_channels && column < p.out_channels) {
+          const int step_d = p.geometry.adjoint ? p.geometry.stride[0] : 1;
+          const int step_h = p.geometry.adjoint ? p.geometry.stride[1] : 1;
+          const int step_w = p.geometry.adjoint ? p.geometry.stride[2] : 1;
+          const int d = taps[0].first + tap / taps[2].count / taps[1].count * step_d;
+          const int h = taps[1].first + tap / taps[2].count % taps[1].count * step_h;
+          const int w = taps[2].first + tap % taps[2].count * step_w;
+          const int64_t at = column * stride[0] + channel * stride[1] + d * stride[2] + h * stride[3] + w * stride[4];
+          values[i] = to_float(load(weight + at));
+          if (sizeof(T) == 4 && A::TENSOR_CORES) values[i] = float_of(round_tf32(bits_of(values[i])));
+        }
+      }
+      store(packed + j, pack<T>(values));
+    }
+  }
+};
+
+template <class T>
+struct Arrange {
+  using Params = ArrangeParams;
+  static constexpr int THREADS = 128;
+  static constexpr int BLOCKS = 1;
+  static const char* name() { return "arrange"; }
+
+  SSCONV_DEVICE static void run(const Params& p) {
+    constexpr int SIZE = Chunk<T>::SIZE;
+    const int chunks = p.branches * p.padded / SIZE;  // of a voxel
+    const int64_t i = int64_t(block_x()) * THREADS + thread_index();
+    if (i >= p.voxels * chunks) return;
+    const int64_t voxel = p.voxels_first ? i % p.voxels : i / chunks;  // among all samples'
+    const int chunk = static_cast<int>(p.voxels_first ? i / p.voxels : i % chunks);
+    const int branch = chunk * SIZE / p.padded, first = chunk * SIZE - branch * p.padded;
+    uint32_t rest = static_cast<uint32_t>(voxel);
+    const int64_t w = divide_off(p.w, rest), h = divide_off(p.h, rest), d = divide_off(p.d, rest), n = rest;
+    const int64_t channel = static_cast<int64_t>(branch) * p.channels + first;
+    const T* const x = static_cast<const T*>(p.x.data) + n * p.x.stride[0] + channel * p.x.stride[1] +
+                       d * p.x.stride[2] + h * p.x.stride[3] + w * p.x.stride[4];
+    float values[SIZE];
+    if (p.x.stride[1] == 1 && first + SIZE <= p.channels && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
+      unpack(T{}, load(reinterpret_cast<const Bits16*>(x)), values);
+    } else {
+#pragma unroll
+      for (int j = 0; j < SIZE; ++j) values[j] = first + j < p.channels ? to_float(load(x + j * p.x.stride[1])) : 0.f;
+    }
+    if (p.scale != nullptr) {
+#pragma unroll
+      for (int j = 0; j < SIZE; ++j)
+        if (first + j < p.channels) values[j] *= load(p.scale + n * p.branches * p.channels + channel + j);
+    }
+    store(static_cast<Bits16*>(p.out) + voxel * chunks + chunk, pack<T>(values));
+  }
+};
+
+}  // namespace ssconv

@@ -1,0 +1,175 @@
+// What the host tells the kernels. Sizes are counts, strides are in elements. A tensor (N, S*C, D, H, W) has S branches
+// of C channels; "branch order" puts branch s's channel j at s*C + j, the shuffle at j*S + s.
+#pragma once
+
+#include <cstdint>
+
+namespace ssconv {
+
+struct Grid {
+  uint32_t x, y, z;
+};
+
+enum class Format : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+// Division of n < 2^31 by a constant: (n * multiplier / 2^32 + n) >> shift.
+struct Divider {
+  uint32_t divisor, multiplier, shift;
+};
+
+// Noise and taps: contiguous, in a format of their own; null where there is none.
+struct Companion {
+  const void* data;
+  Format format;
+};
+
+struct Volume {
+  const void* data;
+  int64_t stride[5];  // n, c, d, h, w
+  int size[4];        // n, d, h, w
+};
+
+constexpr int FUSED = 4;      // the most branches that one block computes
+constexpr int BRANCHES = 16;  // the most that one launch serves
+constexpr int PARITIES = 8;
+
+struct Branch {
+  int extent[3];            // (0, 0, 0): the identity; (-1, -1, -1): nothing
+  int number;               // of the branch among all
+  int64_t start[PARITIES];  // where its packed weights begin, in chunks of 16 bytes
+};
+
+// Along one dimension, for outputs of one parity: how many taps reach them, the first, the first one's displacement. The
+// next taps are `stride` further in the adjoint (displacement one less), else one (one more).
+struct Taps {
+  int count, first, shift;
+};
+
+struct Geometry {
+  int first[3];   // input position of the first window centre
+  int stride[3];  // of the convolution, 1 or 2
+  int adjoint;    // its transpose
+};
+
+struct EpilogueParams {
+  const float *scale, *bias;  // (N, S*C), (S*C,); null where there is none
+  Companion noise;
+  int64_t noise_stride;  // from sample to sample; 0 where they share it
+  float slope, gain, clamp;
+  int clamped;
+};
+
+// y = epilogue of the branches' convolutions of x, or of the adjoints.
+struct ProductParams {
+  Volume x;
+  const float* in_scale; // (N, S*C); only where x is read by elements
+  const void* weights;   // packed
+  void *y, *z;           // channels_last_3d; z, before the epilogue and in branch order, may be null
+  int size[3];           // of y: d, h, w
+  int in_channels;       // of a branch, as x is read (with what it is padded by)
+  int out_channels;      // of a branch
+  int branches;          // all of them
+  int shuffle;
+  Geometry geometry;
+  EpilogueParams epilogue;
+  int box_bits[4];       // the block's voxels: a box of powers of two (n, d, h, w)
+  Divider boxes[3];      // along d, h, w
+  Divider column_blocks;
+  int stages;
+  Branch branch[BRANCHES];
+};
+
+struct PackParams {
+  const void* weight[BRANCHES];
+  int64_t stride[BRANCHES][5];  // the product's output channel, its input channel, kd, kh, kw
+  Branch branch[BRANCHES];
+  void* packed;
+  int in_channels;       // real
+  int padded_channels;   // as the product reads x
+  int out_channels;
+  int columns;           // of a block, per branch
+  int run;               // columns that a lane owns side by side
+  Geometry geometry;
+};
+
+// out (N * voxels, S * padded): x * scale, channels side by side, zeros beyond a branch's channels.
+struct ArrangeParams {
+  Volume x;
+  const float* scale;
+  void* out;
+  int channels, padded;  // of a branch
+  int branches;
+  int voxels_first;      // neighbouring threads take neighbouring voxels, not channels
+  int64_t voxels;        // of all samples
+  Divider d, h, w;
+};
+
+// workspace (splits, tiles, BM, 128) of partial sums over voxels p of low[p, row] * high[p*stride + shift, column].
+struct WeightParams {
+  Volume low, high;      // channels side by side, 16-byte aligned
+  int low_channels, high_channels;  // of a branch, padded to chunks
+  float* workspace;
+  Geometry geometry;
+  int branches;
+  int row_blocks;
+  uint32_t voxels;       // of low, all samples
+  int steps, steps_per_split;
+  Divider d, h, w;       // of low's voxels
+  int stages;
+  struct Part {
+    int extent[3], number;
+    int first_tile;      // column tiles of the branches before
+  } part[BRANCHES + 1];  // one more: the number of all column tiles
+};
+
+struct ReduceParams {
+  const float* workspace;
+  float* out[BRANCHES];  // (Cout/S, Cin/S, taps) of each branch
+  int taps[BRANCHES];
+  int first_tile[BRANCHES + 1];
+  int branches;
+  int splits;
+  int row_blocks, block_rows;
+  int rows, columns;     // real channels of low and high
+  int chunk, chunks;     // channels of a chunk, chunks of a tap
+  int transposed;        // low's channels are the weight's input channels
+};
+
+// One pass over a tensor in branch order.
+struct FinishParams {
+  Volume z;
+  void* y;
+  EpilogueParams epilogue;
+  int channels, groups;
+  int threads;               // per voxel
+  Divider blocks, d, h, w;   // blocks: of a sample
+};
+
+struct FinishBackwardParams {
+  Volume gy, y, z;       // z.data may be null
+  void* gz;
+  const float* scale;
+  float *bias_sums, *scale_sums;  // (N, blocks, C), or null
+  float* noise_sums;              // (N, voxels), or null
+  float slope, gain, clamp;
+  int clamped;
+  int channels, groups;
+  int lanes;             // threads that share a voxel, a power of two up to 32
+  int voxels_per_block;
+  Divider blocks, d, h, w;
+};
+
+struct FilterParams {
+  Volume x;
+  void* y;               // channels_last_3d
+  int size[3];           // of y
+  int channels;
+  Companion taps[3];
+  int length[3], up[3], down[3], padding[3];
+  int tile[3];           // voxels of y per block
+  int source[3];         // voxels of x that a tile needs
+  int width;             // channels of a block, a multiple of 8
+  Divider blocks[4];     // of channels, then along w, h, d
+};
+
+}  // namespace ssconv

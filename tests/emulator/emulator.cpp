@@ -1,0 +1,415 @@
+#include "emulator.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <map>
+#include <random>
+#include <sstream>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+#if defined(__x86_64__)
+// Saves the registers that a function keeps on the stack, exchanges stacks, restores.
+extern "C" void ssconv_emulator_switch(void** save, void* load);
+asm(R"(
+.text
+.globl ssconv_emulator_switch
+.type ssconv_emulator_switch, @function
+ssconv_emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size ssconv_emulator_switch, .-ssconv_emulator_switch
+)");
+#endif
+
+namespace emulator {
+namespace {
+
+constexpr int WARP = 32;
+constexpr size_t STACK = 128 * 1024;
+constexpr int SHARED_LIMIT = 227 * 1024;  // of a block on the largest card
+
+struct Failure {
+  std::string text;
+};
+
+// ---------------------------------------------------------------------------------------------------------- fibers
+
+#if defined(__x86_64__)
+struct Fiber {
+  void* stack_pointer = nullptr;
+  std::vector<char> stack;
+  void start(void (*entry)()) {
+    if (stack.empty()) stack.resize(STACK);
+    auto top = reinterpret_cast<uintptr_t>(stack.data() + stack.size()) & ~uintptr_t(63);
+    auto* words = reinterpret_cast<uintptr_t*>(top) - 8;  // six registers, the entry, and an aligned frame below it
+    std::fill(words, words + 8, 0);
+    words[6] = reinterpret_cast<uintptr_t>(entry);
+    stack_pointer = words;
+  }
+};
+void switch_to(Fiber& from, Fiber& to) { ssconv_emulator_switch(&from.stack_pointer, to.stack_pointer); }
+#else
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack;
+  void start(void (*entry)()) {
+    if (stack.empty()) stack.resize(STACK);
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack.data();
+    context.uc_stack.ss_size = stack.size();
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+  }
+};
+void switch_to(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
+#endif
+
+// ------------------------------------------------------------------------------------------------------ the machine
+
+enum class State { ready, barrier, collective, done };
+
+struct Copy {
+  uint32_t at;
+  char bytes[16];
+};
+
+struct Thread {
+  Fiber fiber;
+  Position position;
+  State state = State::ready;
+  const char* operation = "";
+  std::vector<std::vector<Copy>> groups;  // committed and under way, oldest first
+  std::vector<Copy> open;
+};
+
+struct Warp {
+  void* lanes[WARP];
+  int arrived = 0;
+  const char* operation = "";
+  int ready = 0;
+};
+
+// Two bytes of shared memory: who touched them last, in which stretch between barriers.
+struct Cell {
+  uint32_t written = 0, read = 0;
+  int16_t writer = -1, reader = -1;
+  bool arriving = false;
+};
+constexpr int16_t MANY = -2;
+
+struct Machine {
+  Fiber scheduler;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<char> shared;
+  std::vector<Cell> cells;
+  int count = 0, at_barrier = 0, done = 0;
+  uint32_t stretch = 1;
+  Thread* running = nullptr;
+  const char* name = "";
+  void (*run)(const void*) = nullptr;
+  const void* params = nullptr;
+  bool failed = false;
+  std::string failure;
+  const Range* last = nullptr;
+};
+
+Machine machine;
+Settings the_settings;
+
+[[noreturn]] void fail(const std::string& what, int thread = -1) {
+  std::ostringstream text;
+  const Position& p = machine.running->position;
+  text << machine.name << ", block (" << p.block[0] << ", " << p.block[1] << ", " << p.block[2] << "), thread "
+       << (thread < 0 ? p.thread : thread) << ": " << what;
+  throw Failure{text.str()};
+}
+
+void give_way(State state) {
+  Thread* self = machine.running;
+  self->state = state;
+  --machine.warps[self->position.thread / WARP].ready;
+  switch_to(self->fiber, machine.scheduler);
+}
+
+void wake(Thread& t) {
+  t.state = State::ready;
+  ++machine.warps[t.position.thread / WARP].ready;
+}
+
+void enter() {
+  try {
+    machine.run(machine.params);
+    if (!machine.running->open.empty()) fail("asynchronous copies that were never committed");
+    if (!machine.running->groups.empty()) fail("asynchronous copies that were never waited for");
+  } catch (const Failure& failure) {
+    machine.failed = true;
+    machine.failure = failure.text;
+  } catch (const std::exception& error) {
+    machine.failed = true;
+    machine.failure = error.what();
+  }
+  ++machine.done;
+  give_way(State::done);
+  std::abort();  // nobody switches to a thread that is done
+}
+
+void release_barrier() {
+  machine.at_barrier = 0;
+  ++machine.stretch;
+  for (int t = 0; t < machine.count; ++t) wake(machine.threads[t]);
+}
+
+std::string where_they_stand() {
+  std::ostringstream text;
+  text << machine.name << ", block (" << machine.threads[0].position.block[0] << ", "
+       << machine.threads[0].position.block[1] << ", " << machine.threads[0].position.block[2] << "): deadlock: ";
+  std::map<std::string, std::pair<int, int>> groups;  // what they wait at -> how many, the first
+  for (int t = 0; t < machine.count; ++t) {
+    const Thread& thread = machine.threads[t];
+    const std::string what = thread.state == State::barrier ? "at a barrier"
+                             : thread.state == State::done  ? "done"
+                                                            : std::string("at ") + thread.operation;
+    auto [entry, fresh] = groups.try_emplace(what, 0, t);
+    ++entry->second.first;
+  }
+  const char* separator = "";
+  for (const auto& [what, group] : groups) {
+    text << separator << group.first << " threads " << what << " (the first is thread " << group.second << ")";
+    separator = ", ";
+  }
+  return text.str();
+}
+
+// One block, from its first thread to its last.
+void run_block(std::mt19937_64& random, const uint32_t block[3], const uint32_t grid[3], int shared_bytes) {
+  Machine& m = machine;
+  std::memset(m.shared.data(), 0xff, shared_bytes);  // NaN in every format
+  std::fill(m.cells.begin(), m.cells.end(), Cell{});
+  m.at_barrier = m.done = 0;
+  m.stretch = 1;
+  const int warps = (m.count + WARP - 1) / WARP;
+  for (int w = 0; w < warps; ++w) m.warps[w].arrived = m.warps[w].ready = 0;
+  for (int t = 0; t < m.count; ++t) {
+    Thread& thread = m.threads[t];
+    thread.position = {t, {block[0], block[1], block[2]}, {grid[0], grid[1], grid[2]}};
+    thread.groups.clear();
+    thread.open.clear();
+    thread.fiber.start(enter);
+    wake(thread);
+  }
+  std::vector<int> ready;
+  while (m.done < m.count) {
+    ready.clear();
+    for (int w = 0; w < warps; ++w)
+      if (m.warps[w].ready > 0) ready.push_back(w);
+    if (ready.empty()) throw Failure{where_they_stand()};
+    const uint64_t draw = random();
+    const int warp = ready[draw % ready.size()];
+    const int first = static_cast<int>(draw >> 32 & 31);
+    const int step = 1 + 2 * static_cast<int>(draw >> 40 & 15);  // odd: it comes by every lane
+    for (int i = 0; i < WARP; ++i) {
+      const int t = warp * WARP + (first + i * step) % WARP;
+      if (t >= m.count || m.threads[t].state != State::ready) continue;
+      m.running = &m.threads[t];
+      switch_to(m.scheduler, m.running->fiber);
+      if (m.failed) throw Failure{m.failure};
+    }
+  }
+}
+
+}  // namespace
+
+Settings& settings() { return the_settings; }
+const Position& current() { return machine.running->position; }
+
+const char* launch(const char* name, uint32_t x, uint32_t y, uint32_t z, int threads, int shared_bytes,
+                   void (*run)(const void*), const void* params) {
+  Machine& m = machine;
+  m.name = name;
+  m.run = run;
+  m.params = params;
+  m.count = threads;
+  m.failed = false;
+  m.last = nullptr;
+  if (m.threads.size() < static_cast<size_t>(threads)) m.threads.resize(threads);
+  m.warps.assign((threads + WARP - 1) / WARP, Warp{});
+  try {
+    if (shared_bytes > SHARED_LIMIT || x == 0 || y == 0 || z == 0 || x > 0x7fffffff || y > 65535 || z > 65535)
+      throw Failure{std::string(name) + ": a launch that no card takes: grid (" + std::to_string(x) + ", " +
+                    std::to_string(y) + ", " + std::to_string(z) + "), " + std::to_string(shared_bytes) +
+                    " bytes of shared memory"};
+    m.shared.resize(shared_bytes);
+    m.cells.resize(shared_bytes / 2);
+    const uint32_t grid[3] = {x, y, z};
+    std::mt19937_64 random(the_settings.seed + ++the_settings.launches * 0x9e3779b97f4a7c15u);
+    std::vector<uint64_t> order(uint64_t(x) * y * z);
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::shuffle(order.begin(), order.end(), random);
+    for (const uint64_t number : order) {
+      const uint32_t block[3] = {static_cast<uint32_t>(number % x), static_cast<uint32_t>(number / x % y),
+                                 static_cast<uint32_t>(number / x / y)};
+      run_block(random, block, grid, shared_bytes);
+    }
+  } catch (const Failure& failure) {
+    the_settings.error = failure.text;
+    return the_settings.error.c_str();
+  }
+  return nullptr;
+}
+
+void barrier() {
+  Machine& m = machine;
+  if (m.done > 0) fail("a barrier that threads which are done never reach");
+  if (++m.at_barrier < m.count) {
+    give_way(State::barrier);
+    return;
+  }
+  --m.warps[m.running->position.thread / WARP].ready;  // release_barrier wakes this one too
+  release_barrier();
+}
+
+void collective(const char* operation, void* mine, void (*perform)(void* const* lanes)) {
+  Thread& self = *machine.running;
+  Warp& warp = machine.warps[self.position.thread / WARP];
+  if (warp.arrived > 0 && std::strcmp(warp.operation, operation) != 0)
+    fail(std::string("a warp diverged: this lane is at ") + operation + ", another at " + warp.operation);
+  warp.operation = self.operation = operation;
+  warp.lanes[self.position.thread % WARP] = mine;
+  if (++warp.arrived < WARP) {
+    give_way(State::collective);
+    return;
+  }
+  warp.arrived = 0;
+  perform(warp.lanes);
+  const int first = self.position.thread / WARP * WARP;
+  for (int l = 0; l < WARP; ++l)
+    if (&machine.threads[first + l] != &self) wake(machine.threads[first + l]);
+}
+
+void check_global(const void* p, size_t bytes, bool write) {
+  const char* begin = static_cast<const char*>(p);
+  if (reinterpret_cast<uintptr_t>(p) % bytes != 0)
+    fail("global memory: " + std::to_string(bytes) + " bytes at an address that is not a multiple of that");
+  const auto inside = [&](const Range& r) { return begin >= r.begin && begin + bytes <= r.end; };
+  if (machine.last != nullptr && inside(*machine.last) && (machine.last->writable || !write)) return;
+  for (const Range& r : the_settings.ranges) {
+    if (!inside(r)) continue;
+    if (write && !r.writable) fail("global memory: a store to an input");
+    machine.last = &r;
+    return;
+  }
+  std::ostringstream text;
+  text << "global memory: " << (write ? "a store" : "a load") << " of " << bytes << " bytes outside every tensor";
+  int64_t nearest = INT64_MAX;
+  for (const Range& r : the_settings.ranges) {
+    const int64_t distance = begin < r.begin ? r.begin - begin : begin - r.end;
+    nearest = std::min(nearest, std::abs(distance));
+  }
+  text << " (" << nearest << " bytes from the nearest)";
+  fail(text.str());
+}
+
+namespace {
+
+void check_shared(uint32_t at, size_t bytes, int thread) {
+  if (at % bytes != 0) fail("shared memory: misaligned at byte " + std::to_string(at), thread);
+  if (at + bytes > machine.shared.size())
+    fail("shared memory: byte " + std::to_string(at) + " is beyond its end, " + std::to_string(machine.shared.size()),
+         thread);
+}
+
+std::string byte(uint32_t cell) { return "shared memory: byte " + std::to_string(2 * cell) + " "; }
+
+void note_write(uint32_t at, size_t bytes, int16_t thread, bool arriving) {
+  for (uint32_t i = at / 2; i < (at + bytes + 1) / 2; ++i) {
+    Cell& cell = machine.cells[i];
+    if (cell.arriving) fail(byte(i) + "is written while an asynchronous copy to it is under way", thread);
+    if (cell.written == machine.stretch && cell.writer != thread)
+      fail(byte(i) + "was written by thread " + std::to_string(cell.writer) + " since the last barrier, and is again",
+           thread);
+    if (cell.read == machine.stretch && cell.reader != thread)
+      fail(byte(i) + "was read by another thread since the last barrier, and is written", thread);
+    cell.written = machine.stretch;
+    cell.writer = thread;
+    cell.arriving = arriving;
+  }
+}
+
+}  // namespace
+
+const char* shared_read(uint32_t at, size_t bytes, int lane) {
+  const int own = machine.running->position.thread;
+  const auto thread = static_cast<int16_t>(lane < 0 ? own : own / WARP * WARP + lane);
+  check_shared(at, bytes, thread);
+  for (uint32_t i = at / 2; i < (at + bytes + 1) / 2; ++i) {
+    Cell& cell = machine.cells[i];
+    if (cell.arriving) fail(byte(i) + "is read while an asynchronous copy to it is under way", thread);
+    if (cell.written == machine.stretch && cell.writer != thread)
+      fail(byte(i) + "was written by thread " + std::to_string(cell.writer) + " since the last barrier, and is read",
+           thread);
+    if (cell.read != machine.stretch) {
+      cell.read = machine.stretch;
+      cell.reader = thread;
+    } else if (cell.reader != thread) {
+      cell.reader = MANY;
+    }
+  }
+  return machine.shared.data() + at;
+}
+
+char* shared_write(uint32_t at, size_t bytes) {
+  const auto thread = static_cast<int16_t>(machine.running->position.thread);
+  check_shared(at, bytes, thread);
+  note_write(at, bytes, thread, false);
+  return machine.shared.data() + at;
+}
+
+void copy_begin(uint32_t at, const void* from) {
+  const auto thread = static_cast<int16_t>(machine.running->position.thread);
+  check_shared(at, 16, thread);
+  note_write(at, 16, thread, true);
+  std::memset(machine.shared.data() + at, 0xff, 16);
+  Copy copy{at, {}};
+  if (from != nullptr) std::memcpy(copy.bytes, from, 16);
+  machine.running->open.push_back(copy);
+}
+
+void copy_commit() {
+  machine.running->groups.push_back(std::move(machine.running->open));
+  machine.running->open.clear();
+}
+
+void copy_wait(int groups) {
+  Thread& self = *machine.running;
+  while (self.groups.size() > static_cast<size_t>(groups)) {
+    for (const Copy& copy : self.groups.front()) {
+      std::memcpy(machine.shared.data() + copy.at, copy.bytes, 16);
+      for (uint32_t i = copy.at / 2; i < copy.at / 2 + 8; ++i) {
+        machine.cells[i].arriving = false;
+        machine.cells[i].written = machine.stretch;
+      }
+    }
+    self.groups.erase(self.groups.begin());
+  }
+}
+
+}  // namespace emulator

@@ -1,0 +1,36 @@
+// The kernels of csrc/cuda on the emulator, for pytest.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <tuple>
+
+#include "cuda/launch.h"
+#include "emulator.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(SSCONV_MODULE, m) {
+  m.def(
+      "call",
+      [](const std::string& kernel, const std::vector<int64_t>& integers, const std::vector<double>& floats) {
+        const char* error = ssconv::cuda_call(kernel.c_str(), integers.data(), integers.size(), floats.data(), floats.size());
+        if (error != nullptr) throw std::runtime_error(error);
+      },
+      "Runs a kernel as ssconv._C.cuda_call does, on the CPU; a fault raises RuntimeError with kernel, block and thread.");
+  m.def(
+      "set_ranges",
+      [](const std::vector<std::tuple<uintptr_t, size_t, bool>>& ranges) {
+        auto& list = emulator::settings().ranges;
+        list.clear();
+        for (const auto& [begin, bytes, writable] : ranges) {
+          const char* p = reinterpret_cast<const char*>(begin);
+          list.push_back({p, p + bytes, writable});
+        }
+      },
+      "The memory that kernels may touch: (address, bytes, writable) each.");
+  m.def("set_seed", [](uint64_t seed) {
+    emulator::settings().seed = seed;
+    emulator::settings().launches = 0;
+  }, "Another seed is another order of blocks, warps and lanes.");
+}

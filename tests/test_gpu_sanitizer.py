@@ -1,0 +1,60 @@
+"""The CUDA kernels under NVIDIA's compute-sanitizer: memory, races, uninitialised reads, barriers.
+
+A process of its own for each tool runs the cases below, every instantiation's path with sizes that no tile divides. The
+allocator keeps nothing back, so that an access beside a tensor is one beside an allocation.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.cubins import tool
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+ROOT = Path(__file__).parent.parent
+
+PROGRAM = """
+import torch, ssconv
+from kernel_checks import LARGE
+from strategies import CONV_CASES, UPFIRDN_CASES, tensors_of
+
+cases = [*LARGE.values(), CONV_CASES["split-depth-full"], CONV_CASES["transposed-stride-2"], *UPFIRDN_CASES.values()]
+for number, case in enumerate(cases):
+    for dtype in (torch.bfloat16, torch.float32):
+        torch.backends.cudnn.allow_tf32 = number % 2 == 0
+        tensors = tensors_of(case, dtype, "cuda", requires_grad=True)
+        y = case.call(ssconv, tensors, "cuda")
+        leaves = [t for t in tensors.values() if t.requires_grad]
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
+torch.cuda.synchronize()
+print("ran", len(cases), "cases")
+"""
+
+
+@pytest.mark.parametrize("name", ["memcheck", "racecheck", "initcheck", "synccheck"])
+def test_under_the_sanitizer(name):
+    import ssconv
+
+    if ssconv.backends()["cuda"] != "available":
+        pytest.skip(f"the CUDA backend is {ssconv.backends()['cuda']}")
+    try:
+        sanitizer = tool("compute-sanitizer")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+    }
+    command = [sanitizer, "--tool", name, "--error-exitcode", "9", sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0 and "ran" in done.stdout, (done.stdout + done.stderr)[-3000:]
