@@ -57,7 +57,7 @@ test: $(STAMP) ## run the tests; what is left out is named at the end
 	if ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then without="gpu"; fi; \
 	if [ "$(SLOW)" = 0 ]; then without="$$without slow"; fi; \
 	expression=$$(echo $$without | sed 's/ / or /g'); \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) -p no:benchmark $${expression:+-m "not ($$expression)"} || status=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist worksteal -p no:benchmark $${expression:+-m "not ($$expression)"} || status=$$?; \
 	for marker in $$without; do \
 	  echo "left out: tests marked '$$marker': $$(sed -n "s/^ *\"$$marker: \(.*\)\",$$/\1/p" pyproject.toml)"; \
 	done; \

@@ -84,6 +84,11 @@ SSCONV_DEVICE void copy_async(uint32_t at, const void* p, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(at)), "l"(p), "r"(there ? 16 : 0)
                : "memory");
 }
+// The same through the L1 cache, for what the block reads again soon.
+SSCONV_DEVICE void copy_async_cached(uint32_t at, const void* p, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(at)), "l"(p), "r"(there ? 16 : 0)
+               : "memory");
+}
 SSCONV_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Until at most N of this thread's committed groups are under way.
 template <int N>
@@ -222,6 +227,7 @@ inline void copy_async(uint32_t at, const void* p, bool there) {
   if (there) emulator::check_global(p, 16, false);
   emulator::copy_begin(at, there ? p : nullptr);
 }
+inline void copy_async_cached(uint32_t at, const void* p, bool there) { copy_async(at, p, there); }
 inline void copy_commit() { emulator::copy_commit(); }
 template <int N>
 void copy_wait() {

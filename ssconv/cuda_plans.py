@@ -252,7 +252,8 @@ def product(
             packs.append([f"weight{number}" if real else 0, *swapped, *row])
         numbers: Numbers = [
             *_grid(boxes * blocks, len(parities), 1 if together == count else len(group)),
-            together, config.width, int(key.singly), config.stages, *x.volume("x"), "in_scale", "packed", "y", "z",
+            together, config.width, int(key.singly), config.stages, int(config.cached), *x.volume("x"),
+            "in_scale", "packed", "y", "z",
             *size, padded, columns, count, int(groups > 1), *_geometry(spec, adjoint), *_epilogue(noise, clamped),
             *(b.bit_length() - 1 for b in box), *(-(-n // b) for n, b in zip(counts, box[1:], strict=True)), blocks,
             len(group), *itertools.chain.from_iterable(rows),

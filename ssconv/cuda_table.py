@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssconv import tuning
 from ssconv.tuning import ARITHMETIC, BRANCHES, COLUMNS, Table, check_value, column_class
 
 KERNELS = ("product", "weights")
 WIDTHS = (32, 64, 128)
 STAGES = (2, 3, 4)
 PROGRAMS = (128, 256, 512, 1024, 2048)
+CACHED_COLUMNS = 64  # so few columns leave the tensor cores waiting for the L2 cache, unless L1 helps [estimate]
 SINGLY_WIDTHS = (32, 64)  # instantiations that read x by elements
 # Cards by the shared memory of a block: 8.0 and 8.7 have 163 KiB, 8.6, 8.9 and 12.x have 99, 9.0 and 10.x have 227.
 FAMILIES = {80: 80, 86: 86, 87: 80, 89: 86}
@@ -46,11 +46,13 @@ class Key:
 @dataclass(frozen=True)
 class Config:
     """width: columns of a block, all branches together ("product"), or its rows ("weights"). stages: of the ring in
-    shared memory. programs: about how many blocks a weight gradient is split into; 0 for "product"."""
+    shared memory. programs: about how many blocks a weight gradient is split into; 0 for "product". cached: x comes
+    through the L1 cache, in which the next taps find most of it again; false for "weights" and elements."""
 
     width: int
     stages: int
     programs: int = 0
+    cached: bool = False
 
 
 def family(architecture: int) -> int:
@@ -79,6 +81,8 @@ def check(key: Key, config: Config) -> None:
     check_value("config stages", config.stages, STAGES)
     if key.kernel == "weights" and not (isinstance(config.programs, int) and config.programs >= 1):
         raise ValueError(f"config programs: expected a positive number of blocks; got {config.programs!r}")
+    if config.cached not in ((False, True) if key.kernel == "product" and not key.singly else (False,)):
+        raise ValueError(f"config cached: expected false where x is not read in chunks; got {config.cached!r}")
     if (needed := stage_bytes(key, config.width) * config.stages) > SHARED[key.architecture]:
         raise ValueError(
             f"config stages: {config.stages} need {needed} bytes of shared memory; "
@@ -105,8 +109,8 @@ def distance(have: Key, wanted: Key) -> tuple[int, ...]:
 def candidates(key: Key) -> Iterator[Config]:
     """What a search tries: every instantiation that has room."""
     programs = PROGRAMS if key.kernel == "weights" else (0,)
-    for width, stages, split in itertools.product(WIDTHS, STAGES, programs):
-        config = Config(width, stages, split)
+    for width, stages, split, cached in itertools.product(WIDTHS, STAGES, programs, (False, True)):
+        config = Config(width, stages, split, cached)
         try:
             check(key, config)
         except ValueError:
@@ -140,7 +144,7 @@ def starting_point() -> dict[Key, Config]:
             key = Key("product", architecture, arithmetic, branches, columns, singly)
             widths = [w for w in (SINGLY_WIDTHS if singly else WIDTHS) if w >= 16 * branches]
             width = next((w for w in widths if w >= branches * columns), widths[-1])
-            table[key] = Config(width, _stages(key, width))
+            table[key] = Config(width, _stages(key, width), cached=not singly and columns <= CACHED_COLUMNS)
         key = Key("weights", architecture, arithmetic, 1, columns)
         width = next((w for w in WIDTHS if w >= columns), WIDTHS[-1])
         table[key] = Config(width, _stages(key, width), 512)
@@ -154,4 +158,4 @@ def _stages(key: Key, width: int) -> int:
 
 if __name__ == "__main__":
     TABLE.write(TABLE.committed, starting_point())
-    print(f"{len(tuning.Table.read(TABLE, TABLE.committed))} configurations in {TABLE.committed}")
+    print(f"{len(TABLE.read(TABLE.committed))} configurations in {TABLE.committed}")

@@ -17,6 +17,11 @@ settings.register_profile(
 settings.load_profile("ssgan")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: at the end of a run on several processes only short ones are left to share."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def poisoned_memory():
     """torch.empty gives NaN (and the largest integers), so that reading what nobody wrote cannot pass."""

@@ -59,10 +59,15 @@ def whole(architecture: str) -> None:
 def few_channels(architecture: str) -> None:
     """Triton makes constants of arguments that are 1; every kernel takes such channels, and voxels, all the same."""
     batch = 1
-    cases = (1, 1, "dense", (1, 1, 1)), (2, 6, "split_depth", (3, 5, 2)), (12, 4, "acs4", (3, 1, 2))
-    for cin, cout, kernels, size in cases:
+    strides = (((1, 1, 1), False), ((2, 1, 2), False), ((2, 2, 2), True))
+    cases = (
+        (1, 1, "dense", (1, 1, 1), strides),
+        (2, 6, "split_depth", (3, 5, 2), strides[1:]),
+        (12, 4, "acs4", (3, 1, 2), strides[:1]),
+    )
+    for cin, cout, kernels, size, chosen in cases:
         branches = KERNEL_SETS[kernels]
-        for stride, transposed in (((1, 1, 1), False), ((2, 1, 2), False), ((2, 2, 2), True)):
+        for stride, transposed in chosen:
             spec, count = ConvSpec(branches, stride, transposed=transposed), len(branches)
             x, scale_in, scale_out = torch.zeros(batch, cin, *size), torch.zeros(batch, cin), torch.zeros(batch, cout)
             weights = [torch.zeros(cout // count, cin // count, *k) for k in branches]

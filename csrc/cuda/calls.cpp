@@ -100,6 +100,7 @@ const char* call_product(Arguments& a, Arithmetic arithmetic, void* stream) {
   kind.elements = a.integer() != 0;
   ProductParams p = {};
   p.stages = a.integer();
+  p.cached = a.integer();
   p.x = a.volume();
   p.in_scale = a.pointer<const float>();
   p.weights = a.pointer();

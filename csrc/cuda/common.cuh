@@ -125,21 +125,37 @@ SSCONV_DEVICE float activated(const EpilogueParams& e, float z) {
   return y;
 }
 
-// z[0 .. N): sums of the channels channel, channel + step, .. of a voxel, finished in place. count: those that exist.
+// The epilogue of the channels channel, channel + step, .., of which `count` exist, for one voxel after the other: their
+// biases are read once, their scales once per sample.
 template <int N>
-SSCONV_DEVICE void finish(const EpilogueParams& e, float* z, int64_t sample, int64_t voxel, int channels, int channel,
-                          int step, int count) {
-  const float noise = e.noise.data != nullptr ? companion(e.noise, sample * e.noise_stride + voxel) : 0.f;
+struct Finisher {
+  const EpilogueParams& e;
+  int channels, channel, step, count;
+  int64_t sample = -1;  // whose scales are here
+  float bias[N], scale[N];
+
+  SSCONV_DEVICE Finisher(const EpilogueParams& params, int all, int first, int apart, int wanted)
+      : e(params), channels(all), channel(first), step(apart), count(wanted) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if (i >= count) break;
-    const int c = channel + i * step;
-    if (e.scale != nullptr) z[i] *= load(e.scale + sample * channels + c);
-    z[i] += noise;
-    if (e.bias != nullptr) z[i] += load(e.bias + c);
-    z[i] = activated(e, z[i]);
+    for (int i = 0; i < N; ++i) {
+      bias[i] = e.bias != nullptr && i < count ? load(e.bias + channel + i * step) : 0.f;
+      scale[i] = 1.f;
+    }
   }
-}
+
+  // z[0 .. N): the channels' sums, finished in place.
+  SSCONV_DEVICE void finish(float* z, int64_t n, int64_t voxel) {
+    if (e.scale != nullptr && n != sample) {
+      sample = n;
+#pragma unroll
+      for (int i = 0; i < N; ++i)
+        if (i < count) scale[i] = load(e.scale + n * channels + channel + i * step);
+    }
+    const float noise = e.noise.data != nullptr ? companion(e.noise, n * e.noise_stride + voxel) : 0.f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) z[i] = activated(e, z[i] * scale[i] + noise + bias[i]);
+  }
+};
 
 // Shared memory is laid out in rows of whole chunks of 16 bytes. A row's chunks change places by its number, so that the
 // eight rows that a matrix load reads, and the lanes that store, meet in no bank. CHUNKS: of a row, a power of two >= 4.

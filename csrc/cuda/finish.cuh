@@ -104,7 +104,7 @@ struct Finish {
     float values[Own::LENGTH];
     const int64_t from = offset_of(p.z, n, static_cast<uint32_t>(voxel), p.d, p.h, p.w);
     Own::read_branches(static_cast<const T*>(p.z.data) + from, p.z.stride[1], first, p.channels, p.groups, values);
-    finish<Own::LENGTH>(p.epilogue, values, n, voxel, p.channels, first, 1, p.channels - first);
+    Finisher<Own::LENGTH>(p.epilogue, p.channels, first, 1, p.channels - first).finish(values, n, voxel);
     store_run<T, Own::LENGTH>(static_cast<T*>(p.y) + (n * voxels + voxel) * p.channels + first, values,
                               p.channels - first);
   }

@@ -76,6 +76,7 @@ struct ProductParams {
   Divider boxes[3];      // along d, h, w
   Divider column_blocks;
   int stages;
+  int cached;            // x is copied through the L1 cache, where the next taps find most of it
   Branch branch[BRANCHES];
 };
 

@@ -173,8 +173,12 @@ struct Product {
         const bool there = real && r >> 31 == 0 && inside(d + (r & 255), p.x.size[1]) &&
                            inside(h + (r >> 8 & 255), p.x.size[2]) && inside(w + (r >> 16 & 255), p.x.size[3]);
         const auto* x = static_cast<const Bits16*>(p.x.data);
-        copy_async(stage + chunk_at<CHUNKS>(thread_index() / CHUNKS + 16 * i, column),
-                   there ? x + (base + offset[i]) : x, there);
+        const uint32_t to = stage + chunk_at<CHUNKS>(thread_index() / CHUNKS + 16 * i, column);
+        const Bits16* const from = there ? x + (base + offset[i]) : x;
+        if (p.cached)
+          copy_async_cached(to, from, there);
+        else
+          copy_async(to, from, there);
       }
       advance(CHUNKS);
     }
@@ -316,46 +320,72 @@ struct Product {
     return static_cast<int64_t>(p.size[0]) * p.size[1] * p.size[2];
   }
 
-  SSCONV_DEVICE static void write(const Params& p, const Place& place, float (&sums)[S][MI][NI][4]) {
+  // This thread's rows of accumulators, in order: which two of a tile's four numbers, of which tile, whose output.
+  template <class Body>
+  SSCONV_DEVICE static void for_each_output(const Params& p, const Place& place, Body body) {
     const int warp = thread_index() / 32, lane = thread_index() % 32;
-    const int first = place.column_block * BN + warp % 2 * (BN / 2) + lane % 4 * RUN;
-    const int count = p.out_channels - first;  // columns that there are, if less than RUN
-    if (count <= 0) return;
-    const int channels = p.branches * p.out_channels;
 #pragma unroll
     for (int i = 0; i < MI; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const Output out(p, place, warp / 2 * 64 + 16 * i + 8 * half + lane / 4);
-        if (!out.there) continue;
+        if (out.there) body(i, half, out);
+      }
+    }
+  }
+
+  // The branch's channels of one output, to z in branch order where that is kept.
+  SSCONV_DEVICE static void take(const Params& p, const float (&sums)[NI][4], int half, int64_t begin, int own, int count,
+                                 float (&values)[RUN]) {
+#pragma unroll
+    for (int c = 0; c < RUN; ++c) values[c] = sums[c / 2][2 * half + c % 2];
+    if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + own, values, count);
+  }
+
+  SSCONV_DEVICE static void write(const Params& p, const Place& place, const float (&sums)[S][MI][NI][4]) {
+    const int warp = thread_index() / 32, lane = thread_index() % 32;
+    const int first = place.column_block * BN + warp % 2 * (BN / 2) + lane % 4 * RUN;
+    const int count = p.out_channels - first;  // columns that there are, if less than RUN
+    if (count <= 0) return;
+    const int channels = p.branches * p.out_channels;
+    if (S > 1 && p.shuffle) {
+      Finisher<S * RUN> finisher(p.epilogue, channels, first * S, 1, count * S);
+      for_each_output(p, place, [&](int i, int half, const Output& out) {
         const int64_t begin = (out.n * voxels(p) + out.voxel) * channels;
-        T* const y = static_cast<T*>(p.y) + begin;
         float run[S * RUN];
 #pragma unroll
         for (int s = 0; s < S; ++s) {
-          const int number = p.branch[place.first_branch + s].number;
           float values[RUN];
+          take(p, sums[s][i], half, begin, p.branch[place.first_branch + s].number * p.out_channels + first, count, values);
 #pragma unroll
-          for (int c = 0; c < RUN; ++c) run[c * S + s] = values[c] = sums[s][i][c / 2][2 * half + c % 2];
-          const int own = number * p.out_channels + first;  // in branch order
-          if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + own, values, count);
-          if (S > 1 && p.shuffle) continue;
-          const int step = p.shuffle ? p.branches : 1;  // one branch of many: its shuffled channels lie apart
-          const int channel = p.shuffle ? first * p.branches + number : own;
-          finish<RUN>(p.epilogue, values, out.n, out.voxel, channels, channel, step, count);
-          if (step == 1) {
-            store_run<T, RUN>(y + channel, values, count);
-          } else {
+          for (int c = 0; c < RUN; ++c) run[c * S + s] = values[c];
+        }
+        finisher.finish(run, out.n, out.voxel);
+        store_run<T, S * RUN>(static_cast<T*>(p.y) + begin + first * S, run, count * S);
+      });
+      return;
+    }
 #pragma unroll
-            for (int c = 0; c < RUN; ++c)
-              if (c < count) store(y + channel + c * step, from_float<T>(values[c]));
-          }
+    for (int s = 0; s < S; ++s) {
+      const int number = p.branch[place.first_branch + s].number;
+      const int own = number * p.out_channels + first;  // in branch order
+      const int step = p.shuffle ? p.branches : 1;      // one branch of many: its shuffled channels lie apart
+      const int channel = p.shuffle ? first * p.branches + number : own;
+      Finisher<RUN> finisher(p.epilogue, channels, channel, step, count);
+      for_each_output(p, place, [&](int i, int half, const Output& out) {
+        const int64_t begin = (out.n * voxels(p) + out.voxel) * channels;
+        float values[RUN];
+        take(p, sums[s][i], half, begin, own, count, values);
+        finisher.finish(values, out.n, out.voxel);
+        T* const y = static_cast<T*>(p.y) + begin + channel;
+        if (step == 1) {
+          store_run<T, RUN>(y, values, count);
+        } else {
+#pragma unroll
+          for (int c = 0; c < RUN; ++c)
+            if (c < count) store(y + c * step, from_float<T>(values[c]));
         }
-        if (S > 1 && p.shuffle) {
-          finish<S * RUN>(p.epilogue, run, out.n, out.voxel, channels, first * S, 1, count * S);
-          store_run<T, S * RUN>(y + first * S, run, count * S);
-        }
-      }
+      });
     }
   }
 
@@ -383,7 +413,7 @@ struct Product {
       const int64_t begin = (out.n * voxels(p) + out.voxel) * channels;
       const int own = b.number * p.out_channels + column, shuffled = column * p.branches + b.number;
       if (p.z != nullptr) store(static_cast<T*>(p.z) + begin + own, from_float<T>(value[0]));
-      finish<1>(p.epilogue, value, out.n, out.voxel, channels, p.shuffle ? shuffled : own, 1, 1);
+      Finisher<1>(p.epilogue, channels, p.shuffle ? shuffled : own, 1, 1).finish(value, out.n, out.voxel);
       store(static_cast<T*>(p.y) + begin + (p.shuffle ? shuffled : own), from_float<T>(value[0]));
     }
   }

@@ -1,0 +1,230 @@
+"""Faults planted in the CUDA kernels and their calls, each of which the checks on the emulator must notice.
+
+python tests/cuda_faults.py benchmarks/results/cuda_faults.md        plants them all and writes what noticed each
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import emulated
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
+
+def objects(folder: Path, names: list[str]) -> list[Path]:
+    return [folder / f"{name}.o" for name in names]
+
+
+def build(folder: Path) -> Path:
+    """The emulator's module as the sources are."""
+    names = list(emulated.sources())
+    emulated.compile_objects(names, folder)
+    return emulated.link(objects(folder, names), folder / "emulated.so")
+
+
+def environment(package: Path = ROOT) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT), str(TESTS)])}
+
+
+def run_apart(module: Path, *checks: str, package: Path) -> tuple[int, str]:
+    """Exit code and stderr of checks with another package than ours."""
+    command = [sys.executable, str(TESTS / "cuda_checks.py"), str(module), *checks]
+    done = subprocess.run(command, env=environment(package), capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr
+
+
+@contextmanager
+def serving(log: Path) -> Iterator[Callable[..., tuple[int, str]]]:
+    """run(module, *checks): exit code and stderr, each in a process of its own that imports nothing again."""
+    command = [sys.executable, str(TESTS / "cuda_checks.py"), "--serve"]
+    with subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        requests, replies = server.stdin, server.stdout
+
+        def run(module: Path, *checks: str) -> tuple[int, str]:
+            requests.write("\t".join([str(module), str(log), *checks]) + "\n")
+            requests.flush()
+            reply = replies.readline()
+            assert reply, "the server of checks died"
+            return int(reply), log.read_text()
+
+        yield run
+        requests.close()
+
+
+PRODUCT = ("product_bf16",)
+WEIGHTS = ("weight_kinds",)
+MEMORY = ("memory_bound",)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In csrc/cuda/`file`, `old`, which stands there once, becomes `new`; `check` must notice. `units` are compiled
+    anew; none: the file is one of ssconv/."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    units: tuple[str, ...] = PRODUCT
+    check: str = "quick"
+
+
+FAULTS = [
+    # the ring of stages
+    Fault("no barrier before a stage is used", "product.cuh",
+          "        sync_threads();  // the stage is there for all, and all are done with the one before\n", ""),
+    Fault("no wait for a stage", "product.cuh", "        wait_for_oldest(p.stages);\n", ""),
+    Fault("a wait for one stage too few", "common.cuh", "    copy_wait<1>();", "    copy_wait<2>();"),
+    Fault("a stage filled while it is read", "product.cuh", "        loader.fill(filled * STAGE);\n",
+          "        loader.fill(used * STAGE);\n"),
+    Fault("no wait at the end", "product.cuh", "    copy_wait<0>();\n    write(", "    write("),
+    # what is loaded
+    Fault("a tap too far", "product.cuh", "taps[i].shift + (p.geometry", "taps[i].shift + 1 + (p.geometry"),
+    Fault("heights and widths swapped in a mask", "product.cuh", "inside(h + (r >> 8 & 255), p.x.size[2])",
+          "inside(h + (r >> 8 & 255), p.x.size[3])"),
+    Fault("no mask along D", "product.cuh", "r >> 31 == 0 && inside(d + (r & 255), p.x.size[1]) &&",
+          "r >> 31 == 0 &&"),
+    Fault("samples beyond the last", "product.cuh", "(there ? 0u : 1u << 31)", "0u"),
+    Fault("channels of the first branch for all", "product.cuh", "w * p.x.stride[4] + static_cast<int64_t>(number)",
+          "w * p.x.stride[4] + static_cast<int64_t>(0)"),
+    Fault("elements outside not masked", "product.cuh", "          if (there) {", "          if (sample) {"),
+    Fault("scales of the first sample", "product.cuh",
+          "load(p.in_scale + n * p.branches * p.in_channels + c_all)", "load(p.in_scale + c_all)"),
+    Fault("the weights of one block for all", "product.cuh", "static_cast<int64_t>(place.column_block) * left *",
+          "static_cast<int64_t>(0) * left *"),
+    Fault("weights of the first step for all", "product.cuh", "        weights += BN * CHUNKS;\n", ""),
+    Fault("parities of the adjoint swapped", "common.cuh", "const int tap = reach % stride;",
+          "const int tap = (reach + 1) % stride;", (*PRODUCT, *MEMORY)),
+    # what is multiplied
+    Fault("the same rows twice", "product.cuh", "16 * i + lane % 16, k + lane", "16 * i + lane % 8, k + lane"),
+    Fault("a tile of columns twice", "product.cuh", "first_column + 8 * j + lane / 16 * 8 + lane % 8",
+          "first_column + 8 * j + lane % 8"),
+    Fault("a last chunk of few channels left out", "product.cuh", "(rest + SIZE - 1) / SIZE", "rest / SIZE"),
+    # what is stored
+    Fault("branches side by side, not interleaved", "product.cuh", "run[c * S + s] = values[c];",
+          "run[s * RUN + c] = values[c];"),
+    Fault("columns beyond the last stored", "common.cuh", "    if (i < count) store(p + i, from_float<T>(values[i]));",
+          "    store(p + i, from_float<T>(values[i]));"),
+    Fault("outputs of one parity side by side", "product.cuh", "q[j] * p.geometry.stride[j] + place.parity[j] : q[j]",
+          "q[j] + place.parity[j] : q[j]"),
+    Fault("noise of the first sample", "common.cuh", "n * e.noise_stride + voxel", "voxel"),
+    Fault("clamped on one side", "common.cuh", "    y = y < -e.clamp ? -e.clamp : y;\n", ""),
+    Fault("shuffled channels of one branch side by side", "product.cuh",
+          "const int step = p.shuffle ? p.branches : 1;", "const int step = 1;"),
+    Fault("the identity reads the first branch", "product.cuh",
+          "static_cast<int64_t>(b.number) * p.in_channels + column;", "column;"),
+    # weights and inputs made ready
+    Fault("columns not permuted", "pack.cuh", "lane * p.run + within", "in_half", MEMORY),
+    Fault("weights of a channel too many", "pack.cuh", "channel < p.in_channels &&", "channel <= p.in_channels &&",
+          MEMORY),
+    Fault("taps of the first parity for all", "pack.cuh", "taps[0].first + tap", "0 + tap", MEMORY),
+    Fault("what lies beyond a branch's channels", "pack.cuh",
+          "first + j < p.channels ? to_float(load(x + j * p.x.stride[1])) : 0.f",
+          "to_float(load(x + j * p.x.stride[1]))", MEMORY),
+    # weight gradient
+    Fault("no barrier in the weight gradient", "weights.cuh",
+          "      sync_threads();\n      loader.fill(filled", "      loader.fill(filled", WEIGHTS),
+    Fault("a share of voxels too large", "weights.cuh", "? step + p.steps_per_split : p.steps",
+          "? step + p.steps_per_split + 1 : p.steps", WEIGHTS),
+    Fault("windows without stride", "weights.cuh", "divide_off(p.h, rest) * p.geometry.stride[1] + shift[1]",
+          "divide_off(p.h, rest) + shift[1]", WEIGHTS),
+    Fault("all splits to one place", "weights.cuh", "(int64_t(block_y()) * blocks_x() + block_x())",
+          "int64_t(block_x())", WEIGHTS),
+    Fault("the last split not added", "weights.cuh", "split < p.splits;", "split < p.splits - 1;", WEIGHTS),
+    Fault("rows and columns of a transposed weight swapped", "weights.cuh", "p.transposed ? int64_t(channel)",
+          "!p.transposed ? int64_t(channel)", WEIGHTS),
+    Fault("voxels beyond the last", "weights.cuh", "bool there = high_channel >= 0 && rest < p.voxels;",
+          "bool there = high_channel >= 0;", WEIGHTS),
+    # the epilogue's backward
+    Fault("no barrier before the warps' sums are added", "finish.cuh",
+          "    sync_threads();\n    for (int i = thread_index(); i < p.lanes",
+          "    for (int i = thread_index(); i < p.lanes", MEMORY),
+    Fault("half of a voxel's channels in its noise", "finish.cuh", "for (int mask = 1; mask < p.lanes; mask *= 2)",
+          "for (int mask = 2; mask < p.lanes; mask *= 2)", MEMORY),
+    Fault("slope before the gain's sign", "finish.cuh", "((p.gain > 0 ? y[i] : -y[i]) > 0)", "(y[i] > 0)", MEMORY),
+    Fault("un-shuffle the wrong way round", "finish.cuh", "own[j] = values[j * S + s];",
+          "own[j] = values[j * S + S - 1 - s];", MEMORY),
+    # upfirdn
+    Fault("no barrier between two filters", "filter.cuh",
+          "      put(second + i / groups * cell + c * 4, sum);\n    }\n    sync_threads();\n",
+          "      put(second + i / groups * cell + c * 4, sum);\n    }\n", MEMORY, "quick_filters"),
+    Fault("a result over what is still read", "filter.cuh", "(in > out ? in : out)", "in", MEMORY, "quick_filters"),
+    Fault("taps not flipped", "filter.cuh", "p.length[i] - 1 - t)", "t)", MEMORY, "quick_filters"),
+    Fault("zeros between samples forgotten", "filter.cuh", "t += p.up[i], at", "t += 1, at", MEMORY, "quick_filters"),
+    # the calls
+    Fault("weights' strides not swapped", "cuda_plans.py", "if swap else stride", "if False else stride", ()),
+    Fault("a filter's tile without its halo", "cuda_plans.py", "((t - 1) * s + n - 1) // u + 1",
+          "((t - 1) * s) // u + 1", (), "quick_filters"),
+]  # fmt: skip
+
+
+def planted(fault: Fault, folder: Path, clean: Path) -> tuple[Path, Path]:
+    """The emulator's module and the package, with one fault."""
+    package = ROOT
+    folder.mkdir(parents=True, exist_ok=True)
+    if fault.units:
+        root = folder / "source"
+        shutil.copytree(ROOT / "csrc", root / "csrc", ignore=shutil.ignore_patterns("cpu", "*.o"))
+        path = root / "csrc" / "cuda" / fault.file
+    else:
+        package = folder
+        shutil.copytree(ROOT / "ssconv", folder / "ssconv", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        path = folder / "ssconv" / fault.file
+    text = path.read_text()
+    assert text.count(fault.old) == 1, f"{fault.file} has {text.count(fault.old)} of {fault.old!r}: plant it elsewhere"
+    path.write_text(text.replace(fault.old, fault.new))
+    if not fault.units:
+        return clean, package
+    emulated.compile_objects(fault.units, folder, root)
+    others = [name for name in emulated.sources() if name not in fault.units]
+    return emulated.link(
+        [*objects(folder, list(fault.units)), *objects(clean.parent, others)], folder / "emulated.so"
+    ), ROOT
+
+
+def check(fault: Fault, folder: Path, clean: Path, run: Callable[..., tuple[int, str]]) -> tuple[int, str]:
+    """Exit code and stderr of the fault's check with the fault."""
+    module, package = planted(fault, folder, clean)
+    return run(module, fault.check) if package == ROOT else run_apart(module, fault.check, package=package)
+
+
+def report(path: Path) -> int:
+    """Plants all, writes a table; returns how many went unnoticed."""
+    missed = 0
+    rows = ["| fault | in | check | noticed by |", "|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clean = build(folder / "clean")
+        with serving(folder / "stderr") as run:
+            for number, fault in enumerate(FAULTS):
+                status, said = check(fault, folder / str(number), clean, run)
+                missed += status != 3
+                lines = [line for line in said.splitlines() if "Error: " in line]
+                noticed = (
+                    lines[-1].split("Error: ", 1)[1].split("; torch.")[0] if lines and status == 3 else "**nothing**"
+                )
+                rows.append(f"| {fault.what} | {fault.file} | {fault.check} | {noticed[:150].replace('|', ' ')} |")
+                print(f"{number + 1}/{len(FAULTS)}: {fault.what}: {noticed[:80]}", flush=True)
+    found = len(FAULTS) - missed
+    path.write_text(
+        f"Planted in the sources of the CUDA backend, one at a time: {found} of {len(FAULTS)} were noticed. "
+        "`python tests/cuda_faults.py FILE` writes this table.\n\n" + "\n".join(rows) + "\n"
+    )
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(report(Path(sys.argv[1])))
