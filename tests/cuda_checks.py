@@ -1,11 +1,10 @@
 """What the CUDA kernels must do, run on the emulator by test_cuda.py, in processes of its own.
 
     python tests/cuda_checks.py EMULATOR.so [CHECK ...]
-    python tests/cuda_checks.py --serve
 
-Exit code 0: all hold; 3: one does not, and stderr says which. Served, a check costs no imports. torch.empty gives NaN
-here, and so does shared memory. Expected values come from the oracle, or for sizes that it is too slow for and for
-second derivatives from the reference in float64.
+Exit code 0: all hold; 3: one does not, and stderr says which. torch.empty gives NaN here, and so does shared memory.
+Expected values come from the oracle, or for sizes that it is too slow for and for second derivatives from the reference
+in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -356,22 +354,5 @@ def main(emulator: str, *names: str) -> int:
     return 0
 
 
-def serve() -> None:
-    """Runs checks as main does, each in a fork of this process, which has everything imported: a line of tabs
-    EMULATOR.so, a file for stderr, CHECK .. comes in, its exit code goes out; that of a signal is negative."""
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        emulator, log, *names = line.rstrip("\n").split("\t")
-        child = os.fork()
-        if child == 0:
-            signal.alarm(300)  # a fault may hang
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            os._exit(main(emulator, *names))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--serve"]:
-        serve()
-    else:
-        sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]))

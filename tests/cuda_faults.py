@@ -5,20 +5,15 @@ python tests/cuda_faults.py benchmarks/results/cuda_faults.md        plants them
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import emulated
-
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
+import forked
+from forked import ROOT, Done, Server
 
 
 def objects(folder: Path, names: list[str]) -> list[Path]:
@@ -30,38 +25,6 @@ def build(folder: Path) -> Path:
     names = list(emulated.sources())
     emulated.compile_objects(names, folder)
     return emulated.link(objects(folder, names), folder / "emulated.so")
-
-
-def environment(package: Path = ROOT) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT), str(TESTS)])}
-
-
-def run_apart(module: Path, *checks: str, package: Path) -> tuple[int, str]:
-    """Exit code and stderr of checks with another package than ours."""
-    command = [sys.executable, str(TESTS / "cuda_checks.py"), str(module), *checks]
-    done = subprocess.run(command, env=environment(package), capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stderr
-
-
-@contextmanager
-def serving(log: Path) -> Iterator[Callable[..., tuple[int, str]]]:
-    """run(module, *checks): exit code and stderr, each in a process of its own that imports nothing again."""
-    command = [sys.executable, str(TESTS / "cuda_checks.py"), "--serve"]
-    with subprocess.Popen(
-        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdin is not None and server.stdout is not None
-        requests, replies = server.stdin, server.stdout
-
-        def run(module: Path, *checks: str) -> tuple[int, str]:
-            requests.write("\t".join([str(module), str(log), *checks]) + "\n")
-            requests.flush()
-            reply = replies.readline()
-            assert reply, "the server of checks died"
-            return int(reply), log.read_text()
-
-        yield run
-        requests.close()
 
 
 PRODUCT = ("product_bf16",)
@@ -195,10 +158,10 @@ def planted(fault: Fault, folder: Path, clean: Path) -> tuple[Path, Path]:
     ), ROOT
 
 
-def check(fault: Fault, folder: Path, clean: Path, run: Callable[..., tuple[int, str]]) -> tuple[int, str]:
-    """Exit code and stderr of the fault's check with the fault."""
+def check(fault: Fault, folder: Path, clean: Path, server: Server) -> Done:
+    """The fault's check with the fault."""
     module, package = planted(fault, folder, clean)
-    return run(module, fault.check) if package == ROOT else run_apart(module, fault.check, package=package)
+    return server.run("cuda_checks.py", str(module), fault.check, package=package)
 
 
 def report(path: Path) -> int:
@@ -208,14 +171,14 @@ def report(path: Path) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clean = build(folder / "clean")
-        with serving(folder / "stderr") as run:
+        with forked.server(folder / "stderr") as server:
             for number, fault in enumerate(FAULTS):
-                status, said = check(fault, folder / str(number), clean, run)
-                missed += status != 3
-                lines = [line for line in said.splitlines() if "Error: " in line]
-                noticed = (
-                    lines[-1].split("Error: ", 1)[1].split("; torch.")[0] if lines and status == 3 else "**nothing**"
-                )
+                done = check(fault, folder / str(number), clean, server)
+                missed += done.returncode != 3
+                lines = [line for line in done.stderr.splitlines() if "Error: " in line]
+                noticed = "**nothing**"
+                if lines and done.returncode == 3:
+                    noticed = lines[-1].split("Error: ", 1)[1].split("; torch.")[0]
                 rows.append(f"| {fault.what} | {fault.file} | {fault.check} | {noticed[:150].replace('|', ' ')} |")
                 print(f"{number + 1}/{len(FAULTS)}: {fault.what}: {noticed[:80]}", flush=True)
     found = len(FAULTS) - missed

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import cuda_faults
 import emulated
+import forked
 from cuda_faults import FAULTS
+from forked import Server
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +36,9 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[int, str]]]:
-    with cuda_faults.serving(tmp_path_factory.mktemp("checks") / "stderr") as ask:
-        yield ask
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with forked.server(tmp_path_factory.mktemp("checks") / "log") as running:
+        yield running
 
 
 @pytest.mark.slow
@@ -49,13 +51,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tupl
     ],
     ids="-".join,
 )  # fmt: skip
-def test_on_the_emulator(checks, emulator, run):
-    status, said = run(emulator, *checks)
-    assert status == 0, said[-3000:]
+def test_on_the_emulator(checks, emulator, server):
+    done = server.run("cuda_checks.py", str(emulator), *checks)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=[f.what.replace(" ", "-") for f in FAULTS])
-def test_a_planted_fault_is_noticed(fault, tmp_path, emulator, run):
-    status, said = cuda_faults.check(fault, tmp_path / "fault", emulator, run)
-    assert status == 3, f"{fault.what}: exit code {status}; {said[-1500:]}"
+def test_a_planted_fault_is_noticed(fault, tmp_path, emulator, server):
+    done = cuda_faults.check(fault, tmp_path / "fault", emulator, server)
+    assert done.returncode == 3, f"{fault.what}: exit code {done.returncode}; {done.stderr[-1500:]}"

@@ -7,28 +7,33 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import forked
+from forked import Server
+
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
+ROOT = Path(__file__).parent.parent
 
 
-def run(script: str, *arguments: str, package: Path = ROOT, interpreted: bool = True) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT), str(TESTS)])}
-    environment.pop("TRITON_INTERPRET", None)
-    if interpreted:
-        environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, str(TESTS / script), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+@pytest.fixture(scope="session")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Runs scripts with Triton's interpreter."""
+    with forked.server(tmp_path_factory.mktemp("interpreter") / "log", TRITON_INTERPRET="1") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Runs scripts with Triton's compiler."""
+    with forked.server(tmp_path_factory.mktemp("compiler") / "log", TRITON_INTERPRET="") as server:
+        yield server
 
 
 @pytest.mark.slow
@@ -39,8 +44,8 @@ def run(script: str, *arguments: str, package: Path = ROOT, interpreted: bool = 
         "surroundings", "kinks", "batches", "serving",
     ],
 )  # fmt: skip
-def test_in_the_interpreter(check):
-    done = run("triton_checks.py", check)
+def test_in_the_interpreter(check, interpreter):
+    done = interpreter.run("triton_checks.py", check)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -122,16 +127,16 @@ def planted(folder: Path, fault: Fault | None) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", ["quick", "filters"])
-def test_an_unchanged_copy_passes(check, tmp_path):
-    done = run("triton_checks.py", check, package=planted(tmp_path, None))
+def test_an_unchanged_copy_passes(check, tmp_path, interpreter):
+    done = interpreter.run("triton_checks.py", check, package=planted(tmp_path, None))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(FAULTS)), ids=[f.what.replace(" ", "-") for f in FAULTS])
-def test_a_planted_fault_is_noticed(number, tmp_path):
+def test_a_planted_fault_is_noticed(number, tmp_path, interpreter):
     fault = FAULTS[number]
-    done = run("triton_checks.py", fault.check, package=planted(tmp_path, fault))
+    done = interpreter.run("triton_checks.py", fault.check, package=planted(tmp_path, fault))
     assert done.returncode == 3, f"{fault.what}: exit code {done.returncode}; {done.stderr[-1500:]}"
 
 
@@ -141,14 +146,14 @@ def test_a_planted_fault_is_noticed(number, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["80", "90", "100"])
 @pytest.mark.parametrize("check", ["configurations", "whole", "few_channels"])
-def test_machine_code(check, architecture):
+def test_machine_code(check, architecture, compiler):
     if check == "few_channels" and architecture != "90":
         pytest.skip("the same front end for every architecture: one will do")
-    done = run("triton_compile_checks.py", check, architecture, interpreted=False)
+    done = compiler.run("triton_compile_checks.py", check, architecture)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("check", ["batches", "refusals"])
-def test_compiled(check):
-    done = run("triton_compile_checks.py", check, interpreted=False)
+def test_compiled(check, compiler):
+    done = compiler.run("triton_compile_checks.py", check)
     assert done.returncode == 0, done.stderr[-3000:]
