@@ -18,6 +18,7 @@ constexpr int LANES = SSCONV_LANES;
 constexpr int WIDE = 2 * LANES;
 constexpr int HALF = SSCONV_HALF ? LANES / 2 : LANES;
 constexpr int TRIPLE = 8;  // channels, see `triple` in weights.inl
+constexpr int BLOCK = 16, SMALL_BLOCK = 8;  // channels of a packed position, see `Box` in geometry.inl
 
 // A vector of L floats in registers, and the same in memory, where it need not be aligned.
 template <int L>
@@ -25,6 +26,16 @@ struct Vector {
   typedef float type __attribute__((vector_size(L * 4)));
   typedef float memory __attribute__((vector_size(L * 4), aligned(4), may_alias));
 };
+
+template <int L>
+inline typename Vector<L>::type load_vector(const float* p) {
+  return *reinterpret_cast<const typename Vector<L>::memory*>(p);
+}
+
+template <int L>
+inline void store_vector(float* p, typename Vector<L>::type v) {
+  *reinterpret_cast<typename Vector<L>::memory*>(p) = v;
+}
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }

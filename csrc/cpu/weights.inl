@@ -19,7 +19,9 @@ void pack_weight_block(const Geometry& g, const Branch& b, int64_t o0, int width
         for (int64_t kw = 0; kw < b.extent[2]; kw += columns)
           for (int64_t i = i0; i < least(i0 + BLOCK, g.in_channels); ++i)
             for (int64_t c = kw; c < kw + columns; ++c, to += width) {
-              const int64_t at = o0 * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] + c * b.stride[4];
+              // The three taps in the order of what they read: an adjoint's go backwards.
+              const int64_t tap = g.adjoint ? 2 * kw + columns - 1 - c : c;
+              const int64_t at = o0 * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] + tap * b.stride[4];
               read(b.weight, g.weight_type, at, b.stride[0], inside, to);
               for (int64_t o = inside; o < width; ++o) to[o] = 0;
             }
