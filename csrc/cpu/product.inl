@@ -139,6 +139,9 @@ void triple_product(const TripleProduct& p) {
   for (int64_t j = 0; j < p.batch; ++j) {
     const float* a = p.a + p.offset_a[j];
     const float* b = p.b + p.offset_b[j];
+    // Rows far apart come from the L2 cache: those of the next element, or of the next rows, are asked for meanwhile.
+    const float* next = p.a + (j + 1 < p.batch ? p.offset_a[j + 1] : p.offset_a[0] + M * p.rows_a);
+    for (int i = 0; i < M; ++i) __builtin_prefetch(next + i * p.rows_a);
 #pragma GCC unroll 8
     for (int64_t k = 0; k < depth; ++k, ++a, b += 3 * TRIPLE) {
       vector w[3];

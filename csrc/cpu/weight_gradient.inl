@@ -147,7 +147,7 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
   // parts at the end: the same number of workers gives the same bits. Where the sums of all blocks of columns stay in the
   // L2 cache with a tile, one task adds them all, so that x and y come from memory once; else a task has one block.
   const bool together = floats <= 16 * 1024;
-  const int64_t parts = most(1, least(least((together ? 4 : 1) * pool.workers, tiles), (int64_t(1) << 24) / most(floats, 1)));
+  const int64_t parts = most(1, least(least((together ? 16 : 1) * pool.workers, tiles), (int64_t(1) << 24) / most(floats, 1)));
   Scratch sums(parts * floats * 4);
   int64_t blocks = 0, box = 0, steps = 0;
   for (int64_t o = 0; o < g.out_channels; o += block_width(g.out_channels - o)) ++blocks;
