@@ -158,12 +158,19 @@ struct Convolution {
             // Whole blocks of channels, then what is left of them; in each the taps by their edge.
             int64_t j = 0;
             for (int64_t k0 = 0; k0 < blocks; k0 = k0 < full_blocks ? full_blocks : blocks)
-              for (int e = 0; e < 3; ++e)
-                for (int64_t k = k0; k < (k0 < full_blocks ? full_blocks : blocks); ++k)
-                  for (int i0 = rd.begin; i0 < rd.end; ++i0)
-                    for (int i1 = rh.begin; i1 < rh.end; ++i1)
-                      for (int i2 = 0; i2 < r[2].count; ++i2)
-                        if (edge[i2] == e) add(k, i0, i1, i2, j++);
+              for (int e = 0; e < 3; ++e) {
+                const int64_t first = j;
+                for (int i0 = rd.begin; i0 < rd.end; ++i0)
+                  for (int i1 = rh.begin; i1 < rh.end; ++i1)
+                    for (int i2 = 0; i2 < r[2].count; ++i2)
+                      if (edge[i2] == e) add(k0, i0, i1, i2, j++);
+                const int64_t count = j - first;
+                for (int64_t k = k0 + 1; k < full_blocks; ++k)  // the other whole blocks in the same way
+                  for (int64_t i = 0; i < count; ++i, ++j) {
+                    offset_a[j] = offset_a[j - count] + box.plane();
+                    offset_b[j] = offset_b[j - count] + pitch_in * taps_of(b) * width;
+                  }
+              }
             lines = int64_t(rd.end - rd.begin) * (rh.end - rh.begin) * r[2].count;
             last_d = rd;
             last_h = rh;
@@ -241,7 +248,7 @@ struct Convolution {
           p.a = from;
           p.b = packed + packed_at[s];
           p.c = line + (touched - begin[2]) * to.w;
-          p.accumulate = k > 0;
+          p.accumulate = k != 0;
           run_triple_product(p, rows);
         }
       }

@@ -226,17 +226,24 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
       float* from = block.sums;
       for (int64_t part = 1; part < parts; ++part)
         for (int64_t i = 0; i < rows * width; ++i) from[i] += from[part * floats + i];
-      // By input channel: its taps' rows of `width` lie far apart and are read once, in order.
-      for (int64_t i = 0; i < g.in_channels; ++i)
-        for (int kd = 0; kd < b.extent[0]; ++kd)
-          for (int kh = 0; kh < b.extent[1]; ++kh)
-            for (int kw = 0; kw < b.extent[2]; ++kw) {
-              const int64_t line = (int64_t(kd) * b.extent[1] + kh) * b.extent[2] * g.in_channels;
-              const float* row = from + (line + (triple(g, b) ? 3 * i + 2 - kw : kw * g.in_channels + i)) * width;
-              float* to = b.gradient + block.first * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] +
-                          kw * b.stride[4];
-              for (int64_t k = 0; k < block.inside; ++k) to[k * b.stride[0]] = row[k];
-            }
+      // By input channel, as in pack_weight_block: its taps' rows together, then a gradient's taps in turn.
+      const int64_t taps = taps_of(b);
+      Scratch together(taps * width * 4);
+      for (int64_t i = 0; i < g.in_channels; ++i) {
+        for (int64_t t = 0; t < taps; ++t) {
+          const int64_t kw = t % b.extent[2];
+          const int64_t row = (t - kw) * g.in_channels + (triple(g, b) ? 3 * i + 2 - kw : kw * g.in_channels + i);
+          __builtin_memcpy(together.floats(t * width), from + row * width, size_t(width) * 4);
+        }
+        for (int64_t o = 0; o < block.inside; ++o) {
+          const float* row = together.floats(o);
+          float* to = b.gradient + (block.first + o) * b.stride[0] + i * b.stride[1];
+          for (int64_t kd = 0; kd < b.extent[0]; ++kd)
+            for (int64_t kh = 0; kh < b.extent[1]; ++kh)
+              for (int64_t kw = 0; kw < b.extent[2]; ++kw, row += width)
+                to[kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4]] = *row;
+        }
+      }
     }
   });
 }
