@@ -121,7 +121,7 @@ inline void run_product(Product p, int width, int64_t rows) {
 }
 
 // A product whose columns are the three taps of a `triple` branch (weights.inl), and which adds up what they share: row u
-// of a has 8 channels for each of the outputs u + 2, u + 1 and u, and row i of c becomes output i. The last two outputs
+// of a adds 8 channels to each of the outputs u, u + 1 and u + 2, and row i of c becomes output i. The last two outputs
 // wait in `carry` for the next rows; `finish` of them are also stored, and the first `skip` outputs are not.
 struct TripleProduct : Product {
   int64_t rows_a;

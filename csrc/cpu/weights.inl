@@ -29,8 +29,8 @@ void pack_weight_block(const Geometry& g, const Branch& b, int64_t o0, int width
               *row = load(b.weight, g.weight_type, at + kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4]);
       }
       for (int64_t t = 0; t < taps; ++t) {
-        // The three taps of a line in the order of what they read: an adjoint's go backwards.
-        const int64_t column = g.adjoint ? columns - 1 - t % columns : t % columns;
+        // The three taps of a line in the order of the outputs that an input adds to: an adjoint's as they are.
+        const int64_t column = g.adjoint ? t % columns : columns - 1 - t % columns;
         __builtin_memcpy(to + ((t / columns * inputs + i) * columns + column) * width, rows.floats(t * width), size_t(width) * 4);
       }
     }
