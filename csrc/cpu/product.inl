@@ -78,7 +78,7 @@ struct Products {
     Table<ROWS_A, DEPTH, LANES, 2, SSCONV_WIDE_ROWS>::fill(two);
     Table<ROWS_A, DEPTH, LANES, 1, SSCONV_NARROW_ROWS>::fill(one);
     Table<ROWS_A, DEPTH, HALF, 1, SSCONV_NARROW_ROWS>::fill(part);
-    Table<ROWS_A, DEPTH, TRIPLE, 3, SSCONV_TRIPLE_ROWS>::fill(three);
+    if constexpr (ROWS_A == 1) Table<ROWS_A, DEPTH, TRIPLE, 3, SSCONV_TRIPLE_ROWS>::fill(three);  // gradients of weights
   }
 };
 
