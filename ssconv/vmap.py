@@ -12,6 +12,7 @@ torch.func.vmap, jacrev and jacfwd do the same work.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,13 +41,17 @@ def transformable(
     namespace, short = name.split("::")
     op = getattr(getattr(torch.ops, namespace), short)
 
+    def below_autograd(*args):  # its part was played here; the op's own would do it again, in Python
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
     def call(*args):
         flat = _flat(args)
         tensors = [t for t in flat if isinstance(t, Tensor)]
         if not torch.compiler.is_compiling():
             grad = torch.is_grad_enabled()
             routed = any((grad and t.requires_grad) or _transformed(t) for t in tensors)
-            return Routed.apply(*flat) if routed else op(*args)
+            return Routed.apply(*flat) if routed else below_autograd(*args)
         if any(_is_dual(t) for t in tensors):
             raise RuntimeError(
                 f"{name}: forward-mode AD (torch.func.jvp, jacfwd, hessian) is not traced by torch.compile; "
@@ -57,7 +62,7 @@ def transformable(
     class Rules(torch.autograd.Function):
         @staticmethod
         def forward(*flat):
-            output = op(*_nested(flat, flat[1]))
+            output = below_autograd(*_nested(flat, flat[1]))
             return tuple(output) if isinstance(output, list) else output
 
         @staticmethod
@@ -84,6 +89,7 @@ def transformable(
         def vmap(info, in_dims, *flat):
             return _batched(call, per_sample, info.batch_size, in_dims, flat)
 
+    Rules.forward.__signature__ = inspect.signature(Rules.forward)  # else Function.apply works it out at every call
     Routed = type(f"{namespace}_{short}", (Rules,), {})  # the name that grad_fn and errors of autograd show
 
     def registered_vjp(ctx, *cotangents):

@@ -100,6 +100,15 @@ def small_cases() -> Iterator[ConvCase]:
     yield ConvCase(cin=3, cout=4, size=(2, 2, 70), epilogue=FULL, seed=56)
     yield ConvCase(cin=16, cout=8, size=(3, 5, 9), stride=(1, 2, 2), shuffle=False, epilogue=SHARED, seed=57)
     yield ConvCase(((3, 3, 3), None), 8, 8, size=(3, 4, 6), epilogue=FULL, seed=58)
+    # Read where they lie: one block of channels, blocks and a rest, two tiles along W, strides, far branches.
+    yield ConvCase(cin=8, cout=8, size=(3, 4, 70), batch=2, layout="channels_last", epilogue=SHARED, seed=59)
+    yield ConvCase(
+        cin=12, cout=5, size=(4, 3, 9), batch=2, layout="channels_last", in_scale=True, epilogue=FULL, seed=60
+    )
+    yield ConvCase(cin=20, cout=8, size=(3, 2, 1), layout="channels_last", stride=(2, 1, 1), epilogue=SHARED, seed=61)
+    yield ConvCase(cin=8, cout=6, size=(3, 5, 9), layout="channels_last", stride=(1, 2, 2), epilogue=SHARED, seed=62)
+    yield ConvCase(((1, 1, 9), (3, 1, 3)), 6, 8, size=(4, 3, 11), padding="valid", layout="channels_last", seed=63)
+    yield ConvCase(cin=40, cout=9, size=(2, 3, 5), layout="channels_last", epilogue=SHARED, seed=64)
 
 
 def wide(case: ConvCase) -> ConvCase:

@@ -81,6 +81,9 @@ struct Convolution {
   const int64_t* packed_at;
   int64_t pitch;
 
+  // Whether samples can be read where they lie.
+  bool plain() const { return x.type == Type::f32 && x.stride[1] == 1 && in_scale == nullptr; }
+
   // Whether the sums are the output: nothing comes after them, and they come in whole vectors.
   bool final() const {
     return z == nullptr && e.groups == 1 && e.scale == nullptr && e.bias == nullptr && e.noise == nullptr &&
@@ -89,7 +92,7 @@ struct Convolution {
 
   // z of one branch over the tile [begin, end) of class c.
   void branch(int s, const Class& c, int64_t n, const int64_t* begin, const int64_t* end, float* box_memory,
-              int64_t* offsets, float* partial, const Sums& to, Ahead& ahead) const {
+              int64_t* offsets, const Sums& to, Ahead& ahead) const {
     const Branch& b = g.branch[s];
     const int64_t tile[3] = {end[0] - begin[0], end[1] - begin[1], end[2] - begin[2]};
     const auto position = [&](int64_t i) {
@@ -108,6 +111,7 @@ struct Convolution {
       return;
     }
     const Box box = {spans[0], spans[1], spans[2], in_stride(g, 2), g.in_channels};
+    if (triple(g, b)) return triple_branch(s, r, box, n, begin, end, box_memory, offsets, to, ahead);
     pack(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr,
          b.kind == Kind::identity, box_memory);
     const int64_t pitch_in = box.pitch(), blocks = box.blocks(), full_blocks = g.in_channels / pitch_in;
@@ -125,22 +129,16 @@ struct Convolution {
       Product p = {};
       p.b = packed + packed_at[s] + o * taps_of(b) * g.in_channels;
       p.step_a = 1;
-      const bool sums = triple(g, b);  // each input's share in three outputs, added up below
-      const int columns = sums ? 3 * width : width, taps_w = sums ? 1 : r[2].count;
-      p.step_b = columns;
-      p.rows_c = sums ? columns : to.w;
-      // Of the box's line the inputs inside the volume; with `sums` only their shares are computed, the others are 0.
-      const int64_t skip = least(most(-box.w.low, 0), box.w.length);
-      const int64_t inner = most(least(x.size[4] - box.w.low, box.w.length) - skip, 0);
-      if (sums) __builtin_memset(partial, 0, size_t(box.w.length * columns) * 4);
+      p.step_b = width;
+      p.rows_c = to.w;
       Range last_d = {-1, -1}, last_h = {-1, -1};
       int64_t lines = 0;
       // Along W: taps that at the tile's first output read outside the volume, those inside, those outside at the last.
       int edge[MAX_EXTENT], edges[3] = {0, 0, 0};
-      for (int i = 0; i < taps_w; ++i) {
+      for (int i = 0; i < r[2].count; ++i) {
         const int64_t step = in_stride(g, 2), at = begin[2] * step + r[2].shift[i], to_last = (tile[2] - 1) * step;
         const bool before = at < 0 && at + step >= 0, after = at + to_last >= x.size[4] && at + to_last - step < x.size[4];
-        edge[i] = sums || before == after ? 1 : before ? 0 : 2;
+        edge[i] = before == after ? 1 : before ? 0 : 2;
         ++edges[edge[i]];
       }
       for (int64_t d = 0; d < tile[0]; ++d)
@@ -153,55 +151,107 @@ struct Convolution {
             const auto add = [&](int64_t k, int i0, int i1, int i2, int64_t j) {
               offset_a[j] = k * box.plane() + box.at(begin[0] * in_stride(g, 0) + r[0].shift[i0],
                                                      begin[1] * in_stride(g, 1) + r[1].shift[i1],
-                                                     sums ? box.w.low : begin[2] * in_stride(g, 2) + r[2].shift[i2]);
-              const int64_t tap =
-                  (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * b.extent[2] + (sums ? 0 : r[2].tap[i2]);
+                                                     begin[2] * in_stride(g, 2) + r[2].shift[i2]);
+              const int64_t tap = (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * b.extent[2] + r[2].tap[i2];
               offset_b[j] = (k * pitch_in * taps_of(b) + tap * least(pitch_in, g.in_channels - k * pitch_in)) * width;
             };
             // Whole blocks of channels, then what is left of them; in each the taps by their edge.
             int64_t j = 0;
             for (int64_t k0 = 0; k0 < blocks; k0 = k0 < full_blocks ? full_blocks : blocks)
-              for (int e = 0; e < 3; ++e)
-                for (int64_t k = k0; k < (k0 < full_blocks ? full_blocks : blocks); ++k)
-                  for (int i0 = rd.begin; i0 < rd.end; ++i0)
-                    for (int i1 = rh.begin; i1 < rh.end; ++i1)
-                      for (int i2 = 0; i2 < taps_w; ++i2)
-                        if (edge[i2] == e) add(k, i0, i1, i2, j++);
-            lines = int64_t(rd.end - rd.begin) * (rh.end - rh.begin);
+              for (int e = 0; e < 3; ++e) {
+                const int64_t first = j;
+                for (int i0 = rd.begin; i0 < rd.end; ++i0)
+                  for (int i1 = rh.begin; i1 < rh.end; ++i1)
+                    for (int i2 = 0; i2 < r[2].count; ++i2)
+                      if (edge[i2] == e) add(k0, i0, i1, i2, j++);
+                const int64_t count = j - first;
+                for (int64_t k = k0 + 1; k < full_blocks; ++k)  // the other whole blocks in the same way
+                  for (int64_t i = 0; i < count; ++i, ++j) {
+                    offset_a[j] = offset_a[j - count] + box.plane();
+                    offset_b[j] = offset_b[j - count] + pitch_in * taps_of(b) * width;
+                  }
+              }
+            lines = int64_t(rd.end - rd.begin) * (rh.end - rh.begin) * r[2].count;
             last_d = rd;
             last_h = rh;
           }
           p.a = box_memory + (d * in_stride(g, 0) * box.h.length + h * in_stride(g, 1)) * box.row();
-          float* line = to.at + d * to.d + h * to.h + o;
-          const int64_t rows = sums ? inner : tile[2];
-          if (sums) p.a += skip * pitch_in;
-          p.c = sums ? partial + skip * columns : line;
+          p.c = to.at + d * to.d + h * to.h + o;
           for (int64_t k = 0; k < blocks; k = k < full_blocks ? full_blocks : blocks) {
             const bool whole = k < full_blocks;
-            const int64_t of_each = whole ? full_blocks * lines : lines;
-            p.offset_a = offset_a + k * lines * taps_w;
-            p.offset_b = offset_b + k * lines * taps_w;
-            p.batch = of_each * taps_w;
-            p.without_first = of_each * edges[0];
-            p.without_last = of_each * edges[2];
+            const int64_t of_each = whole ? full_blocks : 1;
+            p.offset_a = offset_a + k * lines;
+            p.offset_b = offset_b + k * lines;
+            p.batch = of_each * lines;
+            p.without_first = of_each * (lines / r[2].count) * edges[0];
+            p.without_last = of_each * (lines / r[2].count) * edges[2];
             p.depth = whole ? pitch_in : g.in_channels - full_blocks * pitch_in;
             p.accumulate = k > 0;
             if (pitch_in == BLOCK)
-              whole ? run_product<BLOCK, BLOCK>(p, columns, rows) : run_product<BLOCK, 0>(p, columns, rows);
+              whole ? run_product<BLOCK, BLOCK>(p, width, tile[2]) : run_product<BLOCK, 0>(p, width, tile[2]);
             else
-              whole ? run_product<SMALL_BLOCK, SMALL_BLOCK>(p, columns, rows) : run_product<SMALL_BLOCK, 0>(p, columns, rows);
-          }
-          if (sums) {
-            const float* share[3];
-            for (int i = 0; i < 3; ++i)
-              share[i] = partial + (begin[2] + r[2].shift[i] - box.w.low) * columns + r[2].tap[i] * TRIPLE;
-            for (int64_t w = 0; w < tile[2]; ++w)
-              for (int i = 0; i < TRIPLE; ++i)
-                line[w * to.w + i] = share[0][w * columns + i] + share[1][w * columns + i] + share[2][w * columns + i];
+              whole ? run_product<SMALL_BLOCK, SMALL_BLOCK>(p, width, tile[2]) : run_product<SMALL_BLOCK, 0>(p, width, tile[2]);
           }
         }
       o += width;
     }
+  }
+
+  // The same of a `triple` branch: a product over the inputs of a line instead of its outputs. So nothing outside the
+  // volume is read, and samples that can be read where they lie need no box.
+  void triple_branch(int s, const Reach* r, const Box& box, int64_t n, const int64_t* begin, const int64_t* end,
+                     float* box_memory, int64_t* offsets, const Sums& to, Ahead& ahead) const {
+    const Branch& b = g.branch[s];
+    const bool in_place = plain();
+    if (!in_place)
+      pack(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr, false, box_memory);
+    const int64_t block = box.pitch(), blocks = box.blocks(), full_blocks = g.in_channels / block;
+    // Inputs first .. last - 1 of a line inside the volume; input u adds to outputs u - shift - 2 .. u - shift.
+    const int64_t first = most(box.w.low, 0), last = least(box.w.low + box.w.length, x.size[4]), rows = last - first;
+    const int64_t shift = least(r[2].shift[0], r[2].shift[2]), touched = first - shift - 2;
+    const float* from = in_place ? static_cast<const float*>(x.data) + n * x.stride[0] + s * g.in_channels + first * x.stride[4]
+                                 : box_memory + (first - box.w.low) * block;
+    const auto at = [&](int64_t k, int64_t d, int64_t h) {
+      return in_place ? k * block + d * x.stride[2] + h * x.stride[3]
+                      : k * box.plane() + ((d - box.d.low) * box.h.length + h - box.h.low) * box.row();
+    };
+    const auto clear = [&](float* line, int64_t from, int64_t to_) {
+      for (int64_t w = from; w < to_; ++w) __builtin_memset(line + (w - begin[2]) * to.w, 0, TRIPLE * 4);
+    };
+    TripleProduct p = {};
+    p.rows_a = in_place ? x.stride[4] : block;
+    p.rows_c = to.w;
+    p.skip = begin[2] - touched;
+    p.finish = least(most(end[2] - (last - 2 - shift), 0), 2);
+    int64_t* offset_b = offsets + blocks * r[0].count * r[1].count;
+    p.offset_a = offsets;
+    for (int64_t d = begin[0]; d < end[0]; ++d)
+      for (int64_t h = begin[1]; h < end[1]; ++h) {
+        ahead.step();
+        float* line = to.at + (d - begin[0]) * to.d + (h - begin[1]) * to.h;
+        clear(line, begin[2], rows > 0 ? least(touched, end[2]) : end[2]);  // what no input adds to
+        clear(line, rows > 0 ? most(begin[2], last - shift) : end[2], end[2]);
+        const int64_t pd = d * in_stride(g, 0), ph = h * in_stride(g, 1);
+        const Range rd = inside_of(r[0], pd, x.size[2]), rh = inside_of(r[1], ph, x.size[3]);
+        for (int64_t k = 0; k < blocks && rows > 0; k = k < full_blocks ? full_blocks : blocks) {
+          const int64_t until = k < full_blocks ? full_blocks : blocks;
+          p.depth = k < full_blocks ? block : g.in_channels - k * block;
+          p.batch = 0;
+          for (int64_t i = k; i < until; ++i)
+            for (int i0 = rd.begin; i0 < rd.end; ++i0)
+              for (int i1 = rh.begin; i1 < rh.end; ++i1) {
+                const int64_t taps = (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * 3;
+                offsets[p.batch] = at(i, pd + r[0].shift[i0], ph + r[1].shift[i1]);
+                offset_b[p.batch++] = (i * block * taps_of(b) + taps * p.depth) * TRIPLE;
+              }
+          p.offset_b = offset_b;
+          p.a = from;
+          p.b = packed + packed_at[s];
+          p.c = line + (touched - begin[2]) * to.w;
+          p.accumulate = k != 0;
+          run_triple_product(p, rows);
+        }
+      }
   }
 
   // The tile's results through the epilogue; `memory` holds one line of outputs.
@@ -280,7 +330,7 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
     }
     distribute(pool, y.size[0] * nd * nh * nw, [&](int, auto next) {
       Scratch box_memory(box * 4), results(tile.d * tile.h * tile.w * pitch * g.branches * 4), offsets(2 * taps * ceil_div(g.in_channels, SMALL_BLOCK) * 8),
-          partial((tile.w + 2) * 3 * TRIPLE * 4), rows(2 * e.groups * epilogue_pitch * 4), line(tile.w * channels * 4);
+          rows(2 * e.groups * epilogue_pitch * 4), line(tile.w * channels * 4);
       const auto place = [&](int64_t task, int64_t* begin, int64_t* end) {
         const int64_t at[3] = {task / (nh * nw) % nd * tile.d, task / nw % nh * tile.h, task % nw * tile.w};
         const int64_t extents[3] = {tile.d, tile.h, tile.w};
@@ -310,8 +360,7 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
           for (int d = 0; d < 3; ++d) sums.at += (begin[d] * out_step(g, d) + c.offset[d]) * y.stride[2 + d];
         }
         for (int s = 0; s < g.branches; ++s, sums.at += pitch)
-          convolution.branch(s, c, n, begin, end, box_memory.floats(), reinterpret_cast<int64_t*>(offsets.data), partial.floats(),
-                             sums, ahead);
+          convolution.branch(s, c, n, begin, end, box_memory.floats(), reinterpret_cast<int64_t*>(offsets.data), sums, ahead);
         if (final) continue;
         const SampleEpilogue sample = sample_epilogue(e, channels, n, epilogue_pitch, rows.floats());
         convolution.store(c, n, begin, end, results.floats(), sample, line.floats());

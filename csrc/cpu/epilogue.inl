@@ -44,16 +44,6 @@ SSCONV_PAIR(16, SSCONV_LIST(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 
             SSCONV_LIST(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31))
 #endif
 
-template <int L>
-inline typename Vector<L>::type load_vector(const float* p) {
-  return *reinterpret_cast<const typename Vector<L>::memory*>(p);
-}
-
-template <int L>
-inline void store_vector(float* p, typename Vector<L>::type v) {
-  *reinterpret_cast<typename Vector<L>::memory*>(p) = v;
-}
-
 template <class T>
 inline T transform(T z, T scale, T bias, float noise, const SampleEpilogue& e) {
   T t = z * scale + (bias + noise);

@@ -85,8 +85,6 @@ inline Span span(const Reach& r, int stride, int64_t begin, int64_t end) {
 // The packed box: [block][d][h][w][pitch], channels in blocks of 16 (or one of 8), so that a position's distance is a
 // constant of the product. With stride 2 along W the even positions come before the odd ones: successive outputs always
 // read successive samples.
-constexpr int BLOCK = 16, SMALL_BLOCK = 8;
-
 inline int64_t box_channels(int64_t channels) {
   return channels <= SMALL_BLOCK ? SMALL_BLOCK : ceil_div(channels, BLOCK) * BLOCK;
 }

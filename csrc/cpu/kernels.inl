@@ -9,7 +9,8 @@
 // a scratch that stays in the L2 cache (zeros outside, channels scaled, float32), then each row of outputs is a batch of
 // small matrix products, one per tap, (positions x Cin) . (Cin x channels), whose sums stay in registers over all taps
 // and input channels. The box's results go through the epilogue, which interleaves the branches as it stores. So x is
-// read about once and y written once; there is no other traffic.
+// read about once and y written once; there is no other traffic. Branches of at most eight channels go without the packed
+// box where they can (`triple` in weights.inl): with so few products per sample the copy is felt.
 
 namespace ssconv {
 namespace SSCONV_ISA {
@@ -18,6 +19,7 @@ constexpr int LANES = SSCONV_LANES;
 constexpr int WIDE = 2 * LANES;
 constexpr int HALF = SSCONV_HALF ? LANES / 2 : LANES;
 constexpr int TRIPLE = 8;  // channels, see `triple` in weights.inl
+constexpr int BLOCK = 16, SMALL_BLOCK = 8;  // channels of a packed position, see `Box` in geometry.inl
 
 // A vector of L floats in registers, and the same in memory, where it need not be aligned.
 template <int L>
@@ -25,6 +27,16 @@ struct Vector {
   typedef float type __attribute__((vector_size(L * 4)));
   typedef float memory __attribute__((vector_size(L * 4), aligned(4), may_alias));
 };
+
+template <int L>
+inline typename Vector<L>::type load_vector(const float* p) {
+  return *reinterpret_cast<const typename Vector<L>::memory*>(p);
+}
+
+template <int L>
+inline void store_vector(float* p, typename Vector<L>::type v) {
+  *reinterpret_cast<typename Vector<L>::memory*>(p) = v;
+}
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -78,7 +78,7 @@ struct Products {
     Table<ROWS_A, DEPTH, LANES, 2, SSCONV_WIDE_ROWS>::fill(two);
     Table<ROWS_A, DEPTH, LANES, 1, SSCONV_NARROW_ROWS>::fill(one);
     Table<ROWS_A, DEPTH, HALF, 1, SSCONV_NARROW_ROWS>::fill(part);
-    Table<ROWS_A, DEPTH, TRIPLE, 3, SSCONV_TRIPLE_ROWS>::fill(three);
+    if constexpr (ROWS_A == 1) Table<ROWS_A, DEPTH, TRIPLE, 3, SSCONV_TRIPLE_ROWS>::fill(three);  // gradients of weights
   }
 };
 
@@ -115,6 +115,87 @@ inline void run_product(Product p, int width, int64_t rows) {
     begins = false;
     table[m](p);
     p.a += m * ROWS_A;
+    p.c += m * p.rows_c;
+    rows -= m;
+  }
+}
+
+// A product whose columns are the three taps of a `triple` branch (weights.inl), and which adds up what they share: row u
+// of a adds 8 channels to each of the outputs u, u + 1 and u + 2, and row i of c becomes output i. The last two outputs
+// wait in `carry` for the next rows; `finish` of them are also stored, and the first `skip` outputs are not.
+struct TripleProduct : Product {
+  int64_t rows_a;
+  float* carry;
+  int64_t skip, finish;
+};
+
+template <int DEPTH, int M>
+void triple_product(const TripleProduct& p) {
+  typedef Vector<TRIPLE>::type vector;
+  vector sum[M][3];
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < 3; ++v) sum[i][v] = vector{};
+  const int64_t depth = DEPTH ? DEPTH : p.depth;
+  for (int64_t j = 0; j < p.batch; ++j) {
+    const float* a = p.a + p.offset_a[j];
+    const float* b = p.b + p.offset_b[j];
+    // Rows far apart come from the L2 cache: those of the next element, or of the next rows, are asked for meanwhile.
+    const float* next = p.a + (j + 1 < p.batch ? p.offset_a[j + 1] : p.offset_a[0] + M * p.rows_a);
+    for (int i = 0; i < M; ++i) __builtin_prefetch(next + i * p.rows_a);
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < depth; ++k, ++a, b += 3 * TRIPLE) {
+      vector w[3];
+      for (int v = 0; v < 3; ++v) w[v] = load_vector<TRIPLE>(b + v * TRIPLE);
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i)
+        for (int v = 0; v < 3; ++v) sum[i][v] += a[i * p.rows_a] * w[v];
+    }
+  }
+  vector out[M + 2];
+  for (int i = 0; i < M + 2; ++i) {
+    out[i] = i < 2 ? load_vector<TRIPLE>(p.carry + i * TRIPLE) : vector{};
+    for (int v = 0; v < 3; ++v)
+      if (i - v >= 0 && i - v < M) out[i] += sum[i - v][v];
+  }
+  for (int i = 0; i < M + 2; ++i) {
+    float* c = p.c + i * p.rows_c;
+    const bool stored = (i >= 2 || i >= p.skip) && (i < M || i < M + p.finish);
+    if (stored) store_vector<TRIPLE>(c, p.accumulate ? load_vector<TRIPLE>(c) + out[i] : out[i]);
+    if (i >= M) store_vector<TRIPLE>(p.carry + (i - M) * TRIPLE, out[i]);
+  }
+}
+
+typedef void (*TripleFn)(const TripleProduct&);
+
+template <int DEPTH>
+struct Triples {
+  TripleFn of_rows[SSCONV_TRIPLE_ROWS + 1] = {};
+  template <int M>
+  constexpr void fill(Constant<M>) {
+    of_rows[M] = &triple_product<DEPTH, M>;
+    fill(Constant<M - 1>{});
+  }
+  constexpr void fill(Constant<0>) {}
+  constexpr Triples() { fill(Constant<SSCONV_TRIPLE_ROWS>{}); }
+  static const Triples all;
+};
+template <int DEPTH>
+constexpr Triples<DEPTH> Triples<DEPTH>::all;
+
+// All rows of a line.
+inline void run_triple_product(TripleProduct p, int64_t rows) {
+  const TripleFn* table = p.depth == BLOCK         ? Triples<BLOCK>::all.of_rows
+                          : p.depth == SMALL_BLOCK ? Triples<SMALL_BLOCK>::all.of_rows
+                                                   : Triples<0>::all.of_rows;
+  float carry[2 * TRIPLE] = {};
+  p.carry = carry;
+  const int64_t finish = p.finish;
+  for (int64_t pieces = ceil_div(rows, most(1, SSCONV_TRIPLE_ROWS)); rows > 0; --pieces) {
+    const int64_t m = ceil_div(rows, pieces);
+    p.finish = m == rows ? finish : 0;
+    table[m](p);
+    p.skip = most(p.skip - m, 0);
+    p.a += m * p.rows_a;
     p.c += m * p.rows_c;
     rows -= m;
   }

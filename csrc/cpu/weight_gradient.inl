@@ -1,8 +1,141 @@
 // The gradient of the weights: products over positions, added up in a fixed order.
 
+// What a branch reads for a tile of outputs: packed, or where it lies.
+struct Inputs {
+  Reach r[3];
+  Box box;
+  const float* data;
+  int64_t step;                      // between the samples of successive outputs
+  int64_t in_place, d, h, w, block;  // strides where it lies
+  int64_t line(int64_t pd, int64_t ph) const {
+    return in_place ? pd * d + ph * h + box.w.low * w : ((pd - box.d.low) * box.h.length + ph - box.h.low) * box.row();
+  }
+  int64_t column(int64_t k, int64_t pw) const {  // of block k of the channels, from the line's begin
+    return in_place ? k * block + (pw - box.w.low) * w : k * box.plane() + box.column(pw - box.w.low);
+  }
+};
+
+// A block of output channels of a branch, and where its sums are.
+struct Columns {
+  int branch, width;
+  int64_t first, inside;
+  float* sums;
+};
+
+struct WeightGradient {
+  const Geometry& g;
+  const Volume& x;
+  const float* x_scale;
+  const Volume& y;
+  const float* y_scale;
+
+  // Whether samples can be read where they lie.
+  static bool plain(const Volume& v, const float* scale) { return v.type == Type::f32 && v.stride[1] == 1 && scale == nullptr; }
+
+  Inputs inputs(int s, int64_t n, const int64_t* begin, const int64_t* size, float* memory) const {
+    Inputs in;
+    const Class c = {{0, 0, 0}, {y.size[2], y.size[3], y.size[4]}};
+    Span spans[3];
+    for (int d = 0; d < 3; ++d) {
+      in.r[d] = reach(g, g.branch[s], c, d);
+      spans[d] = span(in.r[d], g.stride[d], begin[d], begin[d] + size[d]);
+    }
+    in.box = {spans[0], spans[1], spans[2], g.stride[2], g.in_channels};
+    in.in_place = plain(x, x_scale) && x.stride[4] <= 2 * BLOCK;  // farther apart they are read faster when packed
+    in.d = x.stride[2];
+    in.h = x.stride[3];
+    in.w = x.stride[4];
+    in.block = in.box.pitch();
+    in.data = in.in_place ? static_cast<const float*>(x.data) + n * x.stride[0] + s * g.in_channels : memory;
+    in.step = in.in_place ? g.stride[2] * x.stride[4] : in.box.pitch();
+    if (!in.in_place)
+      pack(in.box, x, n, s * g.in_channels, x_scale ? x_scale + (n * g.branches + s) * g.in_channels : nullptr, false, memory);
+    return in;
+  }
+
+  // Adds a tile's part. `memory` holds the tile's gradients if they must be copied; offsets two numbers per line.
+  void add(const Inputs& in, const Columns& to, int64_t n, const int64_t* begin, const int64_t* size, float* memory,
+           int64_t* offset_a, int64_t* offset_b, Ahead* ahead) const {
+    const Branch& b = g.branch[to.branch];
+    const int width = to.width;
+    const int64_t channel = to.branch * g.out_channels + to.first;
+    // Three taps along W at once (`triple`): input u meets outputs u, u - 1 and u - 2, eight channels each and side by
+    // side in a line with two zeros at its ends.
+    const bool sums = triple(g, b);
+    const int64_t ends = sums ? 2 : 0, line_floats = (size[2] + 2 * ends) * width;
+    const int columns = sums ? 3 * width : width;
+    const bool whole = plain(y, y_scale) && to.inside == width, in_place = whole && !sums;
+    Product p = {};
+    const float* gradients = in_place ? static_cast<const float*>(y.data) : memory;
+    p.step_b = in_place ? y.stride[4] : width;
+    for (int64_t d = 0; d < size[0] && !in_place; ++d)
+      for (int64_t h = 0; h < size[1]; ++h) {
+        const int64_t from = n * y.stride[0] + channel * y.stride[1] + (begin[0] + d) * y.stride[2] +
+                             (begin[1] + h) * y.stride[3] + begin[2] * y.stride[4];
+        float* line = memory + (d * size[1] + h) * line_floats;
+        __builtin_memset(line, 0, size_t(ends * width) * 4);
+        __builtin_memset(line + line_floats - ends * width, 0, size_t(ends * width) * 4);
+        line += ends * width;
+        if (whole) {
+          const float* p = static_cast<const float*>(y.data) + from;
+          for (int64_t w = 0; w < size[2]; ++w, line += width, p += y.stride[4])
+            for (int k = 0; k < width; k += HALF) store_vector<HALF>(line + k, load_vector<HALF>(p + k));
+          continue;
+        }
+        for (int64_t w = 0; w < size[2]; ++w, line += width) {
+          read(y.data, y.type, from + w * y.stride[4], y.stride[1], to.inside, line);
+          if (y_scale != nullptr) {
+            const float* scale = y_scale + n * g.branches * g.out_channels + channel;
+            for (int64_t k = 0; k < to.inside; ++k) line[k] *= scale[k];
+          }
+          for (int64_t k = to.inside; k < width; ++k) line[k] = 0;
+        }
+      }
+    p.offset_a = offset_a;
+    p.offset_b = offset_b;
+    p.step_a = in.step;
+    p.rows_c = columns;
+    p.accumulate = true;
+    const Reach* r = in.r;
+    for (int kd = 0; kd < r[0].count; ++kd)
+      for (int kh = 0; kh < r[1].count; ++kh) {
+        if (ahead) ahead[0].step(), ahead[1].step();
+        // Lines whose input line lies inside the volume; the others would add zeros.
+        p.batch = 0;
+        for (int64_t d = 0; d < size[0]; ++d)
+          for (int64_t h = 0; h < size[1]; ++h) {
+            const int64_t pd = (begin[0] + d) * g.stride[0] + r[0].shift[kd];
+            const int64_t ph = (begin[1] + h) * g.stride[1] + r[1].shift[kh];
+            if (pd < 0 || pd >= x.size[2] || ph < 0 || ph >= x.size[3]) continue;
+            offset_a[p.batch] = in.line(pd, ph);
+            offset_b[p.batch++] = in_place ? n * y.stride[0] + channel + (begin[0] + d) * y.stride[2] +
+                                                 (begin[1] + h) * y.stride[3] + begin[2] * y.stride[4]
+                                           : (d * size[1] + h) * line_floats;
+          }
+        for (int kw = 0; kw < (sums ? 1 : r[2].count); ++kw) {
+          const int64_t tap = (int64_t(kd) * b.extent[1] + kh) * b.extent[2] + kw;
+          // Positions that read inside the volume along W: outputs, or with `sums` inputs.
+          int64_t first = 0, last = size[2] + ends;
+          const int64_t from = begin[2] * g.stride[2] + r[2].shift[kw];
+          while (first < last && from + first * g.stride[2] < 0) ++first;
+          while (last > first && from + (last - 1) * g.stride[2] >= x.size[4]) --last;
+          if (first == last) continue;
+          p.depth = last - first;
+          p.b = gradients + first * p.step_b;
+          for (int64_t k = 0; k < in.box.blocks(); ++k) {
+            p.a = in.data + in.column(k, from + first * g.stride[2]);
+            p.c = to.sums + tap * g.in_channels * width + k * in.box.pitch() * columns;
+            run_product<1, 0>(p, columns, least(in.box.pitch(), g.in_channels - k * in.box.pitch()));
+          }
+        }
+      }
+  }
+};
+
 void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, const Volume& y, const float* y_scale,
                      const Pool& pool) {
   const Class c = {{0, 0, 0}, {y.size[2], y.size[3], y.size[4]}};
+  const WeightGradient work = {g, x, x_scale, y, y_scale};
   const Tile tile = choose_tile(g, c, y.size[0], WIDE, pool.workers);
   const int64_t nd = ceil_div(c.count[0], tile.d), nh = ceil_div(c.count[1], tile.h), nw = ceil_div(c.count[2], tile.w);
   const int64_t tiles = y.size[0] * nd * nh * nw;
@@ -10,146 +143,107 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
   int64_t* at = reinterpret_cast<int64_t*>(starts.data);
   pack_weights(g, nullptr, at, pool);
   const int64_t floats = at[g.branches];
-  // The sum over positions is cut into as many parts as there are workers, while their results stay small. A part's
-  // tiles are added in order and the parts at the end: the same number of workers gives the same bits.
-  const int64_t parts = most(1, least(least(pool.workers, tiles), (int64_t(1) << 24) / most(floats, 1)));
+  // The sum over positions is cut into parts, while their results stay small. A part's tiles are added in order and the
+  // parts at the end: the same number of workers gives the same bits. Where the sums of all blocks of columns stay in the
+  // L2 cache with a tile, one task adds them all, so that x and y come from memory once; else a task has one block.
+  const bool together = floats <= 16 * 1024;
+  const int64_t parts = most(1, least(least((together ? 16 : 1) * pool.workers, tiles), (int64_t(1) << 24) / most(floats, 1)));
   Scratch sums(parts * floats * 4);
-  int64_t blocks = 0, box = 0;
+  int64_t blocks = 0, box = 0, steps = 0;
   for (int64_t o = 0; o < g.out_channels; o += block_width(g.out_channels - o)) ++blocks;
+  Reach widest[3] = {};
   for (int s = 0; s < g.branches; ++s) {
     int64_t n = box_channels(g.in_channels);
     const int64_t extents[3] = {tile.d, tile.h, tile.w};
-    for (int d = 0; d < 3; ++d) n *= span(reach(g, g.branch[s], c, d), g.stride[d], 0, extents[d]).length;
+    for (int d = 0; d < 3; ++d) {
+      const Reach r = reach(g, g.branch[s], c, d);
+      if (r.count > widest[d].count) widest[d] = r;
+      n *= span(r, g.stride[d], 0, extents[d]).length;
+    }
     box = most(box, n);
+    if (g.branch[s].kind == Kind::convolution) steps += blocks * g.branch[s].extent[0] * g.branch[s].extent[1];
   }
-  distribute(pool, g.branches * parts * blocks, [&](int, auto next) {
+  const auto columns = [&](int64_t block, int64_t part) {  // blocks of all branches one after the other
+    Columns to;
+    to.branch = int(block / blocks);
+    to.first = 0;
+    for (int64_t i = block % blocks; i > 0; --i) to.first += block_width(g.out_channels - to.first);
+    to.width = block_width(g.out_channels - to.first);
+    to.inside = least(to.width, g.out_channels - to.first);
+    to.sums = sums.floats(part * floats + at[to.branch] + to.first * taps_of(g.branch[to.branch]) * g.in_channels);
+    return to;
+  };
+  const auto place = [&](int64_t i, int64_t* begin, int64_t* size) {  // of tile i; its sample
+    const int64_t n = i / (nd * nh * nw);
+    const int64_t from[3] = {i / (nh * nw) % nd * tile.d, i / nw % nh * tile.h, i % nw * tile.w};
+    const int64_t extents[3] = {tile.d, tile.h, tile.w};
+    for (int d = 0; d < 3; ++d) {
+      begin[d] = from[d];
+      size[d] = least(extents[d], c.count[d] - from[d]);
+    }
+    return n;
+  };
+  const int64_t of_part = together ? 1 : g.branches * blocks, in_task = g.branches * blocks / of_part;
+  distribute(pool, parts * of_part, [&](int, auto next) {
     Scratch box_memory(box * 4), gradient(tile.d * tile.h * (tile.w + 4) * WIDE * 4), offsets(2 * tile.d * tile.h * 8);
     int64_t* offset_a = reinterpret_cast<int64_t*>(offsets.data);
-    int64_t* offset_b = offset_a + tile.d * tile.h;
     for (int64_t task = next(); task >= 0; task = next()) {
-      const int s = int(task / (parts * blocks));
-      const int64_t part = task / blocks % parts;
-      const Branch& b = g.branch[s];
-      if (b.kind != Kind::convolution) continue;
-      int64_t o = 0;
-      for (int64_t i = task % blocks; i > 0; --i) o += block_width(g.out_channels - o);
-      const int width = block_width(g.out_channels - o);
-      const int64_t inside = least(width, g.out_channels - o);
-      float* to = sums.floats(part * floats + at[s] + o * taps_of(b) * g.in_channels);
-      __builtin_memset(to, 0, size_t(taps_of(b) * g.in_channels * width) * 4);
-      Reach r[3];
-      for (int d = 0; d < 3; ++d) r[d] = reach(g, b, c, d);
-      for (int64_t i = part * tiles / parts; i < (part + 1) * tiles / parts; ++i) {
-        const int64_t n = i / (nd * nh * nw);
-        const int64_t begin[3] = {i / (nh * nw) % nd * tile.d, i / nw % nh * tile.h, i % nw * tile.w};
-        int64_t size[3];
-        Span spans[3];
+      const int64_t part = task % parts, first = task / parts * in_task, until = (part + 1) * tiles / parts;
+      for (int64_t block = first; block < first + in_task; ++block) {
+        const Columns to = columns(block, part);
+        const Branch& b = g.branch[to.branch];
+        if (b.kind == Kind::convolution)
+          __builtin_memset(to.sums, 0, size_t(taps_of(b) * g.in_channels * to.width) * 4);
+      }
+      for (int64_t i = part * tiles / parts; i < until; ++i) {
+        int64_t begin[3], size[3], n = place(least(i + 1, tiles - 1), begin, size);
+        Span read[3], written[3];
         for (int d = 0; d < 3; ++d) {
-          const int64_t extents[3] = {tile.d, tile.h, tile.w};
-          const int64_t end = least(begin[d] + extents[d], c.count[d]);
-          size[d] = end - begin[d];
-          spans[d] = span(r[d], g.stride[d], begin[d], end);
+          read[d] = span(widest[d], g.stride[d], begin[d], begin[d] + size[d]);
+          written[d] = {begin[d], size[d]};
         }
-        const Box packed = {spans[0], spans[1], spans[2], g.stride[2], g.in_channels};
-        pack(packed, x, n, s * g.in_channels,
-                 x_scale ? x_scale + (n * g.branches + s) * g.in_channels : nullptr, false, box_memory.floats());
-        // The gradient's box: used where it lies if it is as the product wants it, else packed.
-        const int64_t channel = s * g.out_channels + o;
-        // Three taps along W at once (`triple`): input u meets outputs u, u - 1 and u - 2, eight channels each and side by
-        // side in a line with two zeros at its ends.
-        const bool sums = triple(g, b);
-        const int64_t ends = sums ? 2 : 0, line_floats = (size[2] + 2 * ends) * width;
-        const int columns = sums ? 3 * width : width;
-        const bool direct = !sums && y.type == Type::f32 && y.stride[1] == 1 && inside == width && y_scale == nullptr;
-        Product p = {};
-        const float* gradients = direct ? static_cast<const float*>(y.data) : gradient.floats();
-        p.step_b = direct ? y.stride[4] : width;
-        for (int64_t d = 0; d < size[0] && !direct; ++d)
-          for (int64_t h = 0; h < size[1]; ++h) {
-            const int64_t from = n * y.stride[0] + channel * y.stride[1] + (begin[0] + d) * y.stride[2] +
-                                 (begin[1] + h) * y.stride[3] + begin[2] * y.stride[4];
-            float* line = gradient.floats((d * size[1] + h) * line_floats);
-            __builtin_memset(line, 0, size_t(ends * width) * 4);
-            __builtin_memset(line + line_floats - ends * width, 0, size_t(ends * width) * 4);
-            line += ends * width;
-            if (y.type == Type::f32 && y.stride[1] == 1 && inside == width && y_scale == nullptr) {
-              const float* p = static_cast<const float*>(y.data) + from;
-              for (int64_t w = 0; w < size[2]; ++w, line += width, p += y.stride[4])
-                for (int k = 0; k < width; k += HALF) store_vector<HALF>(line + k, load_vector<HALF>(p + k));
-              continue;
-            }
-            for (int64_t w = 0; w < size[2]; ++w, line += width) {
-              read(y.data, y.type, from + w * y.stride[4], y.stride[1], inside, line);
-              if (y_scale != nullptr) {
-                const float* scale = y_scale + n * g.branches * g.out_channels + channel;
-                for (int64_t k = 0; k < inside; ++k) line[k] *= scale[k];
-              }
-              for (int64_t k = inside; k < width; ++k) line[k] = 0;
-            }
-          }
-        p.offset_a = offset_a;
-        p.offset_b = offset_b;
-        p.step_a = packed.pitch();
-        p.rows_c = columns;
-        p.accumulate = true;
-        for (int kd = 0; kd < r[0].count; ++kd)
-          for (int kh = 0; kh < r[1].count; ++kh) {
-            // Lines whose input line lies inside the volume; the others would add zeros.
-            p.batch = 0;
-            for (int64_t d = 0; d < size[0]; ++d)
-              for (int64_t h = 0; h < size[1]; ++h) {
-                const int64_t pd = (begin[0] + d) * g.stride[0] + r[0].shift[kd];
-                const int64_t ph = (begin[1] + h) * g.stride[1] + r[1].shift[kh];
-                if (pd < 0 || pd >= x.size[2] || ph < 0 || ph >= x.size[3]) continue;
-                offset_a[p.batch] = ((pd - packed.d.low) * packed.h.length + ph - packed.h.low) * packed.row();
-                offset_b[p.batch++] = direct ? n * y.stride[0] + channel + (begin[0] + d) * y.stride[2] +
-                                                   (begin[1] + h) * y.stride[3] + begin[2] * y.stride[4]
-                                             : (d * size[1] + h) * line_floats;
-              }
-            for (int kw = 0; kw < (sums ? 1 : r[2].count); ++kw) {
-              const int64_t tap = (int64_t(kd) * b.extent[1] + kh) * b.extent[2] + kw;
-              // Positions that read inside the volume along W: outputs, or with `sums` inputs.
-              int64_t first = 0, last = size[2] + ends;
-              const int64_t from = begin[2] * g.stride[2] + r[2].shift[kw];
-              while (first < last && from + first * g.stride[2] < 0) ++first;
-              while (last > first && from + (last - 1) * g.stride[2] >= x.size[4]) --last;
-              if (first == last) continue;
-              p.depth = last - first;
-              p.b = gradients + first * p.step_b;
-              const int64_t column = packed.column(from + first * g.stride[2] - packed.w.low);
-              for (int64_t k = 0; k < packed.blocks(); ++k) {
-                p.a = box_memory.floats(k * packed.plane() + column);
-                p.c = to + tap * g.in_channels * width + k * packed.pitch() * columns;
-                run_product<1, 0>(p, columns, least(packed.pitch(), g.in_channels - k * packed.pitch()));
-              }
-            }
-          }
+        Ahead ahead[2] = {Ahead(x, n, read, steps), Ahead(y, n, written, steps)};
+        n = place(i, begin, size);
+        Inputs in;
+        for (int64_t block = first; block < first + in_task; ++block) {
+          const Columns to = columns(block, part);
+          if (g.branch[to.branch].kind != Kind::convolution) continue;
+          if (block == first || block % blocks == 0) in = work.inputs(to.branch, n, begin, size, box_memory.floats());
+          work.add(in, to, n, begin, size, gradient.floats(), offset_a, offset_a + tile.d * tile.h,
+                   together && i + 1 < until ? ahead : nullptr);
+        }
       }
     }
   });
   // Parts together, and from blocks of columns to the weight's own order.
   distribute(pool, g.branches * blocks, [&](int, auto next) {
     for (int64_t task = next(); task >= 0; task = next()) {
-      const int s = int(task / blocks);
-      const Branch& b = g.branch[s];
+      const Columns block = columns(task, 0);
+      const Branch& b = g.branch[block.branch];
       if (b.kind != Kind::convolution) continue;
-      int64_t o = 0;
-      for (int64_t i = task % blocks; i > 0; --i) o += block_width(g.out_channels - o);
-      const int width = block_width(g.out_channels - o);
-      const int64_t inside = least(width, g.out_channels - o), rows = taps_of(b) * g.in_channels;
-      float* from = sums.floats(at[s] + o * rows);
+      const int width = block.width;
+      const int64_t rows = taps_of(b) * g.in_channels;
+      float* from = block.sums;
       for (int64_t part = 1; part < parts; ++part)
         for (int64_t i = 0; i < rows * width; ++i) from[i] += from[part * floats + i];
-      // By input channel: its taps' rows of `width` lie far apart and are read once, in order.
-      for (int64_t i = 0; i < g.in_channels; ++i)
-        for (int kd = 0; kd < b.extent[0]; ++kd)
-          for (int kh = 0; kh < b.extent[1]; ++kh)
-            for (int kw = 0; kw < b.extent[2]; ++kw) {
-              const int64_t line = (int64_t(kd) * b.extent[1] + kh) * b.extent[2] * g.in_channels;
-              const float* row = from + (line + (triple(g, b) ? 3 * i + 2 - kw : kw * g.in_channels + i)) * width;
-              float* to = b.gradient + o * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4];
-              for (int64_t k = 0; k < inside; ++k) to[k * b.stride[0]] = row[k];
-            }
+      // By input channel, as in pack_weight_block: its taps' rows together, then a gradient's taps in turn.
+      const int64_t taps = taps_of(b);
+      Scratch together(taps * width * 4);
+      for (int64_t i = 0; i < g.in_channels; ++i) {
+        for (int64_t t = 0; t < taps; ++t) {
+          const int64_t kw = t % b.extent[2];
+          const int64_t row = (t - kw) * g.in_channels + (triple(g, b) ? 3 * i + 2 - kw : kw * g.in_channels + i);
+          __builtin_memcpy(together.floats(t * width), from + row * width, size_t(width) * 4);
+        }
+        for (int64_t o = 0; o < block.inside; ++o) {
+          const float* row = together.floats(o);
+          float* to = b.gradient + (block.first + o) * b.stride[0] + i * b.stride[1];
+          for (int64_t kd = 0; kd < b.extent[0]; ++kd)
+            for (int64_t kh = 0; kh < b.extent[1]; ++kh)
+              for (int64_t kw = 0; kw < b.extent[2]; ++kw, row += width)
+                to[kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4]] = *row;
+        }
+      }
     }
   });
 }

@@ -12,17 +12,30 @@ inline bool triple(const Geometry& g, const Branch& b) {
 }
 
 void pack_weight_block(const Geometry& g, const Branch& b, int64_t o0, int width, float* to) {
-  const int64_t inside = least(width, g.out_channels - o0), columns = triple(g, b) ? b.extent[2] : 1;
-  for (int64_t i0 = 0; i0 < g.in_channels; i0 += BLOCK)
-    for (int64_t kd = 0; kd < b.extent[0]; ++kd)
-      for (int64_t kh = 0; kh < b.extent[1]; ++kh)
-        for (int64_t kw = 0; kw < b.extent[2]; kw += columns)
-          for (int64_t i = i0; i < least(i0 + BLOCK, g.in_channels); ++i)
-            for (int64_t c = kw; c < kw + columns; ++c, to += width) {
-              const int64_t at = o0 * b.stride[0] + i * b.stride[1] + kd * b.stride[2] + kh * b.stride[3] + c * b.stride[4];
-              read(b.weight, g.weight_type, at, b.stride[0], inside, to);
-              for (int64_t o = inside; o < width; ++o) to[o] = 0;
-            }
+  const int64_t inside = least(width, g.out_channels - o0), taps = taps_of(b), columns = triple(g, b) ? b.extent[2] : 1;
+  // An input's weights one row per tap, then each row to its place: a weight's taps lie together, and its channels so far
+  // apart that they fall on each other in the cache.
+  Scratch rows(taps * width * 4);
+  __builtin_memset(rows.data, 0, size_t(taps * width) * 4);
+  for (int64_t i0 = 0; i0 < g.in_channels; i0 += BLOCK) {
+    const int64_t inputs = least(BLOCK, g.in_channels - i0);
+    for (int64_t i = 0; i < inputs; ++i) {
+      for (int64_t o = 0; o < inside; ++o) {
+        float* row = rows.floats(o);
+        const int64_t at = (o0 + o) * b.stride[0] + (i0 + i) * b.stride[1];
+        for (int64_t kd = 0; kd < b.extent[0]; ++kd)
+          for (int64_t kh = 0; kh < b.extent[1]; ++kh)
+            for (int64_t kw = 0; kw < b.extent[2]; ++kw, row += width)
+              *row = load(b.weight, g.weight_type, at + kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4]);
+      }
+      for (int64_t t = 0; t < taps; ++t) {
+        // The three taps of a line in the order of the outputs that an input adds to: an adjoint's as they are.
+        const int64_t column = g.adjoint ? t % columns : columns - 1 - t % columns;
+        __builtin_memcpy(to + ((t / columns * inputs + i) * columns + column) * width, rows.floats(t * width), size_t(width) * 4);
+      }
+    }
+    to += taps * inputs * width;
+  }
 }
 
 // All branches, block by block on all workers. at[s] is where branch s begins.
