@@ -41,17 +41,13 @@ def transformable(
     namespace, short = name.split("::")
     op = getattr(getattr(torch.ops, namespace), short)
 
-    def below_autograd(*args):  # its part was played here; the op's own would do it again, in Python
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-
     def call(*args):
         flat = _flat(args)
         tensors = [t for t in flat if isinstance(t, Tensor)]
         if not torch.compiler.is_compiling():
             grad = torch.is_grad_enabled()
             routed = any((grad and t.requires_grad) or _transformed(t) for t in tensors)
-            return Routed.apply(*flat) if routed else below_autograd(*args)
+            return Routed.apply(*flat) if routed else op(*args)
         if any(_is_dual(t) for t in tensors):
             raise RuntimeError(
                 f"{name}: forward-mode AD (torch.func.jvp, jacfwd, hessian) is not traced by torch.compile; "
@@ -62,7 +58,7 @@ def transformable(
     class Rules(torch.autograd.Function):
         @staticmethod
         def forward(*flat):
-            output = below_autograd(*_nested(flat, flat[1]))
+            output = op(*_nested(flat, flat[1]))
             return tuple(output) if isinstance(output, list) else output
 
         @staticmethod
