@@ -103,7 +103,9 @@ def split_shuffle_conv3d(
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype of convolutions under torch.autocast on x's device; None outside of it."""
     device = x.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # torch.compile of 2.11 traces no question whether a device has autocast; these have it.
+    on = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    on = on and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else None
 
 
