@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from ssgan.config import plan_levels
 from ssgan.data.dataset import ARRAY_AXES, DatasetWriter, VolumeDataset, check_destination, to_axial
+from ssgan.data.labels import Labels, read_labels
 from ssgan.data.nifti import VolumeError, find_files, header_spacing, load_nifti
 from ssgan.data.preparation import CT_WINDOW, RECIPES, Recipe, prepare_volume
 from ssgan.errors import UserError, run_command
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=f"HU, with --recipe ct (default {CT_WINDOW})"
     )
     parser.add_argument("--slice-axis", choices=tuple(ARRAY_AXES), default="axial", help="plane of the 2D slices")
-    parser.add_argument("--labels", type=Path, help="CSV with a header; columns: file name, class")
+    parser.add_argument("--labels", type=Path, help="CSV with a header: file or subject, class")
     parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be used")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set at --out")
 
@@ -58,11 +58,17 @@ def run(args: argparse.Namespace) -> int:
         raise PrepareError(f"--spacing: expected millimetres above 0; got {args.spacing}")
     recipe = Recipe(args.recipe, tuple(args.shape), args.spacing and tuple(args.spacing), args.slice_axis, window)
     plan_levels(recipe.array_shape)  # a shape that no network takes is refused before the work
-    labels = read_labels(args.labels, files, args.input) if args.labels else None
+    names = [str(f.relative_to(args.input)) for f in files]
+    labels = read_labels(args.labels, names, args.strict) if args.labels else None
     dataset = prepare(files, args.input, args.out, recipe, labels, args.strict, args.overwrite)
     kept, skipped = len(dataset), len(dataset.skipped)
     warned = sum(bool(r["warnings"]) for r in dataset.records)
     print(f"{kept} volumes prepared ({warned} with a warning), {skipped} skipped: {args.out}")
+    if dataset.labels is not None:
+        counts = np.bincount(dataset.labels)
+        print(
+            "classes " + ", ".join(f"{name}: {n}" for name, n in zip(dataset.info.classes or (), counts, strict=True))
+        )
     low, high = dataset.info.intensity_low, dataset.info.intensity_high
     x, y, z = dataset.info.spacing
     print(
@@ -78,7 +84,7 @@ def prepare(
     root: Path,
     out: Path,
     recipe: Recipe,
-    labels: dict[Path, str] | None = None,
+    labels: Labels | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> VolumeDataset:
@@ -93,10 +99,14 @@ def prepare(
     skipped: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
     with DatasetWriter(out, recipe.array_shape, overwrite) as writer:
+        for note in labels.notes if labels is not None else ():
+            print(f"labels   {note}")
         bar = tqdm(files, desc="preparing", unit="volume", disable=None)
         for path in bar:
             name = str(path.relative_to(root))
             try:
+                if labels is not None and name in labels.missing:
+                    raise VolumeError(labels.missing[name])
                 volume = load_nifti(path)
                 if volume.content_hash in seen:
                     raise VolumeError(f"the same voxels as {seen[volume.content_hash]}, which is kept")
@@ -109,7 +119,7 @@ def prepare(
                 continue
             record = {"source": name, "content_hash": volume.content_hash, **record}
             if labels is not None:
-                record["class_label"] = labels[path]
+                record["class_label"] = labels.classes[name]
             for warning in record["warnings"]:
                 bar.write(f"warning  {name}: {warning}")
             writer.add(array, record)
@@ -173,41 +183,6 @@ def _find(folder: Path) -> list[Path]:
     if not files:
         raise PrepareError(f"--input {folder} holds no .nii or .nii.gz file (folders below were searched too)")
     return files
-
-
-def read_labels(path: Path, files: Sequence[Path], root: Path) -> dict[Path, str]:
-    """The class of every file from a CSV whose first two columns are file name (or path below the input) and class.
-
-    Raises:
-        PrepareError: the CSV cannot be read, names an unknown file, a file twice, or not every file.
-    """
-    by_name: dict[str, list[Path]] = {}
-    for file in files:
-        for name in {file.name, str(file.relative_to(root))}:
-            by_name.setdefault(name, []).append(file)
-    labels: dict[Path, str] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.reader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PrepareError(f"--labels {path} cannot be read as CSV: {error}") from error
-    for number, row in enumerate(rows[1:], start=2):
-        if not row:
-            continue
-        if len(row) < 2 or not row[1].strip():
-            raise PrepareError(f"--labels {path}, line {number}: expected file name, class; got {row}")
-        name, label = row[0].strip(), row[1].strip()
-        match = by_name.get(name, [])
-        if len(match) != 1:
-            what = "is not among the input files" if not match else "names several files; give the path below --input"
-            raise PrepareError(f"--labels {path}, line {number}: {name!r} {what}")
-        if match[0] in labels:
-            raise PrepareError(f"--labels {path}, line {number}: {name!r} has a class already")
-        labels[match[0]] = label
-    without = [f for f in files if f not in labels]
-    if without:
-        raise PrepareError(f"--labels {path}: {len(without)} files have no class, such as {without[0].name}")
-    return labels
 
 
 def main(argv: Sequence[str] | None = None) -> int:

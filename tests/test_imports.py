@@ -32,6 +32,7 @@ ORDER = {
         "config",
         "data.__init__",
         "data.dataset",
+        "data.labels",
         "data.nifti",
         "data.preparation",
         "data.phantom",

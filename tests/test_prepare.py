@@ -293,63 +293,6 @@ def test_full_disk_and_ctrl_c_lose_nothing(at, earlier, source, tmp_path, capfd,
     assert run(source, tmp_path / "out", *more) == 0 and len(VolumeDataset(tmp_path / "out")) == 4
 
 
-def test_labels(source, tmp_path):
-    """By file name or by path below the input, in any order, with a byte order mark and further columns."""
-    good(source / "sub" / "0.nii.gz", 5)
-    table = tmp_path / "labels.csv"
-    rows = [
-        "file,class,age",
-        '1.nii.gz,"well, almost",70',
-        "",
-        f"{os.path.join('sub', '0.nii.gz')},ill",
-        " 2.nii.gz , ill",
-    ]
-    table.write_text("\n".join([*rows, "./0.nii.gz,x"]), encoding="utf-8-sig")
-    assert run(source, tmp_path / "out", "--labels", table) == 2  # 0.nii.gz is in two folders
-    (source / "0.nii.gz").rename(source / "3.nii.gz")
-    table.write_text("\n".join([*rows, "3.nii.gz,well"]), encoding="utf-8-sig")
-    assert run(source, tmp_path / "out", "--labels", table) == 0
-    labels = {r["source"]: r["class_label"] for r in VolumeDataset(tmp_path / "out").records}
-    assert labels == {
-        "1.nii.gz": "well, almost",
-        "2.nii.gz": "ill",
-        "3.nii.gz": "well",
-        os.path.join("sub", "0.nii.gz"): "ill",
-    }
-
-
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        (None, "cannot be read as CSV"),
-        (b"\xff\xfe\x00\x01", "cannot be read as CSV"),
-        (b"", "3 files have no class, such as 0.nii.gz"),
-        (b"file,class\n0.nii.gz,a\n1.nii.gz,b\n", "1 files have no class, such as 2.nii.gz"),
-        (b"file,class\n0.nii.gz,a\n9.nii.gz,b\n", "line 3: '9.nii.gz' is not among the input files"),
-        (b"file,class\n0.nii.gz,a\n0.nii.gz,b\n", "line 3: '0.nii.gz' has a class already"),
-        (b"file,class\n0.nii.gz,a\n1.nii.gz\n", "line 3: expected file name, class; got ['1.nii.gz']"),
-        (b"file,class\n0.nii.gz,\n", "line 2: expected file name, class"),
-        (b"file;class\n0.nii.gz;a\n", "line 2: expected file name, class; got ['0.nii.gz;a']"),
-        (b"0.nii.gz,a\n1.nii.gz,b\n2.nii.gz,c\n", "1 files have no class, such as 0.nii.gz"),
-    ],
-)
-def test_bad_labels(text, words, source, tmp_path, capfd):
-    table = tmp_path / "labels.csv"
-    if text is not None:
-        table.write_bytes(text)
-    assert run(source, tmp_path / "out", "--labels", table) == 2
-    failed(capfd, f"--labels {table} .. {words}")
-    assert not (tmp_path / "out").exists()
-
-
-def test_labels_that_are_ambiguous(source, tmp_path, capfd):
-    good(source / "sub" / "0.nii.gz", 5)
-    table = tmp_path / "labels.csv"
-    table.write_text(f"file,class\n0.nii.gz,a\n{os.path.join('sub', '0.nii.gz')},b\n1.nii.gz,a\n2.nii.gz,b\n")
-    assert run(source, tmp_path / "out", "--labels", table) == 2
-    failed(capfd, "line 2: '0.nii.gz' names several files; give the path below --input")
-
-
 @pytest.mark.parametrize("slice_axis", ["axial", "coronal", "sagittal"])
 def test_contact_sheet_shows_head_and_front_up(slice_axis, tmp_path):
     """Volumes that grow brighter to the head, the front and the right, whatever the slice axis."""

@@ -48,7 +48,8 @@ class DatasetInfo:
 
     shape: (D, H, W) voxels. spacing: (x, y, z) mm. affine: 4x4, index (X, Y, Z) to RAS+ world in mm, of a typical
     volume. intensity_low, intensity_high: typical raw values of -1 and +1 (medians over the volumes).
-    content_hash: SHA-256 of the voxels.
+    content_hash: SHA-256 of the voxels. classes: names of the classes in the order of their numbers, or None where
+    the volumes have no labels (and in data sets of earlier versions).
     """
 
     shape: Triple
@@ -59,6 +60,7 @@ class DatasetInfo:
     intensity_low: float
     intensity_high: float
     content_hash: str
+    classes: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -66,7 +68,7 @@ class DatasetInfo:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DatasetInfo:
         known = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(data, dict) or set(data) != known:
+        if not isinstance(data, dict) or set(data) | {"classes"} != known:
             found = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise DatasetError(f"data set description: expected the fields {sorted(known)}; got {found}")
         if data["slice_axis"] not in ARRAY_AXES:
@@ -76,9 +78,20 @@ class DatasetInfo:
             values["shape"] = tuple(int(n) for n in data["shape"])
             values["spacing"] = tuple(float(s) for s in data["spacing"])
             values["affine"] = tuple(tuple(float(v) for v in row) for row in data["affine"])
+            names = data.get("classes")
+            values["classes"] = None if names is None else tuple(str(name) for name in names)
         except (TypeError, ValueError) as error:
-            raise DatasetError(f"data set description: shape, spacing or affine hold no numbers ({error})") from error
+            raise DatasetError(
+                f"data set description: shape, spacing or affine hold no numbers, or classes no names ({error})"
+            ) from error
         return cls(**values)
+
+
+def class_names(labels: Sequence[str]) -> tuple[str, ...] | None:
+    """The different labels in order (by value where all are whole numbers); None where there are none."""
+    names = set(labels)
+    whole = all(name.isascii() and name.isdigit() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name), name) if whole else name)) if names else None
 
 
 def to_array_axes(volume: np.ndarray, slice_axis: str) -> np.ndarray:
@@ -115,6 +128,9 @@ def to_nifti(volume: np.ndarray | Tensor, info: DatasetInfo) -> nibabel.Nifti1Im
 class VolumeDataset:
     """A prepared data set, opened read-only; the voxels stay on the disk (memory-mapped).
 
+    volumes: (N, D, H, W) float32. labels: (N,) int64, the place of each volume's class in `info.classes`, or None.
+    records: per volume what `prepare` found and did. skipped: the files left out, with reasons.
+
     Raises:
         DatasetError: the folder is absent or not a data set, a file is missing, or the two do not belong together.
     """
@@ -147,6 +163,21 @@ class VolumeDataset:
                 f"{file}: expected float32 of shape {expected} as dataset.json says; got {self.volumes.dtype} of "
                 f"shape {self.volumes.shape}; prepare the data set again"
             )
+        self.labels = self._labels()
+
+    def _labels(self) -> np.ndarray | None:
+        if self.info.classes is None:
+            return None
+        number = {name: i for i, name in enumerate(self.info.classes)}
+        names = [r.get("class_label") for r in self.records]
+        unknown = [i for i, name in enumerate(names) if name not in number]
+        if unknown or len(number) != len(self.info.classes):
+            found = f"volume {unknown[0]} has {names[unknown[0]]!r}" if unknown else "a name stands twice"
+            raise DatasetError(
+                f"{self.path}/dataset.json: expected classes of {list(self.info.classes)}; {found}; prepare the data "
+                "set again"
+            )
+        return np.array([number[name] for name in names], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -233,6 +264,7 @@ class DatasetWriter:
             intensity_low=float(np.median([r["intensity_low"] for r in self.records])),
             intensity_high=float(np.median([r["intensity_high"] for r in self.records])),
             content_hash=self._hash.hexdigest(),
+            classes=class_names([r["class_label"] for r in self.records if "class_label" in r]),
         )
         head = {"format": FORMAT, "version": VERSION, "info": info.to_json()}
         write_json_atomic(self.folder / "dataset.json", {**head, "volumes": self.records, "skipped": list(skipped)})
