@@ -12,8 +12,9 @@ import pytest
 from nifti_cases import ARGUMENTS, HEADER, SHAPE, good, patch, save, voxels, with_sform
 from ssgan import prepare
 from ssgan.data.dataset import VolumeDataset
-from ssgan.data.nifti import VolumeError, load_nifti
+from ssgan.data.nifti import load_nifti
 from ssgan.data.preparation import Recipe, prepare_volume
+from ssgan.data.volume import VolumeError
 
 AFFINE = np.diag([1.0, 1.0, 1.0, 1.0])
 

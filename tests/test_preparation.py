@@ -8,8 +8,9 @@ from scipy.spatial.transform import Rotation
 from nifti_cases import good, save, voxels
 from ssgan import prepare
 from ssgan.data.dataset import VolumeDataset, to_nifti
-from ssgan.data.nifti import Volume, VolumeError, load_nifti
+from ssgan.data.nifti import load_nifti
 from ssgan.data.preparation import MAX_VOXELS, Recipe, fit_shape, intensity_bounds, prepare_volume, resample
+from ssgan.data.volume import Volume, VolumeError
 
 CENTRE = np.array([11.3, -23.8, 37.1])  # mm, of the volumes' middle in the world
 LANDMARKS = np.array([[8.0, 0, 0], [0, 4.5, 0], [0, 0, 9], [-6.0, 4, -8]])  # mm from there; one per volume
