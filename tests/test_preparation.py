@@ -103,6 +103,8 @@ def test_a_left_right_flip_would_be_seen(tmp_path, monkeypatch):
     assert wrong[0, 0] < -10 and wrong[3, 0] > 8 and np.abs(wrong[:, 1:]).max() < 0.5
     source = write_landmarks(tmp_path / "in", AXES["LAS"])
     monkeypatch.setattr(nibabel, "apply_orientation", lambda data, ornt: data)
+    in_this_process = lambda function, items, workers, limit: (function(item) for item in items)  # noqa: E731
+    monkeypatch.setattr(prepare, "run_in_order", in_this_process)
     wrong = errors(run(source, tmp_path / "b", (24, 32, 16)))
     assert wrong[0, 0] < -10 and wrong[3, 0] > 8
 

@@ -246,7 +246,7 @@ def fill_disk(monkeypatch, at):
     elif at == "contact sheet":
         when(Image.Image, "save", lambda *a: True)
     elif at == "rename":
-        when(os, "replace", lambda a, b: str(a).endswith(".tmp"))
+        when(os, "replace", lambda a, b: str(a).endswith(".partial"))
     elif at == "interrupt":
         add = DatasetWriter.add
 
@@ -274,7 +274,7 @@ def fill_disk(monkeypatch, at):
     ],
 )
 def test_full_disk_and_ctrl_c_lose_nothing(at, earlier, source, tmp_path, capfd, monkeypatch):
-    """Nothing at --out, an earlier data set as it was; then the same command goes on and gives what a calm run gives."""
+    """Nothing at --out, an earlier data set as it was; then the same command goes on to what a calm run gives."""
     if earlier:
         assert run(source, tmp_path / "out") == 0
         capfd.readouterr()

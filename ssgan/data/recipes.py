@@ -15,7 +15,7 @@ COCA_WINDOW = (-200.0, 800.0)  # HU: below fat at -100; calcium, from 130 on, ke
 
 # A T1 sequence by its ADNI name: MPR, MPRAGE, MP-RAGE, IR-SPGR, IR-FSPGR and their accelerated and repeated forms.
 ADNI_T1 = re.compile(r"MP-?_?R(AGE)?(?![A-QS-Z])|F?SPGR", re.IGNORECASE)
-ADNI_REPEAT = re.compile(r"MPR?-?_?R(_|$)|REP(EAT)?(?![A-Z])", re.IGNORECASE)
+ADNI_REPEAT = re.compile(r"MPR[-_]?R(?![A-Z])|REP(EAT)?(?![A-Z])", re.IGNORECASE)
 ADNI_STEPS = ("GradWarp", "B1_Correction", "N3", "Scaled")  # corrections in the order in which ADNI applies them
 ADNI_FILE = re.compile(
     r"ADNI_\d{3}_S_\d{4,5}_MR_(?P<sequence>.+?)_+br(_raw)?_\d{14,}.*?(_(?P<series>S\d+))?_I\d+", re.I
