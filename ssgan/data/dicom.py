@@ -109,7 +109,25 @@ def scan_folder(files: Sequence[Path]) -> tuple[list[Series], list[tuple[Path, s
             series.append(arrange(plain, group))
         except VolumeError as reason:
             series.append(replace(plain, reason=str(reason)))
+    series = [_with_strays(one, slices) for one in series]
     return series, outside + damaged
+
+
+def _with_strays(series: Series, slices: dict[str, list[Slice]]) -> Series:
+    """`series`, or refused where the next slice of its grid goes under another UID, alone: its UID is damaged."""
+    if series.reason or series.frames:
+        return series
+    affine = LPS_TO_RAS @ np.array(series.affine)
+    for uid, others in slices.items():
+        if uid == series.uid or len(others) >= MIN_SLICES:
+            continue
+        for other in others:
+            place = np.linalg.solve(affine[:3, :3], np.array(other.position) - affine[:3, 3])
+            along = min(abs(place[2] + 1), abs(place[2] - series.shape[2]))
+            if other.shape == (series.shape[1], series.shape[0]) and np.abs([place[0], place[1], along]).max() < 0.1:
+                why = f"{other.path.name} continues it under another SeriesInstanceUID: damaged or mixed"
+                return replace(series, reason=why)
+    return series
 
 
 class NotAnImage(VolumeError):
@@ -143,7 +161,10 @@ def read_header(path: Path) -> list[Slice]:
 def _slices(path: Path, head: Any, left: int, tail: bytes) -> list[Slice]:
     uid = str(head.get("SeriesInstanceUID") or "")
     if "Rows" not in head or "Columns" not in head:
-        raise NotAnImage(f"no picture (modality {head.get('Modality') or 'unknown'})")
+        kind = getattr(head.get("SOPClassUID"), "name", "")
+        if not kind or "Image" in kind or kind.startswith("1.2."):
+            raise VolumeError("no Rows and Columns: damaged or cut off")
+        raise NotAnImage(f"no picture but {kind}")
     if not uid:
         raise VolumeError("no SeriesInstanceUID: which series it belongs to is unknown")
     kind = str(head.get("PhotometricInterpretation") or "")
