@@ -225,7 +225,7 @@ def read_nrrd(raw: bytes):
     affine = np.eye(4)
     vectors = [[float(x) for x in v.strip("()").split(",")] for v in fields["space directions"].split()]
     affine[:3, :3] = np.array(vectors).T
-    affine[:3, 3] = [float(x) for x in fields["space origin"].strip("()").split(",")]
+    affine[:3, 3] = [float(x) for x in fields.get("space origin", "(0,0,0)").strip("()").split(",")]
     signs = {"left-posterior-superior": (-1, -1), "right-anterior-superior": (1, 1), "left-anterior-superior": (-1, 1)}
     return voxels, np.diag([*signs[fields["space"]], 1, 1]) @ affine
 
@@ -240,14 +240,14 @@ def read_mha(raw: bytes):
     body = zlib.decompress(body) if fields["CompressedData"] == "True" else body
     voxels = np.frombuffer(body, dtype, int(np.prod(shape))).reshape(shape, order="F").astype(float)
     affine = np.eye(4)
-    turn = np.array([float(x) for x in fields["TransformMatrix"].split()]).reshape(3, 3).T
+    turn = np.array([float(x) for x in fields.get("TransformMatrix", "1 0 0 0 1 0 0 0 1").split()]).reshape(3, 3).T
     affine[:3, :3] = turn * [float(x) for x in fields["ElementSpacing"].split()]
-    affine[:3, 3] = [float(x) for x in fields["Offset"].split()]
+    affine[:3, 3] = [float(x) for x in fields.get("Offset", "0 0 0").split()]
     return voxels, np.diag([-1, -1, 1, 1]) @ affine
 
 
 def read_nifti(raw: bytes):
-    """Voxels and RAS affine of a single-file NIfTI-1 of either byte order, from its sform or else its qform."""
+    """Voxels and RAS affine of a single-file NIfTI-1 of either byte order, from its sform, or its qform, or neither."""
     if raw[:2] == b"\x1f\x8b":
         raw = gzip.decompress(raw)
     order = "<" if struct.unpack_from("<i", raw)[0] == 348 else ">"
@@ -287,7 +287,9 @@ def read_nifti(raw: bytes):
         affine[:3, :3] = turn * [pixdim[1], pixdim[2], pixdim[3] * (-1 if pixdim[0] < 0 else 1)]
         affine[:3, 3] = field("3f", 268)
         return voxels, affine
-    raise ValueError("no orientation")
+    affine[:3, :3] = np.diag([-pixdim[1], pixdim[2], pixdim[3]])  # as nibabel does: LAS about the middle voxel
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape[:3]) - 1) / 2)
+    return voxels, affine
 
 
 def same_volume(volume, voxels, affine, tolerance=1e-4) -> bool:

@@ -223,6 +223,21 @@ def test_equal_duplicate_is_dropped_with_a_warning(tmp_path):
     assert cases.same_volume(volume, stored(), LPS_TO_RAS @ lps())
 
 
+def test_padding_after_the_pixels_is_let_pass(tmp_path):
+    make(tmp_path, changes=every({0xFFFCFFFC: ("OB", b"\0" * 10)}))
+    assert cases.same_volume(load_series(only(tmp_path)), stored(), LPS_TO_RAS @ lps())
+
+
+def test_a_slice_under_a_damaged_uid_is_missed(tmp_path):
+    """The last slice has another SeriesInstanceUID: the others alone would be a volume that is cut short."""
+    make(tmp_path, changes={6: {0x0020000E: ("UI", "1.2.3.5")}})
+    series, _ = scan_folder(sorted(tmp_path.iterdir()))
+    assert sorted(s.reason.partition(" ")[2][:39] for s in series) == [
+        "continues it under another SeriesInstan",
+        "slices; expected at least 4: a localize",
+    ]
+
+
 def test_announced_slices_that_are_not_there_are_a_warning(tmp_path):
     make(tmp_path, changes=every({0x00201002: ("IS", [9])}))
     assert load_series(only(tmp_path)).warnings == ["7 slices of 9 that the header announces (ImagesInAcquisition)"]
@@ -244,6 +259,7 @@ FILE_DEFECTS = {
     "no series": ({0x0020000E: None}, "no SeriesInstanceUID"),
     "more rows than pixels": ({0x00280010: ("US", [80])}, "144 bytes of pixel data; rows, columns and bits need 1440"),
     "no pixels": ({0x7FE00010: None}, "no pixel data"),
+    "rubbish after the pixels": ({0x7FE10010: ("OB", b"abcd")}, "16 bytes after the pixel data that are no element"),
 }
 
 
@@ -454,7 +470,7 @@ TEXT_DEFECTS = {
     "mha cut off": (lambda f: edited(mha(f), b"NDims", b"NDims", -5), "1003 bytes of voxels .* declares 1008"),
     "mha that claims more": (lambda f: edited(mha(f), b"9 8 7", b"900 8 7"), "header claims"),
     "mha of text": (lambda f: edited(mha(f), b"NDims = 3", b"hello"), "no line of its header"),
-    "mha without end": (lambda f: edited(mha(f), b"ElementDataFile", b"ElementDataFire"), "no end|no text|unknown field"),
+    "mha without end": (lambda f: edited(mha(f), b"DataFile", b"DataFire"), "no end|no text|unknown field"),
     "mha empty": (lambda f: edited(mha(f), b"ObjectType", b"ObjectType", 0), r"empty \(0 bytes\)"),
     "mha spacing 0": (lambda f: edited(mha(f), b"ElementSpacing = 0.8", b"ElementSpacing = 0.0"), "not read|spacing 0"),
     "mha of vectors": (

@@ -179,16 +179,32 @@ def mutants(tmp_path_factory):
     return made
 
 
+def says_nothing(mutant, path):
+    """Whether a header lacks its orientation or position."""
+    raw = path.read_bytes()
+    match mutant.kind.partition(".")[0]:
+        case "nii":
+            raw = gzip.decompress(raw) if mutant.kind == "nii.gz" else raw
+            return max(struct.unpack_from("<2h", raw, 252)) <= 0 and max(struct.unpack_from(">2h", raw, 252)) <= 0
+        case "mha":
+            return b"TransformMatrix = " not in raw or b"Offset = " not in raw
+        case "nrrd":
+            return b"space origin: " not in raw
+    return False
+
+
 def wrong(volume, mutant):
     """Why an admitted volume is not what its file declares, or None.
 
     Right is what the independent reader sees in the mutant; or what it sees in the file before the damage, where the
-    damage lies in what neither voxels nor geometry depend on.
+    damage lies in what neither voxels nor geometry depend on. Where the header says nothing of orientation or
+    position, a warning must say what was assumed.
     """
     for path in (mutant.hurt, mutant.before):
         seen = seen_independently(mutant.kind, path.read_bytes(), mutant.others)
         if seen is not None and np.isfinite(seen[1]).all() and abs(np.linalg.det(seen[1])) > 1e-9:
-            if cases.same_volume(volume, *seen):
+            silent = not any("no orientation" in w or "no position" in w for w in volume.warnings)
+            if cases.same_volume(volume, *seen) and not (silent and says_nothing(mutant, path)):
                 return None
     return f"wrong volume: {volume.data.shape}, {volume.affine.tolist()}"
 

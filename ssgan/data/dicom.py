@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -149,16 +149,15 @@ def read_header(path: Path) -> list[Slice]:
         with path.open("rb") as stream, python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")  # on odd values in fields that nothing here reads
             head = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
-            place = stream.tell()
-            tail = stream.read(12)
-            return _slices(path, head, size - place, tail)
+            place = stream.tell()  # of the pixel data's element
+            return _slices(path, head, stream, size - place)
     except VolumeError:
         raise
     except Exception as error:  # pydicom lets a damaged file raise almost anything
         raise VolumeError(f"not readable as DICOM: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _slices(path: Path, head: Any, left: int, tail: bytes) -> list[Slice]:
+def _slices(path: Path, head: Any, stream: BinaryIO, left: int) -> list[Slice]:
     uid = str(head.get("SeriesInstanceUID") or "")
     if "Rows" not in head or "Columns" not in head:
         kind = getattr(head.get("SOPClassUID"), "name", "")
@@ -181,7 +180,7 @@ def _slices(path: Path, head: Any, left: int, tail: bytes) -> list[Slice]:
     bits = int(head.get("BitsAllocated") or 0)
     if bits not in (8, 16, 32):
         raise VolumeError(f"BitsAllocated {bits}; expected 8, 16 or 32")
-    _check_pixels(head, rows * columns * frames * bits // 8, left, tail)
+    _check_pixels(head, rows * columns * frames * bits // 8, stream, left)
     common = {
         "path": path,
         "series": uid,
@@ -245,8 +244,11 @@ def _several(value: Any) -> list[Any]:
     return list(value) if not isinstance(value, (str, float, int)) and hasattr(value, "__iter__") else [value]
 
 
-def _check_pixels(head: Any, expected: int, left: int, tail: bytes) -> None:
-    """Refuses pixel data that are absent, shorter than declared, or of another length than rows and columns need."""
+def _check_pixels(head: Any, expected: int, stream: BinaryIO, left: int) -> None:
+    """Refuses pixel data that are absent, shorter than declared, or of another length than rows and columns need.
+
+    `left`: bytes of the stream from here on. GDCM hangs on some rubbish after the pixel data, so that is refused too.
+    """
     syntax = str(head.file_meta.get("TransferSyntaxUID") or "")
     if not syntax:
         raise VolumeError("no TransferSyntaxUID: how the voxels are stored is unknown")
@@ -257,6 +259,7 @@ def _check_pixels(head: Any, expected: int, left: int, tail: bytes) -> None:
     order, explicit = UNCOMPRESSED[syntax]
     tag = bytes.fromhex("e07f1000" if order == "little" else "7fe00010")
     start = 12 if explicit else 8
+    tail = stream.read(start)
     if tail[:4] != tag or len(tail) < start:
         raise VolumeError("no pixel data after the header: damaged or cut off")
     declared = int.from_bytes(tail[start - 4 : start], order)  # type: ignore[arg-type]
@@ -264,6 +267,12 @@ def _check_pixels(head: Any, expected: int, left: int, tail: bytes) -> None:
         raise VolumeError(f"{declared} bytes of pixel data; rows, columns and bits need {expected}: damaged")
     if left - start < declared:
         raise VolumeError(f"{left - start} of {declared} bytes of pixel data are there: cut off")
+    rest = left - start - declared
+    stream.seek(declared, 1)
+    head_of_rest = stream.read(start)
+    known = (bytes.fromhex(tag) for tag in ("fcfffcff", "fafffaff", "fffcfffc", "fffafffa"))  # padding, signatures
+    if rest and not (head_of_rest[:4] in known and int.from_bytes(head_of_rest[start - 4 :], order) <= rest - start):  # type: ignore[arg-type]
+        raise VolumeError(f"{rest} bytes after the pixel data that are no element: damaged, perhaps shifted")
 
 
 def arrange(series: Series, slices: Sequence[Slice]) -> Series:

@@ -257,6 +257,8 @@ def _nrrd_header(path: Path) -> _Header:
             raise VolumeError(f"space directions: expected three vectors; got {head['space directions'][:80]!r}")
         columns = [_numbers("space directions", v.replace(",", " "), 3) for v in vectors]
         affine[:3, :3] = np.array(columns).T
+        if "space origin" not in head:
+            warnings.append("no position in the header (space origin): taken as 0")
         origin = head.get("space origin", "(0,0,0)")
         if not (origin.startswith("(") and origin.endswith(")")):
             raise VolumeError(f"space origin: expected a vector; got {origin[:60]!r}")
@@ -304,6 +306,8 @@ def _mha_header(path: Path) -> _Header:
     affine[:n, :n] *= _numbers("ElementSpacing", spacing, n)
     if place:
         affine[:n, -1] = _numbers("Offset", place[0], n)
+    else:
+        warnings.append("no position in the header (Offset): taken as 0")
     kept = [0, 1, 2, -1]
     holder = _voxel_file(path, head["elementdatafile"])
     offset = end if holder == path else 0
