@@ -40,7 +40,7 @@ def load_nifti(path: Path) -> Volume:
     """
     image, warnings = _open(path)
     shape, notes = _check_header(path, image)
-    affine, more = _check_affine(image)
+    affine, more = _check_affine(image, warnings)
     warnings += notes + more
     try:
         if path.name.lower().endswith(".gz"):
@@ -54,9 +54,9 @@ def load_nifti(path: Path) -> Volume:
 
 def header_spacing(path: Path) -> np.ndarray:
     """(x, y, z) mm of the RAS+ axes from the header alone; VolumeError as in `load_nifti`."""
-    image, _ = _open(path)
+    image, repairs = _open(path)
     _check_header(path, image)
-    affine, _ = _check_affine(image)
+    affine, _ = _check_affine(image, repairs)
     return ras_spacing(affine)
 
 
@@ -123,10 +123,13 @@ def _check_gzip(path: Path, voxel_bytes: int) -> None:
                     member = zlib.decompressobj(wbits=31)
 
 
-def _check_affine(image: nibabel.Nifti1Image) -> tuple[np.ndarray, list[str]]:
+def _check_affine(image: nibabel.Nifti1Image, repairs: list[str]) -> tuple[np.ndarray, list[str]]:
     header, affine = image.header, np.asarray(image.affine, dtype=np.float64)
     warnings = []
     if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
+        lost = [repair for repair in repairs if "form_code" in repair]
+        if lost:
+            raise VolumeError(f"the orientation is lost ({lost[0]}); mend the header's qform or sform")
         warnings.append("no orientation in the header (qform and sform codes 0): voxel order taken as nibabel does")
     check_axes(affine, "mend the header's qform or sform")
     return affine, warnings
