@@ -17,6 +17,7 @@ from ssgan import prepare
 from ssgan.data import itk
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.dicom import load_series, scan_folder
+from ssgan.data.nifti import load_nifti
 from ssgan.data.sources import find_files
 from ssgan.data.volume import VolumeError
 
@@ -471,6 +472,10 @@ TEXT_DEFECTS = {
     "mha that claims more": (lambda f: edited(mha(f), b"9 8 7", b"900 8 7"), "header claims"),
     "mha of text": (lambda f: edited(mha(f), b"NDims = 3", b"hello"), "no line of its header"),
     "mha without end": (lambda f: edited(mha(f), b"DataFile", b"DataFire"), "no end|no text|unknown field"),
+    "mha with a damaged name": (
+        lambda f: edited(mha(f), b"BinaryDataByteOrderMSB", b"BinaryDataBytxOrderMSB"),
+        "no BinaryDataByteOrderMSB; the byte order is unknown",
+    ),
     "mha empty": (lambda f: edited(mha(f), b"ObjectType", b"ObjectType", 0), r"empty \(0 bytes\)"),
     "mha spacing 0": (lambda f: edited(mha(f), b"ElementSpacing = 0.8", b"ElementSpacing = 0.0"), "not read|spacing 0"),
     "mha of vectors": (
@@ -526,8 +531,6 @@ def test_bombs_stay_small(tmp_path):
     bomb = gzip.compress(b"\0" * (1 << 28), 9)
     raw = good(tmp_path / "a.nii").read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw) + bomb)
-    from ssgan.data.nifti import load_nifti
-
     with pytest.raises(VolumeError, match="bytes come out where the header declares 16720"):
         load_nifti(tmp_path / "a.nii.gz")
     path = cases.write_mha(tmp_path / "a.mha", stored(), lps(), compressed=True)
@@ -536,3 +539,36 @@ def test_bombs_stay_small(tmp_path):
     path.write_bytes(head + b"LOCAL\n" + big)
     with pytest.raises(VolumeError, match=r"header claims|at most"):
         itk.load_itk(path)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_simpleitk_writes_is_read(name, packed, tmp_path):
+    """Files of another hand than ours, with whatever fields it adds."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(stored().transpose(2, 1, 0))
+    affine = lps((12, -20, 33))
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    image.SetMetaData("Comment", "made by a test")
+    sitk.WriteImage(image, str(tmp_path / name), packed)
+    volume = itk.load_itk(tmp_path / name)
+    assert cases.same_volume(volume, stored().astype(float), LPS_TO_RAS @ affine) and not volume.warnings
+
+
+def test_a_real_brain_is_the_same_volume_in_every_format(tmp_path):
+    """NIfTI read by nibabel against NRRD and MetaImage that SimpleITK converted from it."""
+    import SimpleITK as sitk
+
+    path = SHARED_DATA / "brain" / "avg152T1_RL.nii.gz"
+    if not path.exists():
+        pytest.skip(f"the real volumes are not there: {path}")
+    image = sitk.ReadImage(str(path))
+    wanted = load_nifti(path)
+    for name in ("a.nrrd", "a.mha"):
+        sitk.WriteImage(image, str(tmp_path / name), True)
+        volume = itk.load_itk(tmp_path / name)
+        assert np.array_equal(volume.data, wanted.data) and np.allclose(volume.affine, wanted.affine, atol=1e-3)

@@ -161,7 +161,7 @@ def _slices(path: Path, head: Any, stream: BinaryIO, left: int) -> list[Slice]:
     uid = str(head.get("SeriesInstanceUID") or "")
     if "Rows" not in head or "Columns" not in head:
         kind = getattr(head.get("SOPClassUID"), "name", "")
-        if not kind or "Image" in kind or kind.startswith("1.2."):
+        if not kind or kind == str(head.SOPClassUID) or "Image" in kind:  # an unknown UID has no name but itself
             raise VolumeError("no Rows and Columns: damaged or cut off")
         raise NotAnImage(f"no picture but {kind}")
     if not uid:

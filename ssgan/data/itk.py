@@ -56,6 +56,12 @@ MHA_FIELDS = {  # of ITK's MetaIO, in small letters
     "elementtointensityfunctionslope", "elementtointensityfunctionoffset", "distanceunits", "intensityunits",
     "elementdatafile",
 }  # fmt: skip
+MHA_GIVEN = (  # what a header with fields of its own must say outright, under one of these names
+    ("transformmatrix", "rotation", "orientation"),
+    ("offset", "position", "origin"),
+    ("binarydatabyteordermsb", "elementbyteordermsb"),
+    ("compresseddata",),
+)
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -178,6 +184,8 @@ def _text_lines(path: Path, end: bytes) -> tuple[list[str], int]:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError:
             raise VolumeError("the text header holds bytes that are no text: damaged") from None
+        if any(byte < 32 and byte != 9 for byte in line):
+            raise VolumeError("the text header holds bytes that are no text: damaged")
         if end and line.startswith(end):
             return lines, place
     if end == b"" and len(raw) < HEADER_BYTES:
@@ -185,16 +193,14 @@ def _text_lines(path: Path, end: bytes) -> tuple[list[str], int]:
     raise VolumeError(f"the text header has no end within {min(len(raw), HEADER_BYTES)} bytes: damaged or cut off")
 
 
-def _fields(lines: Sequence[str], mark: str, known: set[str], kind: str) -> dict[str, str]:
-    """Name (in small letters) -> value; a line without `mark`, a field that is unknown or stands twice is refused."""
+def _fields(lines: Sequence[str], mark: str, kind: str) -> dict[str, str]:
+    """Name (in small letters) -> value; a line without `mark` and a field that stands twice are refused."""
     head: dict[str, str] = {}
     for line in lines:
         name, found, value = line.partition(mark)
         if not found:
             raise VolumeError(f"not readable as {kind}: {line[:40]!r} is no line of its header")
         name = name.strip().lower()
-        if name not in known:
-            raise VolumeError(f"the header has an unknown field {name[:40]!r}: damaged")
         if name in head:
             raise VolumeError(f"the header gives {name!r} twice: damaged")
         head[name] = value.strip()
@@ -235,7 +241,10 @@ def _nrrd_header(path: Path) -> _Header:
             raise VolumeError("not readable as NRRD: it does not begin with NRRD000")
     lines, end = _text_lines(path, b"")
     lines = [line for line in lines[1:] if not line.startswith("#") and ":=" not in line]  # comments, key:=value pairs
-    head = _fields(lines, ":", NRRD_FIELDS, "NRRD")
+    head = _fields(lines, ":", "NRRD")
+    strange = sorted(set(head) - NRRD_FIELDS)
+    if strange:
+        raise VolumeError(f"the header has an unknown field {strange[0][:40]!r}: damaged")
     _need(head, "type", "dimension", "sizes", "encoding")
     encoding = _one_of("encoding", head["encoding"], ("raw", "gzip", "gz"))
     _one_of("endian", head.get("endian", "little"), ("little", "big"))
@@ -277,8 +286,14 @@ def _nrrd_header(path: Path) -> _Header:
 
 def _mha_header(path: Path) -> _Header:
     lines, end = _text_lines(path, b"ElementDataFile")
-    head = _fields([line for line in lines if line.strip()], "=", MHA_FIELDS, "MetaImage")
+    head = _fields([line for line in lines if line.strip()], "=", "MetaImage")
     _need(head, "ndims", "dimsize", "elementtype")
+    if head["elementtype"].upper() not in ("MET_UCHAR", "MET_CHAR") and not set(MHA_GIVEN[2]) & set(head):
+        raise VolumeError("the header has no BinaryDataByteOrderMSB; the byte order is unknown")
+    strange = sorted(set(head) - MHA_FIELDS)  # ITK writes whatever its dictionary holds; or a known name is damaged
+    lacking = [names[0] for names in MHA_GIVEN if not set(names) & set(head)]
+    if strange and lacking:
+        raise VolumeError(f"the header has an unknown field {strange[0][:40]!r} and no {lacking[0]}: damaged")
     flags = ("true", "false")
     packed = _one_of("CompressedData", head.get("compresseddata", "False"), flags) == "true"
     for name in ("elementbyteordermsb", "binarydatabyteordermsb"):
@@ -311,6 +326,11 @@ def _mha_header(path: Path) -> _Header:
     kept = [0, 1, 2, -1]
     holder = _voxel_file(path, head["elementdatafile"])
     offset = end if holder == path else 0
+    length = holder.stat().st_size - offset
+    if packed and head.get("compresseddatasize", str(length)) != str(length):
+        raise VolumeError(
+            f"CompressedDataSize {head['compresseddatasize'][:40]}, but {length} bytes are there: damaged"
+        )
     return _Header(size, LPS_TO_RAS @ affine[np.ix_(kept, kept)], holder, offset, "zlib" if packed else "", warnings)
 
 
