@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import os
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -476,6 +477,10 @@ TEXT_DEFECTS = {
         lambda f: edited(mha(f), b"BinaryDataByteOrderMSB", b"BinaryDataBytxOrderMSB"),
         "no BinaryDataByteOrderMSB; the byte order is unknown",
     ),
+    "mha without its compressed size": (
+        lambda f: edited(mha(f, compressed=True), b"CompressedDataSize", b"Comment"),
+        "CompressedDataSize is missing, but .* bytes are there",
+    ),
     "mha empty": (lambda f: edited(mha(f), b"ObjectType", b"ObjectType", 0), r"empty \(0 bytes\)"),
     "mha spacing 0": (lambda f: edited(mha(f), b"ElementSpacing = 0.8", b"ElementSpacing = 0.0"), "not read|spacing 0"),
     "mha of vectors": (
@@ -536,7 +541,7 @@ def test_bombs_stay_small(tmp_path):
     path = cases.write_mha(tmp_path / "a.mha", stored(), lps(), compressed=True)
     big = zlib.compress(b"\0" * (1 << 24), 9)
     head = path.read_bytes().partition(b"LOCAL\n")[0].replace(b"9 8 7", b"4000 4000 4000")
-    path.write_bytes(head + b"LOCAL\n" + big)
+    path.write_bytes(re.sub(rb"(DataSize =) \d+", rb"\1 %d" % len(big), head) + b"LOCAL\n" + big)
     with pytest.raises(VolumeError, match=r"header claims|at most"):
         itk.load_itk(path)
 

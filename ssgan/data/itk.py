@@ -327,10 +327,9 @@ def _mha_header(path: Path) -> _Header:
     holder = _voxel_file(path, head["elementdatafile"])
     offset = end if holder == path else 0
     length = holder.stat().st_size - offset
-    if packed and head.get("compresseddatasize", str(length)) != str(length):
-        raise VolumeError(
-            f"CompressedDataSize {head['compresseddatasize'][:40]}, but {length} bytes are there: damaged"
-        )
+    told = head.get("compresseddatasize", "missing")[:40]
+    if packed and told != str(length):  # MetaIO gives memory as it lies where its decompression fails
+        raise VolumeError(f"CompressedDataSize is {told}, but {length} bytes are there: damaged")
     return _Header(size, LPS_TO_RAS @ affine[np.ix_(kept, kept)], holder, offset, "zlib" if packed else "", warnings)
 
 
