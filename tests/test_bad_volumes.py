@@ -12,8 +12,9 @@ import pytest
 from nifti_cases import ARGUMENTS, HEADER, SHAPE, good, patch, save, voxels, with_sform
 from ssgan import prepare
 from ssgan.data.dataset import VolumeDataset
-from ssgan.data.nifti import VolumeError, load_nifti
+from ssgan.data.nifti import load_nifti
 from ssgan.data.preparation import Recipe, prepare_volume
+from ssgan.data.volume import VolumeError
 
 AFFINE = np.diag([1.0, 1.0, 1.0, 1.0])
 
@@ -141,6 +142,10 @@ CASES = {
         "affine holds NaN or infinite",
     ),
     "singular affine": (lambda f: with_sform(f / "bad.nii.gz", SINGULAR), "affine is singular"),
+    "orientation lost": (
+        lambda f: patch(good(f / "bad.nii"), 252, struct.pack("<2h", 0, 258)),
+        r"the orientation is lost \(damaged header: sform_code 258 not valid",
+    ),
     "sheared affine": (lambda f: with_sform(f / "bad.nii.gz", SHEARED), "sheared affine: .* 16.7 degrees off"),
     "voxels of 5 m": (lambda f: with_sform(f / "bad.nii.gz", AFFINE * 5000), "spacing 5000 x 5000 x 5000 mm"),
     "voxels of 10 nm": (lambda f: with_sform(f / "bad.nii.gz", AFFINE * 1e-5), "spacing 1e-05 x 1e-05 x 1e-05 mm"),

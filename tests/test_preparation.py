@@ -8,8 +8,9 @@ from scipy.spatial.transform import Rotation
 from nifti_cases import good, save, voxels
 from ssgan import prepare
 from ssgan.data.dataset import VolumeDataset, to_nifti
-from ssgan.data.nifti import Volume, VolumeError, load_nifti
+from ssgan.data.nifti import load_nifti
 from ssgan.data.preparation import MAX_VOXELS, Recipe, fit_shape, intensity_bounds, prepare_volume, resample
+from ssgan.data.volume import Volume, VolumeError
 
 CENTRE = np.array([11.3, -23.8, 37.1])  # mm, of the volumes' middle in the world
 LANDMARKS = np.array([[8.0, 0, 0], [0, 4.5, 0], [0, 0, 9], [-6.0, 4, -8]])  # mm from there; one per volume
@@ -102,6 +103,8 @@ def test_a_left_right_flip_would_be_seen(tmp_path, monkeypatch):
     assert wrong[0, 0] < -10 and wrong[3, 0] > 8 and np.abs(wrong[:, 1:]).max() < 0.5
     source = write_landmarks(tmp_path / "in", AXES["LAS"])
     monkeypatch.setattr(nibabel, "apply_orientation", lambda data, ornt: data)
+    in_this_process = lambda function, items, workers, limit: (function(item) for item in items)  # noqa: E731
+    monkeypatch.setattr(prepare, "run_in_order", in_this_process)
     wrong = errors(run(source, tmp_path / "b", (24, 32, 16)))
     assert wrong[0, 0] < -10 and wrong[3, 0] > 8
 

@@ -10,16 +10,20 @@ with X, Y, Z pointing to the patient's right, front and head (RAS+). Intensities
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
+import json
+import math
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import nibabel
 import numpy as np
@@ -27,15 +31,19 @@ import torch
 from torch import Tensor
 
 from ssgan.config import Triple
+from ssgan.data.axes import ARRAY_AXES, to_array_axes, to_axial, to_world_axes
 from ssgan.errors import UserError
 from ssgan.files import fsync_path, read_json, write_json_atomic
 
+__all__ = [
+    "ARRAY_AXES", "DatasetError", "DatasetInfo", "DatasetWriter", "VolumeDataset", "check_destination", "class_names",
+    "to_array_axes", "to_axial", "to_nifti", "to_world_axes",
+]  # fmt: skip
+
 FORMAT, VERSION = "ssgan-dataset", 1
 FILES = ("volumes.npy", "dataset.json", "contact_sheet.png")
+WORK_FILES = ("plan.json", "journal.jsonl", "lock")  # of a run that is not finished
 HEADER_BYTES = 128  # of volumes.npy: numpy pads it to a multiple of 64, and any count of volumes fits
-
-# slice axis -> which of X, Y, Z the array axes D, H, W are.
-ARRAY_AXES: dict[str, Triple] = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
 
 class DatasetError(UserError):
@@ -48,7 +56,8 @@ class DatasetInfo:
 
     shape: (D, H, W) voxels. spacing: (x, y, z) mm. affine: 4x4, index (X, Y, Z) to RAS+ world in mm, of a typical
     volume. intensity_low, intensity_high: typical raw values of -1 and +1 (medians over the volumes).
-    content_hash: SHA-256 of the voxels.
+    content_hash: SHA-256 of the voxels. classes: names of the classes in the order of their numbers, or None where
+    the volumes have no labels (and in data sets of earlier versions).
     """
 
     shape: Triple
@@ -59,6 +68,7 @@ class DatasetInfo:
     intensity_low: float
     intensity_high: float
     content_hash: str
+    classes: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -66,7 +76,7 @@ class DatasetInfo:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DatasetInfo:
         known = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(data, dict) or set(data) != known:
+        if not isinstance(data, dict) or set(data) | {"classes"} != known:
             found = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise DatasetError(f"data set description: expected the fields {sorted(known)}; got {found}")
         if data["slice_axis"] not in ARRAY_AXES:
@@ -76,26 +86,20 @@ class DatasetInfo:
             values["shape"] = tuple(int(n) for n in data["shape"])
             values["spacing"] = tuple(float(s) for s in data["spacing"])
             values["affine"] = tuple(tuple(float(v) for v in row) for row in data["affine"])
+            names = data.get("classes")
+            values["classes"] = None if names is None else tuple(str(name) for name in names)
         except (TypeError, ValueError) as error:
-            raise DatasetError(f"data set description: shape, spacing or affine hold no numbers ({error})") from error
+            raise DatasetError(
+                f"data set description: shape, spacing or affine hold no numbers, or classes no names ({error})"
+            ) from error
         return cls(**values)
 
 
-def to_array_axes(volume: np.ndarray, slice_axis: str) -> np.ndarray:
-    """(X, Y, Z) -> (D, H, W)."""
-    return volume.transpose(ARRAY_AXES[slice_axis])
-
-
-def to_world_axes(volume: np.ndarray, slice_axis: str) -> np.ndarray:
-    """(..., D, H, W) -> (..., X, Y, Z)."""
-    order = np.argsort(ARRAY_AXES[slice_axis])
-    lead = volume.ndim - 3
-    return volume.transpose(*range(lead), *(lead + order))
-
-
-def to_axial(volumes: np.ndarray, slice_axis: str) -> np.ndarray:
-    """(..., D, H, W) of any slice axis -> (..., Z, Y, X), the axes that pictures are drawn from."""
-    return np.swapaxes(to_world_axes(volumes, slice_axis), -1, -3)
+def class_names(labels: Sequence[str]) -> tuple[str, ...] | None:
+    """The different labels in order (by value where all are whole numbers); None where there are none."""
+    names = set(labels)
+    whole = all(name.isascii() and name.isdigit() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name), name) if whole else name)) if names else None
 
 
 def to_nifti(volume: np.ndarray | Tensor, info: DatasetInfo) -> nibabel.Nifti1Image:
@@ -114,6 +118,9 @@ def to_nifti(volume: np.ndarray | Tensor, info: DatasetInfo) -> nibabel.Nifti1Im
 
 class VolumeDataset:
     """A prepared data set, opened read-only; the voxels stay on the disk (memory-mapped).
+
+    volumes: (N, D, H, W) float32. labels: (N,) int64, the place of each volume's class in `info.classes`, or None.
+    records: per volume what `prepare` found and did. skipped: the files left out, with reasons.
 
     Raises:
         DatasetError: the folder is absent or not a data set, a file is missing, or the two do not belong together.
@@ -147,6 +154,21 @@ class VolumeDataset:
                 f"{file}: expected float32 of shape {expected} as dataset.json says; got {self.volumes.dtype} of "
                 f"shape {self.volumes.shape}; prepare the data set again"
             )
+        self.labels = self._labels()
+
+    def _labels(self) -> np.ndarray | None:
+        if self.info.classes is None:
+            return None
+        number = {name: i for i, name in enumerate(self.info.classes)}
+        names = [r.get("class_label") for r in self.records]
+        unknown = [i for i, name in enumerate(names) if name not in number]
+        if unknown or len(number) != len(self.info.classes):
+            found = f"volume {unknown[0]} has {names[unknown[0]]!r}" if unknown else "a name stands twice"
+            raise DatasetError(
+                f"{self.path}/dataset.json: expected classes of {list(self.info.classes)}; {found}; prepare the data "
+                "set again"
+            )
+        return np.array([number[name] for name in names], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -166,26 +188,109 @@ class DatasetWriter:
 
     Use as a context manager: leaving it without `finish` (an error, Ctrl-C) removes what was begun. Memory holds one
     volume at a time. An earlier data set at `path` is replaced only with overwrite=True and only at the end.
+
+    With a `plan` (JSON-able: all that decides the result) what was begun stays, unless the error is the user's to
+    mend, and the next writer with the same plan goes on there: `done` says how many volumes and skipped files are
+    settled, from a journal whose checksums are compared with the voxels on the disk.
+
+    Raises:
+        DatasetError: `path` holds something else, another process writes there, or what was begun has another plan
+            and restart is False.
     """
 
-    def __init__(self, path: str | os.PathLike[str], shape: Triple, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], shape: Triple, overwrite: bool = False, plan: dict[str, Any] | None = None,
+        restart: bool = False,
+    ) -> None:  # fmt: skip
         self.path, self.shape, self.overwrite, self.count = Path(path), tuple(shape), overwrite, 0
         check_destination(self.path, overwrite)
         self.target = self.path.resolve()  # a link stays one, and its disk is the one written to
-        self.folder = self.target.parent / f".{self.target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        self.plan, self.restart = json.loads(json.dumps(plan)), restart
+        mark = "partial" if plan is not None else f"{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        self.folder = self.target.parent / f".{self.target.name}.{mark}"
         self.records: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, Any]] = []
         self._hash = hashlib.sha256()
         self._file: BinaryIO | None = None
+        self._journal: TextIO | None = None
+        self._lock: TextIO | None = None
+
+    @property
+    def done(self) -> int:
+        """Volumes and skipped files that are settled."""
+        return len(self.records) + len(self.skipped)
 
     def __enter__(self) -> DatasetWriter:
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=self.plan is not None)
+        if self.plan is not None:
+            self._take_lock()
         try:
-            self._file = (self.folder / "volumes.npy").open("w+b")
+            begun = self.plan is not None and self._same_plan()
+            self._file = (self.folder / "volumes.npy").open("r+b" if begun else "w+b")
+            if begun:
+                self._resume()
+            elif self.plan is not None:
+                write_json_atomic(self.folder / "plan.json", self.plan)
+            if self.plan is not None:
+                self._journal = (self.folder / "journal.jsonl").open("a" if begun else "w", encoding="utf-8")
             self._header()
+        except DatasetError:
+            self._close()
+            raise
         except BaseException:  # Python calls __exit__ only after a whole __enter__
-            self._discard()
+            self._leave()
             raise
         return self
+
+    def _take_lock(self) -> None:
+        self._lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._close()
+            raise DatasetError(f"--out {self.path}: another process prepares it at this moment; wait for it") from None
+
+    def _same_plan(self) -> bool:
+        """Whether a usable beginning is there; what is unusable goes."""
+        others = [f for f in self.folder.iterdir() if f.name != "lock"]
+        wanted = ("plan.json", "journal.jsonl", "volumes.npy")
+        if not self.restart and all((self.folder / name).is_file() for name in wanted):
+            old = read_json(self.folder / "plan.json")
+            differ = [k for k in {**old, **self.plan} if old.get(k) != self.plan.get(k)]
+            if not differ:
+                return True
+            was, now = (", ".join(f"{k} {str(p.get(k))[:60]}" for k in differ) for p in (old, self.plan))
+            raise DatasetError(
+                f"--out {self.path}: an unfinished run with other arguments is there ({was}; now {now}). Repeat its "
+                "command to finish it, give another folder, or --restart to begin anew (nothing was changed)"
+            )
+        for file in others:
+            file.unlink()
+        return False
+
+    def _resume(self) -> None:
+        """Takes over what the journal names and the disk holds; cuts off the rest."""
+        assert self._file is not None
+        size, good = 4 * math.prod(self.shape), 0
+        self._file.seek(HEADER_BYTES)
+        with (self.folder / "journal.jsonl").open("rb") as journal:
+            for line in journal:
+                try:
+                    entry = json.loads(line) if line.endswith(b"\n") else {}
+                except ValueError:
+                    entry = {}
+                if "skipped" in entry:
+                    self.skipped.append(entry["skipped"])
+                else:
+                    voxels = self._file.read(size)
+                    if "crc" not in entry or len(voxels) != size or zlib.crc32(voxels) != entry["crc"]:
+                        break
+                    self._hash.update(voxels)
+                    self.records.append(entry["record"])
+                good += len(line)
+        self.count = len(self.records)
+        self._file.truncate(HEADER_BYTES + self.count * size)
+        os.truncate(self.folder / "journal.jsonl", good)
 
     def _header(self) -> None:
         """The .npy header for the volumes so far; numpy pads it to 64 bytes, so rewriting does not move the data."""
@@ -201,11 +306,26 @@ class DatasetWriter:
         array = np.ascontiguousarray(volume, dtype="<f4")
         if array.shape != self.shape or not np.isfinite(array).all() or np.abs(array).max() > 1:
             raise ValueError(f"volume: expected finite values in [-1, 1] of shape {self.shape}; got {array.shape}")
+        voxels = array.tobytes()
         self._file.seek(0, os.SEEK_END)
-        self._file.write(array.tobytes())
-        self._hash.update(array.tobytes())
+        self._file.write(voxels)
+        self._note({"crc": zlib.crc32(voxels), "record": record})
+        self._hash.update(voxels)
         self.records.append(record)
         self.count += 1
+
+    def skip(self, entry: dict[str, str]) -> None:
+        """Settles a file that is left out: {"file": ..., "reason": ...}."""
+        self._note({"skipped": entry})
+        self.skipped.append(entry)
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        """A line of the journal, after the voxels it speaks of."""
+        if self._journal is not None:
+            assert self._file is not None
+            self._file.flush()
+            self._journal.write(json.dumps(entry) + "\n")
+            self._journal.flush()
 
     def read(self, count: int) -> np.ndarray:
         """The first `count` volumes written so far, (count, D, H, W)."""
@@ -233,9 +353,12 @@ class DatasetWriter:
             intensity_low=float(np.median([r["intensity_low"] for r in self.records])),
             intensity_high=float(np.median([r["intensity_high"] for r in self.records])),
             content_hash=self._hash.hexdigest(),
+            classes=class_names([r["class_label"] for r in self.records if "class_label" in r]),
         )
         head = {"format": FORMAT, "version": VERSION, "info": info.to_json()}
-        write_json_atomic(self.folder / "dataset.json", {**head, "volumes": self.records, "skipped": list(skipped)})
+        write_json_atomic(
+            self.folder / "dataset.json", {**head, "volumes": self.records, "skipped": [*self.skipped, *skipped]}
+        )
         VolumeDataset(self.folder)
         fsync_path(self.folder)
         check_destination(self.path, self.overwrite)  # again: hours may have passed
@@ -250,18 +373,34 @@ class DatasetWriter:
             raise
         fsync_path(self.target.parent)
         shutil.rmtree(old, ignore_errors=True)
+        for name in WORK_FILES:  # last: a run killed before the rename goes on, and after it they do no harm
+            (self.target / name).unlink(missing_ok=True)
         return VolumeDataset(self.path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._discard()
+        if isinstance(error, UserError):
+            self._discard()
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Keeps what a later run can go on from, and nothing else."""
+        if self.plan is None or not self.done:
+            self._discard()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        for file in (self._file, self._journal, self._lock):
+            if file is not None:
+                with suppress(OSError):  # closing flushes, which a full disk refuses once more
+                    file.close()
 
     def _discard(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):  # closing flushes, which a full disk refuses once more
-                self._file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._close()
 
 
 def check_destination(path: Path, overwrite: bool) -> None:
@@ -282,7 +421,7 @@ def check_destination(path: Path, overwrite: bool) -> None:
         raise DatasetError(f"--out {path} is not empty and not a data set; give a new folder (nothing was changed)")
     if not overwrite:
         raise DatasetError(f"--out {path} holds a data set already; give another folder, or --overwrite to replace it")
-    others = sorted(names - set(FILES))
+    others = sorted(names - {*FILES, *WORK_FILES})
     if others:
         raise DatasetError(
             f"--out {path} holds more than a data set, such as {others[0]}, which --overwrite would delete; move it "

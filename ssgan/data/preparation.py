@@ -9,21 +9,21 @@ import numpy as np
 from scipy import ndimage
 
 from ssgan.config import Triple
-from ssgan.data.dataset import ARRAY_AXES, to_array_axes
-from ssgan.data.nifti import Volume, VolumeError
+from ssgan.data.axes import ARRAY_AXES, to_array_axes
+from ssgan.data.recipes import CT_WINDOW, PRESETS
+from ssgan.data.sources import Source, load
+from ssgan.data.volume import MAX_VOXELS, Failure, Volume, VolumeError
 
-RECIPES = ("mri", "ct")
 MRI_PERCENTILES = (0.5, 99.5)
-CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue, level 40, width 400
-MAX_VOXELS = 2**30  # after resampling; more comes from a wrong spacing and fills the memory
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How volumes become training volumes.
 
-    name: "mri" (percentiles per volume) or "ct" (a fixed window). shape: (X, Y, Z) voxels. spacing: (x, y, z) mm or
-    None for each volume's own. slice_axis: see `ssgan.data.dataset`. window: (low, high) HU for "ct".
+    name: see `ssgan.data.recipes`; "mri" and "adni" take percentiles of each volume, "ct" and "coca" a window. shape:
+    (X, Y, Z) voxels. spacing: (x, y, z) mm or None for each volume's own. slice_axis: see `ssgan.data.axes`. window:
+    (low, high) HU.
     """
 
     name: str
@@ -36,6 +36,21 @@ class Recipe:
     def array_shape(self) -> Triple:
         """(D, H, W)."""
         return tuple(self.shape[a] for a in ARRAY_AXES[self.slice_axis])  # type: ignore[return-value]
+
+
+def prepare_source(source: Source, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]] | Failure:
+    """Reads and prepares one volume: the array (D, H, W) and its record, or why there is none."""
+    modality = PRESETS[recipe.name].modality
+    try:
+        if source.series is not None and not source.reason and modality not in (None, source.series.modality):
+            raise VolumeError(
+                f"modality {source.series.modality or 'unknown'}; --recipe {recipe.name} is for {modality}"
+            )
+        volume = load(source)
+        array, record = prepare_volume(volume, recipe)
+    except VolumeError as error:
+        return Failure(str(error))
+    return array, {"content_hash": volume.content_hash, **record}
 
 
 def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
@@ -77,10 +92,11 @@ def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str
 def intensity_bounds(data: np.ndarray, recipe: Recipe) -> tuple[float, float]:
     """The raw intensities that become -1 and +1.
 
-    CT: the window. MRI: the 0.5th percentile of all voxels and the 99.5th of the foreground, which is what differs
-    from the most frequent value where that fills more than a twentieth of the volume (air, or a stripped skull).
+    With a window, that; otherwise the 0.5th percentile of all voxels and the 99.5th of the foreground, which is what
+    differs from the most frequent value where that fills more than a twentieth of the volume (air, or a stripped
+    skull).
     """
-    if recipe.name == "ct":
+    if PRESETS[recipe.name].window is not None:
         return recipe.window
     values, counts = np.unique(data, return_counts=True)
     frequent = counts.argmax()

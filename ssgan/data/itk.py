@@ -1,0 +1,353 @@
+"""One NRRD or MetaImage file as a checked volume in RAS+ order, through SimpleITK (the extra `dicom`).
+
+SimpleITK states geometry in LPS+ (x to the left, y to the back). It is lenient where a header is incomplete or points
+elsewhere, so the text header is looked at before the native reader is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssgan.data.volume import (
+    Volume,
+    VolumeError,
+    check_axes,
+    check_shape,
+    check_size,
+    first_line,
+    make_volume,
+    ras_spacing,
+)
+
+SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+INSTALL = "pip install 'split-shuffle-gan[dicom]'"  # or SimpleITK and pydicom
+HEADER_BYTES = 1 << 16  # longer text headers are damaged ones
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+NRRD_SPACES = {  # what ITK understands -> the signs that make it RAS
+    "left-posterior-superior": (-1.0, -1.0),
+    "lps": (-1.0, -1.0),
+    "right-anterior-superior": (1.0, 1.0),
+    "ras": (1.0, 1.0),
+    "left-anterior-superior": (-1.0, 1.0),
+    "las": (-1.0, 1.0),
+}
+NRRD_FIELDS = {  # of the format's definition (teem, NRRD0005); a name beside these is a damaged one
+    "type", "dimension", "sizes", "block size", "blocksize", "endian", "encoding", "content", "min", "max", "old min",
+    "oldmin", "old max", "oldmax", "data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip",
+    "sample units", "sampleunits", "spacings", "thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs",
+    "centerings", "centers", "labels", "units", "kinds", "number", "space", "space dimension", "space units",
+    "space origin", "space directions", "measurement frame",
+}  # fmt: skip
+MHA_FIELDS = {  # of ITK's MetaIO, in small letters
+    "comment", "objecttype", "objectsubtype", "transformtype", "ndims", "name", "id", "parentid", "color",
+    "acquisitiondate", "binarydata", "elementbyteordermsb", "binarydatabyteordermsb", "compresseddata",
+    "compressiontype", "compressionlevel", "compresseddatasize", "transformmatrix", "rotation", "orientation", "offset",
+    "position", "origin", "centerofrotation", "anatomicalorientation", "elementspacing", "elementsize", "dimsize",
+    "headersize", "modality", "sequenceid", "elementmin", "elementmax", "elementnumberofchannels", "elementtype",
+    "elementtointensityfunctionslope", "elementtointensityfunctionoffset", "distanceunits", "intensityunits",
+    "elementdatafile",
+}  # fmt: skip
+MHA_GIVEN = (  # what a header with fields of its own must say outright, under one of these names
+    ("transformmatrix", "rotation", "orientation"),
+    ("offset", "position", "origin"),
+    ("binarydatabyteordermsb", "elementbyteordermsb"),
+    ("compresseddata",),
+)
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def missing_packages(*names: str) -> list[str]:
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def load_itk(path: Path) -> Volume:
+    """Reads and checks one file.
+
+    Raises:
+        VolumeError: as `ssgan.data.nifti.load_nifti`; also a header with unknown or doubled fields, without spacing, or
+            with its voxels in several files or another folder, and voxels of another length than it declares.
+    """
+    import SimpleITK as sitk
+
+    reader, header, shape, itemsize = _open(path)
+    _check_body(header, math.prod(shape) * itemsize)
+    try:
+        image = reader.Execute()
+        with np.errstate(all="ignore"):
+            data = sitk.GetArrayViewFromImage(image).astype(np.float32)
+    except (RuntimeError, MemoryError) as error:
+        raise VolumeError(f"the voxels cannot be read, the file is damaged or cut off: {_reason(error)}") from error
+    return make_volume(data.T.reshape(shape), header.affine, reader.GetSize(), header.warnings)
+
+
+def header_spacing(path: Path) -> np.ndarray:
+    """(x, y, z) mm of the RAS+ axes from the header alone; VolumeError as in `load_itk`."""
+    return ras_spacing(_open(path)[1].affine)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a text header says. size: voxels along each axis. affine: 4x4 to RAS+ mm. holder, offset: where the voxels
+    begin. compressed: "", "gzip" or "zlib"."""
+
+    size: tuple[int, ...]
+    affine: np.ndarray
+    holder: Path
+    offset: int
+    compressed: str
+    warnings: list[str]
+
+
+def _open(path: Path) -> tuple[Any, _Header, tuple[int, int, int], int]:
+    """SimpleITK's reader and the header as read here, which agree; the shape and the bytes of a voxel."""
+    import SimpleITK as sitk
+
+    if path.stat().st_size == 0:
+        raise VolumeError("the file is empty (0 bytes)")
+    nrrd = path.name.lower().endswith(SUFFIXES[:2])
+    kind = "NRRD" if nrrd else "MetaImage"
+    header = (_nrrd_header if nrrd else _mha_header)(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise VolumeError(f"not readable as {kind}: {_reason(error)}") from error
+    pixel = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    if reader.GetNumberOfComponents() != 1 or "vector" in pixel:
+        raise VolumeError(f"{reader.GetNumberOfComponents()} numbers per voxel (colour or vectors); expected one")
+    if "complex" in pixel:
+        raise VolumeError("complex voxels; expected real ones: save the magnitude")
+    if reader.GetSize() != header.size:
+        raise VolumeError(f"SimpleITK reads the size {reader.GetSize()} from a header that says {header.size}: damaged")
+    shape, notes = check_shape(header.size)
+    header.warnings.extend(notes)
+    itemsize = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    check_size(shape, itemsize, header.holder.stat().st_size, bool(header.compressed))
+    check_axes(header.affine)
+    n = reader.GetDimension()
+    theirs = np.eye(4)
+    theirs[:3, :3] = np.array(reader.GetDirection()).reshape(n, n)[:3, :3] * np.array(reader.GetSpacing()[:3])
+    theirs[:3, 3] = reader.GetOrigin()[:3]
+    if not np.allclose(LPS_TO_RAS @ theirs, header.affine, rtol=1e-4, atol=1e-4 * ras_spacing(header.affine).min()):
+        raise VolumeError("SimpleITK reads another geometry than the header says: damaged, or not at right angles")
+    return reader, header, shape, itemsize
+
+
+def _check_body(header: _Header, expected: int) -> None:
+    """Refuses voxels of another length than the header declares, and compressed ones whose checksum is wrong: the
+    native readers pass over both."""
+    if not header.compressed:
+        found = header.holder.stat().st_size - header.offset
+    else:
+        found = 0
+        try:
+            with header.holder.open("rb") as stream:
+                stream.seek(header.offset)
+                member = zlib.decompressobj(wbits=31 if header.compressed == "gzip" else 15)
+                while not member.eof:
+                    piece = stream.read(1 << 16)
+                    if not piece:
+                        raise VolumeError("the voxels cannot be read: the compressed stream ends early")
+                    found += len(member.decompress(piece))
+                    if found > expected:
+                        break
+        except zlib.error as error:
+            raise VolumeError(f"the voxels cannot be read, the file is damaged: {first_line(error)}") from error
+    if found != expected:
+        raise VolumeError(f"{found} bytes of voxels where the header declares {expected}: damaged or cut off")
+
+
+def _text_lines(path: Path, end: bytes) -> tuple[list[str], int]:
+    """The lines of a text header up to and with the line that starts with `end` (an empty line for b""), and where
+    what follows them begins."""
+    with path.open("rb") as stream:
+        raw = stream.read(HEADER_BYTES)
+    lines: list[str] = []
+    place = 0
+    for line in raw.split(b"\n"):
+        place += len(line) + 1
+        line = line.rstrip(b"\r")
+        if end == b"" and not line:
+            return lines, place
+        try:
+            lines.append(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise VolumeError("the text header holds bytes that are no text: damaged") from None
+        if any(byte < 32 and byte != 9 for byte in line):
+            raise VolumeError("the text header holds bytes that are no text: damaged")
+        if end and line.startswith(end):
+            return lines, place
+    if end == b"" and len(raw) < HEADER_BYTES:
+        return lines, place  # a detached header may end with the file
+    raise VolumeError(f"the text header has no end within {min(len(raw), HEADER_BYTES)} bytes: damaged or cut off")
+
+
+def _fields(lines: Sequence[str], mark: str, kind: str) -> dict[str, str]:
+    """Name (in small letters) -> value; a line without `mark` and a field that stands twice are refused."""
+    head: dict[str, str] = {}
+    for line in lines:
+        name, found, value = line.partition(mark)
+        if not found:
+            raise VolumeError(f"not readable as {kind}: {line[:40]!r} is no line of its header")
+        name = name.strip().lower()
+        if name in head:
+            raise VolumeError(f"the header gives {name!r} twice: damaged")
+        head[name] = value.strip()
+    return head
+
+
+def _numbers(name: str, text: str, count: int) -> list[float]:
+    words = text.split()
+    if len(words) != count or not all(NUMBER.fullmatch(word) for word in words):
+        raise VolumeError(f"{name}: expected {count} numbers; got {text[:60]!r}")
+    return [float(word) for word in words]
+
+
+def _size(name: str, text: str, axes: str) -> tuple[int, ...]:
+    if not (axes.isascii() and axes.isdigit() and 1 <= int(axes) <= 16):
+        raise VolumeError(f"{axes!r} axes; expected a small whole number: damaged")
+    size = _numbers(name, text, int(axes))
+    if not all(n.is_integer() and 0 < n < 2**31 for n in size):
+        raise VolumeError(f"{name}: expected whole numbers above 0; got {text[:60]!r}")
+    return tuple(int(n) for n in size)
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    if value.lower() not in choices:
+        raise VolumeError(f"{name} {value[:40]!r}; expected one of {', '.join(choices)}")
+    return value.lower()
+
+
+def _need(head: dict[str, str], *names: str) -> None:
+    missing = [name for name in names if name not in head]
+    if missing:
+        raise VolumeError(f"the header lacks {', '.join(missing)}: damaged")
+
+
+def _nrrd_header(path: Path) -> _Header:
+    with path.open("rb") as stream:
+        if stream.read(7) != b"NRRD000":
+            raise VolumeError("not readable as NRRD: it does not begin with NRRD000")
+    lines, end = _text_lines(path, b"")
+    lines = [line for line in lines[1:] if not line.startswith("#") and ":=" not in line]  # comments, key:=value pairs
+    head = _fields(lines, ":", "NRRD")
+    strange = sorted(set(head) - NRRD_FIELDS)
+    if strange:
+        raise VolumeError(f"the header has an unknown field {strange[0][:40]!r}: damaged")
+    _need(head, "type", "dimension", "sizes", "encoding")
+    encoding = _one_of("encoding", head["encoding"], ("raw", "gzip", "gz"))
+    _one_of("endian", head.get("endian", "little"), ("little", "big"))
+    for name in ("line skip", "lineskip", "byte skip", "byteskip"):
+        if head.get(name, "0") != "0":
+            raise VolumeError(f"{name} {head[name]}: expected voxels that follow the header, or a file of voxels alone")
+    size = _size("sizes", head["sizes"], head["dimension"])
+    warnings, affine = [], np.eye(4)
+    if "space directions" in head:
+        space = head.get("space", "").lower()
+        if space not in NRRD_SPACES:
+            what = f"the space {space!r}" if space else "no space"
+            raise VolumeError(f"the header has {what}; expected one of left-posterior-superior, RAS or LAS: convert it")
+        units = set(head.get("space units", "").replace('"', " ").split()) - {"mm"}
+        if units:
+            raise VolumeError(f"space units {' '.join(sorted(units))}; expected mm: mend the header")
+        vectors = re.findall(r"\(([^()]*)\)", head["space directions"])
+        if len(vectors) != 3 or re.sub(r"\([^()]*\)|none|\s", "", head["space directions"]):
+            raise VolumeError(f"space directions: expected three vectors; got {head['space directions'][:80]!r}")
+        columns = [_numbers("space directions", v.replace(",", " "), 3) for v in vectors]
+        affine[:3, :3] = np.array(columns).T
+        if "space origin" not in head:
+            warnings.append("no position in the header (space origin): taken as 0")
+        origin = head.get("space origin", "(0,0,0)")
+        if not (origin.startswith("(") and origin.endswith(")")):
+            raise VolumeError(f"space origin: expected a vector; got {origin[:60]!r}")
+        affine[:3, 3] = _numbers("space origin", origin[1:-1].replace(",", " "), 3)
+        affine = np.diag([*NRRD_SPACES[space], 1.0, 1.0]) @ affine
+    else:
+        if "spacings" not in head:
+            raise VolumeError("the header has neither space directions nor spacings; the voxel size is unknown")
+        warnings.append("no orientation in the header (space directions): voxel order taken as left, back, head (LPS)")
+        affine[:3, :3] = np.diag([*_numbers("spacings", head["spacings"], len(size)), 1.0, 1.0, 1.0][:3])
+        affine = LPS_TO_RAS @ affine
+    holder = _voxel_file(path, head.get("data file", head.get("datafile", "LOCAL")))
+    packed = "gzip" if encoding != "raw" else ""
+    return _Header(size, affine, holder, end if holder == path else 0, packed, warnings)
+
+
+def _mha_header(path: Path) -> _Header:
+    lines, end = _text_lines(path, b"ElementDataFile")
+    head = _fields([line for line in lines if line.strip()], "=", "MetaImage")
+    _need(head, "ndims", "dimsize", "elementtype")
+    if head["elementtype"].upper() not in ("MET_UCHAR", "MET_CHAR") and not set(MHA_GIVEN[2]) & set(head):
+        raise VolumeError("the header has no BinaryDataByteOrderMSB; the byte order is unknown")
+    strange = sorted(set(head) - MHA_FIELDS)  # ITK writes whatever its dictionary holds; or a known name is damaged
+    lacking = [names[0] for names in MHA_GIVEN if not set(names) & set(head)]
+    if strange and lacking:
+        raise VolumeError(f"the header has an unknown field {strange[0][:40]!r} and no {lacking[0]}: damaged")
+    flags = ("true", "false")
+    packed = _one_of("CompressedData", head.get("compresseddata", "False"), flags) == "true"
+    for name in ("elementbyteordermsb", "binarydatabyteordermsb"):
+        _one_of(name, head.get(name, "False"), flags)
+    if _one_of("BinaryData", head.get("binarydata", "True"), flags) == "false":
+        raise VolumeError("voxels as text (BinaryData = False); expected binary ones")
+    if head.get("headersize", "0") != "0":
+        raise VolumeError(f"HeaderSize {head['headersize']}: expected voxels that follow the header, or a file of them")
+    if head.get("distanceunits", "mm").lower() not in ("mm", "?"):
+        raise VolumeError(f"DistanceUnits {head['distanceunits']}; expected mm")
+    size = _size("DimSize", head["dimsize"], head["ndims"])
+    spacing = head.get("elementspacing", head.get("elementsize"))
+    if spacing is None:
+        raise VolumeError("the header has no ElementSpacing; the voxel size is unknown")
+    n = len(size)
+    turn = [head[name] for name in ("transformmatrix", "rotation", "orientation") if name in head]
+    place = [head[name] for name in ("offset", "position", "origin") if name in head]
+    if len(turn) > 1 or len(place) > 1:
+        raise VolumeError("the header gives the orientation or the position under two names: damaged")
+    warnings, affine = [], np.eye(max(n, 3) + 1)
+    if turn:
+        affine[:n, :n] = np.array(_numbers("TransformMatrix", turn[0], n * n)).reshape(n, n).T
+    else:
+        warnings.append("no orientation in the header (TransformMatrix): voxel order taken as left, back, head (LPS)")
+    affine[:n, :n] *= _numbers("ElementSpacing", spacing, n)
+    if place:
+        affine[:n, -1] = _numbers("Offset", place[0], n)
+    else:
+        warnings.append("no position in the header (Offset): taken as 0")
+    kept = [0, 1, 2, -1]
+    holder = _voxel_file(path, head["elementdatafile"])
+    offset = end if holder == path else 0
+    length = holder.stat().st_size - offset
+    told = head.get("compresseddatasize", "missing")[:40]
+    if packed and told != str(length):  # MetaIO gives memory as it lies where its decompression fails
+        raise VolumeError(f"CompressedDataSize is {told}, but {length} bytes are there: damaged")
+    return _Header(size, LPS_TO_RAS @ affine[np.ix_(kept, kept)], holder, offset, "zlib" if packed else "", warnings)
+
+
+def _voxel_file(path: Path, name: str) -> Path:
+    """The file with the voxels: `path` itself, or one beside it that a detached header names."""
+    if name.upper() == "LOCAL":
+        return path
+    if name.upper().startswith("LIST") or "%" in name or len(name.split()) > 1:
+        raise VolumeError(f"the voxels lie in several files ({name[:40]}); write them into one")
+    if not name or Path(name).name != name:
+        raise VolumeError(f"the voxels lie in another folder ({name[:80]}); put them beside the header")
+    holder = path.with_name(name)
+    if not holder.is_file():
+        raise VolumeError(f"the file with the voxels, {name}, is missing")
+    return holder
+
+
+def _reason(error: BaseException) -> str:
+    """SimpleITK's message without its source places: the last line says what was wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else first_line(error)

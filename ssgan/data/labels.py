@@ -1,0 +1,124 @@
+"""Class labels from a CSV: which class every file or subject has, and what in the table does not fit the files."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from ssgan.errors import UserError
+
+FILE, SUBJECT, CLASS = ("file",), ("subject", "subject_id", "participant_id"), ("class", "group")
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+ADNI_SUBJECT = re.compile(r"(?<!\d)\d{3}_S_\d{4,5}(?!\d)")  # site, S, roster number
+
+
+class LabelError(UserError):
+    """The table cannot be used; the message names the file, the line and what to do."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """classes: volume name -> class. missing: volume name -> why it has none. notes: rows that did nothing, and why."""
+
+    classes: dict[str, str]
+    missing: dict[str, str]
+    notes: list[str]
+
+
+def subjects(name: str) -> set[str]:
+    """What a `subject` column may call the volume `name` (its path below the input).
+
+    That is the name of any folder above it, its file name without the suffix, and an ADNI subject id (002_S_0413)
+    anywhere in the path.
+    """
+    path = PurePath(name)
+    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
+    stem = path.name[: len(path.name) - len(suffix)]
+    return {*path.parts[:-1], stem, *ADNI_SUBJECT.findall(name)}
+
+
+def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Labels:
+    """The classes of the volumes `names` (paths below the input) from a CSV with a header.
+
+    Columns, in any order and beside others: `file` (a file's or a series' name, or its path below the input) or
+    `subject` (see `subjects`; also `subject_id`, `participant_id`), which may stand for several volumes; and `class`
+    (also `group`). Capitals do not matter in the header. What only concerns some volumes - a row that matches none, a
+    volume without a row, a row without a class, the same row twice - is left for the caller to report, or raised with
+    strict=True.
+
+    Raises:
+        LabelError: the CSV cannot be read, lacks a column, has a short row, names several files by one name, or gives
+            a volume two classes.
+    """
+    rows = _rows(path)
+    head = [cell.strip().lower() for cell in rows[0]] if rows else []
+    column = {kind: next((i for i, c in enumerate(head) if c in kind), None) for kind in (FILE, SUBJECT, CLASS)}
+    key_kind = FILE if column[FILE] is not None else SUBJECT
+    key, value = column[key_kind], column[CLASS]
+    if key is None or value is None:
+        raise LabelError(
+            f"--labels {path}, line 1: expected a header with the columns file (or subject) and class; got "
+            f"{rows[0] if rows else 'an empty file'}"
+        )
+    by_name: dict[str, list[str]] = {}
+    for name in names:
+        for known in {PurePath(name).name, name, PurePath(name).as_posix()} if key_kind is FILE else subjects(name):
+            by_name.setdefault(known, []).append(name)
+
+    classes: dict[str, str] = {}
+    lines: dict[str, int] = {}  # of the row that gave a volume its class, or left it empty
+    missing: dict[str, str] = {}
+    notes: list[str] = []
+    for number, row in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) <= max(key, value):
+            raise LabelError(
+                f"--labels {path}, line {number}: expected {len(head)} columns as in the header; got {row}"
+            )
+        who, label = row[key].strip(), row[value].strip()
+        match = by_name.get(who, [])
+        if not match:
+            notes.append(f"line {number}: {who!r} is not among the input files")
+        if key_kind is FILE and len(match) > 1:
+            raise LabelError(
+                f"--labels {path}, line {number}: {who!r} names several files; give the path below --input, such as "
+                f"{match[0]!r}"
+            )
+        for name in match:
+            if name in lines and classes.get(name, "") != label:
+                raise LabelError(
+                    f"--labels {path}, line {number}: {who!r} has the class {classes.get(name, '')!r} already, by line "
+                    f"{lines[name]}; now {label!r}"
+                )
+        if match and all(name in lines for name in match):
+            notes.append(f"line {number}: {who!r} stands there twice with the same class, as in line {lines[match[0]]}")
+        for name in match:
+            lines.setdefault(name, number)
+            if label:
+                classes[name] = label
+            else:
+                missing[name] = f"no class in {path.name}: line {number} leaves it empty"
+    for name in names:
+        if name not in lines:
+            missing[name] = f"no class in {path.name}: no row names it"
+    if strict and (notes or missing):
+        first = notes[0] if notes else next(f"{name} has {reason}" for name, reason in missing.items())
+        raise LabelError(f"--labels {path}: {first} (--strict stops at the first such row or file)")
+    if not classes:
+        raise LabelError(
+            f"--labels {path}: none of its {len(rows) - 1} rows gives a class to one of the {len(names)} volumes, such "
+            f"as {names[0]!r}"
+        )
+    return Labels(classes, missing, notes)
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            return list(csv.reader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise LabelError(f"--labels {path} cannot be read as CSV: {error}") from error

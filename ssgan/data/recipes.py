@@ -1,0 +1,126 @@
+"""What a recipe decides for a data set: intensities, the field of view, and which of its files are used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from ssgan.data.labels import ADNI_SUBJECT
+from ssgan.data.sources import Source
+
+CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue, level 40, width 400
+COCA_WINDOW = (-200.0, 800.0)  # HU: below fat at -100; calcium, from 130 on, keeps two thirds of the scale
+
+# A T1 sequence by its ADNI name: MPR, MPRAGE, MP-RAGE, IR-SPGR, IR-FSPGR and their accelerated and repeated forms.
+ADNI_T1 = re.compile(r"MP-?_?R(AGE)?(?![A-QS-Z])|F?SPGR", re.IGNORECASE)
+ADNI_REPEAT = re.compile(r"MPR[-_]?R(?![A-Z])|REP(EAT)?(?![A-Z])", re.IGNORECASE)
+ADNI_STEPS = ("GradWarp", "B1_Correction", "N3", "Scaled")  # corrections in the order in which ADNI applies them
+ADNI_FILE = re.compile(
+    r"ADNI_\d{3}_S_\d{4,5}_MR_(?P<sequence>.+?)_+br(_raw)?_\d{14,}.*?(_(?P<series>S\d+))?_I\d+", re.I
+)
+
+
+def select_all(sources: Sequence[Source]) -> dict[str, str]:
+    """Every volume is used."""
+    return {}
+
+
+def select_coca(sources: Sequence[Source]) -> dict[str, str]:
+    """The gated scans, one for each patient: the series with the most slices."""
+    refused: dict[str, str] = {}
+    best: dict[str, Source] = {}
+    for source in sources:
+        parts = PurePath(source.name).parts
+        if any("nongated" in part.lower() for part in parts):
+            refused[source.name] = "not a gated scan (recipe coca)"
+            continue
+        patient = next((part for part in parts if part.isdigit()), source.name)
+        if source.reason:
+            continue
+        kept = best.setdefault(patient, source)
+        if kept is source:
+            continue
+        worse = source
+        if len(source.files) > len(kept.files):
+            best[patient], worse = source, kept
+        refused[worse.name] = f"another series of patient {patient} has as many slices or more: {best[patient].name}"
+    return refused
+
+
+def select_adni(sources: Sequence[Source]) -> dict[str, str]:
+    """T1 volumes, one for each visit: the most corrected one, a first scan rather than its repeat."""
+    refused: dict[str, str] = {}
+    visits: dict[tuple[str, str], list[tuple[tuple[int, int, str], Source]]] = {}
+    for source in sources:
+        found = ADNI_SUBJECT.search(source.name)
+        if found is None:
+            refused[source.name] = "no ADNI subject id such as 002_S_0413 in its path (recipe adni)"
+            continue
+        sequence, visit = _adni_place(source.name, found.group())
+        if ADNI_T1.search(sequence) is None or "mask" in sequence.lower():
+            refused[source.name] = f"sequence {sequence}: no T1 MPRAGE or SPGR (recipe adni)"
+            continue
+        if source.reason:
+            continue
+        steps = sum(step.lower() in sequence.lower() for step in ADNI_STEPS)
+        rank = (-steps, int(ADNI_REPEAT.search(sequence) is not None), source.name)
+        visits.setdefault((found.group(), visit), []).append((rank, source))
+    for (subject, visit), images in visits.items():
+        kept, *others = sorted(images, key=lambda image: image[0])
+        for _, source in others:
+            refused[source.name] = f"another image of {subject} at {visit} is used: {kept[1].name}"
+    return refused
+
+
+def _adni_place(name: str, subject: str) -> tuple[str, str]:
+    """Sequence and visit, from the folders subject/sequence/date/image or else from the file name."""
+    parts = PurePath(name).parts
+    if subject in parts[:-1]:
+        below = parts[parts.index(subject) + 1 :]
+        if len(below) >= 3:
+            return below[0], below[1]
+    match = ADNI_FILE.search(parts[-1])
+    if match is None:
+        return parts[-1], name
+    return match["sequence"], match["series"] or name
+
+
+@dataclass(frozen=True)
+class Preset:
+    """window: HU of -1 and +1, or None for percentiles of each volume. field: (x, y, z) mm that the shape covers where
+    no --spacing is given, or None for the volumes' own spacing. modality: what DICOM must say. select: volumes that
+    are not used, with reasons."""
+
+    window: tuple[float, float] | None = None
+    field: tuple[float, float, float] | None = None
+    modality: str | None = None
+    select: Callable[[Sequence[Source]], dict[str, str]] = select_all
+
+    def spacing(self, shape: Sequence[int]) -> tuple[float, ...] | None:
+        return None if self.field is None else tuple(f / n for f, n in zip(self.field, shape, strict=True))
+
+
+def _presets() -> dict[str, Preset]:
+    """mri: any MR; percentiles of each volume. ct: any CT; a soft-tissue window.
+
+    coca: Stanford AIMI COCA, coronary calcium CT (https://aimi.stanford.edu/datasets/coca-coronary-calcium-chest-ct).
+        --input is the folder as it comes, with Gated_release_final/patient/0 ... and calcium_xml beside it (left
+        alone, like any XML), or a part of it. Gated, non-contrast scans of the heart: 512 x 512, about 0.35 to 0.5 mm,
+        slices of 3 mm. Decided: only the gated part; one series for each patient; the window -200 .. 800 HU, so that
+        calcium does not saturate; 192 x 192 x 128 mm around the middle, which the heart fills.
+    adni: Alzheimer's Disease Neuroimaging Initiative (https://adni.loni.usc.edu), NIfTI or DICOM as the archive gives
+        it: subject/sequence/date/image folders, or the bare files. Decided: T1 alone (MPRAGE, IR-SPGR); one image for
+        each visit, of several the one with the most of ADNI's corrections (GradWarp, B1, N3, Scaled), then no repeat
+        scan; percentiles of each volume; 192 x 224 x 192 mm around the middle, which a head fills.
+    """
+    return {
+        "mri": Preset(),
+        "ct": Preset(window=CT_WINDOW, modality="CT"),
+        "coca": Preset(window=COCA_WINDOW, field=(192.0, 192.0, 128.0), modality="CT", select=select_coca),
+        "adni": Preset(field=(192.0, 224.0, 192.0), modality="MR", select=select_adni),
+    }
+
+
+PRESETS = _presets()

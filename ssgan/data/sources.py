@@ -1,0 +1,107 @@
+"""What a folder holds: files that are volumes, DICOM series, and how to read one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ssgan.data import dicom, itk, nifti
+from ssgan.data.volume import Volume, VolumeError, ras_spacing
+
+OTHER_SUFFIXES = {  # of files that lie beside volumes and are none
+    ".xml", ".csv", ".tsv", ".txt", ".json", ".xls", ".xlsx", ".pdf", ".md", ".png", ".jpg", ".jpeg", ".bval", ".bvec",
+    ".zip", ".gz", ".tar", ".raw", ".zraw", ".img", ".hdr", ".py", ".html", ".log", ".npy", ".npz", ".mat",
+}  # fmt: skip
+DICOM_MAGIC = (128, b"DICM")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One volume to be: name is its path below the input; series with DICOM; reason: why it cannot be read, or ""."""
+
+    name: str
+    files: tuple[Path, ...]
+    series: dicom.Series | None = None
+    spacing: tuple[float, ...] | None = None
+    reason: str = ""
+
+
+@dataclass
+class Found:
+    """files: NIfTI, NRRD and MetaImage. folders: folder -> its DICOM files. hidden, others: passed over."""
+
+    files: list[Path] = field(default_factory=list)
+    folders: dict[Path, list[Path]] = field(default_factory=dict)
+    hidden: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+
+def find_files(folder: Path) -> Found:
+    """Files below `folder` in sorted order. Hidden ones (macOS leaves "._" files) are no volumes, whatever their name.
+
+    DICOM is known by its suffix, or without a usual one by its magic.
+    """
+    found = Found()
+    for path in sorted(folder.rglob("*")):
+        name = path.name.lower()
+        volume = name.endswith(nifti.SUFFIXES + itk.SUFFIXES)
+        if (not volume and path.suffix.lower() in OTHER_SUFFIXES) or not path.is_file():
+            if path.is_file():
+                found.others.append(path)
+            continue
+        is_dicom = not volume and (name.endswith(dicom.SUFFIXES) or _has_magic(path))
+        if any(p.startswith(".") for p in path.relative_to(folder).parts):
+            if volume or is_dicom:
+                found.hidden.append(path)
+        elif volume:
+            found.files.append(path)
+        elif is_dicom and name != "dicomdir":
+            found.folders.setdefault(path.parent, []).append(path)
+        else:
+            found.others.append(path)
+    return found
+
+
+def _has_magic(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(DICOM_MAGIC[0])
+            return stream.read(4) == DICOM_MAGIC[1]
+    except OSError:
+        return False
+
+
+def look(task: tuple[Path, Sequence[Path]]) -> list[Source]:
+    """The volumes of one task: a file, with its spacing, or a folder's DICOM files. The first item is the root."""
+    root, files = task
+    first = files[0]
+    if first.name.lower().endswith(nifti.SUFFIXES + itk.SUFFIXES):
+        reader = nifti if first.name.lower().endswith(nifti.SUFFIXES) else itk
+        name = str(first.relative_to(root))
+        try:
+            return [Source(name, (first,), spacing=tuple(float(v) for v in reader.header_spacing(first)))]
+        except VolumeError:
+            return [Source(name, (first,))]  # its verdict comes when it is read
+    series, outside = dicom.scan_folder(files)
+    folder = str(first.parent.relative_to(root))
+    sources = []
+    for one in series:
+        name = one.uid if folder == "." else folder if len(series) == 1 else f"{folder}#{one.uid}"
+        spacing = None
+        if not one.reason:
+            spacing = tuple(float(v) for v in ras_spacing(np.array(one.affine)))
+        sources.append(Source(name, one.files, one, spacing, one.reason))
+    return sources + [Source(str(path.relative_to(root)), (path,), reason=reason) for path, reason in outside]
+
+
+def load(source: Source) -> Volume:
+    """Reads and checks one volume. Raises VolumeError with the reason where it is none."""
+    if source.reason:
+        raise VolumeError(source.reason)
+    if source.series is not None:
+        return dicom.load_series(source.series)
+    path = source.files[0]
+    return (nifti.load_nifti if path.name.lower().endswith(nifti.SUFFIXES) else itk.load_itk)(path)

@@ -1,0 +1,135 @@
+"""A checked volume in RAS+ order, whatever file it came from, and what every volume must fulfil."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+import nibabel
+import numpy as np
+
+ORTHOGONAL = 1e-2  # largest cosine between two axes; NIfTI's float32 headers are good for 1e-5
+ALIGNED = 1e-3  # largest direction cosine off the axes that still counts as axis-aligned
+SPACING = (1e-3, 100.0)  # mm; outside lie headers in other units and damaged ones
+LARGEST = 1e30  # beyond lie fill values, and float32 would overflow in the percentiles
+MAX_VOXELS = 2**30  # read or resampled; more comes from a damaged header or a wrong spacing and fills the memory
+MAX_DEFLATE = 1040  # deflate cannot shrink by more than 1032
+DEFAULT_MEND = "mend the header"
+
+
+class VolumeError(ValueError):
+    """Why a file cannot be a training volume, in words for the user."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no result for a volume, where it comes from another process."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Volume:
+    """data: (X, Y, Z) float32, axes nearest to RAS+. affine: 4x4 of these axes, in mm. warnings: what was assumed."""
+
+    data: np.ndarray
+    affine: np.ndarray
+    content_hash: str
+    original_shape: tuple[int, ...]
+    original_affine: np.ndarray
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """(x, y, z) mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def is_oblique(self) -> bool:
+        directions = self.affine[:3, :3] / self.spacing
+        return bool(np.abs(directions - np.diag(np.diag(directions))).max() > ALIGNED)
+
+
+def check_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[str]]:
+    """The three axes of a volume and what was dropped; VolumeError where there is no volume in them."""
+    if len(shape) < 3:
+        raise VolumeError(f"{len(shape)}D image of shape {shape}; expected a volume")
+    if any(n != 1 for n in shape[3:]):
+        raise VolumeError(f"{len(shape)}D image of shape {shape}; expected one volume: split the series")
+    if min(shape) < 1:
+        raise VolumeError(f"shape {shape} has an empty axis")
+    if min(shape[:3]) < 2:
+        raise VolumeError(f"shape {shape[:3]} has an axis of one voxel; expected a volume")
+    warnings = [f"trailing axes of length 1 dropped from shape {shape}"] if len(shape) > 3 else []
+    return shape[:3], warnings  # type: ignore[return-value]
+
+
+def check_size(shape: tuple[int, ...], itemsize: int, file_bytes: int, compressed: bool) -> None:
+    """Refuses a header that claims more voxels than its file can hold, or than a scan has, before any is read."""
+    claimed = math.prod(shape) * itemsize
+    if claimed > file_bytes * (MAX_DEFLATE if compressed else 1):
+        raise VolumeError(
+            f"the header claims {claimed} bytes of voxels, more than {file_bytes} bytes of file can hold: damaged or "
+            "cut off"
+        )
+    if math.prod(shape) > MAX_VOXELS:
+        raise VolumeError(f"shape {shape}: {math.prod(shape):.3g} voxels; at most {MAX_VOXELS:.3g} are read")
+
+
+def check_axes(affine: np.ndarray, mend: str = DEFAULT_MEND) -> None:
+    """Refuses an affine (4x4, mm) that is not finite, degenerate, sheared or in other units; `mend` says what to do."""
+    axes = affine[:3, :3]
+    if not np.isfinite(affine).all():
+        raise VolumeError(f"the affine holds NaN or infinite numbers; {mend}")
+    lengths = np.linalg.norm(axes, axis=0)
+    if lengths.min() < 1e-6:
+        raise VolumeError(f"the affine is zero along an axis (spacing 0); {mend}")
+    unit = axes / lengths
+    if abs(np.linalg.det(unit)) < 1e-3:
+        raise VolumeError(f"the affine is singular: two axes point the same way; {mend}")
+    cosine = np.abs(unit.T @ unit - np.eye(3)).max()
+    if cosine > ORTHOGONAL:
+        angle = 90 - math.degrees(math.acos(min(cosine, 1)))
+        raise VolumeError(
+            f"sheared affine: two axes are {angle:.1f} degrees off a right angle; resample to a regular grid"
+        )
+    if lengths.min() < SPACING[0] or lengths.max() > SPACING[1]:
+        found = " x ".join(f"{v:.4g}" for v in lengths)
+        raise VolumeError(f"spacing {found} mm is not that of a scan; mend the header's units")
+    if np.abs(affine).max() > 1e6:
+        raise VolumeError("the affine places the volume more than a kilometre away; mend the header's origin")
+
+
+def ras_spacing(affine: np.ndarray) -> np.ndarray:
+    """(x, y, z) mm of the axes nearest to RAS+."""
+    order = nibabel.io_orientation(affine)[:, 0]
+    spacing = np.empty(3)
+    spacing[order.astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+    return spacing
+
+
+def make_volume(data: np.ndarray, affine: np.ndarray, original_shape: tuple[int, ...], warnings: list[str]) -> Volume:
+    """Checks voxels (I, J, K) float32 as stored and turns them to RAS+.
+
+    Raises:
+        VolumeError: NaN, infinite or absurd intensities, or one intensity alone.
+    """
+    bad = int(data.size - np.isfinite(data).sum())
+    if bad:
+        raise VolumeError(f"{bad} of {data.size} voxels are NaN or infinite; repair them before preparing")
+    low, high = float(data.min()), float(data.max())
+    if low == high:
+        raise VolumeError(f"constant volume: every voxel is {low:g}")
+    if max(-low, high) > LARGEST:
+        raise VolumeError(f"intensities from {low:g} to {high:g}: a fill value or damage; mask it before preparing")
+    digest = hashlib.sha256(str(data.shape).encode() + np.ascontiguousarray(data).tobytes()).hexdigest()
+    ornt = nibabel.io_orientation(affine)
+    turned = np.ascontiguousarray(nibabel.apply_orientation(data, ornt))
+    canonical = affine @ nibabel.orientations.inv_ornt_aff(ornt, data.shape)
+    return Volume(turned, canonical, digest, tuple(int(n) for n in original_shape), affine, warnings)
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

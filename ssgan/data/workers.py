@@ -1,0 +1,146 @@
+"""A function over many items in processes: results in order, and a process that dies or hangs costs one item.
+
+The standard executors give up as a whole when a process dies, which a native reader on a damaged file can cause.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+from ssgan.data.volume import Failure
+
+Item = TypeVar("Item")
+AHEAD = 2  # results for each worker that may wait for an earlier one: bounds the memory
+
+
+def usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_in_order(
+    function: Callable[[Item], Any], items: Sequence[Item], workers: int, limit: float
+) -> Iterator[Any | Failure]:
+    """function(item) for each item, in their order, computed in `workers` processes.
+
+    An item that takes more than `limit` seconds, or whose process dies, gives a Failure, and a new process takes the
+    rest. `function` must be a module's own function (or a partial of one): the processes share nothing with this one.
+    """
+    pool = [_Worker(function) for _ in range(max(1, min(workers, len(items))))]
+    results: dict[int, Any] = {}
+    given = taken = 0
+    try:
+        while taken < len(items):
+            for place, worker in enumerate(pool):
+                if worker.item is None and given < min(len(items), taken + AHEAD * len(pool)):
+                    if not worker.give(given, items[given]):
+                        pool[place] = worker = _Worker(function)
+                        worker.give(given, items[given])
+                    given += 1
+            while taken in results:
+                yield results.pop(taken)
+                taken += 1
+            if any(w.item is None for w in pool) and given < min(len(items), taken + AHEAD * len(pool)):
+                continue
+            busy = [w for w in pool if w.item is not None]
+            if not busy:
+                continue
+            now = time.monotonic()
+            ready = wait(
+                [w.pipe for w in busy] + [w.process.sentinel for w in busy],
+                max(0.0, min(w.began + limit - now for w in busy)),
+            )
+            for place, worker in enumerate(pool):
+                if worker.item is None:
+                    continue
+                item = worker.item
+                if worker.pipe in ready or worker.process.sentinel in ready:
+                    results[item] = worker.take()
+                elif time.monotonic() - worker.began >= limit:
+                    results[item] = Failure(f"not read within {limit:g} s: damaged, or the machine is too slow")
+                    worker.stop()
+                if worker.gone:
+                    pool[place] = _Worker(function)
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+class _Worker:
+    """A process with one item at a time; `item` is its number, None where it waits."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        context = _context()
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, function), daemon=True)
+        self.process.start()
+        other.close()
+        self.item: int | None = None
+        self.began, self.gone = 0.0, False
+
+    def give(self, number: int, item: Any) -> bool:
+        try:
+            self.pipe.send(item)
+        except OSError:  # it died while it waited
+            self.stop()
+            return False
+        self.item, self.began = number, time.monotonic()
+        return True
+
+    def take(self) -> Any:
+        self.item = None
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            self.stop()
+            return Failure(_cause(self.process.exitcode))
+
+    def stop(self) -> None:
+        self.gone, self.item = True, None
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _context() -> Any:
+    """Processes from a server that has the modules loaded: started in milliseconds, and free of this one's threads."""
+    context = multiprocessing.get_context("forkserver")
+    main = getattr(sys.modules["__main__"], "__spec__", None)  # each process imports it again, cheaply if it is there
+    again = [main.name] if main is not None and not main.name.endswith("__main__") else []
+    context.set_forkserver_preload(["__main__", "ssgan.data.preparation", *again])
+    return context
+
+
+def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 2)  # native readers print warnings that name no file
+    while True:
+        try:
+            item = pipe.recv()
+        except (EOFError, OSError):  # the parent is gone or done
+            return
+        try:
+            result = function(item)
+        except MemoryError:
+            result = Failure("not enough memory to read it")
+        except Exception as error:  # a reader's own error on a damaged file must not stop the others
+            result = Failure(f"the reader failed: {type(error).__name__}: {error}".splitlines()[0])
+        try:
+            pipe.send(result)
+        except OSError:
+            return
+
+
+def _cause(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+        return f"the reader was killed ({name}): out of memory?" if -code == 9 else f"the reader crashed ({name}) on it"
+    return f"the reader's process ended (status {code}) on it"
