@@ -23,11 +23,13 @@ from ssgan.config import ARCHITECTURES, PRESETS, PROFILES, ConfigError, StageCon
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.distributed import TIMEOUT, Group, join, leave
+from ssgan.dryrun import dry_run
 from ssgan.errors import run_command
 from ssgan.files import read_json
 from ssgan.machine import keep_freed_memory, pick_device
 from ssgan.precision import DTYPES, Execution
 from ssgan.runlog import RunError, RunLock, check_folder
+from ssgan.schedule import check_metrics
 from ssgan.trainer import train
 
 PHANTOMS = 256
@@ -115,6 +117,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--timeout", type=number, default=TIMEOUT, help="seconds to wait for another process of torchrun"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print cost, memory and time to finish, propose a batch, write nothing"
+    )
     parser.add_argument("--threads", type=count, help="CPU threads (default: all cores)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--no-progress", action="store_true", help="no progress on stderr")
@@ -165,18 +170,25 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     if device.type == "cpu":
         keep_freed_memory()
-    check_folder(args.out)
+    if not args.dry_run:
+        check_folder(args.out)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(args.threads or max((os.cpu_count() or 1) // local, 1))
+    execution = Execution(args.accumulate, args.checkpoint_activations, "inductor" if args.compile else "")
+    if args.dry_run:
+        shape = preset(args.preset).shape if args.data is None else VolumeDataset(args.data).info.shape
+        cfg = config_from(args, shape)
+        check_metrics(cfg)
+        dry_run(cfg, device, execution)
+        return 0
     try:
-        return _train(args, device, join(device, args.timeout))
+        return _train(args, device, execution, join(device, args.timeout))
     finally:
         leave()
 
 
-def _train(args: argparse.Namespace, device: torch.device, group: Group) -> int:
+def _train(args: argparse.Namespace, device: torch.device, execution: Execution, group: Group) -> int:
     """This process's share of the run; the main one holds the lock and makes the data."""
-    execution = Execution(args.accumulate, args.checkpoint_activations, "inductor" if args.compile else "")
     with contextlib.ExitStack() as held:
         if group.main:
             args.out.mkdir(parents=True, exist_ok=True)

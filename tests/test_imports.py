@@ -49,6 +49,7 @@ ORDER = {
         "metrics.__init__",
         "metrics.sliced",
         "runlog",
+        "dryrun",
         "trainer",
         "prepare",
         "phantom",
