@@ -170,6 +170,12 @@ def final_path(folder: Path, stage: str) -> Path:
     return folder / f"{stage}-final.safetensors"
 
 
+def best_path(folder: Path, stage: str) -> Path:
+    """Where the checkpoint with the best metric is kept; `list_checkpoints` leaves it out, since runs go on from the
+    newest."""
+    return folder / f"{stage}-best.safetensors"
+
+
 def prune(folder: Path, keep: int) -> None:
     """Deletes all but the last `keep` numbered checkpoints; final ones stay."""
     numbered = [p for p in list_checkpoints(folder) if _NUMBERED.match(p.name)]

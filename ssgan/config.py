@@ -162,8 +162,24 @@ class TrainConfig:
     adam_eps: float = 1e-8
     snapshot_kimg: float = 1.0  # a checkpoint and a snapshot image after so many thousand images
     keep_checkpoints: int = 3
+    precision: str = "fp32"  # of convolutions: fp32 | bf16 | fp16
+    freeze_d: int = 0  # blocks of the 3D discriminator that stay as inflated, the finest first
+    warmup_kimg: float = 0.0  # the 3D learning rates rise from 0 over so many thousand images after inflation
+    metrics: tuple[str, ...] = ("distance",)  # registered in ssgan.schedule
+    metrics_every: int = 0  # images between measurements; 0 measures with the snapshots
+    early_stop: int = 0  # a stage ends after so many measurements without a better best_metric; 0 never
+    best_metric: str = "distance"  # decides which checkpoint is kept as STAGE-best
 
     def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise ConfigError(f"precision: expected fp32, bf16 or fp16; got {self.precision!r}")
+        if not 0 <= self.freeze_d <= len(self.network.scales):
+            raise ConfigError(
+                f"freeze_d: expected 0 to {len(self.network.scales)}, the blocks of D; got {self.freeze_d}"
+            )
+        for name in ("warmup_kimg", "metrics_every", "early_stop"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected a number of at least 0; got {getattr(self, name)}")
         if self.stage not in ("both", "2d", "3d"):
             raise ConfigError(f"stage: expected both, 2d or 3d; got {self.stage!r}")
         if self.inflate not in PROFILES:
@@ -185,7 +201,9 @@ class TrainConfig:
         values["network"] = NetworkConfig(**network)
         for name in ("stage_2d", "stage_3d"):
             values[name] = StageConfig(**_checked(StageConfig, values[name], name))
-        values["adam_betas"] = tuple(values["adam_betas"])
+        for name in ("adam_betas", "metrics"):
+            if name in values:
+                values[name] = tuple(values[name])
         return cls(**values)
 
 

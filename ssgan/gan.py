@@ -1,13 +1,16 @@
 """One stage's networks and optimisers, and the step that trains them.
 
 Every random draw of step s comes from a generator seeded by (seed, stage, step, purpose), so that a run is resumed
-from weights and optimiser state alone.
+from weights and optimiser state alone. The draws are those of the whole batch, whoever computes which part of it.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +18,12 @@ from torch import Tensor, nn
 from ssgan import checkpoint, losses
 from ssgan.checkpoint import CheckpointMeta
 from ssgan.config import StageConfig, TrainConfig
+from ssgan.distributed import SINGLE, Group, split_batch, split_evenly, std_group
 from ssgan.inflation import inflate_network
+from ssgan.layers import ModulatedConv
 from ssgan.networks import Discriminator, Generator
+from ssgan.precision import DTYPES, Execution, LossScale, lower_convolutions, recompute_blocks
+from ssgan.schedule import rate_factor, trainable
 
 PURPOSES = ("init", "order", "g_main", "g_path", "pl_noise", "d_main")
 
@@ -37,15 +44,41 @@ def stream_seed(seed: int, stage: str, step: int, purpose: str) -> int:
     return state
 
 
+@dataclass(frozen=True)
+class Part:
+    """Samples of a batch that are computed at a time. weight: their share of the batch, 0 for a stand-in."""
+
+    samples: list[int]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for a batch of generated images: latents (N, z_dim), those mixed in from layer `crossover` on, and
+    the noise (N, 1, D, H, W) of each modulated convolution in the order of their use."""
+
+    z: Tensor
+    other: Tensor
+    crossover: int
+    noise: list[Tensor]
+
+
 class Gan:
     """Everything of one stage that training changes, and the step that changes it.
 
     Order of a step, as in StyleGAN2-ADA: generator; every g_reg_interval steps path length, as an optimiser step of
     its own; discriminator; every d_reg_interval steps R1 on the same real images, as a step of its own.
+
+    Each phase works through this process's parts of the batch, sums the gradients over parts and processes, and steps.
+    `local` names the samples of the batch whose real images `train_step` takes, in its order.
     """
 
-    def __init__(self, cfg: TrainConfig, stage: str, device: torch.device) -> None:
-        self.cfg, self.stage, self.device = cfg, stage, device
+    def __init__(
+        self, cfg: TrainConfig, stage: str, device: torch.device, execution: Execution | None = None,
+        group: Group = SINGLE,
+    ) -> None:  # fmt: skip
+        self.cfg, self.stage, self.device, self.group = cfg, stage, device, group
+        self.execution = execution = execution or Execution()
         self.hyper: StageConfig = cfg.stage_2d if stage == "2d" else cfg.stage_3d
         network = cfg.network.flat() if stage == "2d" else cfg.network
         with torch.random.fork_rng(devices=[]):
@@ -56,9 +89,40 @@ class Gan:
         r1 = cfg.d_reg_interval if self.hyper.r1_gamma > 0 else None
         self.opt_g = self._adam(self.G, self.hyper.lr_g, path_length)
         self.opt_d = self._adam(self.D, self.hyper.lr_d, r1)
+        self.scale_g, self.scale_d = (LossScale(cfg.precision == "fp16") for _ in range(2))
         self.pl_mean = torch.zeros((), device=device)
         self.step = 0
         self.images_before = 0  # shown in the stage that this one was inflated from
+        self.rewinds = 0  # times that this stage went back after a NaN
+        self.frozen = cfg.freeze_d if stage == "3d" else 0
+        self._split(network.mbstd_group)
+        self._prepare(DTYPES[cfg.precision])
+
+    def _split(self, limit: int) -> None:
+        """Parts of the batch for this process: of all phases, and of path length's smaller batch."""
+        batch, parts = self.hyper.batch, self.group.size * self.execution.accumulate
+        own = slice(self.group.rank * self.execution.accumulate, (self.group.rank + 1) * self.execution.accumulate)
+        self.parts = [Part(s, len(s) / batch) for s in split_batch(batch, limit, parts)[own]]
+        self.path_batch = max(batch // self.cfg.pl_batch_shrink, 1)
+        # An empty share computes a stand-in of weight 0, so that all processes have the same gradients to sum.
+        self.path_parts = [Part(s or [0], len(s) / self.path_batch) for s in split_evenly(self.path_batch, parts)[own]]
+        self.local = [sample for part in self.parts for sample in part.samples]
+        self.D.head.mbstd.group = std_group(batch, limit)  # a part has the whole batch's groups
+
+    def _prepare(self, dtype: torch.dtype) -> None:
+        for net in (self.G, self.D):
+            lower_convolutions(net, dtype)
+            if self.execution.recompute:
+                recompute_blocks(net)
+
+        def synthesis(ws: Tensor, noise: list[Tensor]) -> Tensor:
+            return self.G.synthesis(ws, noise=iter(noise))
+
+        self._synthesis: Callable[[Tensor, list[Tensor]], Tensor] = synthesis
+        self._logits: Callable[[Tensor], Tensor] = self.D
+        self._once: tuple[Callable[..., Tensor], Callable[..., Tensor]] = (synthesis, self.D)
+        if self.execution.compile:  # what is differentiated once only
+            self._once = tuple(torch.compile(f, backend=self.execution.compile) for f in self._once)  # type: ignore[assignment]
 
     def _adam(self, net: nn.Module, lr: float, interval: int | None) -> torch.optim.Adam:
         lr, betas = losses.lazy_adam(lr, self.cfg.adam_betas, interval)
@@ -73,63 +137,163 @@ class Gan:
         """Steps of the whole stage."""
         return math.ceil(self.hyper.kimg * 1000 / self.hyper.batch)
 
-    def fakes(self, purpose: str, batch: int, update_w_avg: bool = False) -> tuple[Tensor, Tensor]:
-        """Generated images (batch, C, D, H, W) of this step and their ws, with style mixing."""
+    def draw(self, purpose: str, batch: int) -> Draws:
+        """The draws of this step for a whole batch of `batch` generated images."""
         seed = stream_seed(self.cfg.seed, self.stage, self.step, purpose)
         cpu = torch.Generator().manual_seed(seed)
         crossover = losses.draw_crossover(self.G.num_ws, self.hyper.style_mixing, cpu)
         z, other = torch.randn(2, batch, self.cfg.network.z_dim, generator=cpu).to(self.device)
-        ws = losses.mixed_styles(self.G.mapping, z, other, self.G.num_ws, crossover, update_w_avg)
         # Noise is drawn where it is used; on the CPU the latents' stream goes on.
         noise = cpu if self.device.type == "cpu" else torch.Generator(self.device).manual_seed(seed)
-        return self.G.synthesis(ws, noise="random", generator=noise), ws
+        sizes = [m.size for m in self.G.synthesis.modules() if isinstance(m, ModulatedConv)]
+        drawn = [torch.randn(batch, 1, *size, generator=noise, device=self.device) for size in sizes]
+        return Draws(z, other, crossover, drawn)
+
+    def fakes(self, draws: Draws, part: Part, twice: bool = False) -> tuple[Tensor, Tensor]:
+        """Generated images (n, C, D, H, W) of a part and their ws, with style mixing. twice: differentiated twice."""
+        rows = torch.tensor(part.samples, device=self.device)
+        z, other = draws.z[rows], draws.other[rows]
+        ws = losses.mixed_styles(self.G.mapping, z, other, self.G.num_ws, draws.crossover)
+        return (self._synthesis if twice else self._once[0])(ws, [n[rows] for n in draws.noise]), ws
 
     def train_step(self, reals: Tensor) -> dict[str, float]:
-        """One step on `reals` (batch, C, D, H, W); gives the losses, and the mean signs of the logits."""
-        batch, hyper, cfg, stats = self.hyper.batch, self.hyper, self.cfg, {}
+        """One step on the real images (n, C, D, H, W) of the samples `local`; gives the whole batch's losses and mean
+        signs of the logits."""
+        if len(reals) != len(self.local):
+            raise ValueError(f"reals: expected the {len(self.local)} images of this process; got {len(reals)}")
+        hyper, cfg = self.hyper, self.cfg
+        self._set_rates()
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        stats: dict[str, float] = {}
         self.G.requires_grad_(True)
         self.D.requires_grad_(False)
-        logits = self.D(self.fakes("g_main", batch, update_w_avg=True)[0])
-        stats["loss_g"] = self._apply("generator", losses.generator_loss(logits))
-        stats["sign_fake"] = float(logits.detach().sign().mean())
+        stats["loss_g"] = self._generator_phase()
         if hyper.pl_weight > 0 and self.step % cfg.g_reg_interval == 0:
-            images, ws = self.fakes("g_path", max(batch // cfg.pl_batch_shrink, 1))
-            seed = stream_seed(cfg.seed, self.stage, self.step, "pl_noise")
-            generator = torch.Generator(self.device).manual_seed(seed)
-            noise = torch.randn(images.shape, generator=generator, device=self.device)
-            path = losses.path_length_penalty(images, ws, noise, self.pl_mean, cfg.pl_decay)
-            self._apply("path length", path.penalty.mean() * hyper.pl_weight * cfg.g_reg_interval)
-            self.pl_mean = path.mean
-            stats["path_length"] = float(path.lengths.mean())
+            self._path_length_phase()
         self.G.requires_grad_(False)
-        self.D.requires_grad_(True)
+        trainable(self.D, self.frozen)
         reals = reals.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-        with torch.no_grad():
-            fakes = self.fakes("d_main", batch)[0]
-        real_logits = self.D(reals)
-        stats["loss_d"] = self._apply("discriminator", losses.discriminator_loss(self.D(fakes), real_logits))
-        stats["sign_real"] = float(real_logits.detach().sign().mean())
+        shares = reals.split([len(part.samples) for part in self.parts])
+        stats["loss_d"] = self._discriminator_phase(shares)
         if hyper.r1_gamma > 0 and self.step % cfg.d_reg_interval == 0:
-            images = reals.detach().requires_grad_(True)
-            penalty = losses.r1_penalty(self.D(images), images).mean()
-            self._apply("R1", penalty * (hyper.r1_gamma / 2) * cfg.d_reg_interval)
-            stats["r1"] = float(penalty.detach())
-        beta = losses.ema_beta(batch, self.images, hyper.ema_kimg * 1000, hyper.ema_rampup)
+            self._r1_phase(shares)
+        self.group.sum(list(self._sums.values()))
+        stats |= {name: float(value) for name, value in self._sums.items()}
+        beta = losses.ema_beta(hyper.batch, self.images, hyper.ema_kimg * 1000, hyper.ema_rampup)
         losses.update_ema(self.G_ema, self.G, beta)
         self.step += 1
         return stats
 
+    def _set_rates(self) -> None:
+        inflated = self.images_before > 0
+        factor = rate_factor(self.cfg, self.stage, self.images + self.hyper.batch, inflated, self.rewinds)
+        for optimiser in (self.opt_g, self.opt_d):
+            for parameters in optimiser.param_groups:
+                parameters["lr"] = optimiser.defaults["lr"] * factor
+
+    def _generator_phase(self) -> float:
+        draws = self.draw("g_main", self.hyper.batch)
+        w_sum = torch.zeros_like(self.G.mapping.w_avg)
+        total = torch.zeros((), device=self.device)
+        for part in self._each(self.opt_g, self.parts):
+            images, ws = self.fakes(draws, part)
+            logits = self._once[1](images)
+            total += self._backward(self.scale_g, losses.generator_loss(logits) * part.weight)
+            self._sums["sign_fake"] += logits.detach().sign().mean() * part.weight
+            w_sum += ws[:, 0].detach().sum(0)
+        self.group.sum([w_sum])
+        mapping = self.G.mapping
+        mapping.w_avg.copy_((w_sum / self.hyper.batch).lerp(mapping.w_avg, mapping.w_avg_beta))
+        return self._apply("generator", total)
+
+    def _path_length_phase(self) -> float:
+        hyper, cfg = self.hyper, self.cfg
+        draws = self.draw("g_path", self.path_batch)
+        seed = stream_seed(cfg.seed, self.stage, self.step, "pl_noise")
+        generator = torch.Generator(self.device).manual_seed(seed)
+        shape = (self.path_batch, cfg.network.image_channels, *self.G.cfg.shape)
+        noise = torch.randn(shape, generator=generator, device=self.device)
+        scale = self.scale_g.scale if self.scale_g.enabled else 1.0
+
+        def mean_over_batch(values: Sequence[tuple[Part, Tensor]]) -> Tensor:
+            weighted = [lengths.mean() * part.weight for part, lengths in values]
+            mean = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+            self.group.sum([mean])
+            return mean
+
+        mean_length: Tensor | None = None
+        if len(self.path_parts) > 1:  # the penalty needs the mean of all lengths before the first backward pass
+            found = []
+            for part in self.path_parts:
+                images, ws = self.fakes(draws, part, twice=True)
+                found.append((part, losses.path_lengths(images, ws, noise[part.samples] * scale, False) / scale))
+            mean_length = mean_over_batch(found)
+        total, mean = torch.zeros((), device=self.device), self.pl_mean
+        for part in self._each(self.opt_g, self.path_parts):
+            images, ws = self.fakes(draws, part, twice=True)
+
+            def batch_mean(lengths: Tensor, part: Part = part) -> Tensor:
+                return mean_over_batch([(part, lengths)]) if mean_length is None else mean_length
+
+            path = losses.path_length_penalty(images, ws, noise[part.samples], self.pl_mean, cfg.pl_decay, batch_mean)
+            mean = path.mean
+            penalty = path.penalty.mean() * hyper.pl_weight * cfg.g_reg_interval
+            total += self._backward(self.scale_g, penalty * part.weight)
+            self._sums["path_length"] += path.lengths.mean() * part.weight
+        self.pl_mean = mean
+        return self._apply("path length", total)
+
+    def _discriminator_phase(self, shares: Sequence[Tensor]) -> float:
+        draws = self.draw("d_main", self.hyper.batch)
+        total = torch.zeros((), device=self.device)
+        for part, reals in zip(self._each(self.opt_d, self.parts), shares, strict=True):
+            with torch.no_grad():
+                fakes = self.fakes(draws, part)[0]
+            real_logits = self._once[1](reals)
+            loss = losses.discriminator_loss(self._once[1](fakes), real_logits)
+            total += self._backward(self.scale_d, loss * part.weight)
+            self._sums["sign_real"] += real_logits.detach().sign().mean() * part.weight
+        return self._apply("discriminator", total)
+
+    def _r1_phase(self, shares: Sequence[Tensor]) -> float:
+        total = torch.zeros((), device=self.device)
+        for part, reals in zip(self._each(self.opt_d, self.parts), shares, strict=True):
+            images = reals.detach().requires_grad_(True)
+            penalty = losses.r1_penalty(self._logits(images), images).mean()
+            loss = penalty * (self.hyper.r1_gamma / 2) * self.cfg.d_reg_interval
+            total += self._backward(self.scale_d, loss * part.weight)
+            self._sums["r1"] += penalty.detach() * part.weight
+        return self._apply("R1", total)
+
+    def _each(self, optimiser: torch.optim.Adam, parts: list[Part]) -> list[Part]:
+        optimiser.zero_grad(set_to_none=True)
+        return parts
+
+    def _backward(self, scale: LossScale, loss: Tensor) -> Tensor:
+        """Adds a part's gradients; its loss, detached."""
+        (loss * scale.scale if scale.enabled else loss).backward()
+        return loss.detach()
+
     def _apply(self, phase: str, loss: Tensor) -> float:
-        """One optimiser step down `loss`; stops the training instead if anything is not finite."""
+        """One optimiser step down the gradients of all parts; stops the training instead if anything is not finite.
+
+        loss: the sum over this process's parts. Gives the loss of the whole batch.
+        """
         generator = phase in ("generator", "path length")
         net, optimiser = (self.G, self.opt_g) if generator else (self.D, self.opt_d)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
-        value = float(loss.detach())
-        if not math.isfinite(float(norm) + value):
+        scale = self.scale_g if generator else self.scale_d
+        gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        self.group.sum([loss, *gradients])
+        if scale.enabled:
+            torch._foreach_mul_(gradients, 1.0 / scale.scale)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        value = float(loss)
+        finite = math.isfinite(float(norm))
+        step = scale.update(finite)
+        if not math.isfinite(value) or (step and not finite):
             self.check_finite(phase, value, "G" if generator else "D")
-        optimiser.step()
+        if step:
+            optimiser.step()
         return value
 
     def check_finite(self, phase: str, loss: float = 0.0, net: str = "") -> None:
@@ -156,7 +320,10 @@ class Gan:
             "adam_d": checkpoint.adam_tensors(self.opt_d, self.D),
         }
         tensors = {name: t for part, state in parts.items() for name, t in checkpoint.with_prefix(part, state).items()}
-        return {**tensors, "pl_mean": self.pl_mean}
+        tensors["pl_mean"] = self.pl_mean
+        if self.cfg.precision == "fp16":
+            tensors |= {"loss_scale.G": self.scale_g.state(), "loss_scale.D": self.scale_d.state()}
+        return tensors | ({"rewinds": torch.tensor(self.rewinds)} if self.rewinds else {})
 
     def load(self, tensors: dict[str, Tensor], meta: CheckpointMeta, where: str) -> None:
         """Inverse of `state`; raises CheckpointError where the networks differ."""
@@ -165,4 +332,8 @@ class Gan:
         checkpoint.load_adam(self.opt_g, self.G, checkpoint.without_prefix("adam_g", tensors))
         checkpoint.load_adam(self.opt_d, self.D, checkpoint.without_prefix("adam_d", tensors))
         self.pl_mean = tensors["pl_mean"].to(self.device)
+        self.rewinds = int(tensors["rewinds"]) if "rewinds" in tensors else 0
+        if self.cfg.precision == "fp16":
+            self.scale_g.load(tensors["loss_scale.G"])
+            self.scale_d.load(tensors["loss_scale.D"])
         self.step, self.images_before = meta.step, meta.images_before

@@ -8,6 +8,7 @@ NVIDIA's StyleGAN2-ADA computes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,9 @@ class ModulatedConv(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(cout))
 
-    def noise(self, batch: int, mode: str, generator: torch.Generator | None) -> Tensor | None:
+    def noise(self, batch: int, mode: str | Iterator[Tensor], generator: torch.Generator | None) -> Tensor | None:
+        if not isinstance(mode, str):  # drawn already, layer by layer
+            return next(mode) * self.noise_strength
         if mode == "none":
             return None
         if mode == "const":

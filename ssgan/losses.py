@@ -8,7 +8,7 @@ Images are (N, C, D, H, W) with nominal range [-1, 1]; logits are (N, 1); ws are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -50,7 +50,17 @@ class PathLength(NamedTuple):
     mean: Tensor
 
 
-def path_length_penalty(images: Tensor, ws: Tensor, pl_noise: Tensor, pl_mean: Tensor, decay: float) -> PathLength:
+def path_lengths(images: Tensor, ws: Tensor, pl_noise: Tensor, create_graph: bool = True) -> Tensor:
+    """The (N,) lengths |J^T y| of `path_length_penalty`."""
+    voxels = images[0, 0].numel()
+    (gradient,) = torch.autograd.grad((images * pl_noise).sum() / voxels**0.5, ws, create_graph=create_graph)
+    return gradient.square().sum(2).mean(1).sqrt()
+
+
+def path_length_penalty(
+    images: Tensor, ws: Tensor, pl_noise: Tensor, pl_mean: Tensor, decay: float,
+    batch_mean: Callable[[Tensor], Tensor] = torch.mean,
+) -> PathLength:  # fmt: skip
     """Path-length regularisation (StyleGAN2 equation 4): (|J^T y| - a)^2 per image, J the Jacobian of G by ws.
 
     y is `pl_noise` (standard normal, the shape of `images`) divided by sqrt(D * H * W), so that the lengths do not
@@ -59,13 +69,16 @@ def path_length_penalty(images: Tensor, ws: Tensor, pl_noise: Tensor, pl_mean: T
 
     For a volume that is constant along depth the lengths equal those of its slice, so the running mean of the 2D
     stage stays right after inflation.
+
+    batch_mean: (N,) detached lengths -> their mean over the whole batch, where these images are a part of it.
     """
-    voxels = images[0, 0].numel()
-    (gradient,) = torch.autograd.grad((images * pl_noise).sum() / voxels**0.5, ws, create_graph=True)
-    lengths = gradient.square().sum(2).mean(1).sqrt()
-    # As in StyleGAN2-ADA the gradient also runs through the mean, with the small weight `decay`.
-    mean = pl_mean.lerp(lengths.mean(), decay)
-    return PathLength((lengths - mean).square(), lengths.detach(), mean.detach())
+    lengths = path_lengths(images, ws, pl_noise)
+    of_batch = batch_mean(lengths.detach())
+    mean = pl_mean.lerp(of_batch, decay)
+    # As in StyleGAN2-ADA the gradient also runs through the mean, with the small weight `decay`. Summed over the batch
+    # that is a slope of -2 decay (batch mean - mean) per length, which needs nothing of the other parts but their mean.
+    through_mean = 2 * decay * (of_batch - mean) * (lengths - lengths.detach())
+    return PathLength((lengths - mean).square() - through_mean, lengths.detach(), mean)
 
 
 def draw_crossover(num_ws: int, probability: float, generator: torch.Generator) -> int:

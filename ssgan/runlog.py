@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -34,7 +35,9 @@ LOCK_NAME = "train.lock"
 FOLDERS = ("checkpoints", "snapshots", "samples", "tensorboard")
 # May change between two calls of one run: they decide how long it goes and what is kept, not the numbers.
 LONGER = ("stage_2d.kimg", "stage_3d.kimg")
-FREE = ("snapshot_kimg", "keep_checkpoints")
+FREE = ("snapshot_kimg", "keep_checkpoints", "metrics", "metrics_every", "early_stop", "best_metric")
+# Fields of later versions with the value that stands for how things were: runs of earlier versions go on.
+LATER = {"precision": "fp32", "freeze_d": 0, "warmup_kimg": 0.0, "network.classes": 0}
 # Names that ssgan.files and ssgan.data.dataset give to what they are still writing.
 _STRAY = re.compile(r"^\..+\.\d+\.[0-9a-f]{8}\.tmp(\.[A-Za-z0-9.]+)?$")
 
@@ -136,7 +139,23 @@ def record_config(
 def identity(config: dict[str, Any]) -> str:
     """Hash of all that decides the numbers of a run; the budgets and snapshot settings are left out."""
     flat = _flatten(json.loads(json.dumps(config)))
-    return config_hash({k: v for k, v in flat.items() if k not in LONGER + FREE})
+    return config_hash({k: v for k, v in flat.items() if k not in LONGER + FREE and not _as_before(k, v)})
+
+
+def _as_before(name: str, value: Any) -> bool:
+    return name in LATER and (value is None or value == LATER[name])
+
+
+def check_voxels(volumes: np.ndarray, expected: str, where: str) -> None:
+    """Raises RunError where the voxels (N, D, H, W) are no longer those that dataset.json's hash was taken of."""
+    digest = hashlib.sha256()
+    for volume in volumes:
+        digest.update(np.ascontiguousarray(volume))
+    if digest.hexdigest() != expected:
+        raise RunError(
+            f"the data set {where}: its voxels have changed since it was made (SHA-256 {digest.hexdigest()[:12]}.., "
+            f"dataset.json says {expected[:12]}..); restore volumes.npy, or prepare it again and start another run"
+        )
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -150,7 +169,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], longer: tuple[str, ..
     found = []
     for name in sorted(set(was) | set(now)):
         before, after = was.get(name), now.get(name)
-        if before == after or name in FREE:
+        if before == after or name in FREE or (before is None and _as_before(name, after)):
             continue
         if name in longer and after >= before:
             continue
@@ -189,10 +208,10 @@ class StopSignals:
 
 
 class JsonLog:
-    """log.jsonl: one JSON object a row, appended and flushed to the disk."""
+    """log.jsonl: one JSON object a row, appended and flushed to the disk. write=False keeps the rows in memory only."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, write: bool = True) -> None:
+        self.path, self.write = path, write
         self.rows = _read_rows(path)
 
     def rewind(self, meta: CheckpointMeta | None) -> None:
@@ -201,15 +220,17 @@ class JsonLog:
             [] if meta is None else [row for row in self.rows if _place(row) <= (STAGES.index(meta.stage), meta.step)]
         )
         self.rows = kept
-        atomic_write_bytes(self.path, "".join(_line(row) for row in kept).encode())
+        if self.write:
+            atomic_write_bytes(self.path, "".join(_line(row) for row in kept).encode())
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row. Numbers that JSON cannot hold (NaN, infinities) raise ValueError."""
         line = _line(row)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        if self.write:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
         self.rows.append(row)
 
     def event(self, name: str) -> dict[str, Any] | None:

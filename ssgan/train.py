@@ -2,11 +2,13 @@
 
 python -m ssgan.train --data DATASET --out RUN --preset hippocampus
 python -m ssgan.train --out RUN                       # the demo, on phantoms
+torchrun --nproc-per-node 8 -m ssgan.train --data DATASET --out RUN    # the same run in 8 processes
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -20,13 +22,22 @@ import torch
 from ssgan.config import ARCHITECTURES, PRESETS, PROFILES, ConfigError, StageConfig, TrainConfig, preset
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
+from ssgan.distributed import TIMEOUT, Group, join, leave
+from ssgan.dryrun import dry_run
 from ssgan.errors import run_command
 from ssgan.files import read_json
 from ssgan.machine import keep_freed_memory, pick_device
+from ssgan.precision import DTYPES, Execution
 from ssgan.runlog import RunError, RunLock, check_folder
+from ssgan.schedule import check_metrics
 from ssgan.trainer import train
 
 PHANTOMS = 256
+# Arguments that replace the field of TrainConfig of the same name where they are given.
+OPTIONAL = (
+    "snapshot_kimg", "warmup_kimg", "freeze_d", "metrics", "metrics_every", "best_metric", "early_stop",
+    "keep_checkpoints", "precision",
+)  # fmt: skip
 
 
 def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -47,6 +58,20 @@ def _not_negative(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0; got {text}")
+    return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"expected different names separated by commas; got {text!r}")
+    return names
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     number, count = _positive(float), _positive(int)
     parser.add_argument("--data", type=Path, help="a data set made by `ssgan prepare` (default: phantoms in RUN/data)")
@@ -65,6 +90,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--snapshot-kimg", type=number, help="a checkpoint and a snapshot every so many thousand images"
     )
+    group = parser.add_argument_group("starts and schedules")
+    group.add_argument("--warmup-kimg", type=_not_negative, help="rise of the 3D rates after inflation (default 0)")
+    group.add_argument(
+        "--freeze-d", type=_count, help="finest blocks of the inflated D that stay as they are (default 0)"
+    )
+    group.add_argument(
+        "--mbstd-group", type=count, help="largest group of the minibatch standard deviation (default 4)"
+    )
+    group.add_argument("--metrics", type=_names, help="measured while training, such as a,b (default distance)")
+    group.add_argument("--metrics-every", type=count, help="images between measurements (default: with the snapshots)")
+    group.add_argument("--best-metric", help="decides which checkpoint is kept as best (default: the first metric)")
+    group.add_argument("--early-stop", type=count, help="end a stage after so many measurements without a better one")
+    group.add_argument("--keep-checkpoints", type=count, help="the last so many are kept, besides final and best (3)")
+    group.add_argument(
+        "--on-nan", choices=("stop", "rewind"), default="stop",
+        help="rewind goes back to the last checkpoint and halves the learning rates",
+    )  # fmt: skip
+    group = parser.add_argument_group("execution (another choice is the same run to rounding)")
+    group.add_argument("--precision", choices=tuple(DTYPES), help="of the convolutions; fixed for a run (default fp32)")
+    group.add_argument("--accumulate", type=count, default=1, help="work through each batch in so many parts")
+    group.add_argument(
+        "--checkpoint-activations", action="store_true", help="compute activations again instead of keeping them"
+    )
+    group.add_argument("--compile", action="store_true", help="torch.compile for G and D in the main phases")
+    group.add_argument(
+        "--timeout", type=number, default=TIMEOUT, help="seconds to wait for another process of torchrun"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print cost, memory and time to finish, propose a batch, write nothing"
+    )
     parser.add_argument("--threads", type=count, help="CPU threads (default: all cores)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--no-progress", action="store_true", help="no progress on stderr")
@@ -73,9 +128,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def config_from(args: argparse.Namespace, shape: tuple[int, int, int]) -> TrainConfig:
     """The configuration that the arguments stand for, with networks for volumes of `shape` (D, H, W)."""
     changes: dict[str, Any] = {"stage": args.stage, "inflate": args.inflate, "seed": args.seed}
-    if args.snapshot_kimg is not None:
-        changes["snapshot_kimg"] = args.snapshot_kimg
+    changes |= {name: getattr(args, name) for name in OPTIONAL if getattr(args, name) is not None}
+    if args.metrics and args.best_metric is None:
+        changes["best_metric"] = args.metrics[0]
     cfg = preset(args.preset).train_config(args.preset, shape, args.arch, **changes)
+    if args.mbstd_group is not None:
+        cfg = dataclasses.replace(cfg, network=dataclasses.replace(cfg.network, mbstd_group=args.mbstd_group))
 
     def stage(name: str, default: StageConfig) -> StageConfig:
         given = {key: getattr(args, f"{key}_{name}") for key in ("kimg", "batch", "r1_gamma")}
@@ -112,13 +170,42 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     if device.type == "cpu":
         keep_freed_memory()
-    check_folder(args.out)
-    torch.set_num_threads(args.threads or os.cpu_count() or 1)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with RunLock(args.out):
-        data, path = open_data(args)
+    if not args.dry_run:
+        check_folder(args.out)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(args.threads or max((os.cpu_count() or 1) // local, 1))
+    execution = Execution(args.accumulate, args.checkpoint_activations, "inductor" if args.compile else "")
+    if args.dry_run:
+        shape = preset(args.preset).shape if args.data is None else VolumeDataset(args.data).info.shape
+        cfg = config_from(args, shape)
+        check_metrics(cfg)
+        dry_run(cfg, device, execution)
+        return 0
+    try:
+        return _train(args, device, execution, join(device, args.timeout))
+    finally:
+        leave()
+
+
+def _train(args: argparse.Namespace, device: torch.device, execution: Execution, group: Group) -> int:
+    """This process's share of the run; the main one holds the lock and makes the data."""
+    with contextlib.ExitStack() as held:
+        if group.main:
+            args.out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(RunLock(args.out))
+            data, path = open_data(args)
+        group.tell("", device)  # the data are there
+        if not group.main:
+            data, path = VolumeDataset(args.data or args.out / "data"), str(args.data or "data")
         cfg = config_from(args, data.info.shape)
-        return train(cfg, data, args.out, init=args.init, data_path=path, device=device, progress=not args.no_progress)
+        return train(
+            cfg, data, args.out, init=args.init, data_path=path, device=device, progress=not args.no_progress,
+            say=print if group.main else _silent, execution=execution, group=group, on_nan=args.on_nan,
+        )  # fmt: skip
+
+
+def _silent(text: str) -> None:
+    """The main process speaks for all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

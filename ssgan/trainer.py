@@ -7,9 +7,10 @@ resumed run needs no random state to be the same run.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,27 @@ from ssgan import checkpoint
 from ssgan.checkpoint import CheckpointMeta
 from ssgan.config import TrainConfig
 from ssgan.data.dataset import VolumeDataset, to_axial
+from ssgan.distributed import SINGLE, Group, split_batch
 from ssgan.files import atomic_write_bytes, write_json_atomic
 from ssgan.gan import Gan, stream_seed
 from ssgan.images import plot_curves, slice_grid, three_plane_grid
+from ssgan.losses import NonFiniteError
 from ssgan.metrics.sliced import DistanceToData
+from ssgan.precision import Execution
 from ssgan.runlog import (
     Board,
     JsonLog,
     Progress,
     RunError,
     StopSignals,
+    check_voxels,
     distance_line,
     identity,
     record_config,
     remove_stray_files,
 )
 from ssgan.sampling import latents, synthesise
+from ssgan.schedule import MAX_REWINDS, METRICS, Measure, Metric, check_metrics, exhausted, register_metric, standing
 
 LOG_STEPS = 16  # a row of log.jsonl; the R1 interval, so that each row has every loss
 SNAPSHOT_IMAGES = 16
@@ -67,40 +73,64 @@ class RealImages:
             found[i] = self._order[place]
         return found
 
-    def batch(self, first: int, count: int) -> Tensor:
-        """(count, 1, D, H, W) float32 on the CPU, D = 1 in stage 2d."""
+    def batch(self, first: int, count: int, samples: Sequence[int] | None = None) -> Tensor:
+        """(count, 1, D, H, W) float32 on the CPU, D = 1 in stage 2d; `samples` of the batch only, where given."""
         items = self.items(first, count)
+        if samples is not None:
+            items = items[list(samples)]
         if self.stage == "3d":
             return self.data.volume_batch(items)
         return self.data.slice_batch(items // self.depth, items % self.depth)
 
 
-class Run:
-    """One run's folder and the work in it."""
+class Distance:
+    """The metric "distance": sliced Wasserstein distance of G_ema's images to the data."""
 
-    def __init__(
-        self, cfg: TrainConfig, data: VolumeDataset, folder: Path, device: torch.device, progress: bool, say: Say
-    ) -> None:
-        self.cfg, self.data, self.folder, self.device = cfg, data, folder, device
-        self.progress, self.say = progress, say
-        self.checkpoints = folder / "checkpoints"
-        self.identity = identity(cfg.to_json())
-        self.log = JsonLog(folder / "log.jsonl")
-        self._distances: dict[str, DistanceToData] = {}
+    def __init__(self, data: VolumeDataset, stage: str, seed: int) -> None:
+        self.to_data = DistanceToData(data.volumes, slices=stage == "2d", seed=seed)
 
-    def distance_to_data(self, stage: str) -> DistanceToData:
-        if stage not in self._distances:
-            self._distances[stage] = DistanceToData(self.data.volumes, slices=stage == "2d", seed=self.cfg.seed)
-        return self._distances[stage]
-
-    def measure(self, gan: Gan) -> float:
-        """Sliced Wasserstein distance of G_ema's images to the data; takes nothing from the training's randomness."""
-
+    def __call__(self, gan: Gan) -> float:
         def generate(count: int) -> np.ndarray:
-            z = latents(range(count), self.cfg.network.z_dim)
+            z = latents(range(count), gan.cfg.network.z_dim)
             return synthesise(gan.G_ema, z, batch=gan.hyper.batch, noise="random")
 
-        return self.distance_to_data(gan.stage).measure(generate)
+        return self.to_data.measure(generate)
+
+
+register_metric("distance", Metric(Distance))
+
+
+class Run:
+    """One run's folder and the work in it, in this process of `group`; only the main one writes."""
+
+    def __init__(
+        self, cfg: TrainConfig, data: VolumeDataset, folder: Path, device: torch.device, progress: bool, say: Say,
+        execution: Execution | None = None, group: Group = SINGLE,
+    ) -> None:  # fmt: skip
+        self.cfg, self.data, self.folder, self.device = cfg, data, folder, device
+        self.progress, self.say = progress and group.main, say
+        self.execution, self.group = execution or Execution(), group
+        self.checkpoints = folder / "checkpoints"
+        self.identity = identity(cfg.to_json())
+        self.log = JsonLog(folder / "log.jsonl", write=group.main)
+        self._measures: dict[tuple[str, str], Measure] = {}
+
+    def measures(self, stage: str, name: str) -> Measure:
+        if (stage, name) not in self._measures:
+            self._measures[stage, name] = METRICS[name].make(self.data, stage, self.cfg.seed)
+        return self._measures[stage, name]
+
+    def distance_to_data(self, stage: str) -> DistanceToData:
+        measure = self.measures(stage, "distance")
+        assert isinstance(measure, Distance)
+        return measure.to_data
+
+    def measure(self, gan: Gan, name: str = "distance") -> float:
+        """A metric of the networks as they are; takes nothing from the training's randomness."""
+        return float(self.measures(gan.stage, name)(gan))
+
+    def gan(self, stage: str) -> Gan:
+        return Gan(self.cfg, stage, self.device, self.execution, self.group)
 
     def start(self) -> None:
         """Before the first step: real images for comparison, the floor, and the distance of untrained networks."""
@@ -113,12 +143,13 @@ class Run:
 
     def begin_stage(self, stage: str, init: Path | None) -> Gan:
         """A fresh GAN of a stage, inflated from the 2D stage or from `init` where that is asked for."""
-        gan = Gan(self.cfg, stage, self.device)
+        gan = self.gan(stage)
         source = init if init is not None else checkpoint.final_path(self.checkpoints, "2d")
         if stage == "2d" or (init is None and "2d" not in self.cfg.stages):
             return gan
         if self.cfg.inflate == "none":
-            atomic_write_bytes(self.folder / "inflation.txt", b"profile none: the 3D networks start fresh\n")
+            if self.group.main:
+                atomic_write_bytes(self.folder / "inflation.txt", b"profile none: the 3D networks start fresh\n")
             return gan
         tensors, meta = checkpoint.load(source)
         if meta.stage == "2d":
@@ -132,21 +163,62 @@ class Run:
             done = f"starting from the inflated {source}"
         else:
             raise RunError(f"--init {source} is a checkpoint within stage 3d; expected one of stage 2d or of `inflate`")
+        if not self.group.main:
+            return gan
         atomic_write_bytes(self.folder / "inflation.txt", report.encode())
         row = {"event": "inflated", "stage": stage, "step": 0, "images": 0, "seconds": self.log.seconds}
         self.log.append({**row, "distance": self.measure(gan)})
         self.say(f"{done}; report in {self.folder / 'inflation.txt'}")
         return gan
 
-    def save(self, gan: Gan, final: bool) -> Path:
+    def save(self, gan: Gan, final: bool, best: bool = False) -> Path:
+        """Writes the checkpoint of this moment: numbered, the stage's last, or the copy kept as the best."""
         gan.check_finite("before saving")
+        self.group.check_together([*gan.G.parameters(), *gan.D.parameters()], self.device)
         meta = CheckpointMeta(gan.stage, gan.step, gan.images, self.identity, gan.images_before)
         path = checkpoint.numbered_path(self.checkpoints, meta)
-        if final:
+        if best:
+            path = checkpoint.best_path(self.checkpoints, gan.stage)
+        elif final:
             path = checkpoint.final_path(self.checkpoints, gan.stage)
-        checkpoint.save(path, gan.state(), meta)
-        checkpoint.prune(self.checkpoints, self.cfg.keep_checkpoints)
+        if self.group.main:
+            checkpoint.save(path, gan.state(), meta)
+            checkpoint.prune(self.checkpoints, self.cfg.keep_checkpoints)
         return path
+
+    def newest(self) -> tuple[dict[str, Tensor], CheckpointMeta, Path] | None:
+        """The newest intact checkpoint, the same one in every process."""
+        found = checkpoint.load_newest(self.checkpoints, self.say) if self.group.main else None
+        name = self.group.tell(found[2].name if found else "", self.device)
+        if self.group.main or not name:
+            return found
+        return *checkpoint.load(self.checkpoints / name), self.checkpoints / name
+
+    def rewind(self, gan: Gan, error: NonFiniteError, init: Path | None) -> Gan:
+        """The stage as of its last checkpoint (or its start), with half the learning rates from there on.
+
+        Raises:
+            NonFiniteError: the stage has gone back too often.
+        """
+        if gan.rewinds >= MAX_REWINDS:
+            raise NonFiniteError(f"{error}; the stage went back {MAX_REWINDS} times before, each time at half the rate")
+        newest = self.newest()
+        place = newest[1] if newest else CheckpointMeta("2d", 0, 0, self.identity)
+        self.log.rewind(place)
+        if newest and place.stage == gan.stage:
+            fresh = self.gan(gan.stage)
+            fresh.load(newest[0], place, str(newest[2]))
+        else:
+            fresh = self.begin_stage(gan.stage, init)
+        fresh.rewinds = gan.rewinds + 1
+        row = {"event": "rewind", "stage": gan.stage, "step": fresh.step, "images": fresh.images, "reason": str(error)}
+        self.log.append({**row, "seconds": self.log.seconds, "rewinds": fresh.rewinds})
+        self.save(fresh, final=False)  # so that the lower rates outlive this process
+        self.say(
+            f"{error}. Going back to {fresh.images} images of stage {gan.stage}, with learning rates times "
+            f"{0.5**fresh.rewinds:g} (rewind {fresh.rewinds} of at most {MAX_REWINDS})"
+        )
+        return fresh
 
     def snapshot(self, gan: Gan) -> Path:
         """The same latents at every snapshot, by G_ema."""
@@ -165,50 +237,71 @@ class Run:
 
     def train_stage(self, gan: Gan, stop: StopSignals) -> bool:
         """Trains to the end of the stage; False if a signal stopped it, with everything saved."""
+        main, batch = self.group.main, gan.hyper.batch
         reals = RealImages(self.data, gan.stage, self.cfg.seed)
-        board = Board(self.folder, gan.stage, gan.images)
-        bar = Progress(gan.stage, gan.steps * gan.hyper.batch, gan.images, self.progress)
+        board = Board(self.folder, gan.stage, gan.images) if main else None
+        bar = Progress(gan.stage, gan.steps * batch, gan.images, self.progress)
         every = max(round(self.cfg.snapshot_kimg * 1000), 1)
+        measured = self.cfg.metrics_every or every
         began, before = time.monotonic(), self.log.seconds
         sums: dict[str, list[float]] = defaultdict(list)
         busy = 0.0
+        ended = self.group.any(main and exhausted(self.log.rows, gan.stage, self.cfg), self.device)
         try:
-            while gan.step < gan.steps:
+            while gan.step < gan.steps and not ended:
                 clock = time.monotonic()
-                stats = gan.train_step(reals.batch(gan.images, gan.hyper.batch))
+                stats = gan.train_step(reals.batch(gan.images, batch, gan.local))
                 busy += time.monotonic() - clock
                 for name, value in stats.items():
                     sums[name].append(value)
                 bar.update(gan.images, ((n, stats[n]) for n in ("loss_g", "loss_d")))
                 final = gan.step == gan.steps
-                due = final or gan.images // every > (gan.images - gan.hyper.batch) // every
-                if due or stop.received or gan.step % LOG_STEPS == 0:
+                due = final or gan.images // every > (gan.images - batch) // every
+                evaluate = final or gan.images // measured > (gan.images - batch) // measured
+                stopping = self.group.any(stop.received is not None, self.device)
+                best = False
+                if main and (due or evaluate or stopping or gan.step % LOG_STEPS == 0):
                     count = len(sums["loss_g"])
                     row: dict[str, Any] = {"stage": gan.stage, "step": gan.step, "images": gan.images}
                     row |= {name: math.fsum(values) / len(values) for name, values in sums.items()}
-                    row["images_per_second"] = count * gan.hyper.batch / max(busy, 1e-9)
+                    row["images_per_second"] = count * batch / max(busy, 1e-9)
                     if due:
                         board.image("G_ema", self.snapshot(gan), gan.images)
+                    if due or evaluate:
                         row["distance"] = self.measure(gan)
+                    if evaluate:
+                        row |= {n: self.measure(gan, n) for n in self.cfg.metrics if n != "distance"}
                     row["seconds"] = before + time.monotonic() - began
                     self.log.append(row)
                     board.scalars(row)
                     if due:
                         plot_curves(self.log.rows, self.folder / "curves.png")
+                    best = self.cfg.best_metric in row and standing(self.log.rows, gan.stage, self.cfg)[1] == 0
+                    ended = exhausted(self.log.rows, gan.stage, self.cfg)
                     sums.clear()
                     busy = 0.0
+                if due or evaluate:  # what the main process measured is news to the others
+                    best, ended = self.group.any(best, self.device), self.group.any(ended, self.device)
+                final |= ended
                 # After its row: a row without its checkpoint is written again, a checkpoint without its row is not.
-                if due or stop.received:
+                if best:
+                    self.save(gan, final=False, best=True)
+                if due or final or stopping:
                     path = self.save(gan, final)
-                if stop.received and not final:
-                    where = f"in stage {gan.stage} after {gan.images} images"
+                if ended:
                     self.say(
-                        f"stopped by {stop.received.name} {where}; saved {path}; the same command goes on from there"
+                        f"stage {gan.stage} ends after {gan.images} images: {self.cfg.best_metric} has not improved in "
+                        f"{self.cfg.early_stop} measurements (--early-stop)"
                     )
+                if stopping and not final:
+                    where = f"in stage {gan.stage} after {gan.images} images"
+                    name = stop.received.name if stop.received else "a signal to another process"
+                    self.say(f"stopped by {name} {where}; saved {path}; the same command goes on from there")
                     return False
         finally:
             bar.close()
-            board.close()
+            if board is not None:
+                board.close()
         return True
 
     def finish(self) -> None:
@@ -223,6 +316,9 @@ class Run:
         write_json_atomic(self.folder / "result.json", result)
         self.say(f"final checkpoint: {finals[last]}\nsnapshots: {self.folder / 'snapshots'}")
         self.say(f"curves: {self.folder / 'curves.png'}")
+        best = checkpoint.best_path(self.checkpoints, last)
+        if best.exists():
+            self.say(f"best by {self.cfg.best_metric}: {best} (after {checkpoint.read_meta(best).images} images)")
         self.say(distance_line(result["distance"]))
 
 
@@ -236,15 +332,71 @@ def train(
     device: torch.device | str = "cpu",
     progress: bool = True,
     say: Say = print,
+    execution: Execution | None = None,
+    group: Group = SINGLE,
+    on_nan: str = "stop",
 ) -> int:
     """Trains or resumes the run in `folder`; the caller holds its lock. Returns the exit status.
 
-    init: a 2D checkpoint to inflate from, for stage 3d. data_path: recorded in config.json. Returns 0 when the run
-    is finished, 128 plus the signal's number when SIGINT or SIGTERM stopped it.
+    init: a 2D checkpoint to inflate from, for stage 3d. data_path: recorded in config.json. on_nan: "stop" raises,
+    "rewind" goes back to the last checkpoint and halves the learning rates, up to `MAX_REWINDS` times a stage. Every
+    process of `group` calls this. Returns 0 when the run is finished, 128 plus the signal's number when SIGINT or
+    SIGTERM stopped it (15 where it came to another process).
 
     Raises:
-        RunError, CheckpointError, NonFiniteError, OSError: see there; saved checkpoints are intact.
+        RunError, CheckpointError, NonFiniteError, DistributedError, OSError: see there; saved checkpoints are intact.
     """
+    device = torch.device(device)
+    check_metrics(cfg)
+    for stage in cfg.stages:  # before hours have gone into the first
+        batch = (cfg.stage_2d if stage == "2d" else cfg.stage_3d).batch
+        split_batch(batch, cfg.network.mbstd_group, group.size * (execution or Execution()).accumulate)
+    if group.main:
+        _open_folder(cfg, data, folder, init, data_path)
+    group.tell("", device)
+    run = Run(cfg, data, folder, device, progress, say, execution, group)
+    newest = run.newest()
+    run.log.rewind(newest[1] if newest else None)
+    gan = None
+    if newest is None:
+        if group.main:
+            run.start()
+    else:
+        tensors, meta, path = newest
+        if meta.config_hash != run.identity:
+            raise RunError(f"{path} belongs to a run of another configuration than {folder / 'config.json'}")
+        gan = run.gan(meta.stage)
+        gan.load(tensors, meta, str(path))
+        ended = group.any(group.main and exhausted(run.log.rows, meta.stage, cfg), device)
+        if meta.stage == cfg.stages[-1] and (gan.step >= gan.steps or ended):
+            say(
+                f"{folder} is finished: {gan.images} images in stage {meta.stage}; a longer --kimg-{meta.stage} goes on"
+            )
+            if group.main:
+                run.finish()
+            return 0
+        say(f"resuming {folder} from {path.name}: stage {meta.stage}, {meta.images} images")
+    with StopSignals() as stop:
+        for stage in cfg.stages[cfg.stages.index(gan.stage) if gan else 0 :]:
+            gan = gan or run.begin_stage(stage, init)
+            while True:
+                try:
+                    finished = run.train_stage(gan, stop)
+                    break
+                except NonFiniteError as error:  # the same one in every process
+                    if on_nan != "rewind":
+                        raise
+                    gan = run.rewind(gan, error, init)
+            if not finished:
+                return 128 + (stop.received or signal.SIGTERM)
+            gan = None
+    if group.main:
+        run.finish()
+    return 0
+
+
+def _open_folder(cfg: TrainConfig, data: VolumeDataset, folder: Path, init: Path | None, data_path: str) -> None:
+    """Makes the run's folders and config.json, or checks that configuration and data are those of the run there."""
     for name in ("checkpoints", "snapshots", "samples"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     remove_stray_files(folder)
@@ -252,30 +404,5 @@ def train(
     info = {"path": data_path, "content_hash": data.info.content_hash, "info": data.info.to_json()}
     source = None if init is None else {"path": str(init), "sha256": checkpoint.checksum(init)}
     record_config(folder, cfg.to_json(), info, source, begun=found[-1].name[:2] if found else None)
-    run = Run(cfg, data, folder, torch.device(device), progress, say)
-    newest = checkpoint.load_newest(run.checkpoints, say)
-    run.log.rewind(newest[1] if newest else None)
-    gan = None
-    if newest is None:
-        run.start()
-    else:
-        tensors, meta, path = newest
-        if meta.config_hash != run.identity:
-            raise RunError(f"{path} belongs to a run of another configuration than {folder / 'config.json'}")
-        gan = Gan(cfg, meta.stage, run.device)
-        gan.load(tensors, meta, str(path))
-        if meta.stage == cfg.stages[-1] and gan.step >= gan.steps:
-            say(
-                f"{folder} is finished: {gan.images} images in stage {meta.stage}; a longer --kimg-{meta.stage} goes on"
-            )
-            run.finish()
-            return 0
-        say(f"resuming {folder} from {path.name}: stage {meta.stage}, {meta.images} images")
-    with StopSignals() as stop:
-        for stage in cfg.stages[cfg.stages.index(gan.stage) if gan else 0 :]:
-            gan = gan or run.begin_stage(stage, init)
-            if not run.train_stage(gan, stop):
-                return 128 + stop.received
-            gan = None
-    run.finish()
-    return 0
+    if found:
+        check_voxels(data.volumes, data.info.content_hash, data_path or str(data.path))

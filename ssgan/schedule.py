@@ -1,0 +1,81 @@
+"""What changes as a run goes on: learning rates, which layers train, which checkpoint is best, when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ssgan.config import ConfigError, TrainConfig
+from ssgan.networks import Discriminator
+
+MAX_REWINDS = 5  # times that --on-nan rewind goes back in a stage
+
+
+def rate_factor(cfg: TrainConfig, stage: str, images: int, inflated: bool, rewinds: int) -> float:
+    """What the learning rates are multiplied by: a linear rise after inflation, and half for every rewind.
+
+    images: those the discriminator has seen in this stage when the step is done.
+    """
+    warm = cfg.warmup_kimg * 1000 if stage == "3d" and inflated else 0.0
+    return (min(images / warm, 1.0) if warm else 1.0) * 0.5**rewinds
+
+
+def trainable(D: Discriminator, frozen: int) -> None:
+    """Lets D train but for `from_image` and the `frozen` finest blocks after it (FreezeD, Mo et al. 2020); 0: all."""
+    D.requires_grad_(True)
+    if frozen:
+        for module in (D.from_image, *list(D.blocks)[:frozen]):
+            module.requires_grad_(False)
+
+
+Measure = Callable[[Any], float]  # (gan) -> value
+
+
+@dataclass(frozen=True)
+class Metric:
+    """make: (data set, stage, seed) -> (gan) -> value; made once per stage, so that real features are computed once."""
+
+    make: Callable[[Any, str, int], Measure]
+    lower_is_better: bool = True
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def register_metric(name: str, metric: Metric) -> None:
+    """Makes a metric available to --metrics, --best-metric and --early-stop."""
+    if name in METRICS:
+        raise ConfigError(f"metric {name!r} is registered already")
+    METRICS[name] = metric
+
+
+def check_metrics(cfg: TrainConfig) -> None:
+    """Raises ConfigError for a metric that nobody registered, or a best metric that is not measured."""
+    for name in cfg.metrics:
+        if name not in METRICS:
+            raise ConfigError(f"metrics: expected of {', '.join(sorted(METRICS))}; got {name!r}")
+    if cfg.best_metric not in cfg.metrics:
+        raise ConfigError(
+            f"best_metric: expected one of the measured {', '.join(cfg.metrics)}; got {cfg.best_metric!r}"
+        )
+
+
+def standing(rows: Iterable[dict[str, Any]], stage: str, cfg: TrainConfig) -> tuple[float | None, int]:
+    """The best value of the best metric in a stage's log rows, and how many evaluations have passed since."""
+    sign = 1.0 if METRICS[cfg.best_metric].lower_is_better else -1.0
+    best, since = None, 0
+    for row in rows:
+        if row.get("stage") != stage or "event" in row or cfg.best_metric not in row:
+            continue
+        value = row[cfg.best_metric]
+        if best is None or sign * value < sign * best:
+            best, since = value, 0
+        else:
+            since += 1
+    return best, since
+
+
+def exhausted(rows: Iterable[dict[str, Any]], stage: str, cfg: TrainConfig) -> bool:
+    """Whether --early-stop ends the stage here."""
+    return cfg.early_stop > 0 and standing(rows, stage, cfg)[1] >= cfg.early_stop
