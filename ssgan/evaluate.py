@@ -37,7 +37,7 @@ class EvaluateError(UserError):
 
 @dataclass(frozen=True)
 class Source:
-    """volumes: (N, D, H, W) float32 in [-1, 1]. spacing: (x, y, z) mm. info: of a data set or run, None for a folder."""
+    """volumes: (N, D, H, W) float32 in [-1, 1]. spacing: (x, y, z) mm. info: None for a folder."""
 
     kind: str
     volumes: np.ndarray

@@ -1,4 +1,4 @@
-"""Numbers that compare two sets of feature vectors (N, F): Frechet distance, KID, precision and its kin. All float64."""
+"""Numbers that compare two sets of feature vectors (N, F), in float64: Frechet distance, KID, precision and kin."""
 
 from __future__ import annotations
 
