@@ -48,6 +48,7 @@ ORDER = {
         "metrics.sets",
         "metrics.voxels",
         "metrics.features",
+        "metrics.training",
         "runlog",
         "trainer",
         "prepare",

@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from ssgan.errors import UserError
 from ssgan.metrics import sets, voxels
 from ssgan.metrics.features import Random3d
+from ssgan.metrics.training import TrainingMetrics
 
 
 def rng(seed=0):
@@ -148,3 +149,16 @@ def test_random3d_is_always_the_same():
 def test_bad_features(real, fake, match):
     with pytest.raises(UserError, match=match):
         sets.frechet(real, fake)
+
+
+def test_training_metrics_are_the_functions_on_the_subset():
+    measured = TrainingMetrics(REAL, ("msssim", "frechet", "kid")).measure(lambda count: OTHER[:count])
+    real, other = map(Random3d(), (REAL, OTHER))
+    assert list(measured) == ["msssim", "frechet", "kid"]
+    assert measured["frechet"] == pytest.approx(sets.frechet(real, other), rel=1e-4)
+    assert measured["kid"] == pytest.approx(sets.kid(real, other), abs=1e-5)
+    assert measured["msssim"] == pytest.approx(voxels.pairwise_msssim(OTHER).mean())
+    with pytest.raises(UserError, match="fid"):
+        TrainingMetrics(REAL, ("fid",))
+    with pytest.raises(UserError, match="at least 2"):
+        TrainingMetrics(REAL[:1])
