@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "phantom": "make a data set of random ellipsoid heads; nothing to download",
     "train": "train a GAN: 2D on slices, inflation, 3D on volumes; the same command resumes",
     "generate": "write volumes of a trained run as NIfTI, PNG and GIF",
+    "evaluate": "measure generated volumes against real ones: distances, variety, copies",
     "summary": "print the parameters of the networks, layer by layer",
     "inflate": "turn a 2D checkpoint into the start of a 3D GAN",
 }

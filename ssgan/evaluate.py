@@ -1,0 +1,296 @@
+"""`ssgan evaluate`: how close generated volumes are to real ones, how varied, and whether they are copies.
+
+python -m ssgan.evaluate --real DATASET|DIR --fake DATASET|DIR|RUN --out metrics.json [--held-out DATASET|DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial.distance import cdist
+from tqdm import tqdm
+
+from ssgan.data.dataset import DatasetInfo, VolumeDataset, to_array_axes, to_axial
+from ssgan.data.nifti import VolumeError, find_files, load_nifti
+from ssgan.errors import UserError, run_command
+from ssgan.files import atomic_path, write_json_atomic
+from ssgan.generate import load_generator
+from ssgan.images import contact_sheet
+from ssgan.metrics import sets, voxels
+from ssgan.metrics.features import Extractor, Random3d
+from ssgan.sampling import latents, synthesise
+
+FORMAT, VERSION = "ssgan-metrics", 1
+LEAST, NEIGHBOURS, DIGITS, PAIRS_SHOWN = 12, 5, 5, 8
+
+
+class EvaluateError(UserError):
+    """Sets that cannot be compared, or a bad argument of `evaluate`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """volumes: (N, D, H, W) float32 in [-1, 1]. spacing: (x, y, z) mm. info: None for a folder."""
+
+    kind: str
+    volumes: np.ndarray
+    spacing: tuple[float, ...]
+    slice_axis: str
+    info: DatasetInfo | None
+
+    @property
+    def content(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.volumes, dtype="<f4").tobytes()).hexdigest()
+
+
+def load_source(path: Path, option: str, like: Source | None, count: int) -> Source:
+    """A data set, a run (`count` volumes of G_ema by seeds 0, 1, ...) or a folder of NIfTI.
+
+    The raw intensities of a folder are taken to [-1, 1] by the scale of `like`, if that is a data set, and clipped; a
+    folder without one by the 0.5 and 99.5 percentiles of all its voxels.
+    """
+    if (path / "dataset.json").is_file():
+        data = VolumeDataset(path)
+        return _checked(Source("dataset", data.volumes, data.info.spacing, data.info.slice_axis, data.info), option)
+    if (path / "config.json").is_file():
+        G, meta, info, _ = load_generator(path, None)
+        if meta.stage == "2d":
+            raise EvaluateError(
+                f"{option} {path}: the last checkpoint is of stage 2d, which makes slices; train the 3D stage"
+            )
+        parts = [
+            synthesise(G, latents(range(i, min(i + 4, count)), G.cfg.z_dim), batch=4)
+            for i in tqdm(range(0, count, 4), desc="generating", disable=None)
+        ]
+        made = np.clip(np.concatenate(parts), -1, 1)
+        return _checked(Source("run", made, info.spacing, info.slice_axis, info), option)
+    if not path.is_dir():
+        raise EvaluateError(f"{option} {path} does not exist; expected a data set, a folder of NIfTI files or a run")
+    files, _ = find_files(path)
+    if not files:
+        raise EvaluateError(f"{option} {path}: no NIfTI files, dataset.json or config.json in it")
+    axis = like.slice_axis if like else "axial"
+    loaded: list[np.ndarray] = []
+    spacing: np.ndarray | None = None
+    for file in tqdm(files, desc=f"reading {option}", disable=None):
+        try:
+            volume = load_nifti(file)
+        except VolumeError as error:
+            raise EvaluateError(f"{option} {file}: {error}") from error
+        array = to_array_axes(volume.data, axis)
+        if loaded and (array.shape != loaded[0].shape or not np.allclose(volume.spacing, spacing, rtol=1e-3)):
+            raise EvaluateError(
+                f"{option} {file}: expected the first file's shape {loaded[0].shape} and spacing {spacing}; "
+                f"got {array.shape} and {volume.spacing}; make one data set of them with `ssgan prepare`"
+            )
+        loaded.append(array)
+        spacing = volume.spacing
+    raw = np.stack(loaded)
+    info = like.info if like else None
+    low, high = (info.intensity_low, info.intensity_high) if info else np.percentile(raw, (0.5, 99.5))
+    if like is not None and info is None:
+        raise EvaluateError(f"{option} {path} is a folder and so is --real: no common intensity scale; prepare --real")
+    scaled = np.clip((raw - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
+    return _checked(Source("folder", scaled, tuple(map(float, spacing)), axis, None), option)
+
+
+def _checked(source: Source, option: str) -> Source:
+    bad = [i for i, v in enumerate(source.volumes) if not np.isfinite(v).all()]
+    if bad:
+        raise EvaluateError(f"{option}: volumes {bad[:5]} hold NaN or infinite values; repair or leave them out")
+    return source
+
+
+def check_alike(real: Source, other: Source, option: str) -> None:
+    """Raises EvaluateError unless shape, spacing (to 1 %) and axes agree."""
+    for what, a, b in (
+        ("shape (D, H, W)", real.volumes.shape[1:], other.volumes.shape[1:]),
+        ("slice axis", real.slice_axis, other.slice_axis),
+    ):
+        if a != b:
+            raise EvaluateError(f"{option}: expected the {what} of --real, {a}; got {b}; prepare both alike")
+    if not np.allclose(real.spacing, other.spacing, rtol=0.01):
+        raise EvaluateError(
+            f"{option}: expected the spacing of --real, {real.spacing} mm; got {other.spacing}; prepare both alike"
+        )
+
+
+def cached_features(extractor: Extractor, source: Source, cache: Path | None) -> np.ndarray:
+    """Features of a source; a file in `cache` is named by the voxels, the extractor's protocol and its weights."""
+    if cache is None:
+        return extractor(source.volumes)
+    shape = source.volumes.shape
+    key = f"{source.content} {shape} {extractor.protocol} {extractor.checksum}"
+    file = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    if file.is_file():
+        try:
+            found = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise EvaluateError(f"--cache: {file} is damaged ({error}); delete it") from error
+        if found.ndim == 2 and len(found) == shape[0]:
+            return found
+        raise EvaluateError(f"--cache: {file} holds {found.shape}, expected {shape[0]} rows; delete it")
+    values = extractor(source.volumes)
+    with atomic_path(file) as temporary:
+        np.save(temporary, values)
+    return values
+
+
+FEATURE_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"frechet": sets.frechet, "kid": sets.kid}
+for _name in ("precision", "recall", "density", "coverage"):
+    FEATURE_METRICS[_name] = lambda a, b, name=_name: sets.prdc(a, b, NEIGHBOURS)[name]
+VOXEL_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "mmd": lambda a, b: sets.mmd_linear(a.reshape(len(a), -1), b.reshape(len(b), -1)),
+    "msssim": lambda a, b: float(voxels.pairwise_msssim(b).mean()),
+    "histogram": voxels.histogram_distance,
+    "spectrum": voxels.spectrum_distance,
+} | {f"profile_{axis}": lambda a, b, axis=axis: voxels.profile_distances(a, b)[axis] for axis in "DHW"}
+BETTER = dict.fromkeys((*FEATURE_METRICS, *VOXEL_METRICS), "lower")
+BETTER |= dict.fromkeys(("precision", "recall", "density", "coverage"), "higher") | {"msssim": "as floor"}
+
+
+def compare(
+    real: tuple[np.ndarray, np.ndarray], fake: tuple[np.ndarray, np.ndarray], spare: tuple[np.ndarray, np.ndarray],
+    repeats: int, seed: int,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Every metric of fake, and of spare (other real volumes: the floor), against real; each (features, volumes)."""
+    result = {}
+    for name in tqdm(BETTER, desc="metrics", disable=None):
+        part = 0 if name in FEATURE_METRICS else 1
+        measure = (FEATURE_METRICS | VOXEL_METRICS)[name]
+        a, b, c = real[part], fake[part], spare[part]
+        steps = repeats if part == 0 else min(repeats, 10)  # voxel metrics cost far more
+        interval = None
+        if name not in ("precision", "recall", "density", "coverage") or len(a) // 2 > NEIGHBOURS:
+            interval = [significant(x) for x in sets.half_interval(measure, a, b, steps, seed)]
+        value, floor = significant(measure(a, b)), significant(measure(a, c))
+        result[name] = {"value": value, "interval": interval, "floor": floor, "better": BETTER[name]}
+    return result
+
+
+def significant(value: float) -> float:
+    """Five significant digits: sums in float32 within the extractor depend on the threads beyond that."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def memorisation(fake: np.ndarray, train: np.ndarray, held: np.ndarray | None) -> dict[str, Any]:
+    """Distances of each fake row to its nearest training row, against the same for held-out rows.
+
+    All training rows serve for both, so their counts need not agree. Without held-out rows the reference is the
+    distance of each training row to the nearest other one. ratio: median over median, about 1 without copies;
+    below_5_percent: the fraction of fakes nearer than the reference's 5 % quantile, about 0.05 without copies.
+    """
+    nearest = cdist(fake, train)
+    to_train = nearest.min(1)
+    if held is None:
+        own = cdist(train, train)
+        np.fill_diagonal(own, np.inf)
+        other = own.min(1)
+    else:
+        other = cdist(held, train).min(1)
+    order = np.argsort(to_train, kind="stable")
+    return {
+        "median_to_training": significant(np.median(to_train)),
+        "median_reference": significant(np.median(other)),
+        "ratio": significant(np.median(to_train) / max(float(np.median(other)), 1e-12)),
+        "below_5_percent": significant((to_train < np.quantile(other, 0.05)).mean()),
+        "closest": [[int(i), int(nearest[i].argmin()), significant(to_train[i])] for i in order[:PAIRS_SHOWN]],
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--real", type=Path, required=True, help="training volumes: a data set or a folder of NIfTI")
+    parser.add_argument("--fake", type=Path, required=True, help="generated volumes: a folder, a data set or a run")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file; closest pairs go beside it as a PNG")
+    parser.add_argument("--held-out", type=Path, help="real volumes not trained on, for the check for copies")
+    parser.add_argument("--count", type=int, help="volumes per side (default: as many as both sides allow)")
+    parser.add_argument("--repeats", type=int, default=50, help="random halves for the intervals (default 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of volumes and halves (default 0)")
+    parser.add_argument("--cache", type=Path, help="folder that keeps features for the next evaluation")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.repeats < 2:
+        raise EvaluateError(f"--repeats: expected at least 2; got {args.repeats}")
+    if args.seed < 0:
+        raise EvaluateError(f"--seed: expected 0 or more; got {args.seed}")
+    if args.count is not None and args.count < LEAST:
+        raise EvaluateError(f"--count: expected at least {LEAST}; got {args.count}")
+    real = load_source(args.real, "--real", None, args.count or 200)
+    if real.kind == "run":
+        raise EvaluateError(f"--real {args.real} is a run; expected a data set or a folder of NIfTI")
+    fake = load_source(args.fake, "--fake", real, args.count or min(200, len(real.volumes) // 2))
+    held = load_source(args.held_out, "--held-out", real, 0) if args.held_out else None
+    for source, option in ((fake, "--fake"), (held, "--held-out")):
+        if source:
+            check_alike(real, source, option)
+    possible = min(len(fake.volumes), len(real.volumes) // 2)
+    count = args.count or possible
+    if count > possible or count < LEAST:
+        raise EvaluateError(
+            f"expected at least {2 * max(count, LEAST)} real volumes (half are for the floor) and "
+            f"{max(count, LEAST)} generated; got {len(real.volumes)} and {len(fake.volumes)}"
+        )
+    extractor = Random3d()
+    rng = np.random.Generator(np.random.PCG64(args.seed))
+    order, chosen = rng.permutation(len(real.volumes)), np.sort(rng.permutation(len(fake.volumes))[:count])
+    features = {n: cached_features(extractor, s, args.cache) for n, s in (("real", real), ("fake", fake))}
+    first, second = np.sort(order[:count]), np.sort(order[count : 2 * count])
+
+    def pick(name: str, source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return features[name][indices], np.asarray(source.volumes[indices])
+
+    sides = pick("real", real, first), pick("fake", fake, chosen), pick("real", real, second)
+    metrics = compare(*sides, args.repeats, args.seed)
+    held_features = cached_features(extractor, held, args.cache) if held else None
+    flat = [s.volumes.reshape(len(s.volumes), -1) if s else None for s in (fake, real, held)]
+    copies = {
+        "features": memorisation(features["fake"], features["real"], held_features),
+        "voxels": memorisation(*flat),
+    }
+    picture = args.out.with_suffix(".pairs.png")
+    shown, names = [], []
+    for i, j, distance in copies["voxels"]["closest"]:
+        shown += [fake.volumes[i], real.volumes[j]]
+        names += [f"generated {i}", f"training {j}, {distance:g}"]
+    contact_sheet(to_axial(np.stack(shown), real.slice_axis), names, picture, spacing=real.spacing, columns=2)
+    scales, window = voxels.msssim_scales(real.volumes.shape[1:])
+    protocol = (
+        f"{count} against {count} volumes, seed {args.seed}; {extractor.protocol}; Frechet over N-1; KID cubic, "
+        f"unbiased, one block; PRDC k={NEIGHBOURS}; MMD linear kernel on voxels, biased, batches of 8; MS-SSIM of "
+        f"disjoint generated pairs, {scales} scales, window {window}; intervals 95 % by {args.repeats} random halves "
+        f"(voxel metrics {min(args.repeats, 10)}); {DIGITS} significant digits"
+    )
+    record = {"format": FORMAT, "version": VERSION, "protocol": protocol, "count": count}
+    record["extractor"] = {"name": extractor.name, "sha256": extractor.checksum}
+    for name, source, path in (("real", real, args.real), ("fake", fake, args.fake)):
+        record[name] = {
+            "path": str(path),
+            "kind": source.kind,
+            "volumes": len(source.volumes),
+            "sha256": source.content,
+        }
+    reference = "nearest training volume of held-out volumes" if held else "nearest other training volume"
+    record |= {"metrics": metrics, "memorisation": copies | {"reference": reference, "picture": picture.name}}
+    write_json_atomic(args.out, record)
+    for name, row in metrics.items():
+        print(f"{name:<10} {row['value']:>10g}  floor {row['floor']:>10g}  95 % {row['interval']}")
+    print(f"copies: voxel ratio {copies['voxels']['ratio']:g} (about 1 without copies); {args.out}, {picture}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ssgan evaluate", description=__doc__.split("\n")[0])
+    add_arguments(parser)
+    return run_command("evaluate", run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

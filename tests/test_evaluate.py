@@ -1,0 +1,73 @@
+"""`ssgan evaluate` from the command line: the record, the check for copies, the cache and its errors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ssgan import evaluate
+from ssgan.data.dataset import VolumeDataset
+from ssgan.phantom import main as phantom
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluate")
+    for name, seed, shape in (("real", 0, "8 12 8"), ("fake", 1, "8 12 8"), ("other", 2, "8 8 8")):
+        count = "48" if name == "real" else "24"
+        assert (
+            phantom(["--out", str(root / name), "--count", count, "--shape", *shape.split(), "--seed", str(seed)]) == 0
+        )
+    return root
+
+
+def go(data, out, *more, fake="fake"):
+    return evaluate.main(
+        ["--real", str(data / "real"), "--fake", str(data / fake), "--out", str(out), "--repeats", "3", *more]
+    )
+
+
+def test_record_and_again_from_the_cache(data, tmp_path):
+    more = ("--cache", str(tmp_path / "cache"), "--held-out", str(data / "fake"))
+    assert go(data, tmp_path / "a.json", *more) == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # held-out and fake are the same volumes
+    assert go(data, tmp_path / "b.json", *more) == 0
+    a, b = (json.loads((tmp_path / f"{n}.json").read_text()) for n in "ab")
+    assert a["metrics"] == b["metrics"] and a["count"] == 24 and "24 against 24" in a["protocol"]
+    assert set(a["metrics"]) == set(evaluate.BETTER)
+    assert a["memorisation"]["voxels"]["ratio"] == 1  # the fakes are the held-out volumes themselves
+    assert (tmp_path / "a.pairs.png").is_file()
+
+
+def test_copies_are_found():
+    rng = np.random.default_rng(0)
+    train, held = rng.normal(size=(30, 8)), rng.normal(size=(30, 8))
+    honest = evaluate.memorisation(rng.normal(size=(40, 8)), train, held)
+    copied = evaluate.memorisation(train[:20] + 1e-3, train, held)
+    assert 0.8 < honest["ratio"] < 1.25 and copied["ratio"] < 0.01 and copied["below_5_percent"] == 1
+    late = evaluate.memorisation(train[-5:], train, held[:5])  # copies of volumes far down the training set
+    assert late["ratio"] == 0
+    assert evaluate.memorisation(train[:20] + 1e-3, train, None)["ratio"] < 0.01
+
+
+@pytest.mark.parametrize(
+    "fake, more, match",
+    [
+        ("other", (), "shape"),
+        ("absent", (), "does not exist"),
+        ("fake", ("--count", "25"), "expected at least 50 real"),
+        ("fake", ("--count", "3"), "--count"),
+        ("fake", ("--repeats", "1"), "--repeats"),
+    ],
+)
+def test_errors(data, tmp_path, capsys, fake, more, match):
+    assert go(data, tmp_path / "m.json", *more, fake=fake) == 2
+    assert match in capsys.readouterr().err and not (tmp_path / "m.json").exists()
+
+
+def test_nan_is_named(data):
+    source = evaluate.load_source(data / "real", "--real", None, 0)
+    bad = np.array(VolumeDataset(data / "real").volumes)
+    bad[3, 0, 0, 0] = np.nan
+    with pytest.raises(evaluate.EvaluateError, match=r"--fake: volumes \[3\]"):
+        evaluate._checked(evaluate.Source("dataset", bad, source.spacing, "axial", None), "--fake")
