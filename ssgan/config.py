@@ -82,7 +82,8 @@ class NetworkConfig:
     """Generator and discriminator of one GAN; the 2D one is `flat()`: the same with depth 1.
 
     shape: (D, H, W) of a volume. base, scales: see `plan_levels`. widths: channels per level, coarse to fine,
-    len(scales) + 1 of them. arch: a key of ARCHITECTURES.
+    len(scales) + 1 of them. arch: a key of ARCHITECTURES. classes: labels to condition on, 0 for none; label_layers:
+    of the discriminator's mapping of the label, None for as many as mapping_layers.
     """
 
     shape: Triple
@@ -96,6 +97,8 @@ class NetworkConfig:
     mapping_layers: int = 4
     mbstd_group: int = 4
     conv_clamp: float | None = None
+    classes: int = 0
+    label_layers: int | None = None
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -112,6 +115,9 @@ class NetworkConfig:
         for name in ("image_channels", "z_dim", "w_dim", "mapping_layers", "mbstd_group"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1; got {getattr(self, name)}")
+        for name in ("classes", "label_layers"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name}: expected at least 0; got {getattr(self, name)}")
 
     @property
     def is_flat(self) -> bool:

@@ -1,8 +1,8 @@
 """`ssgan generate`: volumes of a trained run as NIfTI, PNG and GIF.
 
-    python -m ssgan.generate --run RUN --seeds 0-15,20 --out DIR [--truncation 0.7]
+    python -m ssgan.generate --run RUN --seeds 0-15,20 --out DIR [--truncation 0.7] [--class NAME|NUMBER|all]
 
-The latent of a seed depends on the seed alone, not on the others or on --batch.
+The latent of a seed depends on the seed alone, not on the others, on the class or on --batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import torch
 
 from ssgan import checkpoint
 from ssgan.config import TrainConfig
@@ -25,7 +26,7 @@ from ssgan.files import atomic_path, read_json, write_json_atomic
 from ssgan.images import contact_sheet, save_gif, slice_grid, three_plane_grid
 from ssgan.machine import pick_device
 from ssgan.networks import Generator
-from ssgan.sampling import latents, synthesise
+from ssgan.sampling import class_mean, latents, synthesise
 
 MAX_SEED = 2**32 - 1
 RECORD = "generate.json"
@@ -78,6 +79,42 @@ def load_generator(run: Path, file: Path | None) -> tuple[Generator, checkpoint.
     return G.requires_grad_(False), meta, info, path
 
 
+def class_names(run: Path, classes: int) -> list[str]:
+    """Names of a run's classes by number, as its data set called them; the numbers where it named none.
+
+    Raises:
+        GenerateError: the record names another number of classes than the networks have.
+    """
+    names = read_json(run / "config.json")["data"]["info"].get("classes") or [str(i) for i in range(classes)]
+    if len(names) != classes:
+        raise GenerateError(
+            f"--run {run}: its config.json names {len(names)} classes, its networks have {classes}; restore config.json"
+        )
+    return [str(name) for name in names]
+
+
+def parse_class(text: str | None, names: list[str], run: Path) -> list[int | None]:
+    """--class as class numbers, [None] for networks without classes. A name goes before a number that reads the same.
+
+    Raises:
+        GenerateError: no such class, a class asked of networks without, or none of networks with.
+    """
+    if not names:
+        if text is not None:
+            raise GenerateError(f"--class {text}: --run {run} was trained without classes; leave --class out")
+        return [None]
+    if text == "all":
+        return list(range(len(names)))
+    listed = ", ".join(f"{i} ({name})" if name != str(i) else name for i, name in enumerate(names))
+    if text is None:
+        raise GenerateError(f"--class: --run {run} was trained with classes; give one of {listed}, or all")
+    if text in names:
+        return [names.index(text)]
+    if re.fullmatch(r"[0-9]{1,9}", text) and int(text) < len(names):
+        return [int(text)]
+    raise GenerateError(f"--class: expected one of {listed}, or all; got {text!r}")
+
+
 def check_out(out: Path) -> None:
     """Raises GenerateError unless `out` is absent, empty or holds an earlier generation."""
     if out.exists() and not out.is_dir():
@@ -96,6 +133,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--truncation", type=float, default=1.0, help="0 to 1: below 1 more typical, less varied (default 1)"
+    )
+    parser.add_argument(
+        "--class", dest="class_", metavar="CLASS", help="name or number of a class of the run's data set, or all"
+    )
+    parser.add_argument(
+        "--truncation-centre",
+        choices=("class", "all"),
+        default="class",
+        help="what truncation moves towards: the mean of the class, or of all classes (default class)",
     )
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the run's last)")
     parser.add_argument(
@@ -119,34 +165,59 @@ def run(args: argparse.Namespace) -> int:
     check_out(args.out)
     device = pick_device(args.device)
     G, meta, info, path = load_generator(args.run, args.checkpoint)
+    names = class_names(args.run, G.cfg.classes) if G.cfg.classes else []
+    classes = parse_class(args.class_, names, args.run)
     G.to(device)
     args.out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"run": str(args.run), "checkpoint": str(path), "sha256": checkpoint.checksum(path)}
     record |= {"seeds": args.seeds, "truncation": args.truncation, "noise": args.noise}
+    if names:
+        record |= {"classes": {str(i): names[i] for i in classes}, "truncation_centre": args.truncation_centre}
     write_json_atomic(args.out / RECORD, record)
 
+    if meta.stage == "2d":
+        print(f"{path.name} is of stage 2d: its network makes single slices, so only PNG images are written")
+    for number in classes:
+        montage, shown = write_class(G, seeds, number, names, args, info, meta.stage)
+        which = "all" if shown == len(seeds) else f"the first {shown}"
+        of_class = "" if number is None else f" of class {names[number]}"
+        what = "slices" if meta.stage == "2d" else "volumes"
+        print(f"{len(seeds)} {what}{of_class} in {args.out}, {which} shown in {montage}")
+    return 0
+
+
+MAX_SHOWN = 64  # volumes in a montage
+
+
+def write_class(
+    G: Generator, seeds: list[int], number: int | None, names: list[str], args: argparse.Namespace,
+    info: DatasetInfo, stage: str,
+) -> tuple[Path, int]:  # fmt: skip
+    """The files of all seeds of one class (None: of networks without classes), and their montage."""
+    prefix = "" if number is None else f"class{number}-"
+    centre = None
+    if number is not None and args.truncation != 1.0 and args.truncation_centre == "class":
+        centre = class_mean(G, number)
     shown: list[np.ndarray] = []
     batch = 1 if args.noise == "random" else args.batch
     for first in range(0, len(seeds), batch):
         part = seeds[first : first + batch]
-        z = latents(part, G.cfg.z_dim)
-        volumes = synthesise(G, z, batch=batch, truncation=args.truncation, noise=args.noise, noise_seed=part[0])
+        c = None if number is None else torch.full((len(part),), number)
+        volumes = synthesise(
+            G, latents(part, G.cfg.z_dim), batch=batch, truncation=args.truncation, noise=args.noise,
+            noise_seed=part[0], c=c, centre=centre,
+        )  # fmt: skip
         for seed, volume in zip(part, volumes, strict=True):
-            write_one(volume, args.out, f"seed{seed:04d}", info, meta.stage)
+            write_one(volume, args.out, f"{prefix}seed{seed:04d}", info, stage)
         shown += list(volumes[: max(0, MAX_SHOWN - len(shown))])
 
-    stack, names = np.stack(shown), [f"seed {seed}" for seed in seeds[: len(shown)]]
-    if meta.stage == "2d":
-        montage = slice_grid(stack[:, 0], args.out / "montage.png")
-        print(f"{path.name} is of stage 2d: its network makes single slices, so only PNG images were written")
-    else:
-        montage = contact_sheet(to_axial(stack, info.slice_axis), names, args.out / "montage.png", spacing=info.spacing)
-    which = "all" if len(shown) == len(seeds) else f"the first {len(shown)}"
-    print(f"{len(seeds)} {'slices' if meta.stage == '2d' else 'volumes'} in {args.out}, {which} shown in {montage}")
-    return 0
-
-
-MAX_SHOWN = 64  # volumes in the montage
+    stack, labels = np.stack(shown), [f"seed {seed}" for seed in seeds[: len(shown)]]
+    file = args.out / ("montage.png" if number is None else f"montage-class{number}.png")
+    title = None if number is None else f"class {names[number]}"
+    if stage == "2d":
+        return slice_grid(stack[:, 0], file, title=title), len(shown)
+    axial = to_axial(stack, info.slice_axis)
+    return contact_sheet(axial, labels, file, spacing=info.spacing, title=title), len(shown)
 
 
 def write_one(volume: np.ndarray, out: Path, name: str, info: DatasetInfo, stage: str) -> None:

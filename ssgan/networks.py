@@ -10,6 +10,7 @@ import itertools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssgan.config import NetworkConfig
@@ -19,25 +20,72 @@ ONE = (((1, 1, 1),),)  # a dense 1x1x1 convolution
 IN_PLANE = (((1, 3, 3),),)  # a dense convolution within the slice
 
 
+def one_hot(c: Tensor | None, classes: int, batch: int | None = None) -> Tensor | None:
+    """Labels as floating (N, classes): of class numbers (N,) int64, or of weights (N, classes) that are so already.
+
+    None for a network without classes. Raises ValueError for labels that are missing, superfluous or no labels of
+    `batch` images.
+    """
+    if classes == 0:
+        if c is not None:
+            raise ValueError("c: the network was made without classes and takes no labels; leave c out")
+        return None
+    expected = f"expected class numbers 0..{classes - 1} of shape (N,), int64, or weights (N, {classes}), floating"
+    if not isinstance(c, Tensor):
+        raise ValueError(f"c: the network has {classes} classes; {expected}; got {c!r}")
+    numbers, weights = c.dim() == 1 and c.dtype == torch.int64, c.dim() == 2 and c.is_floating_point()
+    if not (numbers or (weights and c.shape[1] == classes)):
+        raise ValueError(f"c: {expected}; got {tuple(c.shape)}, {c.dtype}")
+    if batch is not None and len(c) != batch:
+        raise ValueError(f"c: expected a label for each of {batch} images; got {len(c)}")
+    if weights:
+        return c
+    # On a GPU one_hot checks by itself, without waiting for the values.
+    if c.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((c < 0) | (c >= classes)).any()):
+        raise ValueError(f"c: {expected}; got {c.unique().tolist()[:8]}")
+    return F.one_hot(c, classes).float()
+
+
+def normalised(x: Tensor) -> Tensor:
+    """(N, C) to a mean square of 1 over the channels."""
+    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+
 class Mapping(nn.Module):
-    """z (N, z_dim) -> w (N, w_dim): normalise, then leaky fully connected layers at a hundredth of the rate."""
+    """z (N, z_dim), labels c -> w (N, w_dim): normalise, then leaky fully connected layers at a hundredth of the rate.
+
+    With classes, the linear embedding of the one-hot label, w_dim wide, is normalised by itself and appended to z
+    (StyleGAN2-ADA). z_dim 0 maps labels alone. w_avg is the running mean of w, whatever its class.
+    """
 
     w_avg: Tensor
 
-    def __init__(self, cfg: NetworkConfig, w_avg_beta: float = 0.995):
+    def __init__(self, z_dim: int, w_dim: int, layers: int, classes: int = 0, w_avg_beta: float | None = 0.995):
         super().__init__()
-        dims = [cfg.z_dim] + [cfg.w_dim] * cfg.mapping_layers
+        dims = [z_dim + (w_dim if classes else 0)] + [w_dim] * layers
         self.layers = nn.ModuleList(
             FullyConnected(a, b, "lrelu", lr_multiplier=0.01) for a, b in itertools.pairwise(dims)
         )
-        self.z_dim, self.w_avg_beta = cfg.z_dim, w_avg_beta
-        self.register_buffer("w_avg", torch.zeros(cfg.w_dim))
+        self.z_dim, self.classes, self.w_avg_beta = z_dim, classes, w_avg_beta
+        if classes:
+            self.embed = FullyConnected(classes, w_dim)
+        if w_avg_beta is not None:
+            self.register_buffer("w_avg", torch.zeros(w_dim))
 
-    def forward(self, z: Tensor, truncation: float = 1.0, update_w_avg: bool = False) -> Tensor:
+    def forward(
+        self, z: Tensor | None, c: Tensor | None = None, truncation: float = 1.0, update_w_avg: bool = False
+    ) -> Tensor:
         """truncation: w moves towards the running mean, 1 leaves it and 0 gives the mean (Karras et al. 2019, B)."""
-        if z.dim() != 2 or z.shape[1] != self.z_dim:
-            raise ValueError(f"z: expected shape (N, {self.z_dim}); got {tuple(z.shape)}")
-        w = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+        parts = []
+        if self.z_dim:
+            if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != self.z_dim:
+                got = tuple(z.shape) if isinstance(z, Tensor) else z
+                raise ValueError(f"z: expected shape (N, {self.z_dim}); got {got}")
+            parts.append(normalised(z))
+        label = one_hot(c, self.classes, len(z) if self.z_dim else None)
+        if label is not None:
+            parts.append(normalised(self.embed(label.to(self.embed.weight.dtype))))
+        w = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         for layer in self.layers:
             w = layer(w)
         if update_w_avg:
@@ -102,20 +150,24 @@ class Synthesis(nn.Module):
 
 
 class Generator(nn.Module):
-    """z (N, z_dim) -> volume (N, C, D, H, W), nominally in [-1, 1] (Karras et al. 2020, skip generator)."""
+    """z (N, z_dim), labels c -> volume (N, C, D, H, W), nominally in [-1, 1] (Karras et al. 2020, skip generator).
+
+    c: class numbers (N,) int64, or weights (N, classes), for a network with classes; None for one without.
+    """
 
     def __init__(self, cfg: NetworkConfig):
         super().__init__()
         self.cfg = cfg
-        self.mapping = Mapping(cfg)
+        self.mapping = Mapping(cfg.z_dim, cfg.w_dim, cfg.mapping_layers, cfg.classes)
         self.synthesis = Synthesis(cfg)
         self.num_ws = self.synthesis.num_ws
 
     def forward(
-        self, z: Tensor, truncation: float = 1.0, noise: str = "random", generator: torch.Generator | None = None
-    ) -> Tensor:
+        self, z: Tensor, c: Tensor | None = None, truncation: float = 1.0, noise: str = "random",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # fmt: skip
         """noise: "random" (drawn from `generator`), "const" (the buffers) or "none"."""
-        w = self.mapping(z, truncation)
+        w = self.mapping(z, c, truncation)
         return self.synthesis(w[:, None].expand(-1, self.num_ws, -1), noise, generator)
 
 
@@ -138,7 +190,8 @@ class DiscriminatorBlock(nn.Module):
 class Head(nn.Module):
     """Features (N, C, D, H, W) -> logits (N, 1): mean along depth, minibatch std, convolution, two dense layers.
 
-    After the mean it works on one slice, so it is the same network for 2D and 3D and carries over whole.
+    After the mean it works on one slice, so it is the same network for 2D and 3D and carries over whole. With classes
+    it gives (N, widths[0]), which the discriminator projects on the label.
     """
 
     def __init__(self, cfg: NetworkConfig):
@@ -147,7 +200,7 @@ class Head(nn.Module):
         self.mbstd = MinibatchStd(cfg.mbstd_group)
         self.conv = Conv(width + 1, width, IN_PLANE, clamp=cfg.conv_clamp)
         self.fc = FullyConnected(width * height * breadth, width, "lrelu")
-        self.out = FullyConnected(width, 1)
+        self.out = FullyConnected(width, width if cfg.classes else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(self.mbstd(x.mean(2, keepdim=True)))
@@ -155,7 +208,11 @@ class Head(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """volume (N, C, D, H, W) -> logits (N, 1) (Karras et al. 2020, residual discriminator)."""
+    """volume (N, C, D, H, W), labels c -> logits (N, 1) (Karras et al. 2020, residual discriminator).
+
+    With classes the logit is <head(x), m(c)> / sqrt(widths[0]) with a mapping network m of the label's own
+    (StyleGAN2-ADA; projection discriminator, Miyato and Koyama 2018). c: as in `Generator`.
+    """
 
     def __init__(self, cfg: NetworkConfig):
         super().__init__()
@@ -163,6 +220,9 @@ class Discriminator(nn.Module):
         self.from_image = Conv(cfg.image_channels, cfg.widths[-1], ONE, clamp=cfg.conv_clamp)
         self.blocks = nn.ModuleList(DiscriminatorBlock(cfg, level) for level in range(len(cfg.scales), 0, -1))
         self.head = Head(cfg)
+        if cfg.classes:
+            layers = cfg.mapping_layers if cfg.label_layers is None else cfg.label_layers
+            self.mapping = Mapping(0, cfg.widths[0], layers, cfg.classes, w_avg_beta=None)
 
     def features(self, x: Tensor) -> Tensor:
         """(N, C, D, H, W) -> (N, widths[0], *base), what the head sees."""
@@ -174,5 +234,9 @@ class Discriminator(nn.Module):
             x = block(x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        label = one_hot(c, self.cfg.classes, len(x))
+        y = self.head(self.features(x))
+        if label is None:
+            return y
+        return (y * self.mapping(None, label)).sum(1, keepdim=True) / math.sqrt(y.shape[1])

@@ -19,10 +19,30 @@ def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
 
 @torch.no_grad()
 def synthesise(
-    G: Generator, z: Tensor, *, batch: int, truncation: float = 1.0, noise: str = "const", noise_seed: int = 0
-) -> np.ndarray:
-    """Volumes (N, D, H, W) float32 of latents z (N, z_dim), `batch` at a time (channel 0)."""
+    G: Generator, z: Tensor, *, batch: int, truncation: float = 1.0, noise: str = "const", noise_seed: int = 0,
+    c: Tensor | None = None, centre: Tensor | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Volumes (N, D, H, W) float32 of latents z (N, z_dim), `batch` at a time (channel 0).
+
+    c: their labels, for a network with classes. centre: (w_dim,) that truncation moves towards; default the running
+    mean over all classes.
+    """
     device = next(G.parameters()).device
     generator = torch.Generator(device).manual_seed(noise_seed)
-    volumes = [G(part.to(device), truncation, noise, generator)[:, 0].cpu() for part in z.split(batch)]
+    labels = [None] * len(z) if c is None else c.split(batch)
+    volumes = []
+    for part, label in zip(z.split(batch), labels):
+        w = G.mapping(part.to(device), None if label is None else label.to(device))
+        if truncation != 1.0:
+            w = (G.mapping.w_avg if centre is None else centre).lerp(w, truncation)
+        ws = w[:, None].expand(-1, G.num_ws, -1)
+        volumes.append(G.synthesis(ws, noise, generator)[:, 0].cpu())
     return torch.cat(volumes).numpy()
+
+
+@torch.no_grad()
+def class_mean(G: Generator, number: int, count: int = 4096) -> Tensor:
+    """(w_dim,): mean w of a class over `count` latents, always the same ones."""
+    parameter = next(G.parameters())
+    z = torch.randn(count, G.cfg.z_dim, generator=torch.Generator().manual_seed(0)).to(parameter)
+    return G.mapping(z, torch.full((count,), number, device=parameter.device)).mean(0)

@@ -54,16 +54,24 @@ def lrelu(x, bias, gain=1.0):
     return torch.where(x > 0, x, 0.2 * x) * math.sqrt(2) * gain
 
 
-def mapping(state, z, layers):
-    x = z / (z.pow(2).mean(1, keepdim=True) + 1e-8).sqrt()
+def unit(x):
+    """Mean square of 1 over the channels."""
+    return x / (x.pow(2).mean(1, keepdim=True) + 1e-8).sqrt()
+
+
+def mapping(state, z, layers, onehot=None):
+    x = [] if z is None else [unit(z)]
+    if onehot is not None:
+        x.append(unit(dense(state, "mapping.embed", onehot)))
+    x = torch.cat(x, 1)
     for i in range(layers):
         x = dense(state, f"mapping.layers.{i}", x, lr=0.01, act=True)
     return x
 
 
-def generator(state, z, layers, levels, noise):
+def generator(state, z, layers, levels, noise, onehot=None, clamp=math.inf):
     """Images (N, C, H, W); noise: whether the constant noise images are added."""
-    w = mapping(state, z, layers)
+    w = mapping(state, z, layers, onehot)
     x = state["synthesis.blocks.0.const"][None, :, 0].repeat(len(z), 1, 1, 1)
     image = None
 
@@ -72,7 +80,7 @@ def generator(state, z, layers, levels, noise):
         y = modulated(x, state[f"{name}.stages.0.weights.0"][:, :, 0], styles, up=up)
         if noise:
             y = y + state[f"{name}.noise_const"][None] * state[f"{name}.noise_strength"]
-        return lrelu(y, state[f"{name}.bias"])
+        return lrelu(y, state[f"{name}.bias"]).clamp(-clamp, clamp)
 
     for level in range(levels + 1):
         block = f"synthesis.blocks.{level}"
@@ -82,28 +90,37 @@ def generator(state, z, layers, levels, noise):
         weight = state[f"{block}.to_image.weight"][:, :, 0]
         styles = dense(state, f"{block}.to_image.affine", w) / math.sqrt(weight.shape[1])
         y = modulated(x, weight, styles, demodulate=False) + state[f"{block}.to_image.bias"][None, :, None, None]
+        y = y.clamp(-clamp, clamp)
         image = y if image is None else upsampled(image) + y
     return image
 
 
-def discriminator(state, x, levels, group):
+def discriminator(state, x, levels, group, onehot=None, label_layers=None, clamp=math.inf):
     """Logits (N, 1) of images (N, C, H, W)."""
 
     def weight(name):
         w = state[f"{name}.stages.0.weights.0"][:, :, 0]
         return w / math.sqrt(w.shape[1] * w.shape[2] * w.shape[3])
 
-    x = lrelu(F.conv2d(x, weight("from_image")), state["from_image.bias"])
+    def clamped(y, gain=1.0):
+        return y.clamp(-clamp * gain, clamp * gain)
+
+    half = math.sqrt(0.5)
+    x = clamped(lrelu(F.conv2d(x, weight("from_image")), state["from_image.bias"]))
     for i in range(levels):
         block = f"blocks.{i}"
-        skip = F.conv2d(filtered(x, 1, 1, down=2), weight(f"{block}.skip")) * math.sqrt(0.5)
-        y = lrelu(F.conv2d(x, weight(f"{block}.conv0"), padding=1), state[f"{block}.conv0.bias"])
+        skip = F.conv2d(filtered(x, 1, 1, down=2), weight(f"{block}.skip")) * half
+        y = clamped(lrelu(F.conv2d(x, weight(f"{block}.conv0"), padding=1), state[f"{block}.conv0.bias"]))
         y = F.conv2d(filtered(y, 2, 2), weight(f"{block}.conv1"), stride=2)
-        x = lrelu(y, state[f"{block}.conv1.bias"], math.sqrt(0.5)) + skip
+        x = clamped(lrelu(y, state[f"{block}.conv1.bias"], half), half) + skip
     n, c, h, w = x.shape
     size = group if n % group == 0 else next(g for g in range(group, 0, -1) if n % g == 0)
     statistic = x.reshape(size, -1, c, h, w)
     statistic = (statistic.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
     x = torch.cat([x, statistic.repeat(size)[:, None, None, None].expand(n, 1, h, w)], 1)
-    x = lrelu(F.conv2d(x, weight("head.conv"), padding=1), state["head.conv.bias"])
-    return dense(state, "head.out", dense(state, "head.fc", x.flatten(1), act=True))
+    x = clamped(lrelu(F.conv2d(x, weight("head.conv"), padding=1), state["head.conv.bias"]))
+    y = dense(state, "head.out", dense(state, "head.fc", x.flatten(1), act=True))
+    if onehot is None:
+        return y
+    cmap = mapping(state, None, label_layers, onehot)
+    return torch.einsum("nk,nk->n", y, cmap)[:, None] / math.sqrt(y.shape[1])

@@ -13,6 +13,7 @@ from ssgan.config import NetworkConfig, StageConfig, TrainConfig
 from ssgan.data.dataset import to_nifti
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.errors import UserError
+from ssgan.files import read_json, write_json_atomic
 
 SHAPE = (6, 8, 12)
 CONFIG = TrainConfig(
@@ -128,6 +129,104 @@ def test_a_2d_run_gives_slices_and_says_so(runs, tmp_path, capsys):
     assert go(runs, tmp_path, "--seeds", "0-1", run="2d") == 0
     assert {p.name for p in tmp_path.iterdir()} == {"seed0000.png", "seed0001.png", "montage.png", "generate.json"}
     assert "stage 2d" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    """A run's folder with classes, as train writes it: config.json that names them and one checkpoint."""
+    run = tmp_path_factory.mktemp("conditional") / "run"
+    data = write_phantom_dataset(run.parent / "data", count=2, shape=SHAPE, seed=1)
+    cfg = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, classes=3))
+    info = {**data.info.to_json(), "classes": ["healthy", "7", "0"]}
+    write_json_atomic(run / "config.json", {"config": cfg.to_json(), "data": {"info": info}})
+    torch.manual_seed(0)
+    G = generate.Generator(cfg.network)
+    G.mapping.w_avg.normal_()
+    meta = checkpoint.CheckpointMeta("3d", 2, 8, "")
+    checkpoint.save(
+        checkpoint.final_path(run / "checkpoints", "3d"), checkpoint.with_prefix("G_ema", G.state_dict()), meta
+    )
+    return run.parent
+
+
+@pytest.fixture(autouse=True)
+def records_may_name_classes(monkeypatch):
+    """Data sets of versions before class labels have no `classes`; their description refuses what it does not know."""
+    if "classes" not in {f.name for f in dataclasses.fields(generate.DatasetInfo)}:
+        whole = generate.DatasetInfo.from_json
+        known = lambda data: whole({k: v for k, v in data.items() if k != "classes"})  # noqa: E731
+        monkeypatch.setattr(generate.DatasetInfo, "from_json", staticmethod(known))
+
+
+def test_every_class_of_a_seed(conditional, tmp_path, capsys):
+    assert go(conditional, tmp_path, "--seeds", "0-1", "--class", "all", run="run") == 0
+    stems = [f"class{i}-seed000{s}" for i in range(3) for s in range(2)]
+    montages = {f"montage-class{i}.png" for i in range(3)}
+    names = {f"{s}.{e}" for s in stems for e in ("nii.gz", "png", "gif")} | montages | {"generate.json"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    out = capsys.readouterr().out
+    assert all(f"2 volumes of class {name} in" in out for name in ("healthy", "7", "0"))
+    G, _, info, _ = generate.load_generator(conditional / "run", None)
+    with torch.no_grad():
+        expected = G(generate.latents([1], 6), torch.tensor([2]), noise="const")[0, 0].numpy()
+    values = np.asarray(to_nifti(expected, info).dataobj)
+    found = volumes(tmp_path)
+    np.testing.assert_allclose(found["class2-seed0001"], values, atol=1e-3 * np.ptp(values))
+    assert np.abs(found["class0-seed0001"] - found["class2-seed0001"]).max() > 1e-2 * np.ptp(values)
+
+
+@pytest.mark.parametrize(("text", "number"), [("healthy", 0), ("7", 1), ("1", 1), ("0", 2), ("2", 2)])
+def test_a_class_by_name_or_number(conditional, tmp_path, text, number):
+    """ "0" is the name of class 2: names go first."""
+    assert go(conditional, tmp_path, "--seeds", "3", "--class", text, run="run") == 0
+    assert (tmp_path / f"class{number}-seed0003.nii.gz").is_file() and len(volumes(tmp_path)) == 1
+
+
+def test_truncation_moves_to_the_mean_of_the_class_or_of_all(conditional, tmp_path):
+    arguments = ("--seeds", "0", "--class", "all", "--truncation", 0, "--noise", "none")
+    assert go(conditional, tmp_path / "own", *arguments, run="run") == 0
+    assert go(conditional, tmp_path / "all", *arguments, "--truncation-centre", "all", run="run") == 0
+    own, overall = volumes(tmp_path / "own"), volumes(tmp_path / "all")
+    scale = max(np.ptp(v) for v in own.values())
+    np.testing.assert_allclose(overall["class0-seed0000"], overall["class2-seed0000"], atol=1e-3 * scale)
+    assert np.abs(own["class0-seed0000"] - own["class2-seed0000"]).max() > 1e-2 * scale
+    G, _, info, _ = generate.load_generator(conditional / "run", None)
+    with torch.no_grad():
+        w = G.mapping(torch.randn(200_000, 6), torch.full((200_000,), 2)).mean(0)
+        expected = G.synthesis(w.expand(1, G.num_ws, -1), "none")[0, 0].numpy()
+    values = np.asarray(to_nifti(expected, info).dataobj)
+    np.testing.assert_allclose(own["class2-seed0000"], values, atol=0.05 * np.ptp(values))
+
+
+@pytest.mark.parametrize(
+    ("run", "arguments", "match"),
+    [
+        ("run", [], "trained with classes; give one of 0 (healthy), 1 (7), 2 (0), or all"),
+        ("run", ["--class", "ill"], "--class: expected one of 0 (healthy), 1 (7), 2 (0), or all; got 'ill'"),
+        ("run", ["--class", "3"], "got '3'"),
+        ("run", ["--class", "-1"], "got '-1'"),
+    ],
+    ids=["missing", "unknown", "range", "negative"],
+)
+def test_bad_classes_write_nothing(conditional, tmp_path, capsys, run, arguments, match):
+    arguments = [f"--class={arguments[1]}"] if arguments else []
+    assert go(conditional, tmp_path / "out", "--seeds", "0", *arguments, run=run) == 2
+    assert match in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_class_of_a_run_without_classes(runs, tmp_path, capsys):
+    assert go(runs, tmp_path / "out", "--seeds", "0", "--class", "1") == 2
+    assert "was trained without classes; leave --class out" in capsys.readouterr().err
+
+
+def test_a_record_with_other_classes_than_the_networks(conditional, tmp_path):
+    record = read_json(conditional / "run" / "config.json")
+    assert generate.class_names(conditional / "run", 3) == ["healthy", "7", "0"]
+    with pytest.raises(generate.GenerateError, match="names 3 classes, its networks have 2"):
+        generate.class_names(conditional / "run", 2)
+    record["data"]["info"]["classes"] = None
+    write_json_atomic(tmp_path / "config.json", record)
+    assert generate.class_names(tmp_path, 2) == ["0", "1"]
 
 
 def test_a_checkpoint_by_name(runs, tmp_path):

@@ -52,6 +52,22 @@ def test_after_centre_d3d_of_a_constant_volume_is_d2d(arch, shape):
     assert relative(full(volume), flat(x)) < 1e-7
 
 
+def test_conditional_networks_inflate_with_their_labels():
+    cfg = small((8, 12, 20), classes=3, label_layers=1)
+    c = torch.tensor([2, 0, 1])
+    flat, full, report = pair(Generator, cfg, "centre")
+    z = torch.randn(3, cfg.z_dim, dtype=torch.float64)
+    volume = full(z, c, noise="none")
+    assert relative(volume, flat(z, c, noise="none").expand_as(volume)) < 1e-7
+    assert ("mapping.embed.weight", "copied") in {row[:2] for row in report.rows}
+    flat, full, report = pair(Discriminator, cfg, "centre")
+    x = torch.randn(3, 1, *cfg.flat().shape, dtype=torch.float64)
+    assert relative(full(x.expand(-1, -1, 8, -1, -1), c), flat(x, c)) < 1e-7
+    assert ("mapping.layers.0.weight", "copied") in {row[:2] for row in report.rows}
+    with pytest.raises(UserError, match="not the 2D counterpart"):
+        inflate_network(Generator(small((8, 12, 20)).flat()), Generator(cfg), "centre")
+
+
 def depth_constant(channels, depth, seed=5):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, channels, 1, 6, 4, generator=generator, dtype=torch.float64)

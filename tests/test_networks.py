@@ -51,6 +51,98 @@ def test_the_dense_2d_discriminator_is_stylegan2(shape, batch):
     torch.testing.assert_close(D(x), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("label_layers", [None, 0, 2])
+def test_the_conditional_dense_2d_networks_are_stylegan2s(label_layers):
+    cfg = small((4, 12, 20), "dense", classes=3, label_layers=label_layers, conv_clamp=1.5).flat()
+    G, D = randomised(Generator(cfg), 1), randomised(Discriminator(cfg), 2)
+    z, c = torch.randn(4, cfg.z_dim, dtype=torch.float64), torch.tensor([2, 0, 1, 2])
+    onehot = torch.eye(3, dtype=torch.float64)[c]
+    images = oracle_stylegan2.generator(G.state_dict(), z, 3, 2, True, onehot, 1.5)
+    torch.testing.assert_close(G(z, c, noise="const")[:, :, 0], images, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(G(z, onehot, noise="const"), G(z, c, noise="const"), rtol=0, atol=0)
+    layers = 3 if label_layers is None else label_layers
+    logits = oracle_stylegan2.discriminator(D.state_dict(), images, 2, 4, onehot, layers, 1.5)
+    torch.testing.assert_close(D(images[:, :, None], c), logits, rtol=1e-9, atol=1e-9)
+    assert (D(images[:, :, None], (c + 1) % 3) - logits).abs().min() > 1e-6
+    saved = {n for n in (*G.state_dict(), *D.state_dict()) if "mapping" in n or n.startswith("head.out")}
+    assert {"mapping.embed.weight", "mapping.w_avg"} <= saved
+
+
+def test_without_classes_names_and_numbers_are_as_before():
+    """Checkpoints of earlier versions load, and a seed makes the networks that it made."""
+    cfg = small()
+    nets = []
+    for make in (Generator, Discriminator):
+        torch.manual_seed(7)
+        nets.append(make(cfg).state_dict())
+    assert not [n for state in nets for n in state if "embed" in n] and not [n for n in nets[1] if "mapping" in n]
+    torch.manual_seed(7)
+    assert torch.equal(nets[0]["mapping.layers.0.weight"], torch.randn(14, 10) / 0.01)
+    assert nets[1]["head.out.weight"].shape == (1, 16)
+    old = TrainConfig(cfg, *[preset("demo").stage_2d] * 2).to_json()
+    for name in ("classes", "label_layers"):
+        del old["network"][name]
+    assert TrainConfig.from_json(old).network == cfg
+
+
+def test_conditional_networks_train_in_any_architecture():
+    for arch in ARCHITECTURES:
+        cfg = small((4, 12, 20), arch, classes=2)
+        G, D = Generator(cfg), Discriminator(cfg)
+        c = torch.tensor([0, 1])
+        x = G(torch.randn(2, 10), c).detach().requires_grad_(True)
+        logits = D(x, c)
+        (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        assert D.mapping.embed.weight.grad.abs().sum() > 0
+        D(G(torch.randn(2, 10), c), c).sum().backward()
+        assert G.mapping.embed.weight.grad.abs().sum() > 0
+
+
+def test_w_avg_of_a_conditional_network_is_over_all_classes():
+    mapping = randomised(Generator(small(classes=2)), 4).mapping
+    z, c = torch.randn(64, 10, dtype=torch.float64), torch.arange(64) % 2
+    before = mapping.w_avg.clone()
+    mapping(z, c, update_w_avg=True)
+    torch.testing.assert_close(mapping.w_avg, 0.995 * before + 0.005 * mapping(z, c).mean(0))
+    torch.testing.assert_close(mapping(z, c, truncation=0.0), mapping.w_avg.expand(64, -1))
+
+
+@pytest.mark.parametrize(
+    ("c", "message"),
+    [
+        (None, "the network has 3 classes; expected class numbers 0..2"),
+        (1, "c: the network has 3 classes"),
+        (torch.tensor([0, 3]), r"got \[0, 3\]"),
+        (torch.tensor([0, -1]), r"got \[-1, 0\]"),
+        (torch.tensor([0, 1], dtype=torch.int32), "int32"),
+        (torch.tensor([0.0, 1.0]), "expected class numbers"),
+        (torch.eye(2), r"got \(2, 2\)"),
+        (torch.tensor([0, 1, 2]), "a label for each of 2 images; got 3"),
+    ],
+    ids=["missing", "number", "range", "negative", "int32", "float", "width", "count"],
+)
+def test_labels_that_do_not_fit_are_named(c, message):
+    cfg = small((4, 12, 20), classes=3)
+    with pytest.raises(ValueError, match=message):
+        Generator(cfg)(torch.randn(2, 10), c)
+    with pytest.raises(ValueError, match=message):
+        Discriminator(cfg)(torch.randn(2, 1, *cfg.shape), c)
+
+
+def test_labels_for_networks_without_classes_are_refused():
+    cfg = small((4, 12, 20))
+    for call in (
+        lambda c: Generator(cfg)(torch.randn(2, 10), c),
+        lambda c: Discriminator(cfg)(torch.ones(2, 1, 4, 12, 20), c),
+    ):
+        with pytest.raises(ValueError, match="made without classes"):
+            call(torch.tensor([0, 0]))
+    for field in ("classes", "label_layers"):
+        with pytest.raises(ConfigError, match=f"{field}: expected at least 0; got -1"):
+            small(**{field: -1})
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("shape", [*SHAPES, (4, 32, 32)], ids=str)
 def test_any_architecture_makes_and_judges_any_shape(arch, shape):
