@@ -296,12 +296,14 @@ class AdaptiveProbability:
 
     def observe(self, real_logits: Tensor) -> None:
         """Counts the signs of the logits of (augmented) real images, any shape."""
-        signs = real_logits.detach().sign()
-        self.observe_mean(float(signs.mean()), signs.numel())
+        logits = real_logits.detach()
+        signs = torch.where(logits.isnan(), logits, logits.sign())  # sign(NaN) is 0
+        self.observe_mean(float(signs.double().mean()), signs.numel())
 
     def observe_mean(self, sign: float, count: int) -> None:
-        """Counts `count` logits whose mean sign is known."""
-        self.sums += torch.tensor([sign * count, count], dtype=torch.float64)
+        """Counts `count` logits whose mean sign is known, to rounding: the sum of signs is a whole number."""
+        total = sign * count
+        self.sums += torch.tensor([round(total) if math.isfinite(total) else math.nan, count], dtype=torch.float64)
 
     def step(self, reduce: Callable[[list[Tensor]], object] | None = None) -> bool:
         """To be called after every training step, in all processes; True if p was due for a change.
