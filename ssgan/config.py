@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssgan.errors import UserError
+from ssgan.policies import AugmentConfig
 
 Triple = tuple[int, int, int]
 
@@ -174,6 +175,7 @@ class TrainConfig:
     metrics: tuple[str, ...] = ("distance",)  # registered in ssgan.schedule
     metrics_every: int = 0  # images between measurements; 0 measures with the snapshots
     early_stop: int = 0  # a stage ends after so many measurements without a better best_metric; 0 never
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of what the discriminator sees; off by default
     best_metric: str = "distance"  # decides which checkpoint is kept as STAGE-best
 
     def __post_init__(self) -> None:
@@ -207,6 +209,8 @@ class TrainConfig:
         values["network"] = NetworkConfig(**network)
         for name in ("stage_2d", "stage_3d"):
             values[name] = StageConfig(**_checked(StageConfig, values[name], name))
+        if "augment" in values:
+            values["augment"] = AugmentConfig.from_json(values["augment"])
         for name in ("adam_betas", "metrics"):
             if name in values:
                 values[name] = tuple(values[name])

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ssgan import checkpoint, losses
+from ssgan.augment import AdaptiveProbability, Augment
+from ssgan.augment import Draws as AugmentDraws
 from ssgan.checkpoint import CheckpointMeta
 from ssgan.config import StageConfig, TrainConfig
 from ssgan.distributed import SINGLE, Group, split_batch, split_evenly, std_group
@@ -25,7 +27,8 @@ from ssgan.networks import Discriminator, Generator
 from ssgan.precision import DTYPES, Execution, LossScale, lower_convolutions, recompute_blocks
 from ssgan.schedule import rate_factor, trainable
 
-PURPOSES = ("init", "order", "g_main", "g_path", "pl_noise", "d_main")
+# Seeds depend on the place in this list: new ones go to its end.
+PURPOSES = ("init", "order", "g_main", "g_path", "pl_noise", "d_main", "aug_g", "aug_fake", "aug_real", "aug_r1")
 
 
 def splitmix64(state: int) -> int:
@@ -71,11 +74,14 @@ class Gan:
 
     Each phase works through this process's parts of the batch, sums the gradients over parts and processes, and steps.
     `local` names the samples of the batch whose real images `train_step` takes, in its order.
+
+    With an active `cfg.augment` the discriminator sees augmented images only, real and generated, in every phase (R1:
+    the gradient by the image before); slice_axis and spacing are the data set's, which flips and rotations go by.
     """
 
     def __init__(
         self, cfg: TrainConfig, stage: str, device: torch.device, execution: Execution | None = None,
-        group: Group = SINGLE,
+        group: Group = SINGLE, *, slice_axis: str = "axial", spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:  # fmt: skip
         self.cfg, self.stage, self.device, self.group = cfg, stage, device, group
         self.execution = execution = execution or Execution()
@@ -90,6 +96,8 @@ class Gan:
         self.opt_g = self._adam(self.G, self.hyper.lr_g, path_length)
         self.opt_d = self._adam(self.D, self.hyper.lr_d, r1)
         self.scale_g, self.scale_d = (LossScale(cfg.precision == "fp16") for _ in range(2))
+        self.augment = Augment(cfg.augment, network.shape, slice_axis=slice_axis, spacing=spacing)
+        self.ada = AdaptiveProbability(cfg.augment, self.hyper.batch, self.hyper.kimg)
         self.pl_mean = torch.zeros((), device=device)
         self.step = 0
         self.images_before = 0  # shown in the stage that this one was inflated from
@@ -179,10 +187,26 @@ class Gan:
             self._r1_phase(shares)
         self.group.sum(list(self._sums.values()))
         stats |= {name: float(value) for name, value in self._sums.items()}
+        if cfg.augment.active:
+            stats["augment_p"] = self.ada.p
+            self.ada.observe_mean(stats["sign_real"], hyper.batch)  # of the whole batch: the same in every process
+            self.ada.step()
         beta = losses.ema_beta(hyper.batch, self.images, hyper.ema_kimg * 1000, hyper.ema_rampup)
         losses.update_ema(self.G_ema, self.G, beta)
         self.step += 1
         return stats
+
+    def _augment_draws(self, purpose: str) -> AugmentDraws | None:
+        """What is drawn for the augmentation of a whole batch; None where there is none."""
+        if not self.cfg.augment.active:
+            return None
+        generator = torch.Generator().manual_seed(stream_seed(self.cfg.seed, self.stage, self.step, purpose))
+        channels = self.cfg.network.image_channels
+        return self.augment.draw(self.hyper.batch, self.ada.p, generator, channels=channels, device=self.device)
+
+    def _seen(self, images: Tensor, draws: AugmentDraws | None, part: Part) -> Tensor:
+        """A part's images as the discriminator sees them."""
+        return images if draws is None else self.augment(images, draws.take(part.samples))
 
     def _set_rates(self) -> None:
         inflated = self.images_before > 0
@@ -192,12 +216,12 @@ class Gan:
                 parameters["lr"] = optimiser.defaults["lr"] * factor
 
     def _generator_phase(self) -> float:
-        draws = self.draw("g_main", self.hyper.batch)
+        draws, augment = self.draw("g_main", self.hyper.batch), self._augment_draws("aug_g")
         w_sum = torch.zeros_like(self.G.mapping.w_avg)
         total = torch.zeros((), device=self.device)
         for part in self._each(self.opt_g, self.parts):
             images, ws = self.fakes(draws, part)
-            logits = self._once[1](images)
+            logits = self._once[1](self._seen(images, augment, part))
             total += self._backward(self.scale_g, losses.generator_loss(logits) * part.weight)
             self._sums["sign_fake"] += logits.detach().sign().mean() * part.weight
             w_sum += ws[:, 0].detach().sum(0)
@@ -245,10 +269,12 @@ class Gan:
 
     def _discriminator_phase(self, shares: Sequence[Tensor]) -> float:
         draws = self.draw("d_main", self.hyper.batch)
+        of_fakes, of_reals = self._augment_draws("aug_fake"), self._augment_draws("aug_real")
         total = torch.zeros((), device=self.device)
         for part, reals in zip(self._each(self.opt_d, self.parts), shares, strict=True):
             with torch.no_grad():
-                fakes = self.fakes(draws, part)[0]
+                fakes = self._seen(self.fakes(draws, part)[0], of_fakes, part)
+                reals = self._seen(reals, of_reals, part)
             real_logits = self._once[1](reals)
             loss = losses.discriminator_loss(self._once[1](fakes), real_logits)
             total += self._backward(self.scale_d, loss * part.weight)
@@ -256,10 +282,11 @@ class Gan:
         return self._apply("discriminator", total)
 
     def _r1_phase(self, shares: Sequence[Tensor]) -> float:
+        augment = self._augment_draws("aug_r1")
         total = torch.zeros((), device=self.device)
         for part, reals in zip(self._each(self.opt_d, self.parts), shares, strict=True):
             images = reals.detach().requires_grad_(True)
-            penalty = losses.r1_penalty(self._logits(images), images).mean()
+            penalty = losses.r1_penalty(self._logits(self._seen(images, augment, part)), images).mean()
             loss = penalty * (self.hyper.r1_gamma / 2) * self.cfg.d_reg_interval
             total += self._backward(self.scale_d, loss * part.weight)
             self._sums["r1"] += penalty.detach() * part.weight
@@ -323,6 +350,8 @@ class Gan:
         tensors["pl_mean"] = self.pl_mean
         if self.cfg.precision == "fp16":
             tensors |= {"loss_scale.G": self.scale_g.state(), "loss_scale.D": self.scale_d.state()}
+        if self.cfg.augment.active:
+            tensors |= checkpoint.with_prefix("augment", self.ada.state_dict())
         return tensors | ({"rewinds": torch.tensor(self.rewinds)} if self.rewinds else {})
 
     def load(self, tensors: dict[str, Tensor], meta: CheckpointMeta, where: str) -> None:
@@ -333,6 +362,8 @@ class Gan:
         checkpoint.load_adam(self.opt_d, self.D, checkpoint.without_prefix("adam_d", tensors))
         self.pl_mean = tensors["pl_mean"].to(self.device)
         self.rewinds = int(tensors["rewinds"]) if "rewinds" in tensors else 0
+        if self.cfg.augment.active:
+            self.ada.load_state_dict(checkpoint.without_prefix("augment", tensors))
         if self.cfg.precision == "fp16":
             self.scale_g.load(tensors["loss_scale.G"])
             self.scale_d.load(tensors["loss_scale.D"])

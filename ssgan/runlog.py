@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ssgan.checkpoint import STAGES, CheckpointMeta, config_hash
 from ssgan.errors import UserError
 from ssgan.files import atomic_write_bytes, read_json, write_json_atomic
+from ssgan.policies import AugmentConfig
 
 try:
     import fcntl
@@ -38,6 +39,7 @@ LONGER = ("stage_2d.kimg", "stage_3d.kimg")
 FREE = ("snapshot_kimg", "keep_checkpoints", "metrics", "metrics_every", "early_stop", "best_metric")
 # Fields of later versions with the value that stands for how things were: runs of earlier versions go on.
 LATER = {"precision": "fp32", "freeze_d": 0, "warmup_kimg": 0.0, "network.classes": 0}
+LATER |= {f"augment.{k}": list(v) if isinstance(v, tuple) else v for k, v in AugmentConfig().to_json().items()}
 # Names that ssgan.files and ssgan.data.dataset give to what they are still writing.
 _STRAY = re.compile(r"^\..+\.\d+\.[0-9a-f]{8}\.tmp(\.[A-Za-z0-9.]+)?$")
 
@@ -143,6 +145,7 @@ def identity(config: dict[str, Any]) -> str:
 
 
 def _as_before(name: str, value: Any) -> bool:
+    value = list(value) if isinstance(value, tuple) else value
     return name in LATER and (value is None or value == LATER[name])
 
 

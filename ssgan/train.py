@@ -27,6 +27,7 @@ from ssgan.dryrun import dry_run
 from ssgan.errors import run_command
 from ssgan.files import read_json
 from ssgan.machine import keep_freed_memory, pick_device
+from ssgan.policies import FLIPS, POLICIES, AugmentConfig, policy
 from ssgan.precision import DTYPES, Execution
 from ssgan.runlog import RunError, RunLock, check_folder
 from ssgan.schedule import check_metrics
@@ -72,6 +73,36 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1; got {text}")
+    return value
+
+
+def augment_config(args: argparse.Namespace) -> AugmentConfig:
+    """The augmentation that the arguments stand for.
+
+    Raises:
+        ConfigError, PolicyError: arguments that do not go together, or out of range.
+    """
+    own = {
+        "--augment-policy": args.augment_policy, "--augment-flips": args.augment_flips, "--augment-p": args.augment_p,
+        "--ada-target": args.ada_target, "--ada-kimg": args.ada_kimg,
+    }  # fmt: skip
+    serves = {"none": (), "ada": tuple(n for n in own if n != "--augment-p"), "fixed": tuple(own)[:3]}[args.augment]
+    for name, value in own.items():
+        if name not in serves and value not in (None, ()):
+            raise ConfigError(f"{name}: has no effect with --augment {args.augment}; leave it out or choose another")
+    if args.augment == "none":
+        return AugmentConfig()
+    name = args.augment_policy or (args.preset if args.preset in POLICIES else "default")
+    if args.augment == "fixed":
+        return policy(name, args.augment_flips, adapt=False, p_start=0.2 if args.augment_p is None else args.augment_p)
+    given = {"target": args.ada_target, "kimg": args.ada_kimg}
+    return policy(name, args.augment_flips, **{k: v for k, v in given.items() if v is not None})
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     number, count = _positive(float), _positive(int)
     parser.add_argument("--data", type=Path, help="a data set made by `ssgan prepare` (default: phantoms in RUN/data)")
@@ -107,6 +138,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-nan", choices=("stop", "rewind"), default="stop",
         help="rewind goes back to the last checkpoint and halves the learning rates",
     )  # fmt: skip
+    group = parser.add_argument_group("augmentation of what the discriminator sees, for small data sets")
+    group.add_argument(
+        "--augment", choices=("none", "ada", "fixed"), default="none",
+        help="ada adapts its probability to how far D overfits (default none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--augment-policy", choices=tuple(POLICIES), help="default: the preset's name where there is such a policy"
+    )
+    group.add_argument("--augment-flips", type=_names, default=(), help=f"flips to allow, of {','.join(FLIPS)}")
+    group.add_argument("--augment-p", type=_probability, help="with fixed: the probability (default 0.2)")
+    group.add_argument("--ada-target", type=_probability, help="E[sign D(real)] that p is led to (default 0.6)")
+    group.add_argument(
+        "--ada-kimg", type=number, help="thousand images from p = 0 to 1 (default: a tenth of the stage's, at most 500)"
+    )
     group = parser.add_argument_group("execution (another choice is the same run to rounding)")
     group.add_argument("--precision", choices=tuple(DTYPES), help="of the convolutions; fixed for a run (default fp32)")
     group.add_argument("--accumulate", type=count, default=1, help="work through each batch in so many parts")
@@ -129,6 +174,7 @@ def config_from(args: argparse.Namespace, shape: tuple[int, int, int]) -> TrainC
     """The configuration that the arguments stand for, with networks for volumes of `shape` (D, H, W)."""
     changes: dict[str, Any] = {"stage": args.stage, "inflate": args.inflate, "seed": args.seed}
     changes |= {name: getattr(args, name) for name in OPTIONAL if getattr(args, name) is not None}
+    changes["augment"] = augment_config(args)
     if args.metrics and args.best_metric is None:
         changes["best_metric"] = args.metrics[0]
     cfg = preset(args.preset).train_config(args.preset, shape, args.arch, **changes)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ssgan import checkpoint
+from ssgan.augment import Augment
 from ssgan.checkpoint import CheckpointMeta
 from ssgan.config import TrainConfig
 from ssgan.data.dataset import VolumeDataset, to_axial
@@ -130,7 +131,9 @@ class Run:
         return float(self.measures(gan.stage, name)(gan))
 
     def gan(self, stage: str) -> Gan:
-        return Gan(self.cfg, stage, self.device, self.execution, self.group)
+        info = self.data.info
+        place = {"slice_axis": info.slice_axis, "spacing": info.spacing}
+        return Gan(self.cfg, stage, self.device, self.execution, self.group, **place)
 
     def start(self) -> None:
         """Before the first step: real images for comparison, the floor, and the distance of untrained networks."""
@@ -351,6 +354,8 @@ def train(
     for stage in cfg.stages:  # before hours have gone into the first
         batch = (cfg.stage_2d if stage == "2d" else cfg.stage_3d).batch
         split_batch(batch, cfg.network.mbstd_group, group.size * (execution or Execution()).accumulate)
+        shape = cfg.network.flat().shape if stage == "2d" else cfg.network.shape
+        Augment(cfg.augment, shape, slice_axis=data.info.slice_axis, spacing=data.info.spacing)
     if group.main:
         _open_folder(cfg, data, folder, init, data_path)
     group.tell("", device)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # Adam imports it: once, here
 import torch.utils.tensorboard
 from safetensors.torch import save_file
 
@@ -34,6 +35,7 @@ from ssgan.data.phantom import write_phantom_dataset
 from ssgan.distributed import SINGLE, Group, join, leave
 from ssgan.errors import UserError
 from ssgan.gan import Gan
+from ssgan.policies import policy
 from ssgan.precision import Execution
 
 SHAPE = (6, 8, 12)
@@ -49,6 +51,7 @@ CONFIG = TrainConfig(
     d_reg_interval=2,
     g_reg_interval=2,
     adam_eps=1e-3,
+    augment=policy("brain", p_start=0.3, interval=2, kimg=0.1),
 )
 STEPS = 3
 ACCUMULATED = {"accumulate": Execution(accumulate=3), "recompute": Execution(accumulate=2, recompute=True)}
@@ -191,7 +194,7 @@ def fifty_kills(folder: Path, kills: int = 50) -> None:
         run = folder / f"run{runs}"
         before = newest(run)
         child = fork(lambda run=run: train(run, data, cfg=cfg))
-        deadline = time.monotonic() + draw.uniform(0.02, 0.6) * whole
+        deadline = time.monotonic() + draw.uniform(0.02, 0.5) * whole
         while time.monotonic() < deadline and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             time.sleep(0.001)
         os.kill(child, signal.SIGKILL)

@@ -178,7 +178,7 @@ def test_runs_of_earlier_versions_go_on(data, tmp_path):
         g_reg_interval=2,
     )
     assert runlog.identity(cfg.to_json()) == EARLIER
-    later = ("precision", "freeze_d", "warmup_kimg", "metrics", "metrics_every", "early_stop", "best_metric")
+    later = ("augment", "precision", "freeze_d", "warmup_kimg", "metrics", "metrics_every", "early_stop", "best_metric")
     record = {k: v for k, v in json.loads(json.dumps(cfg.to_json())).items() if k not in later}
     assert TrainConfig.from_json(record) == cfg
     info = {"path": "", "content_hash": data.info.content_hash, "info": data.info.to_json()}
