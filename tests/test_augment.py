@@ -479,3 +479,14 @@ def test_cutout_boxes_reach_every_voxel():
 def test_names_of_axes_cover_the_patient():
     assert sorted(policies.FLIPS.values()) == [0, 1, 2]
     assert sorted(policies.PLANES.values()) == list(itertools.combinations(range(3), 2))
+
+
+def test_the_benchmark_draws_every_augmentation(tmp_path, capsys):
+    from benchmarks import augment as benchmark
+
+    numbers = [f.name for f in dataclasses.fields(AugmentConfig) if f.type == "float" or f.name in benchmark.EACH]
+    assert set(benchmark.EACH) == set(numbers) - {"target", "p_start", "p_max"}
+    assert benchmark.picture(tmp_path / "each.png", edge=8).stat().st_size > 10_000
+    with pytest.raises(SystemExit):
+        benchmark.main([])
+    assert "nothing to do" in capsys.readouterr().err
