@@ -54,7 +54,7 @@ def speedups(records: Records, what: str) -> dict[str, dict[str, float]]:
     """Contender -> layer -> best dense cost / its cost; above 1 is faster, or smaller."""
     table: dict[str, dict[str, float]] = {}
     for r in records:
-        if r["pass"] == what:
+        if r["pass"] == what and cost(r) > 0:  # a peak below what the process had before tells nothing
             name = f"{r['kernels']}, {r['implementation']}"
             table.setdefault(name, {})[r["layer"]] = best_dense(records, r["layer"], what) / cost(r)
     return table
@@ -90,7 +90,7 @@ def markdown(records: Records) -> str:
             + " | |",
         ]
         for name, ratios in speedups(records, what).items():
-            cells = " | ".join(f"{ratios[n]:.2f}" for n in layers)
+            cells = " | ".join(f"{ratios[n]:.2f}" if n in ratios else "not seen" for n in layers)
             rows.append(f"| {name} | {cells} | {geometric_mean(list(ratios.values())):.2f} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
@@ -108,7 +108,7 @@ def draw(records: Records, path: Path) -> None:
         width = 0.85 / len(table)
         for i, (name, ratios) in enumerate(table.items()):
             positions = [k + (i - (len(table) - 1) / 2) * width for k in range(len(layers))]
-            axes.bar(positions, [ratios[n] for n in layers], width, label=name)
+            axes.bar(positions, [ratios.get(n, 0.0) for n in layers], width, label=name)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xticks(range(len(layers)), layers)
         axes.set_ylabel("times less memory than best dense" if what == "memory" else "times faster than best dense")

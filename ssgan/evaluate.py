@@ -18,7 +18,9 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from ssgan.data.dataset import DatasetInfo, VolumeDataset, to_array_axes, to_axial
-from ssgan.data.nifti import VolumeError, find_files, load_nifti
+from ssgan.data.nifti import SUFFIXES, load_nifti
+from ssgan.data.sources import find_files
+from ssgan.data.volume import VolumeError
 from ssgan.errors import UserError, run_command
 from ssgan.files import atomic_path, write_json_atomic
 from ssgan.generate import load_generator
@@ -73,7 +75,7 @@ def load_source(path: Path, option: str, like: Source | None, count: int) -> Sou
         return _checked(Source("run", made, info.spacing, info.slice_axis, info), option)
     if not path.is_dir():
         raise EvaluateError(f"{option} {path} does not exist; expected a data set, a folder of NIfTI files or a run")
-    files, _ = find_files(path)
+    files = [f for f in find_files(path).files if f.name.lower().endswith(SUFFIXES)]
     if not files:
         raise EvaluateError(f"{option} {path}: no NIfTI files, dataset.json or config.json in it")
     axis = like.slice_axis if like else "axial"

@@ -202,3 +202,17 @@ def test_report_names_the_broken_line(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         report.main([str(path)])
     assert "x.jsonl, line 2: not JSON" in capsys.readouterr().err
+
+
+def test_a_peak_that_was_not_seen_has_no_ratio():
+    """A process that has freed more than a step takes shows no peak; that is neither a ratio nor an error."""
+    common = {"layer": "a", "pass": "memory", "kernels": "dense"}
+    records = [
+        {**common, "implementation": "nn.Conv3d contiguous", "bytes": 200},
+        {**common, "implementation": "ssconv cpu", "bytes": 100},
+        {**common, "implementation": "ssconv reference", "bytes": -1},
+    ]
+    assert report.speedups(records, "memory") == {
+        "dense, nn.Conv3d contiguous": {"a": 1.0},
+        "dense, ssconv cpu": {"a": 2.0},
+    }

@@ -477,6 +477,10 @@ TEXT_DEFECTS = {
         lambda f: edited(mha(f), b"BinaryDataByteOrderMSB", b"BinaryDataBytxOrderMSB"),
         "no BinaryDataByteOrderMSB; the byte order is unknown",
     ),
+    "mha with a capital in a name": (
+        lambda f: edited(mha(f), b"CompressedData", b"CompresseDdata"),
+        "the field CompresseDdata, not CompressedData: damaged",
+    ),
     "mha without its compressed size": (
         lambda f: edited(mha(f, compressed=True), b"CompressedDataSize", b"Comment"),
         "CompressedDataSize is missing, but .* bytes are there",

@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -71,3 +72,18 @@ def test_nan_is_named(data):
     bad[3, 0, 0, 0] = np.nan
     with pytest.raises(evaluate.EvaluateError, match=r"--fake: volumes \[3\]"):
         evaluate._checked(evaluate.Source("dataset", bad, source.spacing, "axial", None), "--fake")
+
+
+def test_a_folder_of_nifti_gives_what_its_data_set_gives(data, tmp_path):
+    """The volumes as they would be on disk: RAS+ axes X, Y, Z, on the real set's intensity scale."""
+    fake, real = VolumeDataset(data / "fake"), VolumeDataset(data / "real").info
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    affine = np.diag([*real.spacing[::-1], 1.0])
+    for i, volume in enumerate(fake.volumes):
+        raw = (np.asarray(volume, np.float32) + 1) / 2 * (real.intensity_high - real.intensity_low) + real.intensity_low
+        nibabel.save(nibabel.Nifti1Image(raw.transpose(2, 1, 0), affine), folder / f"{i:02d}.nii.gz")
+    assert go(data, tmp_path / "a.json") == 0 and go(data, tmp_path / "b.json", fake=folder) == 0
+    a, b = (json.loads((tmp_path / f"{n}.json").read_text())["metrics"] for n in "ab")
+    for name, row in a.items():
+        assert b[name]["value"] == pytest.approx(row["value"], rel=1e-3, abs=1e-5), name

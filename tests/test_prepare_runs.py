@@ -93,6 +93,7 @@ def many(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_goes_on_to_the_same_bits(many, tmp_path):
     """SIGKILL as soon as the journal has grown to so many lines, twice in a row; then it is let finish."""
     out, journal = tmp_path / "out", tmp_path / ".out.partial" / "journal.jsonl"

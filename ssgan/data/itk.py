@@ -47,15 +47,14 @@ NRRD_FIELDS = {  # of the format's definition (teem, NRRD0005); a name beside th
     "centerings", "centers", "labels", "units", "kinds", "number", "space", "space dimension", "space units",
     "space origin", "space directions", "measurement frame",
 }  # fmt: skip
-MHA_FIELDS = {  # of ITK's MetaIO, in small letters
-    "comment", "objecttype", "objectsubtype", "transformtype", "ndims", "name", "id", "parentid", "color",
-    "acquisitiondate", "binarydata", "elementbyteordermsb", "binarydatabyteordermsb", "compresseddata",
-    "compressiontype", "compressionlevel", "compresseddatasize", "transformmatrix", "rotation", "orientation", "offset",
-    "position", "origin", "centerofrotation", "anatomicalorientation", "elementspacing", "elementsize", "dimsize",
-    "headersize", "modality", "sequenceid", "elementmin", "elementmax", "elementnumberofchannels", "elementtype",
-    "elementtointensityfunctionslope", "elementtointensityfunctionoffset", "distanceunits", "intensityunits",
-    "elementdatafile",
-}  # fmt: skip
+MHA_NAMES = (  # of ITK's MetaIO, which tells small letters from capitals
+    "Comment ObjectType ObjectSubType TransformType NDims Name ID ParentID Color AcquisitionDate BinaryData "
+    "ElementByteOrderMSB BinaryDataByteOrderMSB CompressedData CompressionType CompressionLevel CompressedDataSize "
+    "TransformMatrix Rotation Orientation Offset Position Origin CenterOfRotation AnatomicalOrientation ElementSpacing "
+    "ElementSize DimSize HeaderSize Modality SequenceID ElementMin ElementMax ElementNumberOfChannels ElementType "
+    "ElementToIntensityFunctionSlope ElementToIntensityFunctionOffset DistanceUnits IntensityUnits ElementDataFile"
+).split()
+MHA_FIELDS = {name.lower(): name for name in MHA_NAMES}
 MHA_GIVEN = (  # what a header with fields of its own must say outright, under one of these names
     ("transformmatrix", "rotation", "orientation"),
     ("offset", "position", "origin"),
@@ -200,7 +199,10 @@ def _fields(lines: Sequence[str], mark: str, kind: str) -> dict[str, str]:
         name, found, value = line.partition(mark)
         if not found:
             raise VolumeError(f"not readable as {kind}: {line[:40]!r} is no line of its header")
-        name = name.strip().lower()
+        name = name.strip()
+        if kind == "MetaImage" and MHA_FIELDS.get(name.lower(), name) != name:
+            raise VolumeError(f"the header has the field {name}, not {MHA_FIELDS[name.lower()]}: damaged")
+        name = name.lower()
         if name in head:
             raise VolumeError(f"the header gives {name!r} twice: damaged")
         head[name] = value.strip()
@@ -290,7 +292,9 @@ def _mha_header(path: Path) -> _Header:
     _need(head, "ndims", "dimsize", "elementtype")
     if head["elementtype"].upper() not in ("MET_UCHAR", "MET_CHAR") and not set(MHA_GIVEN[2]) & set(head):
         raise VolumeError("the header has no BinaryDataByteOrderMSB; the byte order is unknown")
-    strange = sorted(set(head) - MHA_FIELDS)  # ITK writes whatever its dictionary holds; or a known name is damaged
+    strange = sorted(
+        set(head) - set(MHA_FIELDS)
+    )  # ITK writes whatever its dictionary holds; or a known name is damaged
     lacking = [names[0] for names in MHA_GIVEN if not set(names) & set(head)]
     if strange and lacking:
         raise VolumeError(f"the header has an unknown field {strange[0][:40]!r} and no {lacking[0]}: damaged")
