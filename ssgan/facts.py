@@ -1,4 +1,4 @@
-"""What there is to say about a run, gathered from its folder, its data set and its evaluation: for the report and the card."""
+"""What there is to say about a run, from its folder, data set and evaluation: for the report and the model card."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ class Facts:
     @property
     def distance(self) -> float | None:
         """The last sliced Wasserstein distance that training measured in the checkpoint's stage."""
-        found = [r["distance"] for r in self.rows if r.get("stage") == self.meta.stage and r.get("distance") is not None]
+        found = [
+            r["distance"] for r in self.rows if r.get("stage") == self.meta.stage and r.get("distance") is not None
+        ]
         return found[-1] if found else None
 
 
@@ -138,7 +140,7 @@ def open_data(run: Path, given: Path | None, record: dict[str, Any]) -> tuple[Vo
 
 
 def read_metrics(path: Path, record: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """metrics.json of `ssgan evaluate`, and a word where it was measured against other volumes than the training set."""
+    """metrics.json of `ssgan evaluate`, and a word where its real volumes are not the training set."""
     found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != METRICS_FORMAT:
         raise ReportError(f"--metrics {path} was not written by `ssgan evaluate` (no format {METRICS_FORMAT!r})")
@@ -164,9 +166,7 @@ def nearest(fake: np.ndarray, volumes: np.ndarray) -> Neighbours:
     reference = own.min(1) if len(train) > 1 else np.zeros(1)
     index = distances.argmin(1)
     found = distances.min(1)
-    return Neighbours(
-        index.tolist(), found.tolist(), float(np.median(reference)), float(np.quantile(reference, 0.05))
-    )
+    return Neighbours(index.tolist(), found.tolist(), float(np.median(reference)), float(np.quantile(reference, 0.05)))
 
 
 def parameters(cfg: TrainConfig) -> list[tuple[str, int, int] | tuple[str, str]]:

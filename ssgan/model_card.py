@@ -19,7 +19,7 @@ def card(facts: Facts) -> str:
     data_words = (
         "Random ellipsoid phantoms made by this project: no patients, and no anatomy worth modelling."
         if phantom
-        else "The licence, consent and population of the scans are not known to this card: **fill them in before sharing.**"
+        else "The licence, consent and population of the scans are not known here: **fill them in before sharing.**"
     )
     before = f", after {meta.images_before:,} in the 2D stage that it was inflated from" if meta.images_before else ""
     return f"""# Model card: {facts.run.resolve().name}
@@ -28,8 +28,9 @@ Written by `ssgan report` from the run's own records. What a person has to add i
 
 ## Model
 
-- 3D Split&Shuffle-GAN (after Liu et al. 2022): a StyleGAN2 for volumes, architecture `{network.arch}`, preset `{cfg.preset}`
-- makes volumes of {shape} voxels (D x H x W), {spacing} mm (x, y, z), slice axis {info.slice_axis}; {network.image_channels} channel
+- 3D Split&Shuffle-GAN (after Liu et al. 2022), a StyleGAN2 for volumes
+- architecture `{network.arch}`, preset `{cfg.preset}`
+- makes volumes of {shape} voxels (D x H x W), {spacing} mm (x, y, z), slice axis {info.slice_axis}
 - parameters: {size}
 - checkpoint `{facts.checkpoint.name}`, SHA-256 `{facts.sha256}`
 - {"trained to the end of its budget" if facts.result is not None else "**training is not finished**"}
@@ -45,12 +46,13 @@ Whether synthetic volumes help a task has to be shown for that task, on real hel
   that do not occur.
 - Measuring prevalence, effect sizes or any population statistic: a GAN drops modes, and rare findings first.
 - Standing in for real data in a clinical validation.
-- Passing off generated volumes as real: their NIfTI files have the geometry and the intensities of real ones, so label them.
+- Passing off generated volumes as real: their files have the geometry and intensities of real ones, so label them.
 - Use as anonymised data without a privacy review; see below.
 
 ## Data
 
-- {many} volumes, recipe `{info.recipe}`, intensities {info.intensity_low:g} to {info.intensity_high:g} scaled to [-1, 1]
+- {many} volumes, recipe `{info.recipe}`
+- intensities {info.intensity_low:g} to {info.intensity_high:g}, scaled to [-1, 1]
 - SHA-256 of the voxels `{info.content_hash}`
 - {data_words}
 - Generated volumes have the affine and the intensity scale of a typical volume of the set; they inherit its scanners,
@@ -71,9 +73,9 @@ Whether synthetic volumes help a task has to be shown for that task, on real hel
 
 {privacy(facts)}
 
-GANs can reproduce training volumes, small data sets above all. A distance check finds near copies, not flipped, shifted or
-partial ones, and is no proof of anonymity and no differential privacy. **Before sharing weights or volumes made from
-patients' scans: a check against the whole training set, and the approval that the data's licence and ethics board ask for.**
+GANs can reproduce training volumes, small data sets above all. A distance check finds near copies, not flipped, shifted
+or partial ones, and is no proof of anonymity and no differential privacy. **Before sharing weights or volumes made from
+patients' scans: a check against the whole training set, and the approval that licence and ethics board ask for.**
 
 ## Limits
 
@@ -84,8 +86,8 @@ patients' scans: a check against the whole training set, and the approval that t
 
 ## Reproducing
 
-The command above with the same data set, versions and number of threads gives the same weights on a CPU. This card was made with
-{", ".join(f"{k} {v}" for k, v in facts.environment.items() if k in ("ssgan", "commit", "Python", "torch"))}.
+The command above with the same data set, versions and number of threads gives the same weights on a CPU. This card was
+made with {", ".join(f"{k} {v}" for k, v in facts.environment.items() if k in ("ssgan", "commit", "Python", "torch"))}.
 """
 
 
@@ -103,7 +105,9 @@ def evaluation(facts: Facts) -> str:
     for name, row in found["metrics"].items():
         interval = row.get("interval")
         shown = "none" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
-        lines.append(f"| {name} | {number(row.get('value'))} | {shown} | {number(row.get('floor'))} | {row.get('better', '')} |")
+        lines.append(
+            f"| {name} | {number(row.get('value'))} | {shown} | {number(row.get('floor'))} | {row.get('better', '')} |"
+        )
     return "\n".join([*lines, "", f"{found['count']} against {found['count']} volumes. Protocol: {found['protocol']}."])
 
 
@@ -121,8 +125,8 @@ def privacy(facts: Facts) -> str:
     near = facts.neighbours
     if near is not None:
         lines.append(
-            f"- {len(near.distance)} volumes (seeds 0 to {len(near.distance) - 1}): distances to the nearest training volume "
-            f"{min(near.distance):.3f} to {max(near.distance):.3f}; of training volumes to their nearest other one: median "
-            f"{near.median:.3f}, 5 % quantile {near.low:.3f}"
+            f"- {len(near.distance)} volumes (seeds 0 to {len(near.distance) - 1}): distances to the nearest training "
+            f"volume {min(near.distance):.3f} to {max(near.distance):.3f}; of training volumes to their nearest other "
+            f"one: median {near.median:.3f}, 5 % quantile {near.low:.3f}"
         )
     return "\n".join(lines) or "- **not checked**: `ssgan evaluate`, and `ssgan report` with the data set at hand, do"

@@ -22,7 +22,9 @@ CARD = "MODEL_CARD.md"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, help="a run's folder (--out of train)")
-    parser.add_argument("--metrics", type=Path, help="of `ssgan evaluate` (default: RUN/metrics.json where there is one)")
+    parser.add_argument(
+        "--metrics", type=Path, help="of `ssgan evaluate` (default: RUN/metrics.json where there is one)"
+    )
     parser.add_argument("--data", type=Path, help="the run's data set (default: where the run found it)")
     parser.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the run's last)")

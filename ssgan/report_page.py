@@ -1,4 +1,4 @@
-"""The page of `ssgan report`: facts -> one self-contained HTML file. The skeleton, style and script are in ssgan/page."""
+"""The page of `ssgan report`: facts -> one self-contained HTML file. Skeleton, style and script are in ssgan/page."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def page(facts: Facts) -> str:
     files = resources.files("ssgan") / "page"
     values = {
         "title": f"Run {esc(facts.run.resolve().name)}",
-        "lead": f"3D Split&amp;Shuffle-GAN, preset {esc(facts.cfg.preset)}, architecture {esc(facts.cfg.network.arch)}.",
+        "lead": esc(f"3D Split&Shuffle-GAN, preset {facts.cfg.preset}, architecture {facts.cfg.network.arch}."),
         "nav": " ".join(f'<a href="#{ids[name]}">{esc(name)}</a>' for name in parts),
         "body": body,
         "footer": "Generated volumes are synthetic. They are not scans of anyone and must not be used for diagnosis; "
@@ -69,7 +69,9 @@ def page(facts: Facts) -> str:
     }
     text = Template((files / "report.html").read_text(encoding="utf-8")).substitute(values)
     if len(text.encode()) > MAX_PAGE:
-        raise ReportError(f"the page has {len(text.encode()) >> 20} MiB, above {MAX_PAGE >> 20}; give a smaller --count")
+        raise ReportError(
+            f"the page has {len(text.encode()) >> 20} MiB, above {MAX_PAGE >> 20}; give a smaller --count"
+        )
     return text
 
 
@@ -112,7 +114,7 @@ def overview(facts: Facts) -> str:
         "Volumes (D x H x W)": " x ".join(map(str, shape)),
         "Spacing (x, y, z)": " x ".join(f"{s:g}" for s in info.spacing) + " mm",
         "Data": f"{volumes}, recipe {info.recipe}",
-        "Checkpoint": f"{facts.checkpoint.name}, stage {meta.stage}",
+        "Checkpoint": facts.checkpoint.stem,
         "Real images shown": f"{meta.images:,} in stage {meta.stage}"
         + (f", {meta.images_before:,} before" if meta.images_before else ""),
         "Training time": hours(facts.seconds),
@@ -123,7 +125,11 @@ def overview(facts: Facts) -> str:
     if facts.distance is not None:
         floor = f" (real against real {facts.floor:.4f})" if facts.floor is not None else ""
         cards["Sliced Wasserstein to the data"] = f"{facts.distance:.4f}{floor}"
-    return '<dl class="cards">' + "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in cards.items()) + "</dl>"
+    return (
+        '<dl class="cards">'
+        + "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in cards.items())
+        + "</dl>"
+    )
 
 
 def hours(seconds: float) -> str:
@@ -187,7 +193,9 @@ def viewer(facts: Facts, volumes: dict[str, Any] | None) -> str:
             cells = []
             for name in group["names"]:
                 label = f"{plane} slice of {group['title'].split(':')[0].lower()}, {name}"
-                canvas = f'<canvas data-plane="{plane}" data-volume="{place}" role="img" aria-label="{esc(label)}"></canvas>'
+                canvas = (
+                    f'<canvas data-plane="{plane}" data-volume="{place}" role="img" aria-label="{esc(label)}"></canvas>'
+                )
                 cells.append(f"<li>{canvas}<span>{esc(name)}</span></li>")
                 place += 1
             block.append(f'<p class="note">{esc(group["title"])}</p><ul class="films">{"".join(cells)}</ul>')
@@ -203,7 +211,9 @@ def viewer(facts: Facts, volumes: dict[str, Any] | None) -> str:
         f"Greys from black to white are intensities from {scale}. The patient's right is on the right; the front is up "
         f"(axial) or right (sagittal). Arrow keys move a slider that has the focus.{reduced}"
     )
-    return "".join(notes) + f'<p class="note">{esc(caption)}</p>{"".join(blocks)}<div class="no-js">{"".join(still)}</div>'
+    return (
+        "".join(notes) + f'<p class="note">{esc(caption)}</p>{"".join(blocks)}<div class="no-js">{"".join(still)}</div>'
+    )
 
 
 def grid(facts: Facts, volumes: np.ndarray) -> Image.Image:
@@ -235,8 +245,8 @@ def metrics(facts: Facts) -> str:
     note = missing(esc(facts.metrics_note)) if facts.metrics_note else ""
     extractor = found["extractor"]
     return (
-        f"{note}<p>{found['count']} generated against {found['count']} real volumes. Read each number beside its floor: "
-        "the same metric between two disjoint sets of real volumes, what a perfect generator would score.</p>"
+        f"{note}<p>{found['count']} generated against {found['count']} real volumes. Read each number beside its "
+        "floor: the same metric between two disjoint sets of real volumes, what a perfect generator would score.</p>"
         '<div class="scroll"><table><thead><tr><th scope=col>metric<th scope=col class=number>value'
         "<th scope=col class=number>95 % interval<th scope=col class=number>floor<th scope=col>better"
         '<th scope=col><span aria-hidden="true">value with interval, floor marked</span></tr></thead>'
@@ -282,9 +292,10 @@ def copies(facts: Facts) -> str:
             else "None is below the 5 % quantile."
         )
         parts.append(
-            f"<p>Of the generated volumes above, the distances to the nearest training volume are {distances} (root mean "
-            f"squared difference of block means, [-1, 1] scale). Training volumes are {near.median:.3f} from their nearest "
-            f"other one (median; 5 % quantile {near.low:.3f}). {verdict} A flipped or shifted copy is not seen.</p>"
+            f"<p>Of the generated volumes above, the distances to the nearest training volume are {distances} (root "
+            f"mean squared difference of block means, [-1, 1] scale). Training volumes are {near.median:.3f} from "
+            f"their nearest other one (median; 5 % quantile {near.low:.3f}). {verdict} A flipped or shifted copy is not "
+            "seen.</p>"
         )
     else:
         parts.append(missing("No neighbours: they need the data set and a checkpoint of the 3D stage."))
@@ -332,7 +343,8 @@ def snapshots(facts: Facts) -> str:
     beside = ""
     if reals.is_file():
         with Image.open(reals) as image:
-            beside = f"<details><summary>Real volumes for comparison</summary>{picture(image, 'real volumes, middle slices')}</details>"
+            still = picture(image, "real volumes, middle slices")
+        beside = f"<details><summary>Real volumes for comparison</summary>{still}</details>"
     return (
         f'<p class="note">{thinned}The same seeds at every snapshot, by the averaged weights; stage 2d makes single '
         f"slices.</p>{range_slider('snapshot', 'Snapshot', len(kept), len(kept) - 1)}"
@@ -355,7 +367,8 @@ def curves(facts: Facts) -> str:
         cells = "".join(f"<td class=number>{number(last[s].get(name))}</td>" for s in columns)  # type: ignore[union-attr]
         lines.append(f"<tr><th scope=row>{esc(QUANTITIES.get(name, name))}</th>{cells}</tr>")
     heads = "".join(f"<th scope=col class=number>stage {s}" for s in columns)
-    table = f"<table><thead><tr><th scope=col>last row of the log{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    head = f"<tr><th scope=col>last row of the log{heads}</tr>"
+    table = f"<table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
     return f'<div class="curves">{"".join(figures)}</div><details><summary>The last numbers</summary>{table}</details>'
 
 
@@ -409,7 +422,8 @@ def parameter_table(facts: Facts) -> str:
             continue
         share = totals[row[0]] / dense if dense else 0
         cells = "".join(f"<td class=number>{v:,}</td>" for v in (row[1], row[2], totals[row[0]]))
-        bar = f'<td><span class="bar" style="width:{220 * share / max(1, max(totals.values()) / (dense or 1)):.0f}px"></span></td>'
+        width = 220 * totals[row[0]] / max(totals.values())
+        bar = f'<td><span class="bar" style="width:{width:.0f}px"></span></td>'
         lines.append(f"<tr{own}>{name}{cells}<td class=number>{share:.1%}</td>{bar}</tr>")
     about = "; ".join(
         f"{name}: {', then '.join(' and '.join('x'.join(map(str, k)) for k in stage) for stage in stages)}"
@@ -431,7 +445,9 @@ def what_was_run(facts: Facts) -> str:
     report = ""
     if inflation.is_file():
         text = inflation.read_text(encoding="utf-8", errors="replace")
-        report = f"<details><summary>What was inflated, tensor by tensor</summary><pre>{esc(text[:200_000])}</pre></details>"
+        report = (
+            f"<details><summary>What was inflated, tensor by tensor</summary><pre>{esc(text[:200_000])}</pre></details>"
+        )
     return (
         "<p>The command that the configuration stands for (what the preset implies is left out):</p>"
         f'<pre>{esc(facts.command)}</pre><p class="note">{esc(hashes)}</p>'
