@@ -33,7 +33,7 @@ Written by `ssgan report` from the run's own records. What a person has to add i
 - makes volumes of {shape} voxels (D x H x W), {spacing} mm (x, y, z), slice axis {info.slice_axis}
 - parameters: {size}
 - checkpoint `{facts.checkpoint.name}`, SHA-256 `{facts.sha256}`
-- {"trained to the end of its budget" if facts.result is not None else "**training is not finished**"}
+- {"training is finished" if facts.result is not None else "**training is not finished**"}
 
 ## Intended use
 
@@ -42,8 +42,8 @@ Whether synthetic volumes help a task has to be shown for that task, on real hel
 
 ## Not intended
 
-- Diagnosis, treatment, or any decision about a person. Generated volumes show nobody, and may show anatomy or findings
-  that do not occur.
+- Diagnosis, treatment, or any decision about a person. Generated volumes may show anatomy or findings that do
+  not occur.
 - Measuring prevalence, effect sizes or any population statistic: a GAN drops modes, and rare findings first.
 - Standing in for real data in a clinical validation.
 - Passing off generated volumes as real: their files have the geometry and intensities of real ones, so label them.
@@ -119,7 +119,7 @@ def privacy(facts: Facts) -> str:
             row = check[space]
             lines.append(
                 f"- {space}: median distance to the nearest training volume over that of the reference "
-                f"({check.get('reference', 'unknown')}): {number(row['ratio'])}, about 1 without copies; "
+                f"({check.get('reference', 'unknown')}): {number(row['ratio'])}, well below 1 points to copies; "
                 f"{row['below_5_percent']:.1%} nearer than the reference's 5 % quantile"
             )
     near = facts.neighbours

@@ -61,8 +61,8 @@ def page(facts: Facts) -> str:
         "lead": esc(f"3D Split&Shuffle-GAN, preset {facts.cfg.preset}, architecture {facts.cfg.network.arch}."),
         "nav": " ".join(f'<a href="#{ids[name]}">{esc(name)}</a>' for name in parts),
         "body": body,
-        "footer": "Generated volumes are synthetic. They are not scans of anyone and must not be used for diagnosis; "
-        "see MODEL_CARD.md beside the run. This page needs no network.",
+        "footer": "Generated volumes are synthetic. They must not be used for diagnosis, nor taken for anonymised "
+        "scans; see MODEL_CARD.md beside the run. This page needs no network.",
         "css": (files / "report.css").read_text(encoding="utf-8"),
         "js": (files / "report.js").read_text(encoding="utf-8"),
         "volumes": json.dumps(volumes) if volumes else "",
@@ -294,8 +294,8 @@ def copies(facts: Facts) -> str:
         parts.append(
             f"<p>Of the generated volumes above, the distances to the nearest training volume are {distances} (root "
             f"mean squared difference of block means, [-1, 1] scale). Training volumes are {near.median:.3f} from "
-            f"their nearest other one (median; 5 % quantile {near.low:.3f}). {verdict} A flipped or shifted copy is not "
-            "seen.</p>"
+            f"their nearest other one (median; 5 % quantile {near.low:.3f}). {verdict} A flipped or shifted copy is "
+            "not seen.</p>"
         )
     else:
         parts.append(missing("No neighbours: they need the data set and a checkpoint of the 3D stage."))
@@ -312,8 +312,8 @@ def copies(facts: Facts) -> str:
             rows.append(f"<tr><th scope=row>{space}</th>{numbers}</tr>")
     parts.append(
         '<div class="scroll"><table><thead><tr><th scope=col>space<th scope=col class=number>to training, median'
-        "<th scope=col class=number>reference, median<th scope=col class=number>ratio (about 1 without copies)"
-        "<th scope=col class=number>share below the 5 % quantile (about 0.05)</tr></thead>"
+        "<th scope=col class=number>reference, median<th scope=col class=number>ratio (well below 1: copies)"
+        "<th scope=col class=number>share below the 5 % quantile (well above 0.05: copies)</tr></thead>"
         f'<tbody>{"".join(rows)}</tbody></table></div><p class="note">Reference: {esc(check.get("reference", ""))}.</p>'
     )
     name = check.get("picture")
@@ -387,9 +387,9 @@ def curve(name: str, rows: Sequence[dict[str, Any]], floor: float | None, place:
         axes = figure.subplots(1, len(stages), squeeze=False)[0]
         for axis, stage in zip(axes, stages, strict=True):
             points = [(r["images"] / 1000, r[name]) for r in rows if r["stage"] == stage and r.get(name) is not None]
-            x, y = zip(*sorted(points), strict=True)
+            x, y = zip(*points, strict=True)
             axis.plot(x, y, lw=1.3, marker="o" if len(points) < 40 else None, ms=3, color="#3b82c4")
-            if floor is not None:
+            if floor is not None and stage == stages[-1]:  # it is of the last stage's volumes
                 axis.axhline(floor, color="#c27a1d", lw=1, ls="--")
             axis.set_title(f"stage {stage}", fontsize=9)
             axis.set_xlabel("thousand real images", fontsize=8)
@@ -403,7 +403,9 @@ def curve(name: str, rows: Sequence[dict[str, Any]], floor: float | None, place:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Each figure numbers its parts anew; in one page they must differ.
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>c{place}-", text)
-    spoken = f"{title} over the real images shown" + (f"; the dashed line is the floor, {floor:.4f}" if floor else "")
+    spoken = f"{title} over the real images shown" + (
+        f"; the dashed line is the floor, {floor:.4f}" if floor is not None else ""
+    )
     text = text.replace("<svg ", f'<svg role="img" aria-label="{esc(spoken)}" ', 1)
     note = "; dashed: real against real" if floor is not None else ""
     return f"<figure>{text}<figcaption>{esc(title)}{note}</figcaption></figure>"
