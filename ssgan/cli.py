@@ -20,6 +20,8 @@ COMMANDS: dict[str, str] = {
     "train": "train a GAN: 2D on slices, inflation, 3D on volumes; the same command resumes",
     "generate": "write volumes of a trained run as NIfTI, PNG and GIF",
     "evaluate": "measure generated volumes against real ones: distances, variety, copies",
+    "latents": "explore the latent space: interpolate, mix, sweep, find directions, project a scan, edit it",
+    "report": "show a run on one HTML page that needs no network, with a model card",
     "summary": "print the parameters of the networks, layer by layer",
     "inflate": "turn a 2D checkpoint into the start of a 3D GAN",
 }

@@ -89,6 +89,66 @@ def save_gif(
     return path
 
 
+def three_plane_cell(volume: np.ndarray, spacing: Spacing | None = None) -> Image.Image:
+    """The axial, coronal and sagittal middle slices of a volume (Z, Y, X) side by side: for `table` and `cells_gif`."""
+    return _cell(_volumes(np.asarray(volume)[None], 4)[0], spacing)
+
+
+def table(
+    cells: Sequence[Sequence[Image.Image | None]], rows: Sequence[str], columns: Sequence[str], path: Path, title: str
+) -> Path:
+    """PNG of cells in rows and columns with their names; None leaves a place empty."""
+    if [len(line) for line in cells] != [len(columns)] * len(rows) or not rows or not columns:
+        raise ImageError(f"cells: expected {len(rows)} rows of {len(columns)}; got {[len(line) for line in cells]}")
+    font, shown = ImageFont.load_default(12), [c for line in cells for c in line if c is not None]
+    if not shown:
+        raise ImageError("cells: every place of the table is empty")
+    width, height = max(c.width for c in shown), max(c.height for c in shown)
+    left, top = MARGIN + round(max(font.getlength(name) for name in rows)) + MARGIN, MARGIN + TITLE + 18
+    page = Image.new(
+        "RGB", (left + len(columns) * (width + GAP) + MARGIN, top + len(rows) * (height + GAP) + MARGIN), PAPER
+    )
+    draw = ImageDraw.Draw(page)
+    draw.text((MARGIN, MARGIN - 2), title, fill=INK, font=ImageFont.load_default(14))
+    for j, name in enumerate(columns):
+        draw.text((left + j * (width + GAP) + width // 2, top - 5), name, fill=INK, font=font, anchor="ms")
+    for i, name in enumerate(rows):
+        up = top + i * (height + GAP)
+        draw.text((MARGIN, up + height // 2), name, fill=INK, font=font, anchor="lm")
+        for j, cell in enumerate(cells[i]):
+            if cell is not None:
+                page.paste(cell, (left + j * (width + GAP), up))
+    with atomic_path(path) as temporary:
+        page.save(temporary, format="PNG", optimize=True)
+    return path
+
+
+def cells_gif(
+    frames: Sequence[Sequence[Image.Image]],
+    names: Sequence[str],
+    path: Path,
+    back: bool = True,
+    milliseconds: int = 120,
+) -> Path:
+    """Looping GIF: each frame shows its cells one below another, with its name; `back` plays the way back too."""
+    if not frames or len(names) != len(frames) or len({len(f) for f in frames}) != 1 or not frames[0]:
+        raise ImageError(f"frames: expected equally many cells in each, and a name; got {[len(f) for f in frames]}")
+    pages = []
+    for cells, name in zip(frames, names, strict=True):
+        height = sum(c.height + GAP for c in cells)
+        page = Image.new("RGB", (max(c.width for c in cells) + 2 * MARGIN, height + MARGIN + TITLE), PAPER)
+        ImageDraw.Draw(page).text((MARGIN, 5), name, fill=INK, font=ImageFont.load_default(12))
+        up = TITLE
+        for cell in cells:
+            page.paste(cell, (MARGIN, up))
+            up += cell.height + GAP
+        pages.append(page.quantize(256, dither=Image.Dither.NONE))
+    pages += pages[-2:0:-1] if back else []
+    with atomic_path(path) as temporary:
+        pages[0].save(temporary, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0)
+    return path
+
+
 def plot_curves(rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> Path:
     """PNG of the run's curves from the rows of log.jsonl: a panel per quantity, 2D stage left, 3D stage right."""
     # matplotlib is slow to import and only this picture needs it. The Agg canvas needs no display.

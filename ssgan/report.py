@@ -1,0 +1,59 @@
+"""`ssgan report`: a run on one HTML page that opens offline, and its model card.
+
+python -m ssgan.report --run RUN [--metrics RUN/metrics.json] [--data DATASET]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssgan.errors import run_command
+from ssgan.facts import ReportError, gather
+from ssgan.files import atomic_write_bytes
+from ssgan.model_card import card
+from ssgan.report_page import MAX_PAGE, page
+
+MOST = 64
+CARD = "MODEL_CARD.md"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, required=True, help="a run's folder (--out of train)")
+    parser.add_argument(
+        "--metrics", type=Path, help="of `ssgan evaluate` (default: RUN/metrics.json where there is one)"
+    )
+    parser.add_argument("--data", type=Path, help="the run's data set (default: where the run found it)")
+    parser.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the run's last)")
+    parser.add_argument("--count", type=int, default=8, help="real and generated volumes on the page (default 8)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not 1 <= args.count <= MOST:
+        raise ReportError(f"--count: expected 1 to {MOST}; got {args.count}")
+    out = args.out or args.run / "report.html"
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ReportError(f"--out {out}: expected a file name that ends in .html")
+    metrics = args.metrics
+    if metrics is None and (args.run / "metrics.json").is_file():
+        metrics = args.run / "metrics.json"
+    facts = gather(args.run, args.data, metrics, args.checkpoint, args.count)
+    text = page(facts).encode()
+    atomic_write_bytes(out, text)
+    atomic_write_bytes(args.run / CARD, card(facts).encode())
+    print(f"{out}: {len(text) / 2**20:.1f} MiB (never above {MAX_PAGE >> 20}); opens in any browser, without a network")
+    print(f"{args.run / CARD}: the model card; parts in bold are yours to fill in")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ssgan report", description=(__doc__ or "").split("\n")[0])
+    add_arguments(parser)
+    return run_command("report", run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
