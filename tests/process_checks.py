@@ -163,10 +163,10 @@ def death(folder: Path) -> None:
     def dying(group: Group) -> int:
         real = Gan._r1_phase
 
-        def kill(self: Gan, shares: object) -> None:
+        def kill(self: Gan, *arguments: object) -> None:
             if group.rank == 1 and self.stage == "3d" and self.step == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            real(self, shares)
+            real(self, *arguments)
 
         Gan._r1_phase = kill  # type: ignore[method-assign]
         return train(folder / "run", data, group)
