@@ -187,6 +187,7 @@ class Run:
         if self.group.main:
             checkpoint.save(path, gan.state(), meta)
             checkpoint.prune(self.checkpoints, self.cfg.keep_checkpoints)
+        self.group.tell("", self.device)  # the others read what was written, at the start of the next stage say
         return path
 
     def newest(self) -> tuple[dict[str, Tensor], CheckpointMeta, Path] | None:
