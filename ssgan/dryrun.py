@@ -121,7 +121,7 @@ def measure_memory(cfg: TrainConfig, stage: str, device: torch.device, execution
             gan = Gan(
                 with_batch(cfg, stage, images), stage, device, dataclasses.replace(execution, accumulate=1, compile="")
             )
-            gan.train_step(torch.zeros(images, cfg.network.image_channels, *gan.G.cfg.shape))
+            gan.train_step(*stand_ins(gan))
             del gan
         peaks.append(live.peak)
     each = max((peaks[1] - peaks[0]) / 2, 1)
@@ -147,15 +147,24 @@ def propose_batch(memory: Memory, free: int) -> int:
     return 1 << (fits.bit_length() - 1) if fits > 0 else 0
 
 
-def step_seconds(gan: Gan, reals: Tensor, repeats: int = 2) -> float:
+def stand_ins(gan: Gan) -> tuple[Tensor, Tensor | None]:
+    """Empty images for a step of `gan`, and their classes if it has any."""
+    count = len(gan.local)
+    images = torch.zeros(count, gan.cfg.network.image_channels, *gan.G.cfg.shape)
+    return images, torch.zeros(count, dtype=torch.int64) if gan.class_counts else None
+
+
+def step_seconds(gan: Gan, repeats: int = 2) -> float:
     """Seconds of a step on average, the lazy phases by the share of steps that have them. Real steps of `gan`."""
+
+    inputs = stand_ins(gan)
 
     def timed(step: int) -> float:
         found = []
         for _ in range(repeats):
             gan.step = step
             began = time.perf_counter()
-            gan.train_step(reals)  # ends with the losses as numbers, so with all work done
+            gan.train_step(*inputs)  # ends with the losses as numbers, so with all work done
             found.append(time.perf_counter() - began)
         return min(found)
 
@@ -163,7 +172,7 @@ def step_seconds(gan: Gan, reals: Tensor, repeats: int = 2) -> float:
     every = math.lcm(path, r1)
     first = every * max(1, math.ceil(gan.cfg.warmup_kimg * 1000 / gan.hyper.batch / every))
     gan.step = first
-    gan.train_step(reals)  # warm-up
+    gan.train_step(*inputs)  # warm-up
     kinds = {(i % path == 0, i % r1 == 0) for i in range(every)}
     seconds = {
         kind: timed(next(first + i for i in range(every) if (i % path == 0, i % r1 == 0) == kind)) for kind in kinds
@@ -186,16 +195,15 @@ def _stage(cfg: TrainConfig, stage: str, device: torch.device, execution: Execut
     hyper = cfg.stage_2d if stage == "2d" else cfg.stage_3d
     batch, accumulate = hyper.batch, execution.accumulate
     one = Gan(with_batch(cfg, stage, 1), stage, device, dataclasses.replace(execution, accumulate=1, compile=""))
-    shape = (cfg.network.image_channels, *one.G.cfg.shape)
-    image = torch.zeros(1, *shape)
+    image, label = stand_ins(one)
     draws = one.draw("g_main", 1)
     for net in (one.G, one.D):  # PyTorch's counter follows gradients otherwise
         net.requires_grad_(False)
     g_flops = count_flops(functools.partial(one.fakes, draws, one.parts[0]))
-    d_flops = count_flops(functools.partial(one.D, image.to(device)))
+    d_flops = count_flops(functools.partial(one.D, image.to(device), None if label is None else label.to(device)))
     count = {name: sum(p.numel() for p in getattr(one, name).parameters()) for name in ("G", "D")}
     one.step = 1
-    plain = count_flops(functools.partial(one.train_step, image))
+    plain = count_flops(functools.partial(one.train_step, image, label))
     say(f"stage {stage}: {'x'.join(map(str, one.G.cfg.shape))} voxels, {cfg.network.arch}, {cfg.precision}")
     say(f"  parameters: G {count['G']:,}, D {count['D']:,}")
     say(
@@ -221,7 +229,7 @@ def _stage(cfg: TrainConfig, stage: str, device: torch.device, execution: Execut
     run = batch if need <= free * MARGIN else fits
     timed = execution if run == batch else dataclasses.replace(execution, accumulate=1)
     gan = Gan(with_batch(cfg, stage, run), stage, device, timed)
-    seconds = step_seconds(gan, torch.zeros(run, *shape))
+    seconds = step_seconds(gan)
     left = hyper.kimg * 1000 / run * seconds
     say(f"  speed: {run / seconds:.2f} images/s at batch {run}; {hyper.kimg:g} thousand images take {_duration(left)}")
     return left

@@ -19,7 +19,7 @@ from ssgan import checkpoint, losses
 from ssgan.augment import AdaptiveProbability, Augment
 from ssgan.augment import Draws as AugmentDraws
 from ssgan.checkpoint import CheckpointMeta
-from ssgan.config import StageConfig, TrainConfig
+from ssgan.config import ConfigError, StageConfig, TrainConfig
 from ssgan.distributed import SINGLE, Group, split_batch, split_evenly, std_group
 from ssgan.inflation import inflate_network
 from ssgan.layers import ModulatedConv
@@ -57,13 +57,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for a batch of generated images: latents (N, z_dim), those mixed in from layer `crossover` on, and
-    the noise (N, 1, D, H, W) of each modulated convolution in the order of their use."""
+    """What is drawn for a batch of generated images: latents (N, z_dim), those mixed in from layer `crossover` on, the
+    noise (N, 1, D, H, W) of each modulated convolution in the order of their use, and class numbers (N,), if any."""
 
     z: Tensor
     other: Tensor
     crossover: int
     noise: list[Tensor]
+    labels: Tensor | None = None
 
 
 class Gan:
@@ -77,16 +78,23 @@ class Gan:
 
     With an active `cfg.augment` the discriminator sees augmented images only, real and generated, in every phase (R1:
     the gradient by the image before); slice_axis and spacing are the data set's, which flips and rotations go by.
+
+    Networks with classes: generated images have classes drawn as often as `class_counts` says (the data set's; default
+    all alike), and both networks see an image's class in every phase (StyleGAN2-ADA).
     """
 
     def __init__(
         self, cfg: TrainConfig, stage: str, device: torch.device, execution: Execution | None = None,
         group: Group = SINGLE, *, slice_axis: str = "axial", spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        class_counts: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         self.cfg, self.stage, self.device, self.group = cfg, stage, device, group
         self.execution = execution = execution or Execution()
         self.hyper: StageConfig = cfg.stage_2d if stage == "2d" else cfg.stage_3d
         network = cfg.network.flat() if stage == "2d" else cfg.network
+        self.class_counts = tuple(class_counts or (1,) * network.classes) if network.classes else ()
+        if len(self.class_counts) != network.classes:
+            raise ConfigError(f"class_counts: expected {network.classes}, one for each class; got {class_counts}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(cfg.seed, stage, 0, "init"))
             self.G, self.D = Generator(network).to(device), Discriminator(network).to(device)
@@ -127,7 +135,7 @@ class Gan:
             return self.G.synthesis(ws, noise=iter(noise))
 
         self._synthesis: Callable[[Tensor, list[Tensor]], Tensor] = synthesis
-        self._logits: Callable[[Tensor], Tensor] = self.D
+        self._logits: Callable[[Tensor, Tensor | None], Tensor] = self.D
         self._once: tuple[Callable[..., Tensor], Callable[..., Tensor]] = (synthesis, self.D)
         if self.execution.compile:  # what is differentiated once only
             self._once = tuple(torch.compile(f, backend=self.execution.compile) for f in self._once)  # type: ignore[assignment]
@@ -155,20 +163,29 @@ class Gan:
         noise = cpu if self.device.type == "cpu" else torch.Generator(self.device).manual_seed(seed)
         sizes = [m.size for m in self.G.synthesis.modules() if isinstance(m, ModulatedConv)]
         drawn = [torch.randn(batch, 1, *size, generator=noise, device=self.device) for size in sizes]
-        return Draws(z, other, crossover, drawn)
+        labels = None
+        if self.class_counts:
+            counts = torch.tensor(self.class_counts, dtype=torch.float64)
+            labels = torch.multinomial(counts, batch, replacement=True, generator=cpu).to(self.device)
+        return Draws(z, other, crossover, drawn, labels)
 
     def fakes(self, draws: Draws, part: Part, twice: bool = False) -> tuple[Tensor, Tensor]:
         """Generated images (n, C, D, H, W) of a part and their ws, with style mixing. twice: differentiated twice."""
         rows = torch.tensor(part.samples, device=self.device)
         z, other = draws.z[rows], draws.other[rows]
-        ws = losses.mixed_styles(self.G.mapping, z, other, self.G.num_ws, draws.crossover)
+        label = self._label(draws.labels, part)
+        ws = losses.mixed_styles(self.G.mapping, z, other, self.G.num_ws, draws.crossover, c=label)
         return (self._synthesis if twice else self._once[0])(ws, [n[rows] for n in draws.noise]), ws
 
-    def train_step(self, reals: Tensor) -> dict[str, float]:
+    def train_step(self, reals: Tensor, labels: Tensor | None = None) -> dict[str, float]:
         """One step on the real images (n, C, D, H, W) of the samples `local`; gives the whole batch's losses and mean
-        signs of the logits."""
+        signs of the logits. labels: (n,) int64 class numbers of these images, for networks with classes."""
         if len(reals) != len(self.local):
             raise ValueError(f"reals: expected the {len(self.local)} images of this process; got {len(reals)}")
+        if (labels is None) == bool(self.class_counts) or (labels is not None and len(labels) != len(reals)):
+            got = "none" if labels is None else f"{len(labels)}"
+            wanted = f"{len(reals)}, one for each image" if self.class_counts else "none, the networks have no classes"
+            raise ValueError(f"labels: expected {wanted}; got {got}")
         hyper, cfg = self.hyper, self.cfg
         self._set_rates()
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
@@ -181,7 +198,9 @@ class Gan:
         self.G.requires_grad_(False)
         trainable(self.D, self.frozen)
         reals = reals.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-        shares = reals.split([len(part.samples) for part in self.parts])
+        sizes = [len(part.samples) for part in self.parts]
+        known = [None] * len(sizes) if labels is None else labels.to(self.device).split(sizes)
+        shares = list(zip(reals.split(sizes), known, strict=True))
         stats["loss_d"] = self._discriminator_phase(shares)
         if hyper.r1_gamma > 0 and self.step % cfg.d_reg_interval == 0:
             self._r1_phase(shares)
@@ -208,6 +227,10 @@ class Gan:
         """A part's images as the discriminator sees them."""
         return images if draws is None else self.augment(images, draws.take(part.samples))
 
+    def _label(self, labels: Tensor | None, part: Part) -> Tensor | None:
+        """A part's classes out of a batch's."""
+        return None if labels is None else labels[torch.tensor(part.samples, device=self.device)]
+
     def _set_rates(self) -> None:
         inflated = self.images_before > 0
         factor = rate_factor(self.cfg, self.stage, self.images + self.hyper.batch, inflated, self.rewinds)
@@ -221,7 +244,7 @@ class Gan:
         total = torch.zeros((), device=self.device)
         for part in self._each(self.opt_g, self.parts):
             images, ws = self.fakes(draws, part)
-            logits = self._once[1](self._seen(images, augment, part))
+            logits = self._once[1](self._seen(images, augment, part), self._label(draws.labels, part))
             total += self._backward(self.scale_g, losses.generator_loss(logits) * part.weight)
             self._sums["sign_fake"] += logits.detach().sign().mean() * part.weight
             w_sum += ws[:, 0].detach().sum(0)
@@ -267,26 +290,27 @@ class Gan:
         self.pl_mean = mean
         return self._apply("path length", total)
 
-    def _discriminator_phase(self, shares: Sequence[Tensor]) -> float:
+    def _discriminator_phase(self, shares: Sequence[tuple[Tensor, Tensor | None]]) -> float:
         draws = self.draw("d_main", self.hyper.batch)
         of_fakes, of_reals = self._augment_draws("aug_fake"), self._augment_draws("aug_real")
         total = torch.zeros((), device=self.device)
-        for part, reals in zip(self._each(self.opt_d, self.parts), shares, strict=True):
+        for part, (reals, labels) in zip(self._each(self.opt_d, self.parts), shares, strict=True):
             with torch.no_grad():
                 fakes = self._seen(self.fakes(draws, part)[0], of_fakes, part)
                 reals = self._seen(reals, of_reals, part)
-            real_logits = self._once[1](reals)
-            loss = losses.discriminator_loss(self._once[1](fakes), real_logits)
+            real_logits = self._once[1](reals, labels)
+            loss = losses.discriminator_loss(self._once[1](fakes, self._label(draws.labels, part)), real_logits)
             total += self._backward(self.scale_d, loss * part.weight)
             self._sums["sign_real"] += real_logits.detach().sign().mean() * part.weight
         return self._apply("discriminator", total)
 
-    def _r1_phase(self, shares: Sequence[Tensor]) -> float:
+    def _r1_phase(self, shares: Sequence[tuple[Tensor, Tensor | None]]) -> float:
         augment = self._augment_draws("aug_r1")
         total = torch.zeros((), device=self.device)
-        for part, reals in zip(self._each(self.opt_d, self.parts), shares, strict=True):
+        for part, (reals, labels) in zip(self._each(self.opt_d, self.parts), shares, strict=True):
             images = reals.detach().requires_grad_(True)
-            penalty = losses.r1_penalty(self._logits(self._seen(images, augment, part)), images).mean()
+            logits = self._logits(self._seen(images, augment, part), labels)
+            penalty = losses.r1_penalty(logits, images).mean()
             loss = penalty * (self.hyper.r1_gamma / 2) * self.cfg.d_reg_interval
             total += self._backward(self.scale_d, loss * part.weight)
             self._sums["r1"] += penalty.detach() * part.weight

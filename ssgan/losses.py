@@ -93,15 +93,16 @@ def draw_crossover(num_ws: int, probability: float, generator: torch.Generator) 
 
 
 def mixed_styles(
-    mapping: nn.Module, z: Tensor, z_mixed: Tensor, num_ws: int, crossover: int, update_w_avg: bool = False
-) -> Tensor:
+    mapping: nn.Module, z: Tensor, z_mixed: Tensor, num_ws: int, crossover: int, update_w_avg: bool = False,
+    c: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """ws (N, num_ws, w_dim) of latents `z` (N, z_dim), with layers `crossover` .. num_ws - 1 from `z_mixed`.
 
-    `mapping` is `Generator.mapping`; only `z` moves its running mean, if `update_w_avg`.
+    `mapping` is `Generator.mapping`; only `z` moves its running mean, if `update_w_avg`. c: labels, for both latents.
     """
-    ws = mapping(z, update_w_avg=update_w_avg).unsqueeze(1).repeat(1, num_ws, 1)
+    ws = mapping(z, c, update_w_avg=update_w_avg).unsqueeze(1).repeat(1, num_ws, 1)
     if crossover < num_ws:
-        other = mapping(z_mixed).unsqueeze(1).expand(-1, num_ws - crossover, -1)
+        other = mapping(z_mixed, c).unsqueeze(1).expand(-1, num_ws - crossover, -1)
         ws = torch.cat([ws[:, :crossover], other], dim=1)
     return ws
 

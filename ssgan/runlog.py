@@ -178,7 +178,11 @@ def _differences(old: dict[str, Any], new: dict[str, Any], longer: tuple[str, ..
             continue
         why = " (a stage can be made longer, not shorter, and not once the next has begun)" if name in LONGER else ""
         found.append(f"{name} was {before}, now {after}{why}")
-    for part, key, what in (("data", "content_hash", "the data set"), ("init", "sha256", "the --init checkpoint")):
+    parts = (
+        ("data", "content_hash", "the data set"), ("data", "labels_sha256", "the classes of the data set"),
+        ("init", "sha256", "the --init checkpoint"),
+    )  # fmt: skip
+    for part, key, what in parts:
         before, after = ((record.get(part) or {}) for record in (old, new))
         if before.get(key) != after.get(key):
             paths = f"was {before.get('path', 'none')}, now {after.get('path', 'none')}"

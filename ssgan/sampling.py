@@ -17,6 +17,15 @@ def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
     return torch.from_numpy(np.stack(rows)).float()
 
 
+def class_shares(class_counts: Sequence[int], count: int) -> Tensor | None:
+    """(count,) class numbers, each class as often as its share of `class_counts` says; None without classes."""
+    if not class_counts:
+        return None
+    bounds = torch.tensor(class_counts, dtype=torch.float64).cumsum(0)
+    places = (torch.arange(count, dtype=torch.float64) + 0.5) / count * bounds[-1]
+    return torch.searchsorted(bounds, places, right=True)
+
+
 @torch.no_grad()
 def synthesise(
     G: Generator, z: Tensor, *, batch: int, truncation: float = 1.0, noise: str = "const", noise_seed: int = 0,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ssgan.config import ConfigError, TrainConfig
 from ssgan.networks import Discriminator
 
@@ -29,12 +31,14 @@ def trainable(D: Discriminator, frozen: int) -> None:
             module.requires_grad_(False)
 
 
-Measure = Callable[[Any], float]  # (gan) -> value
+Generate = Callable[[int], np.ndarray]  # count -> generated images (count, D, H, W), D = 1 in stage 2d
+Measure = Callable[[Generate], float]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """make: (data set, stage, seed) -> (gan) -> value; made once per stage, so that real features are computed once."""
+    """make: (data set, stage, seed) -> (generate) -> value; made once per stage, so that real features are computed
+    once."""
 
     make: Callable[[Any, str, int], Measure]
     lower_is_better: bool = True

@@ -112,6 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", choices=tuple(ARCHITECTURES), default="split_depth", help="default split_depth")
     parser.add_argument("--inflate", choices=PROFILES, default="average", help="depth profile; none starts 3D afresh")
     parser.add_argument("--init", type=Path, help="with --stage 3d: a 2D checkpoint to inflate from")
+    parser.add_argument(
+        "--conditional", action="store_true", help="train on the data set's classes (`ssgan prepare --labels`)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     for stage in ("2d", "3d"):
         parser.add_argument(f"--kimg-{stage}", type=number, help="thousand real images shown to the discriminator")
@@ -170,16 +173,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="no progress on stderr")
 
 
-def config_from(args: argparse.Namespace, shape: tuple[int, int, int]) -> TrainConfig:
-    """The configuration that the arguments stand for, with networks for volumes of `shape` (D, H, W)."""
+def config_from(
+    args: argparse.Namespace, shape: tuple[int, int, int], classes: Sequence[str] | None = None
+) -> TrainConfig:
+    """The configuration that the arguments stand for, with networks for volumes of `shape` (D, H, W).
+
+    classes: the names of the data set's classes, if it has any.
+    """
+    if args.conditional and len(classes or ()) < 2:
+        have = "none" if not classes else f"only {classes[0]!r}"
+        raise ConfigError(
+            f"--conditional: expected a data set with at least two classes, this one has {have}; give `ssgan prepare` "
+            "a table of classes by --labels, or leave --conditional out"
+        )
     changes: dict[str, Any] = {"stage": args.stage, "inflate": args.inflate, "seed": args.seed}
     changes |= {name: getattr(args, name) for name in OPTIONAL if getattr(args, name) is not None}
     changes["augment"] = augment_config(args)
     if args.metrics and args.best_metric is None:
         changes["best_metric"] = args.metrics[0]
     cfg = preset(args.preset).train_config(args.preset, shape, args.arch, **changes)
-    if args.mbstd_group is not None:
-        cfg = dataclasses.replace(cfg, network=dataclasses.replace(cfg.network, mbstd_group=args.mbstd_group))
+    network = {} if args.mbstd_group is None else {"mbstd_group": args.mbstd_group}
+    network |= {"classes": len(classes or ())} if args.conditional else {}
+    cfg = dataclasses.replace(cfg, network=dataclasses.replace(cfg.network, **network))
 
     def stage(name: str, default: StageConfig) -> StageConfig:
         given = {key: getattr(args, f"{key}_{name}") for key in ("kimg", "batch", "r1_gamma")}
@@ -222,8 +237,8 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads or max((os.cpu_count() or 1) // local, 1))
     execution = Execution(args.accumulate, args.checkpoint_activations, "inductor" if args.compile else "")
     if args.dry_run:
-        shape = preset(args.preset).shape if args.data is None else VolumeDataset(args.data).info.shape
-        cfg = config_from(args, shape)
+        info = None if args.data is None else VolumeDataset(args.data).info
+        cfg = config_from(args, info.shape if info else preset(args.preset).shape, info.classes if info else None)
         check_metrics(cfg)
         dry_run(cfg, device, execution)
         return 0
@@ -243,7 +258,9 @@ def _train(args: argparse.Namespace, device: torch.device, execution: Execution,
         group.tell("", device)  # the data are there
         if not group.main:
             data, path = VolumeDataset(args.data or args.out / "data"), str(args.data or "data")
-        cfg = config_from(args, data.info.shape)
+        cfg = config_from(args, data.info.shape, data.info.classes)
+        if group.main and data.info.classes and not args.conditional:
+            print(f"the data set has {len(data.info.classes)} classes, not used: --conditional trains on them")
         return train(
             cfg, data, args.out, init=args.init, data_path=path, device=device, progress=not args.no_progress,
             say=print if group.main else _silent, execution=execution, group=group, on_nan=args.on_nan,

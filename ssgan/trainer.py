@@ -6,6 +6,7 @@ resumed run needs no random state to be the same run.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import signal
 import time
@@ -21,14 +22,14 @@ from torch import Tensor
 from ssgan import checkpoint
 from ssgan.augment import Augment
 from ssgan.checkpoint import CheckpointMeta
-from ssgan.config import TrainConfig
+from ssgan.config import ConfigError, TrainConfig
 from ssgan.data.dataset import VolumeDataset, to_axial
 from ssgan.distributed import SINGLE, Group, split_batch
 from ssgan.files import atomic_write_bytes, write_json_atomic
 from ssgan.gan import Gan, stream_seed
 from ssgan.images import plot_curves, slice_grid, three_plane_grid
 from ssgan.losses import NonFiniteError
-from ssgan.metrics.sliced import DistanceToData
+from ssgan.measures import Measures
 from ssgan.precision import Execution
 from ssgan.runlog import (
     Board,
@@ -43,7 +44,7 @@ from ssgan.runlog import (
     remove_stray_files,
 )
 from ssgan.sampling import latents, synthesise
-from ssgan.schedule import MAX_REWINDS, METRICS, Measure, Metric, check_metrics, exhausted, register_metric, standing
+from ssgan.schedule import MAX_REWINDS, check_metrics, exhausted, standing
 
 LOG_STEPS = 16  # a row of log.jsonl; the R1 interval, so that each row has every loss
 SNAPSHOT_IMAGES = 16
@@ -83,22 +84,11 @@ class RealImages:
             return self.data.volume_batch(items)
         return self.data.slice_batch(items // self.depth, items % self.depth)
 
-
-class Distance:
-    """The metric "distance": sliced Wasserstein distance of G_ema's images to the data."""
-
-    def __init__(self, data: VolumeDataset, stage: str, seed: int) -> None:
-        self.to_data = DistanceToData(data.volumes, slices=stage == "2d", seed=seed)
-
-    def __call__(self, gan: Gan) -> float:
-        def generate(count: int) -> np.ndarray:
-            z = latents(range(count), gan.cfg.network.z_dim)
-            return synthesise(gan.G_ema, z, batch=gan.hyper.batch, noise="random")
-
-        return self.to_data.measure(generate)
-
-
-register_metric("distance", Metric(Distance))
+    def labels(self, first: int, count: int, samples: Sequence[int] | None = None) -> Tensor:
+        """(count,) int64: the classes of the images of `batch`; a slice has its volume's."""
+        items = self.items(first, count)
+        items = items if samples is None else items[list(samples)]
+        return torch.from_numpy(self.data.labels[items if self.stage == "3d" else items // self.depth])
 
 
 class Run:
@@ -114,35 +104,25 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         self.identity = identity(cfg.to_json())
         self.log = JsonLog(folder / "log.jsonl", write=group.main)
-        self._measures: dict[tuple[str, str], Measure] = {}
+        self.measures = Measures(data, cfg.seed)
 
-    def measures(self, stage: str, name: str) -> Measure:
-        if (stage, name) not in self._measures:
-            self._measures[stage, name] = METRICS[name].make(self.data, stage, self.cfg.seed)
-        return self._measures[stage, name]
-
-    def distance_to_data(self, stage: str) -> DistanceToData:
-        measure = self.measures(stage, "distance")
-        assert isinstance(measure, Distance)
-        return measure.to_data
-
-    def measure(self, gan: Gan, name: str = "distance") -> float:
-        """A metric of the networks as they are; takes nothing from the training's randomness."""
-        return float(self.measures(gan.stage, name)(gan))
+    def measure(self, gan: Gan, evaluate: bool = True) -> dict[str, float]:
+        """The distance to the data, and with `evaluate` the run's other metrics."""
+        return self.measures.of(gan, dict.fromkeys(("distance", *(self.cfg.metrics if evaluate else ()))))
 
     def gan(self, stage: str) -> Gan:
         info = self.data.info
-        place = {"slice_axis": info.slice_axis, "spacing": info.spacing}
+        place = {"slice_axis": info.slice_axis, "spacing": info.spacing, "class_counts": self.data.class_counts}
         return Gan(self.cfg, stage, self.device, self.execution, self.group, **place)
 
     def start(self) -> None:
         """Before the first step: real images for comparison, the floor, and the distance of untrained networks."""
-        gan = Gan(self.cfg, self.cfg.stages[-1], self.device)
+        gan = self.gan(self.cfg.stages[-1])
         real = np.array(self.data.volumes[: min(SNAPSHOT_IMAGES, len(self.data))])
         self.draw(real, self.folder / "snapshots" / "reals.png", "real")
         row = {"stage": gan.stage, "step": 0, "images": 0, "seconds": 0.0}
-        self.log.append({"event": "floor", **row, "distance_floor": self.distance_to_data(gan.stage).floor})
-        self.log.append({"event": "start", **row, "distance": self.measure(gan)})
+        self.log.append({"event": "floor", **row, "distance_floor": self.measures.distance(gan.stage).floor})
+        self.log.append({"event": "start", **row, **self.measure(gan)})
 
     def begin_stage(self, stage: str, init: Path | None) -> Gan:
         """A fresh GAN of a stage, inflated from the 2D stage or from `init` where that is asked for."""
@@ -170,7 +150,7 @@ class Run:
             return gan
         atomic_write_bytes(self.folder / "inflation.txt", report.encode())
         row = {"event": "inflated", "stage": stage, "step": 0, "images": 0, "seconds": self.log.seconds}
-        self.log.append({**row, "distance": self.measure(gan)})
+        self.log.append(row | self.measure(gan))
         self.say(f"{done}; report in {self.folder / 'inflation.txt'}")
         return gan
 
@@ -226,8 +206,10 @@ class Run:
 
     def snapshot(self, gan: Gan) -> Path:
         """The same latents at every snapshot, by G_ema."""
-        z = latents(range(SNAPSHOT_IMAGES), self.cfg.network.z_dim)
-        volumes = synthesise(gan.G_ema, z, batch=gan.hyper.batch)
+        number, classes = np.arange(SNAPSHOT_IMAGES), max(self.cfg.network.classes, 1)
+        z = latents(number // classes, self.cfg.network.z_dim)  # every class of one seed, then of the next
+        c = torch.from_numpy(number % classes) if self.cfg.network.classes else None
+        volumes = synthesise(gan.G_ema, z, batch=gan.hyper.batch, c=c)
         path = self.folder / "snapshots" / f"{gan.stage}-{gan.images:09d}.png"
         title = f"stage {gan.stage}, {gan.images} images"
         if gan.stage == "2d":
@@ -243,6 +225,7 @@ class Run:
         """Trains to the end of the stage; False if a signal stopped it, with everything saved."""
         main, batch = self.group.main, gan.hyper.batch
         reals = RealImages(self.data, gan.stage, self.cfg.seed)
+        labelled = self.cfg.network.classes > 0
         board = Board(self.folder, gan.stage, gan.images) if main else None
         bar = Progress(gan.stage, gan.steps * batch, gan.images, self.progress)
         every = max(round(self.cfg.snapshot_kimg * 1000), 1)
@@ -254,7 +237,8 @@ class Run:
         try:
             while gan.step < gan.steps and not ended:
                 clock = time.monotonic()
-                stats = gan.train_step(reals.batch(gan.images, batch, gan.local))
+                known = reals.labels(gan.images, batch, gan.local) if labelled else None
+                stats = gan.train_step(reals.batch(gan.images, batch, gan.local), known)
                 busy += time.monotonic() - clock
                 for name, value in stats.items():
                     sums[name].append(value)
@@ -272,9 +256,7 @@ class Run:
                     if due:
                         board.image("G_ema", self.snapshot(gan), gan.images)
                     if due or evaluate:
-                        row["distance"] = self.measure(gan)
-                    if evaluate:
-                        row |= {n: self.measure(gan, n) for n in self.cfg.metrics if n != "distance"}
+                        row |= self.measure(gan, evaluate)
                     row["seconds"] = before + time.monotonic() - began
                     self.log.append(row)
                     board.scalars(row)
@@ -313,7 +295,7 @@ class Run:
         last = self.cfg.stages[-1]
         finals = {stage: checkpoint.final_path(self.checkpoints, stage) for stage in self.cfg.stages}
         result = self.log.result(last) | {
-            "protocol": self.distance_to_data(last).protocol,
+            "protocol": self.measures.distance(last).protocol,
             "images": {stage: checkpoint.read_meta(path).images for stage, path in finals.items()},
             "checkpoint": str(finals[last].relative_to(self.folder)),
         }
@@ -352,6 +334,11 @@ def train(
     """
     device = torch.device(device)
     check_metrics(cfg)
+    if cfg.network.classes and cfg.network.classes != len(data.class_counts):
+        raise ConfigError(
+            f"classes: the networks have {cfg.network.classes}, the data set {data.path} has {len(data.class_counts)}; "
+            "prepare it with --labels, or train without --conditional"
+        )
     for stage in cfg.stages:  # before hours have gone into the first
         batch = (cfg.stage_2d if stage == "2d" else cfg.stage_3d).batch
         split_batch(batch, cfg.network.mbstd_group, group.size * (execution or Execution()).accumulate)
@@ -362,6 +349,9 @@ def train(
     group.tell("", device)
     run = Run(cfg, data, folder, device, progress, say, execution, group)
     newest = run.newest()
+    for stage in cfg.stages[cfg.stages.index(newest[1].stage) if newest and newest[1].stage in cfg.stages else 0 :]:
+        for name in cfg.metrics if group.main else ():
+            run.measures.get(stage, name)  # what the data are too few for is said now
     run.log.rewind(newest[1] if newest else None)
     gan = None
     if newest is None:
@@ -408,6 +398,9 @@ def _open_folder(cfg: TrainConfig, data: VolumeDataset, folder: Path, init: Path
     remove_stray_files(folder)
     found = checkpoint.list_checkpoints(folder / "checkpoints")
     info = {"path": data_path, "content_hash": data.info.content_hash, "info": data.info.to_json()}
+    if cfg.network.classes:
+        digest = hashlib.sha256(np.ascontiguousarray(data.labels, "<i8").tobytes()).hexdigest()
+        info |= {"class_counts": list(data.class_counts), "labels_sha256": digest}
     source = None if init is None else {"path": str(init), "sha256": checkpoint.checksum(init)}
     record_config(folder, cfg.to_json(), info, source, begun=found[-1].name[:2] if found else None)
     if found:

@@ -93,10 +93,12 @@ def together(size: int, task: Callable[[Group], int], timeout: float = 60.0) -> 
 
 
 def steps(folder: Path, name: str, execution: Execution, group: Group) -> int:
-    """A few steps on the same images; state and losses into FOLDER."""
-    gan = Gan(CONFIG, "3d", torch.device("cpu"), execution, group)
+    """A few steps on the same images of three classes; state and losses into FOLDER."""
+    cfg = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, classes=3))
+    gan = Gan(cfg, "3d", torch.device("cpu"), execution, group, class_counts=(1, 4, 2))
     images = torch.rand(STEPS, 12, 1, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    stats = [gan.train_step(images[i][gan.local]) for i in range(STEPS)]
+    labels = torch.randint(3, (STEPS, 12), generator=torch.Generator().manual_seed(2))
+    stats = [gan.train_step(images[i][gan.local], labels[i][gan.local]) for i in range(STEPS)]
     save_file({k: v.contiguous() for k, v in gan.state().items()}, folder / f"{name}-{group.rank}.safetensors")
     (folder / f"{name}-{group.rank}.json").write_text(json.dumps(stats))
     return 0

@@ -92,7 +92,7 @@ def test_the_proposed_batch_is_the_largest_power_of_two_that_fits():
 
 def test_the_report_names_everything_and_proposes_what_fits(monkeypatch):
     said = []
-    monkeypatch.setattr(dryrun, "step_seconds", lambda gan, reals: 0.5)
+    monkeypatch.setattr(dryrun, "step_seconds", lambda gan: 0.5)
     one = dryrun.measure_memory(CONFIG, "3d", CPU, Execution())
     monkeypatch.setattr(dryrun, "free_memory", lambda device: round(one.at(4) / dryrun.MARGIN) + 1)
     dryrun.dry_run(dataclasses.replace(CONFIG, stage="3d"), CPU, Execution(), said.append)
@@ -109,12 +109,12 @@ def test_lazy_phases_count_by_their_share(monkeypatch):
     gan = Gan(dataclasses.replace(CONFIG, d_reg_interval=4, g_reg_interval=2), "3d", CPU)
     clock = [0.0]
 
-    def step(reals):
+    def step(reals, labels):
         clock[0] += 1 + (gan.step % 2 == 0) * 0.5 + (gan.step % 4 == 0) * 2
 
     monkeypatch.setattr(gan, "train_step", step)
     monkeypatch.setattr(dryrun.time, "perf_counter", lambda: clock[0])
-    assert dryrun.step_seconds(gan, torch.zeros(1)) == pytest.approx(1 + 0.5 / 2 + 2 / 4)
+    assert dryrun.step_seconds(gan) == pytest.approx(1 + 0.5 / 2 + 2 / 4)
 
 
 def test_the_command_writes_nothing(tmp_path, monkeypatch, capsys):

@@ -68,6 +68,7 @@ ORDER = {
         "metrics.voxels",
         "metrics.features",
         "metrics.training",
+        "measures",
         "runlog",
         "dryrun",
         "trainer",

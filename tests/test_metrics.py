@@ -158,7 +158,15 @@ def test_training_metrics_are_the_functions_on_the_subset():
     assert measured["frechet"] == pytest.approx(sets.frechet(real, other), rel=1e-4)
     assert measured["kid"] == pytest.approx(sets.kid(real, other), abs=1e-5)
     assert measured["msssim"] == pytest.approx(voxels.pairwise_msssim(OTHER).mean())
+    kin = TrainingMetrics(REAL, ("coverage", "precision")).measure(lambda count: OTHER[:count])
+    found = sets.prdc(real, other, 5)
+    assert kin == pytest.approx({n: found[n] for n in ("coverage", "precision")}) and list(kin) == [
+        "coverage",
+        "precision",
+    ]
     with pytest.raises(UserError, match="fid"):
         TrainingMetrics(REAL, ("fid",))
+    with pytest.raises(UserError, match="coverage: expected at least 6 volumes in the data; got 5"):
+        TrainingMetrics(REAL[:5], ("coverage",))
     with pytest.raises(UserError, match="at least 2"):
         TrainingMetrics(REAL[:1])

@@ -70,8 +70,8 @@ def test_frozen_blocks_stay_and_the_rest_trains():
 @pytest.fixture
 def planned():
     """A metric whose values are given beforehand."""
-    values = iter([0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
-    schedule.register_metric("planned", schedule.Metric(lambda data, stage, seed: lambda gan: next(values), False))
+    values = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    schedule.register_metric("planned", schedule.Metric(lambda data, stage, seed: lambda generate: next(values), False))
     yield "planned"
     del schedule.METRICS["planned"]
 
@@ -83,8 +83,8 @@ def test_the_best_checkpoint_is_kept_and_a_stage_without_progress_ends(data, tmp
     assert any("planned has not improved in 2 measurements" in text for text in said)
     best, final = (checkpoint.load(p)[1] for p in (checkpoint.best_path(tmp_path / "checkpoints", "3d"),
                                                    checkpoint.final_path(tmp_path / "checkpoints", "3d")))  # fmt: skip
-    assert best.images == 8 and final.images == 16  # 0.5, 0.9, 0.8, 0.7: higher is better
-    assert [r["planned"] for r in rows(tmp_path) if "planned" in r] == [0.5, 0.9, 0.8, 0.7]
+    assert best.images == 8 and final.images == 16  # higher is better; the untrained networks' 1.0 is no checkpoint
+    assert [r["planned"] for r in rows(tmp_path) if "planned" in r] == [1.0, 0.5, 0.9, 0.8, 0.7]
     said.clear()
     assert go(data, tmp_path, cfg, said) == 0 and "is finished: 16 images" in said[0]
     # Patience may be changed; the run then goes on from where it stopped.
@@ -93,7 +93,7 @@ def test_the_best_checkpoint_is_kept_and_a_stage_without_progress_ends(data, tmp
 
 
 def test_unknown_and_unmeasured_metrics_are_refused(data, tmp_path):
-    with pytest.raises(ConfigError, match="metrics: expected of distance; got 'fid'"):
+    with pytest.raises(ConfigError, match=r"metrics: expected of coverage, density, distance, frechet, .*; got 'fid'"):
         go(data, tmp_path, dataclasses.replace(SMALL, metrics=("fid",)))
     with pytest.raises(ConfigError, match="best_metric: expected one of the measured distance; got 'fid'"):
         go(data, tmp_path, dataclasses.replace(SMALL, best_metric="fid"))

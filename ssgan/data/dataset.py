@@ -170,6 +170,12 @@ class VolumeDataset:
             )
         return np.array([number[name] for name in names], dtype=np.int64)
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Volumes of each class; empty for a data set without classes."""
+        names = self.info.classes or ()
+        return () if self.labels is None else tuple(np.bincount(self.labels, minlength=len(names)).tolist())
+
     def __len__(self) -> int:
         return len(self.volumes)
 
