@@ -21,6 +21,7 @@ namespace {
 
 using ssconv::Branch;
 using ssconv::Epilogue;
+using ssconv::Filter;
 using ssconv::Geometry;
 using ssconv::Kernels;
 using ssconv::Kind;
@@ -166,6 +167,22 @@ void epilogue_backward(const Tensor& gy, const Tensor& y, const std::optional<Te
                             out(bias), out(noise), noise.has_value() && noise->size(0) == 1, out(scale_gradient), pool());
 }
 
+void upfirdn(const Tensor& x, const std::optional<Tensor>& taps_d, const std::optional<Tensor>& taps_h,
+             const std::optional<Tensor>& taps_w, const Ints& up, const Ints& down, const Ints& before, const Tensor& y) {
+  static const float one = 1;
+  Filter f;
+  const std::optional<Tensor>* taps[3] = {&taps_d, &taps_h, &taps_w};
+  for (int d = 0; d < 3; ++d) {
+    const float* given = floats(*taps[d]);
+    f.taps[d] = given ? given : &one;
+    f.length[d] = given ? static_cast<int>((*taps[d])->numel()) : 1;
+    f.up[d] = static_cast<int>(up[d]);
+    f.down[d] = static_cast<int>(down[d]);
+    f.before[d] = static_cast<int>(before[d]);
+  }
+  chosen->upfirdn(f, volume(x), result(y), pool());
+}
+
 std::string cpu_instruction_set() { return chosen->name; }
 
 // For tests: every instruction set that runs here computes the same.
@@ -191,6 +208,9 @@ STABLE_TORCH_LIBRARY(ssconv_kernels, m) {
   m.def(
       "epilogue_backward(Tensor gy, Tensor y, Tensor? z, Tensor? scale, int groups, float slope, float gain, "
       "float? clamp, Tensor(a!) gz, Tensor(b!)? bias, Tensor(c!)? noise, Tensor(d!)? scale_gradient) -> ()");
+  m.def(
+      "upfirdn(Tensor x, Tensor? taps_d, Tensor? taps_h, Tensor? taps_w, int[] up, int[] down, int[] before, "
+      "Tensor(a!) y) -> ()");
   m.def("cpu_instruction_set() -> str");
   m.def("set_cpu_instruction_set(str name) -> bool");
 }
@@ -200,6 +220,7 @@ STABLE_TORCH_LIBRARY_IMPL(ssconv_kernels, CPU, m) {
   m.impl("weight_gradient", TORCH_BOX(&weight_gradient));
   m.impl("epilogue", TORCH_BOX(&epilogue));
   m.impl("epilogue_backward", TORCH_BOX(&epilogue_backward));
+  m.impl("upfirdn", TORCH_BOX(&upfirdn));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ssconv_kernels, CompositeExplicitAutograd, m) {

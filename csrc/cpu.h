@@ -53,6 +53,12 @@ struct Epilogue {
   int64_t noise_stride;      // elements per sample; 0 where the batch shares it
 };
 
+// A separable FIR between zero insertion and decimation, axes D, H, W. Negative `before` crops.
+struct Filter {
+  const float* taps[3];
+  int length[3], up[3], down[3], before[3];
+};
+
 // Calls run(worker, context) for worker = 0 .. workers-1, in parallel.
 struct Pool {
   int workers;
@@ -73,6 +79,8 @@ struct Kernels {
   // gz = unshuffle(scale * pre), pre = gain * act'(y) * gy; sums of pre: bias (C,), noise, scale (with z in branch order).
   void (*epilogue_backward)(const Volume& gy, const Volume& y, const Volume* z, const Epilogue&, const Volume& gz,
                             float* bias, float* noise, bool noise_shared, float* scale, const Pool&);
+  // y = decimate(filter(pad(zero-insert(x)))), each output the sum of the samples in its span.
+  void (*upfirdn)(const Filter&, const Volume& x, const Volume& y, const Pool&);
 };
 
 // The best that this processor runs; or the one of that name, null where it does not run here.

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssconv import reference
-from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
+from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple, upfirdn_size
 
 _OPS = torch.ops.ssconv_kernels
 
@@ -128,5 +127,8 @@ def epilogue_backward(
 
 
 def upfirdn(x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, padding: Sequence[int]) -> Tensor:
-    """One depthwise convolution by oneDNN, as in `reference`."""
-    return reference.upfirdn(x, taps, up, down, padding)
+    """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample; float32 sums."""
+    lengths = [1 if t is None else t.shape[0] for t in taps]
+    y = _empty(x, x.shape[1], upfirdn_size(x.shape[2:], lengths, up, down, padding))
+    _OPS.upfirdn(x, *(_floats(t) for t in taps), list(up), list(down), list(padding[::2]), y)
+    return y

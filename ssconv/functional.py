@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssconv import ops
 from ssconv.backends import resolve
-from ssconv.spec import check_call, check_companion, check_epilogue, check_input, check_noise, triple
+from ssconv.spec import check_call, check_companion, check_epilogue, check_input, check_noise, triple, upfirdn_size
 
 
 def split_shuffle_conv3d(
@@ -169,7 +169,7 @@ def upfirdn3d(
     if depth_border not in ("zero", "replicate"):
         raise ValueError(f'depth_border: expected "zero" or "replicate"; got {depth_border!r}')
     lengths = [1 if t is None else t.shape[0] for t in per_dim]
-    size = ops.upfirdn_size(x.shape[2:], lengths, up, down, pads)
+    size = upfirdn_size(x.shape[2:], lengths, up, down, pads)
     if any(n < 1 for n in size) or any(n < 1 for n in x.shape[2:]):
         raise ValueError(
             f"x: extents {tuple(x.shape[2:])} with up {up}, down {down}, padding {tuple(pads)} and {lengths} taps "

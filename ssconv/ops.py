@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ssconv.backends import implementation
-from ssconv.spec import ABSENT, IDENTITY, ConvSpec
+from ssconv.spec import ABSENT, IDENTITY, ConvSpec, upfirdn_size
 from ssconv.vmap import plus, transformable
 
 _GEOMETRY = "int[] branches, int[] stride, bool valid, bool transposed"
@@ -475,11 +475,6 @@ epilogue_backward = transformable(
 
 
 # ---------------------------------------------------------------------------------------------------- upfirdn
-
-
-def upfirdn_size(size: Sequence[int], lengths: Sequence[int], up, down, padding) -> list[int]:
-    """Output extents: ceil((n * up + p0 + p1 - taps + 1) / down) per dimension."""
-    return [(size[d] * up[d] + padding[2 * d] + padding[2 * d + 1] - lengths[d] + down[d]) // down[d] for d in range(3)]
 
 
 def _lengths(taps: Sequence[Tensor | None]) -> list[int]:

@@ -253,3 +253,8 @@ def check_call(
     check_companion(x, out_scale, "out_scale", [(x.shape[0], out_channels)], "(N, Cout)")
     check_noise(x, noise, spec.output_size(x.shape[2:]))
     return spec
+
+
+def upfirdn_size(size: Sequence[int], lengths: Sequence[int], up, down, padding) -> list[int]:
+    """Output extents: ceil((n * up + p0 + p1 - taps + 1) / down) per dimension."""
+    return [(size[d] * up[d] + padding[2 * d] + padding[2 * d + 1] - lengths[d] + down[d]) // down[d] for d in range(3)]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import ssconv
 from ssconv import cpu
-from strategies import ROUNDINGS, ConvCase, Epilogue, tensors_of
+from strategies import ROUNDINGS, ConvCase, Epilogue, UpfirdnCase, tensors_of
 
 KERNELS = torch.ops.ssconv_kernels
 FULL = Epilogue(True, True, "each", "lrelu", 0.2, 2**0.5, 2.5)
@@ -173,6 +173,51 @@ def check_values(cases: Iterator[ConvCase], dtypes: tuple[torch.dtype, ...]) -> 
 def small() -> None:
     """All outputs and gradients of a few calls."""
     check_values(small_cases(), (torch.float32,))
+
+
+def filter_cases() -> Iterator[UpfirdnCase]:
+    """Channels around the blocks of 8 and 16, several tiles of height and depth, borders cropped and left out."""
+    yield UpfirdnCase((4, 4, 4), 3, 2, (3, 5, 4), up=(2, 2, 2), padding=(2, 1, 2, 1, 2, 1), seed=70)
+    yield UpfirdnCase((4, 4, 4), 24, 2, (4, 6, 5), down=(2, 2, 2), padding=1, layout="channels_last", seed=71)
+    yield UpfirdnCase((None, 4, 4), 17, 1, (2, 5, 6), padding=(0, 0, 2, 2, 2, 1), layout="sliced", seed=72)
+    yield UpfirdnCase((3, 1, 5), 16, 2, (4, 5, 3), (3, 1, 2), (2, 1, 3), (-2, 3, 1, 0, 4, -1), layout="channels_last",
+                      seed=73)  # fmt: skip
+    yield UpfirdnCase(
+        (4, None, 7), 8, 1, (9, 2, 3), (1, 3, 1), (1, 2, 1), (3, 2, 0, 1, 9, 12), layout="permuted", seed=74
+    )
+    yield UpfirdnCase(
+        (4, 4, 4), 40, 1, (5, 70, 66), (1, 2, 2), padding=(1, 2, 2, 1, 2, 1), layout="channels_last", seed=75
+    )
+    yield UpfirdnCase((9, 9, 9), 5, 1, (13, 6, 5), padding=4, seed=76)
+    yield UpfirdnCase((None, None, None), 20, 1, (4, 3, 5), (1, 2, 1), (2, 1, 3), (1, 0, -1, 2, 0, 3), seed=77)
+
+
+def check_filters(dtype: torch.dtype, threads_used: int = 1) -> None:
+    for case in filter_cases():
+        tensors = tensors_of(case, dtype)
+        with threads(threads_used):
+            found = case.call(ssconv, tensors, "cpu")
+        exact = {n: t.double() for n, t in tensors.items()}
+        values = {"output": case.call(ssconv, exact, "reference")}
+        bounds = {"output": case.call(ssconv, {n: t.abs() for n, t in exact.items()}, "reference")}
+        assert_close({"output": found}, values, bounds, dtype, case)
+        with threads(1):
+            assert torch.equal(found, case.call(ssconv, tensors, "cpu")), f"{threads_used} threads: other bits; {case}"
+
+
+def filters() -> None:
+    check_filters(torch.float32)
+
+
+def filters_16_bit() -> None:
+    check_filters(torch.bfloat16)
+    check_filters(torch.float16)
+
+
+def filter_workers() -> None:
+    """Tiles depend on the number of threads, no bit of the result does."""
+    for count in (2, 3, 7):
+        check_filters(torch.float32, count)
 
 
 def wide_float32() -> None:
@@ -355,6 +400,11 @@ def guard_pages() -> None:
         try:
             for case in small_cases():
                 run_guarded(case, guarded, dtype, memory)
+            for case in filter_cases():
+                x = guarded.copy(tensors_of(case, dtype)["x"], memory)
+                taps = [None if f is None else guarded.copy(torch.tensor(f).float()) for f in case.filters()]
+                y = cpu.upfirdn(x, taps, case.up, case.down, case.six)
+                assert y.isfinite().all(), "upfirdn leaves outputs unwritten"
         finally:
             cpu.torch = real
 
@@ -391,7 +441,8 @@ def run_guarded(case: ConvCase, guarded: Guarded, dtype: torch.dtype, memory: to
 CHECKS: dict[str, Callable[[], None]] = {
     c.__name__: c
     for c in (
-        small, conversions, kinks, workers, nan_and_infinity, no_samples, guard_pages, wide_float32, wide_16_bit,
+        small, filters, filters_16_bit, filter_workers, conversions, kinks, workers, nan_and_infinity, no_samples,
+        guard_pages, wide_float32, wide_16_bit,
     )
 }  # fmt: skip
 

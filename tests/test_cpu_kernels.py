@@ -24,6 +24,7 @@ CHECKS = {  # a process each
     "values": ("small", "conversions", "kinks", "nan_and_infinity", "no_samples"),
     "workers": ("workers",),
     "guard_pages": ("guard_pages",),
+    "filters": ("filters", "filters_16_bit", "filter_workers"),
     "wide": ("wide_float32", "wide_16_bit"),
 }
 LINUX = sys.platform == "linux"
@@ -148,6 +149,25 @@ FAULTS = [
           "offset_a[j - count] + box.plane();", "offset_a[j - count];"),
     Fault("taps of a gradient reversed", "weight_gradient.inl", "3 * i + 2 - kw : kw", "3 * i + kw : kw", "small",
           "avx2"),
+    Fault("taps not reversed", "upfirdn.inl",
+          "memory[o] = {i, count, f.taps[d] + (count ? f.length[d] - 1 - t : 0), -up};",
+          "memory[o] = {i, count, f.taps[d] + (count ? t : 0), up};", "filters"),
+    Fault("a phase of the zero insertion", "upfirdn.inl",
+          "(up - place % up) % up", "(up + place % up) % up", "filters"),
+    Fault("cropped on the left by one sample less", "upfirdn.inl", "      t -= i * up;\n", "", "filters"),
+    Fault("the filter reads beyond the input", "upfirdn.inl",
+          "least((f.length[d] - 1 - t) / up + 1, inputs - i)", "(f.length[d] - 1 - t) / up + 1", "guard_pages"),
+    Fault("a ring of planes that is too short", "upfirdn.inl", "axis.longest = most(axis.longest, count);",
+          "axis.longest = most(1, count - (d == 0));", "filters"),
+    Fault("a plane is thought to be there", "upfirdn.inl",
+          "for (have = most(have, r.first); have < r.first + r.count; ++have) fill_plane(have);",
+          "for (have = most(have, r.first + (o > tile.begin[0])); have < r.first + r.count; ++have) fill_plane(have);",
+          "filters"),
+    Fault("the second block of channels is the first", "upfirdn.inl", "tile.channel * x.stride[1];", "0;", "filters"),
+    Fault("a last block of channels without its zeros", "upfirdn.inl",
+          "const bool whole = tile.channels == WIDTH;", "const bool whole = true;", "guard_pages"),
+    Fault("every piece of height to the first's place", "upfirdn.inl",
+          "(tile.begin[1] + h) * y.stride[3]", "h * y.stride[3]", "filters"),
     Fault("no zeros at a line's ends", "weight_gradient.inl",
           "__builtin_memset(line, 0, size_t(ends * width) * 4);", "", "small", "avx2"),
 ]  # fmt: skip
@@ -208,7 +228,17 @@ def builder(tmp_path_factory) -> Builder:
 @pytest.mark.parametrize("instruction_set", [n for n in ("generic", "avx2") if n in instruction_sets()])
 def test_an_unchanged_copy_passes(instruction_set, builder):
     folder = builder.package(f"unchanged_{instruction_set}", instruction_set, None)
-    done = run(instruction_set, "small", "conversions", "kinks", "workers", "guard_pages", package=folder)
+    done = run(
+        instruction_set,
+        "small",
+        "filters",
+        "filter_workers",
+        "conversions",
+        "kinks",
+        "workers",
+        "guard_pages",
+        package=folder,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 

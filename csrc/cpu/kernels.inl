@@ -55,9 +55,10 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 #include "convolution.inl"
 #include "weight_gradient.inl"
+#include "upfirdn.inl"
 
 extern const Kernels KERNELS;
-const Kernels KERNELS = {SSCONV_NAME, convolve, weight_gradient, epilogue, epilogue_backward};
+const Kernels KERNELS = {SSCONV_NAME, convolve, weight_gradient, epilogue, epilogue_backward, upfirdn};
 
 }  // namespace SSCONV_ISA
 }  // namespace ssconv

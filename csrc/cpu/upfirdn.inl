@@ -1,0 +1,179 @@
+// Zero insertion, padding or cropping, a separable FIR, decimation. Along each dimension
+//
+//     y[o] = sum over t of taps[length - 1 - t] * stuffed[o * down + t - before],  stuffed[i * up] = x[i], else 0
+//
+// A task is a tile of one sample's output: depth, height, the whole width, and a block of channels. W is filtered from x
+// into a ring of rows, H from those into a ring of planes, D from those into y; rows and planes stay in the L2 cache, so
+// that x is read about once and y written once. The order of the additions does not depend on the tiles.
+
+// What an output along one dimension is made of: `count` samples from `first` on, with taps `step` apart.
+struct Sources {
+  int64_t first, count;
+  const float* tap;
+  int64_t step;
+};
+
+struct Axis {
+  Sources* sources;
+  int64_t longest;  // count
+};
+
+inline Axis sources(const Filter& f, int d, int64_t inputs, int64_t outputs, Sources* memory) {
+  Axis axis = {memory, 1};
+  for (int64_t o = 0; o < outputs; ++o) {
+    const int64_t place = o * f.down[d] - f.before[d], up = f.up[d];
+    int64_t t = (up - place % up) % up;
+    int64_t i = (place + t) / up;
+    if (i < 0) {
+      t -= i * up;
+      i = 0;
+    }
+    const int64_t count = t < f.length[d] ? most(0, least((f.length[d] - 1 - t) / up + 1, inputs - i)) : 0;
+    memory[o] = {i, count, f.taps[d] + (count ? f.length[d] - 1 - t : 0), -up};
+    axis.longest = most(axis.longest, count);
+  }
+  return axis;
+}
+
+// `positions` sums of `count` runs, each of `width` floats a position: to[p] = sum over k of tap[k * step] * from[k][p].
+template <int L, int V, int COUNT>
+inline void combine_runs(const float* const* from, const Sources& r, int64_t positions, float* to, int64_t to_pitch) {
+  typedef typename Vector<L>::type vector;
+  const int64_t count = COUNT ? COUNT : r.count;
+  float tap[COUNT ? COUNT : 1];
+  const float* run[COUNT ? COUNT : 1];
+  for (int k = 0; k < COUNT; ++k) {
+    tap[k] = r.tap[k * r.step];
+    run[k] = from[k];
+  }
+  for (int64_t p = 0; p < positions; ++p) {
+    vector sum[V];
+    for (int v = 0; v < V; ++v) sum[v] = vector{};
+    for (int64_t k = 0; k < count; ++k) {
+      const float c = COUNT ? tap[COUNT ? k : 0] : r.tap[k * r.step];
+      const float* at = (COUNT ? run[COUNT ? k : 0] : from[k]) + p * L * V;
+      for (int v = 0; v < V; ++v) sum[v] += load_vector<L>(at + v * L) * c;
+    }
+    for (int v = 0; v < V; ++v) store_vector<L>(to + p * to_pitch + v * L, sum[v]);
+  }
+}
+
+template <int L, int V>
+inline void combine(const float* const* from, const Sources& r, int64_t positions, float* to, int64_t to_pitch) {
+  switch (r.count) {
+    case 1:
+      return combine_runs<L, V, 1>(from, r, positions, to, to_pitch);
+    case 2:
+      return combine_runs<L, V, 2>(from, r, positions, to, to_pitch);
+    case 3:
+      return combine_runs<L, V, 3>(from, r, positions, to, to_pitch);
+    case 4:
+      return combine_runs<L, V, 4>(from, r, positions, to, to_pitch);
+    default:
+      return combine_runs<L, V, 0>(from, r, positions, to, to_pitch);
+  }
+}
+
+// One row along W: to[o] = sum over k of tap * from[(first + k) * pitch].
+template <int L, int V>
+inline void filter_row(const float* from, int64_t pitch, const Sources* sources, int64_t outputs, float* to) {
+  typedef typename Vector<L>::type vector;
+  for (int64_t o = 0; o < outputs; ++o) {
+    const Sources r = sources[o];
+    vector sum[V];
+    for (int v = 0; v < V; ++v) sum[v] = vector{};
+    const float* at = from + r.first * pitch;
+    for (int64_t k = 0; k < r.count; ++k, at += pitch)
+      for (int v = 0; v < V; ++v) sum[v] += load_vector<L>(at + v * L) * r.tap[k * r.step];
+    for (int v = 0; v < V; ++v) store_vector<L>(to + o * L * V + v * L, sum[v]);
+  }
+}
+
+// A tile: outputs begin[d] <= o < end[d] along D and H, channels `channel` .. `channel + channels - 1` of sample n.
+struct FilterTile {
+  int64_t n, channel, channels, begin[2], end[2];
+};
+
+template <int WIDTH>
+inline void filter_tile(const Volume& x, const Volume& y, const Axis* axis, const FilterTile& tile) {
+  constexpr int L = WIDTH < LANES ? WIDTH : LANES, V = WIDTH / L;
+  const int64_t width = y.size[4], line = width * WIDTH, height = tile.end[1] - tile.begin[1];
+  const bool whole = tile.channels == WIDTH;
+  const bool x_direct = whole && x.type == Type::f32 && x.stride[1] == 1;
+  const bool y_direct = whole && y.type == Type::f32 && y.stride[1] == 1;
+  Scratch planes(axis[0].longest * height * line * 4), rows(axis[1].longest * line * 4);
+  Scratch in(x_direct ? 0 : x.size[4] * WIDTH * 4), out(y_direct ? 0 : line * 4);
+  Scratch pointers(most(axis[0].longest, axis[1].longest) * int64_t(sizeof(float*)));
+  const float** from = reinterpret_cast<const float**>(pointers.data);
+  const auto plane = [&](int64_t d) { return planes.floats(d % axis[0].longest * height * line); };
+  const auto row = [&](int64_t h) { return rows.floats(h % axis[1].longest * line); };
+  const int64_t origin = tile.n * x.stride[0] + tile.channel * x.stride[1];
+
+  const auto fill_row = [&](int64_t d, int64_t h) {
+    const int64_t at = origin + d * x.stride[2] + h * x.stride[3];
+    if (x_direct) {
+      filter_row<L, V>(static_cast<const float*>(x.data) + at, x.stride[4], axis[2].sources, width, row(h));
+      return;
+    }
+    for (int64_t w = 0; w < x.size[4]; ++w) {
+      float* to = in.floats(w * WIDTH);
+      read(x.data, x.type, at + w * x.stride[4], x.stride[1], tile.channels, to);
+      for (int64_t c = tile.channels; c < WIDTH; ++c) to[c] = 0;
+    }
+    filter_row<L, V>(in.floats(), WIDTH, axis[2].sources, width, row(h));
+  };
+  const auto fill_plane = [&](int64_t d) {
+    int64_t have = 0;
+    for (int64_t o = tile.begin[1]; o < tile.end[1]; ++o) {
+      const Sources& r = axis[1].sources[o];
+      for (have = most(have, r.first); have < r.first + r.count; ++have) fill_row(d, have);
+      for (int64_t k = 0; k < r.count; ++k) from[k] = row(r.first + k);
+      combine<L, V>(from, r, width, plane(d) + (o - tile.begin[1]) * line, WIDTH);
+    }
+  };
+  int64_t have = 0;
+  for (int64_t o = tile.begin[0]; o < tile.end[0]; ++o) {
+    const Sources& r = axis[0].sources[o];
+    for (have = most(have, r.first); have < r.first + r.count; ++have) fill_plane(have);
+    for (int64_t h = 0; h < height; ++h) {
+      for (int64_t k = 0; k < r.count; ++k) from[k] = plane(r.first + k) + h * line;
+      const int64_t at = tile.n * y.stride[0] + tile.channel * y.stride[1] + o * y.stride[2] +
+                         (tile.begin[1] + h) * y.stride[3];
+      if (y_direct) {
+        combine<L, V>(from, r, width, static_cast<float*>(y.data) + at, y.stride[4]);
+        continue;
+      }
+      combine<L, V>(from, r, width, out.floats(), WIDTH);
+      for (int64_t w = 0; w < width; ++w)
+        write(out.floats(w * WIDTH), tile.channels, y.data, y.type, at + w * y.stride[4], y.stride[1]);
+    }
+  }
+}
+
+inline void upfirdn(const Filter& f, const Volume& x, const Volume& y, const Pool& pool) {
+  constexpr int64_t CACHE = int64_t(1) << 18;  // bytes of planes in a tile
+  Scratch memory((y.size[2] + y.size[3] + y.size[4]) * int64_t(sizeof(Sources)));
+  Sources* at = reinterpret_cast<Sources*>(memory.data);
+  Axis axis[3];
+  for (int d = 0; d < 3; at += y.size[2 + d], ++d) axis[d] = sources(f, d, x.size[2 + d], y.size[2 + d], at);
+  const int64_t blocks = ceil_div(y.size[1], BLOCK);
+  const int64_t fit = most(1, CACHE / (axis[0].longest * y.size[4] * BLOCK * 4));
+  const int64_t h_pieces = ceil_div(y.size[3], least(fit, y.size[3]));
+  const int64_t height = ceil_div(y.size[3], h_pieces);
+  // Each piece of depth filters its border planes again, so there are only as many as the workers need.
+  const int64_t wanted = ceil_div(4 * pool.workers, most(1, y.size[0] * blocks * h_pieces));
+  const int64_t depth = ceil_div(y.size[2], most(1, least(wanted, y.size[2] / 4)));
+  const int64_t d_pieces = ceil_div(y.size[2], depth);
+  distribute(pool, y.size[0] * d_pieces * h_pieces * blocks, [&](int, auto next) {
+    for (int64_t task = next(); task >= 0; task = next()) {
+      const int64_t block = task % blocks, h = task / blocks % h_pieces, d = task / (blocks * h_pieces) % d_pieces;
+      const FilterTile tile = {task / (blocks * h_pieces * d_pieces), block * BLOCK,
+                               least(BLOCK, y.size[1] - block * BLOCK), {d * depth, h * height},
+                               {least((d + 1) * depth, y.size[2]), least((h + 1) * height, y.size[3])}};
+      if (tile.channels <= SMALL_BLOCK)
+        filter_tile<SMALL_BLOCK>(x, y, axis, tile);
+      else
+        filter_tile<BLOCK>(x, y, axis, tile);
+    }
+  });
+}
