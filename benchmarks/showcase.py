@@ -22,7 +22,7 @@ from PIL import Image
 
 from ssgan.data.dataset import VolumeDataset, to_axial
 from ssgan.files import read_json, write_json_atomic
-from ssgan.generate import load_generator
+from ssgan.generate import class_labels, load_generator
 from ssgan.images import plot_curves, three_plane_grid
 from ssgan.sampling import latents, synthesise
 
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = VolumeDataset(args.data)
     generator, meta, info, path = load_generator(args.run, None)
     z = latents(range(args.count), generator.cfg.z_dim)
-    fakes = synthesise(generator, z, batch=4, truncation=args.truncation)
+    c = class_labels(args.run, generator, args.count)
+    fakes = synthesise(generator, z, batch=4, truncation=args.truncation, c=c)
     parts = []
     for name, volumes in (("real", np.array(data.volumes[: args.count])), ("generated", fakes)):
         part = args.out / f".{name}.png"

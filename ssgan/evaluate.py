@@ -23,7 +23,7 @@ from ssgan.data.sources import find_files
 from ssgan.data.volume import VolumeError
 from ssgan.errors import UserError, run_command
 from ssgan.files import atomic_path, write_json_atomic
-from ssgan.generate import load_generator
+from ssgan.generate import class_labels, load_generator
 from ssgan.images import contact_sheet
 from ssgan.metrics import sets, voxels
 from ssgan.metrics.features import Extractor, Random3d
@@ -67,8 +67,11 @@ def load_source(path: Path, option: str, like: Source | None, count: int) -> Sou
             raise EvaluateError(
                 f"{option} {path}: the last checkpoint is of stage 2d, which makes slices; train the 3D stage"
             )
+        c = class_labels(path, G, count)
         parts = [
-            synthesise(G, latents(range(i, min(i + 4, count)), G.cfg.z_dim), batch=4)
+            synthesise(
+                G, latents(range(i, min(i + 4, count)), G.cfg.z_dim), batch=4, c=None if c is None else c[i : i + 4]
+            )
             for i in tqdm(range(0, count, 4), desc="generating", disable=None)
         ]
         made = np.clip(np.concatenate(parts), -1, 1)

@@ -23,7 +23,7 @@ from ssgan.config import ARCHITECTURES, PRESETS, ConfigError, TrainConfig
 from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.errors import UserError
 from ssgan.files import read_json
-from ssgan.generate import load_generator
+from ssgan.generate import class_labels, load_generator
 from ssgan.metrics.sliced import block_means
 from ssgan.runlog import JsonLog
 from ssgan.sampling import latents, synthesise
@@ -113,7 +113,7 @@ def gather(run: Path, data: Path | None, metrics: Path | None, file: Path | None
     if meta.stage == "2d":
         no_fake = "The last checkpoint is of the 2D stage, which makes slices; its snapshots are below."
     else:
-        fake = np.clip(synthesise(G, latents(seeds, G.cfg.z_dim), batch=2), -1, 1)
+        fake = np.clip(synthesise(G, latents(seeds, G.cfg.z_dim), batch=2, c=class_labels(run, G, count)), -1, 1)
     if dataset is not None:
         real = np.array(dataset.volumes[: min(count, len(dataset))])
         if fake is not None:

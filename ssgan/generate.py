@@ -17,6 +17,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssgan import checkpoint
 from ssgan.config import TrainConfig
@@ -26,7 +27,7 @@ from ssgan.files import atomic_path, read_json, write_json_atomic
 from ssgan.images import contact_sheet, save_gif, slice_grid, three_plane_grid
 from ssgan.machine import pick_device
 from ssgan.networks import Generator
-from ssgan.sampling import class_mean, latents, synthesise
+from ssgan.sampling import class_mean, class_shares, latents, synthesise
 
 MAX_SEED = 2**32 - 1
 RECORD = "generate.json"
@@ -91,6 +92,13 @@ def class_names(run: Path, classes: int) -> list[str]:
             f"--run {run}: its config.json names {len(names)} classes, its networks have {classes}; restore config.json"
         )
     return [str(name) for name in names]
+
+
+def class_labels(run: Path, G: Generator, count: int) -> Tensor | None:
+    """(count,) class numbers in the shares of the run's data set, None for networks without classes."""
+    classes = G.cfg.classes
+    counts = read_json(run / "config.json")["data"].get("class_counts") or [1] * classes
+    return class_shares(counts, count) if classes else None
 
 
 def parse_class(text: str | None, names: list[str], run: Path) -> list[int | None]:

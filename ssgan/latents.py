@@ -41,7 +41,7 @@ from ssgan.data.sources import load, look
 from ssgan.data.volume import VolumeError
 from ssgan.errors import run_command
 from ssgan.files import atomic_path, read_json, write_json_atomic
-from ssgan.generate import load_generator, parse_seeds
+from ssgan.generate import class_names, load_generator, parse_class, parse_seeds
 from ssgan.images import cells_gif, contact_sheet, save_gif, table, three_plane_cell
 from ssgan.latentfiles import LatentError, load_tensors, save_tensors
 from ssgan.machine import pick_device
@@ -71,13 +71,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Opened:
-    """A run's generator on its device, the checkpoint it is from, the data set's geometry."""
+    """A run's generator on its device, the checkpoint it is from, the data set's geometry, the class asked for."""
 
     G: Generator
     info: DatasetInfo
     checkpoint: Path
     sha256: str
     device: torch.device
+    label: int | None = None
 
 
 def open_run(args: argparse.Namespace) -> Opened:
@@ -85,7 +86,11 @@ def open_run(args: argparse.Namespace) -> Opened:
     G, meta, info, path = load_generator(args.run, args.checkpoint)
     if meta.stage != "3d":
         raise LatentError(f"{path} is of stage 2d, which makes slices; train the 3D stage, or give a 3D --checkpoint")
-    return Opened(G.to(device), info, path, checkpoint.checksum(path), device)
+    names = class_names(args.run, G.cfg.classes) if G.cfg.classes else []
+    chosen = parse_class(args.class_, names, args.run)
+    if len(chosen) > 1:
+        raise LatentError(f"--class all: `ssgan latents {args.command}` works within one class; name it")
+    return Opened(G.to(device), info, path, checkpoint.checksum(path), device, chosen[0])
 
 
 # ---- the walks: arguments -> a table of ws ----
@@ -93,7 +98,9 @@ def open_run(args: argparse.Namespace) -> Opened:
 
 def _seed_ws(run: Opened, seeds: Sequence[int], truncation: float) -> Tensor:
     """(len(seeds), num_ws, w_dim)"""
-    return walks.broadcast(run.G, walks.map_latents(run.G, latents(seeds, run.G.cfg.z_dim), truncation))
+    return walks.broadcast(
+        run.G, walks.map_latents(run.G, latents(seeds, run.G.cfg.z_dim), truncation, label=run.label)
+    )
 
 
 def _by_columns(name: str, rows: int, columns: Sequence[str]) -> dict[str, Any]:
@@ -106,7 +113,7 @@ def interpolate(args: argparse.Namespace, run: Opened) -> Grid:
         raise LatentError(f"--seeds: interpolation goes from seed to seed, so at least 2; got {args.seeds!r}")
     ends = [*seeds, seeds[0]] if args.loop else seeds
     z = latents(ends, run.G.cfg.z_dim)
-    ws = walks.broadcast(run.G, walks.interpolate(run.G, z, args.steps, args.space, args.truncation))
+    ws = walks.broadcast(run.G, walks.interpolate(run.G, z, args.steps, args.space, args.truncation, run.label))
     pairs = list(itertools.pairwise(ends))
     columns = [f"{c / args.steps:.2f}" for c in range(args.steps + 1)]
     frames = [(f"{a} to {b}: {columns[c]}", [(r, c)]) for r, (a, b) in enumerate(pairs) for c in range(args.steps)]
@@ -150,7 +157,7 @@ def truncation(args: argparse.Namespace, run: Opened) -> Grid:
 
 def directions(args: argparse.Namespace, run: Opened) -> Grid:
     G = run.G
-    found = walks.principal_directions(G, args.components, args.samples, args.sample_seed)
+    found = walks.principal_directions(G, args.components, args.samples, args.sample_seed, run.label)
     tensors = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     record = {"sha256": run.sha256, "samples": args.samples, "seed": args.sample_seed}
     save_tensors(args.out / "directions.safetensors", "directions", tensors, record)
@@ -315,9 +322,10 @@ def project(args: argparse.Namespace, run: Opened) -> int:
     cfg = ProjectionConfig(**settings, fit_noise=args.noise == "fit", learning_rate=args.rate)
     array, own, source = read_target(args, run.info)
     digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-    about = {"sha256": run.sha256, "target": digest, "config": dataclasses.asdict(cfg)}
+    config = dataclasses.asdict(cfg) | ({} if run.label is None else {"class": run.label})
+    about = {"sha256": run.sha256, "target": digest, "config": config}
     D = random_features(run.G) if cfg.features == "random" else load_discriminator(run)
-    projector = Projector(run.G, D, torch.from_numpy(array), cfg)
+    projector = Projector(run.G, D, torch.from_numpy(array), cfg, run.label)
     file = args.out / "projection.safetensors"
     if file.exists():
         tensors, before = load_tensors(file, "projection")
@@ -425,6 +433,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--out", type=Path, required=True, help="folder for the results; an earlier call's are replaced"
         )
         sub.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the run's last)")
+        sub.add_argument("--class", dest="class_", help="name or number, for a run that was trained on classes")
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
         if name in ("interpolate", "mix", "directions"):
             sub.add_argument("--truncation", type=_share, default=1.0, help="of the seeds' w, 0 to 1 (default 1)")

@@ -123,9 +123,12 @@ class Projector:
     """One projection, step by step; `state` and `load` take it up again exactly.
 
     G: its noise maps are replaced where they are fitted, so it belongs to the projector. target (D, H, W) in [-1, 1].
+    label: the class whose mean w the search begins from, for a network with classes.
     """
 
-    def __init__(self, G: Generator, D: Discriminator, target: Tensor, cfg: ProjectionConfig) -> None:
+    def __init__(
+        self, G: Generator, D: Discriminator, target: Tensor, cfg: ProjectionConfig, label: int | None = None
+    ) -> None:
         self.G, self.cfg, self.step = G.requires_grad_(False), cfg, 0
         if tuple(target.shape) != tuple(G.cfg.shape) or not bool(torch.isfinite(target).all()):
             raise LatentError(f"target: expected finite values of shape {G.cfg.shape}; got {tuple(target.shape)}")
@@ -133,7 +136,7 @@ class Projector:
         self.target = target.to(device)[None, None].expand(1, G.cfg.image_channels, -1, -1, -1).contiguous()
         self.distance = FeatureDistance(D.to(device), self.target)
         z = torch.randn(W_SAMPLES, G.cfg.z_dim, generator=self._random(0))
-        w = map_latents(G, z)
+        w = map_latents(G, z, label=label)
         self.mean = w.mean(0)
         self.spread = float((w - self.mean).square().sum(1).mean().sqrt())  # root mean squared distance from the mean
         layers = 1 if cfg.space == "w" else G.num_ws

@@ -17,15 +17,29 @@ from torch import Tensor
 
 from ssgan.latentfiles import LatentError
 from ssgan.networks import Generator
+from ssgan.sampling import class_mean
 
 PARALLEL = 1e-4  # radians: below, an arc is a chord to float32
 
 
 @torch.no_grad()
-def map_latents(G: Generator, z: Tensor, truncation: float = 1.0, batch: int = 4096) -> Tensor:
-    """z (N, z_dim) -> w (N, w_dim), on the generator's device."""
+def map_latents(
+    G: Generator, z: Tensor, truncation: float = 1.0, batch: int = 4096, label: int | None = None
+) -> Tensor:
+    """z (N, z_dim) -> w (N, w_dim), on the generator's device.
+
+    label: the class, for a network with classes; truncation then moves towards the mean of the class.
+    """
     device = next(G.parameters()).device
-    return torch.cat([G.mapping(part.to(device), truncation=truncation) for part in z.split(batch)])
+
+    def mapped(part: Tensor) -> Tensor:
+        c = None if label is None else torch.full((len(part),), label, device=device)
+        return G.mapping(part.to(device), c)
+
+    w = torch.cat([mapped(part) for part in z.split(batch)])
+    if truncation == 1.0:
+        return w
+    return (G.mapping.w_avg if label is None else class_mean(G, label)).lerp(w, truncation)
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -49,16 +63,18 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return direction * length_a.lerp(length_b, t)
 
 
-def interpolate(G: Generator, z: Tensor, steps: int, space: str, truncation: float = 1.0) -> Tensor:
+def interpolate(
+    G: Generator, z: Tensor, steps: int, space: str, truncation: float = 1.0, label: int | None = None
+) -> Tensor:
     """From each of z (N, z_dim) to the next: w (N - 1, steps + 1, w_dim), both ends included.
 
     space: "z" goes along great circles and maps every point, "w" goes straight between the mapped ends.
     """
     t = torch.linspace(0, 1, steps + 1)
     if space == "z":
-        paths = [map_latents(G, slerp(a, b, t), truncation) for a, b in itertools.pairwise(z)]
+        paths = [map_latents(G, slerp(a, b, t), truncation, label=label) for a, b in itertools.pairwise(z)]
         return torch.stack(paths)
-    w = map_latents(G, z, truncation)
+    w = map_latents(G, z, truncation, label=label)
     return torch.stack([a.lerp(b, t.to(w.device)[:, None]) for a, b in itertools.pairwise(w)])
 
 
@@ -97,8 +113,10 @@ class Directions:
     share: Tensor
 
 
-def principal_directions(G: Generator, count: int, samples: int, seed: int) -> Directions:
+def principal_directions(G: Generator, count: int, samples: int, seed: int, label: int | None = None) -> Directions:
     """PCA of `samples` many w (Härkönen et al. 2020, GANSpace, for StyleGAN), in float64, float32 results.
+
+    label: the class whose w they are, for a network with classes.
 
     Each direction's sign is such that its entry of largest size is positive, so that a rerun is the same.
     """
@@ -108,7 +126,7 @@ def principal_directions(G: Generator, count: int, samples: int, seed: int) -> D
     if samples <= w_dim:
         raise LatentError(f"samples: expected more than the {w_dim} dimensions of w; got {samples}")
     z = torch.randn(samples, G.cfg.z_dim, generator=torch.Generator().manual_seed(seed))
-    w = map_latents(G, z).double().cpu()
+    w = map_latents(G, z, label=label).double().cpu()
     mean = w.mean(0)
     variance, vectors = torch.linalg.eigh((w - mean).T @ (w - mean) / (samples - 1))
     variance, components = variance.flip(0).clamp(min=0), vectors.T.flip(0)

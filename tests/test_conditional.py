@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ssgan import generate, train, trainer
+from ssgan import evaluate, generate, report, train, trainer
+from ssgan import latents as latents_command
 from ssgan.config import ConfigError
 from ssgan.data.dataset import DatasetWriter, VolumeDataset
 from ssgan.gan import Gan
@@ -110,11 +112,11 @@ def run(data, out, *more):
 
 def test_from_the_command_to_volumes_of_a_class(tmp_path, capsys):
     """Both stages, inflation, metrics by class share, resume, generation by name."""
-    data = write_data(tmp_path / "data", ["AD", "CN", "CN", "MCI"] * 3, shape=(8, 12, 8))
+    data = write_data(tmp_path / "data", ["AD", "CN", "CN", "MCI"] * 6, shape=(8, 12, 8))
     metrics = ("--metrics", "frechet,msssim,coverage", "--metrics-every", "8")
     assert run(data, tmp_path / "run", "--conditional", *metrics) == 0
     record = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert record["config"]["network"]["classes"] == 3 and record["data"]["class_counts"] == [3, 6, 3]
+    assert record["config"]["network"]["classes"] == 3 and record["data"]["class_counts"] == [6, 12, 6]
     report = (tmp_path / "run" / "inflation.txt").read_text()
     assert "mapping.embed.weight" in report
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -124,12 +126,36 @@ def test_from_the_command_to_volumes_of_a_class(tmp_path, capsys):
         assert any("frechet" in r for r in rows if r["stage"] == stage)
     assert run(data, tmp_path / "run", "--conditional", *metrics) == 0  # finished
     out = ["--out", str(tmp_path / "made"), "--seeds", "0", "--device", "cpu"]
-    assert generate.main(["--run", str(tmp_path / "run"), "--class", "MCI", *out]) == 0
-    capsys.readouterr()
+    assert generate.main(["--run", str(tmp_path / "run"), "--class", "MCI", "--truncation", "0.5", *out]) == 0
+    looked_at_by_class(tmp_path / "run", tmp_path, capsys)
     assert run(data, tmp_path / "run") == 2
     assert "network.classes was 3, now 0" in capsys.readouterr().err
     assert run(data, tmp_path / "dry", "--conditional", "--dry-run", "--stage", "3d") == 0
     assert "parameters: G" in capsys.readouterr().out and not (tmp_path / "dry").exists()
+
+
+def looked_at_by_class(path, folder, capsys):
+    """evaluate, report and latents of a run with classes."""
+    told = ["--real", str(folder / "data"), "--fake", str(path), "--out", str(folder / "metrics.json")]
+    assert evaluate.main([*told, "--count", "12"]) == 0
+    assert report.main(["--run", str(path), "--count", "6"]) == 0
+    where = ["--run", str(path), "--device", "cpu"]
+    walk = ["truncation", *where, "--out", str(folder / "walk"), "--seeds", "0", "--values", "0.5"]
+    assert latents_command.main([*walk, "--class", "MCI"]) == 0
+    (mine,) = (folder / "walk").glob("*.nii.gz")
+    (made,) = (folder / "made").glob("*.nii.gz")
+    # To the class's own mean, as `generate` goes.
+    np.testing.assert_allclose(nibabel.load(mine).get_fdata(), nibabel.load(made).get_fdata(), atol=1e-2)
+    common = ["--out", str(folder / "more"), "--class", "AD"]
+    assert latents_command.main(["interpolate", *where, *common, "--seeds", "0-1", "--steps", "2"]) == 0
+    common[1] = str(folder / "project")
+    project = ["project", *where, *common, "--data", str(folder / "data"), "--index", "0", "--steps", "2"]
+    assert latents_command.main(project) == 0
+    capsys.readouterr()
+    assert latents_command.main([*walk, "--class", "all"]) == 2
+    assert "works within one class; name it" in capsys.readouterr().err
+    assert latents_command.main(walk) == 2
+    assert "was trained with classes; give one of 0 (AD), 1 (CN), 2 (MCI)" in capsys.readouterr().err
 
 
 def test_without_classes_it_says_so(tmp_path, capsys):
