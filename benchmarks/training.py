@@ -122,6 +122,8 @@ def ha_gan(clone: Path, cfg: TrainConfig) -> tuple[Step, int]:
     _on_path(clone, "models/Model_HA_GAN_128.py", "--ha-gan")
     from models.Model_HA_GAN_128 import Discriminator, Encoder, Generator, Sub_Encoder
 
+    if cfg.stage_3d.batch < 2:
+        raise SystemExit(f"{HA_GAN}'s discriminator drops the axis of a batch of 1; give --batch 2 or more")
     batch, width, edge = cfg.stage_3d.batch, 1024, 128
     nets = {
         "D": Discriminator(num_class=0), "G": Generator(mode="train", latent_dim=width, num_class=0),
@@ -133,6 +135,7 @@ def ha_gan(clone: Path, cfg: TrainConfig) -> tuple[Step, int]:
     crop = reals[:, :, first : first + slab]
     yes, no = torch.ones(batch, 1), torch.zeros(batch, 1)
     G, D, E, S = (nets[n] for n in "GDES")
+    cuda = torch.Tensor.cuda
 
     def made(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return G(z, crop_idx=first, class_label=None)
@@ -161,6 +164,7 @@ def ha_gan(clone: Path, cfg: TrainConfig) -> tuple[Step, int]:
 
     def step() -> dict[str, float]:
         seconds = {}
+        torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[method-assign]  # its forward pass says .cuda()
         for name, loss in losses.items():
             begun = time.perf_counter()
             for other, net in nets.items():
@@ -169,6 +173,7 @@ def ha_gan(clone: Path, cfg: TrainConfig) -> tuple[Step, int]:
             loss().backward()
             optimisers[name].step()
             seconds[name] = time.perf_counter() - begun
+        torch.Tensor.cuda = cuda  # type: ignore[method-assign]
         return seconds
 
     return step, _parameters(G, D)

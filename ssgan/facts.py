@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 import shlex
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
-import ssconv
 from ssgan import checkpoint
 from ssgan.checkpoint import CheckpointMeta
 from ssgan.config import ARCHITECTURES, PRESETS, ConfigError, TrainConfig
@@ -24,6 +19,7 @@ from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.errors import UserError
 from ssgan.files import read_json
 from ssgan.generate import class_labels, load_generator
+from ssgan.machine import environment
 from ssgan.metrics.sliced import block_means
 from ssgan.runlog import JsonLog
 from ssgan.sampling import latents, synthesise
@@ -210,37 +206,3 @@ def train_command(record: dict[str, Any], cfg: TrainConfig, run: Path) -> str:
     if record.get("init"):
         words += ["--init", record["init"]["path"]]
     return shlex.join(words)
-
-
-def environment() -> dict[str, str]:
-    """Versions, processor and commit of where this runs."""
-    here = Path(__file__).resolve().parent
-    try:
-        said = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+"], capture_output=True, text=True, timeout=10
-        )
-        commit = said.stdout.strip() if said.returncode == 0 else ""
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    backends = [name for name, state in ssconv.backends().items() if state == "available"]
-    return {
-        "ssgan": ssconv.__version__,
-        "commit": commit or "unknown (not run from a git checkout)",
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "ssconv backends": ", ".join(backends),
-        "GPU": ", ".join(devices) or "none",
-        "processor": f"{_processor()}, {os.cpu_count()} logical cores",
-        "system": f"{platform.system()} {platform.release()}",
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

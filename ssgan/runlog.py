@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ssgan.checkpoint import STAGES, CheckpointMeta, config_hash
 from ssgan.errors import UserError
 from ssgan.files import atomic_write_bytes, read_json, write_json_atomic
+from ssgan.machine import environment
 from ssgan.policies import AugmentConfig
 
 try:
@@ -123,7 +124,7 @@ def record_config(
         RunError: the run in `folder` was made with another configuration or data set; the fields are named.
     """
     path = folder / "config.json"
-    record = {"format": FORMAT, "config": config, "data": data, "init": init}
+    record = {"format": FORMAT, "config": config, "data": data, "init": init, "environment": environment()}
     record = json.loads(json.dumps(record))  # tuples become lists, as in the file
     if path.exists():
         old = read_json(path)
@@ -135,6 +136,7 @@ def record_config(
                 f"{folder} holds a run made otherwise: {'; '.join(different)}. Give the same arguments to resume it, "
                 "or another --out"
             )
+        record["environment"] = old.get("environment")  # where the run began; unknown for runs of earlier versions
     write_json_atomic(path, record)
 
 

@@ -126,7 +126,7 @@ def test_it_says_what_was_measured(run, made):
         assert part in text, part
     assert "absent.png, is not beside metrics.json" in text
     assert "3 generated against 3 real volumes" in text
-    assert "did not record where it was trained" in text and torch.__version__ in text
+    assert "did not record where it was trained" not in text and text.count(torch.__version__) >= 2
     counts = next(row for row in facts.parameters(load_facts(run).cfg) if row[0] == "split_depth")
     assert f"{counts[1] + counts[2]:,}" in text
     card = (run / "MODEL_CARD.md").read_text()
