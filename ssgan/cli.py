@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "train": "train a GAN: 2D on slices, inflation, 3D on volumes; the same command resumes",
     "generate": "write volumes of a trained run as NIfTI, PNG and GIF",
     "evaluate": "measure generated volumes against real ones: distances, variety, copies",
+    "labelnet": "train a small network on a data set's classes, for the features of evaluate",
     "latents": "explore the latent space: interpolate, mix, sweep, find directions, project a scan, edit it",
     "report": "show a run on one HTML page that needs no network, with a model card",
     "summary": "print the parameters of the networks, layer by layer",

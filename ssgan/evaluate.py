@@ -26,11 +26,13 @@ from ssgan.files import atomic_path, write_json_atomic
 from ssgan.generate import class_labels, load_generator
 from ssgan.images import contact_sheet
 from ssgan.metrics import sets, voxels
-from ssgan.metrics.features import Extractor, Random3d
+from ssgan.metrics.extractors.choose import NAMES, make_extractor
+from ssgan.metrics.features import Extractor, per_volume, views
 from ssgan.sampling import latents, synthesise
 
 FORMAT, VERSION = "ssgan-metrics", 1
 LEAST, NEIGHBOURS, DIGITS, PAIRS_SHOWN = 12, 5, 5, 8
+FEW, PAIR_REPEATS = 10, 1000  # resamples of metrics that cost much, and of the pairs of MS-SSIM, which cost nothing
 
 
 class EvaluateError(UserError):
@@ -132,14 +134,14 @@ def cached_features(extractor: Extractor, source: Source, cache: Path | None) ->
     if cache is None:
         return extractor(source.volumes)
     shape = source.volumes.shape
-    key = f"{source.content} {shape} {extractor.protocol} {extractor.checksum}"
+    key = f"{source.content} {shape} {extractor.name} {extractor.protocol} {extractor.checksum}"
     file = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
     if file.is_file():
         try:
             found = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise EvaluateError(f"--cache: {file} is damaged ({error}); delete it") from error
-        if found.ndim == 2 and len(found) == shape[0]:
+        if found.ndim in (2, 4) and len(found) == shape[0]:
             return found
         raise EvaluateError(f"--cache: {file} holds {found.shape}, expected {shape[0]} rows; delete it")
     values = extractor(source.volumes)
@@ -148,9 +150,18 @@ def cached_features(extractor: Extractor, source: Source, cache: Path | None) ->
     return values
 
 
-FEATURE_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"frechet": sets.frechet, "kid": sets.kid}
-for _name in ("precision", "recall", "density", "coverage"):
-    FEATURE_METRICS[_name] = lambda a, b, name=_name: sets.prdc(a, b, NEIGHBOURS)[name]
+def _over_views(measure: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.ndarray, np.ndarray], float]:
+    return lambda a, b: float(np.mean([measure(x, y) for x, y in zip(views(a), views(b), strict=True)]))
+
+
+NEIGHBOUR_METRICS = ("precision", "recall", "density", "coverage")
+FEATURE_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "frechet": _over_views(sets.frechet),
+    "kid": _over_views(sets.kid),
+} | {
+    name: lambda a, b, name=name: sets.prdc(per_volume(a), per_volume(b), NEIGHBOURS)[name]
+    for name in NEIGHBOUR_METRICS
+}
 VOXEL_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "mmd": lambda a, b: sets.mmd_linear(a.reshape(len(a), -1), b.reshape(len(b), -1)),
     "msssim": lambda a, b: float(voxels.pairwise_msssim(b).mean()),
@@ -158,12 +169,26 @@ VOXEL_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "spectrum": voxels.spectrum_distance,
 } | {f"profile_{axis}": lambda a, b, axis=axis: voxels.profile_distances(a, b)[axis] for axis in "DHW"}
 BETTER = dict.fromkeys((*FEATURE_METRICS, *VOXEL_METRICS), "lower")
-BETTER |= dict.fromkeys(("precision", "recall", "density", "coverage"), "higher") | {"msssim": "as floor"}
+BETTER |= dict.fromkeys(NEIGHBOUR_METRICS, "higher") | {"msssim": "as floor"}
+INTERVALS = ("half", "bootstrap")
+
+
+def interval_method(name: str, wanted: str, count: int) -> str | None:
+    """half, bootstrap, or pairs: how a metric's interval is made; None where a half is too small for its neighbours.
+
+    MS-SSIM is a mean over disjoint, hence independent, pairs: those are drawn again, whatever is wanted. Copies made
+    by drawing volumes again would spoil nearest neighbours, so these stay with halves.
+    """
+    if name == "msssim":
+        return "pairs"
+    if name in NEIGHBOUR_METRICS:
+        return "half" if count // 2 > NEIGHBOURS else None
+    return wanted
 
 
 def compare(
     real: tuple[np.ndarray, np.ndarray], fake: tuple[np.ndarray, np.ndarray], spare: tuple[np.ndarray, np.ndarray],
-    repeats: int, seed: int,
+    repeats: int, seed: int, interval: str = "half",
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Every metric of fake, and of spare (other real volumes: the floor), against real; each (features, volumes)."""
     result = {}
@@ -171,12 +196,23 @@ def compare(
         part = 0 if name in FEATURE_METRICS else 1
         measure = (FEATURE_METRICS | VOXEL_METRICS)[name]
         a, b, c = real[part], fake[part], spare[part]
-        steps = repeats if part == 0 else min(repeats, 10)  # voxel metrics cost far more
-        interval = None
-        if name not in ("precision", "recall", "density", "coverage") or len(a) // 2 > NEIGHBOURS:
-            interval = [significant(x) for x in sets.half_interval(measure, a, b, steps, seed)]
-        value, floor = significant(measure(a, b)), significant(measure(a, c))
-        result[name] = {"value": value, "interval": interval, "floor": floor, "better": BETTER[name]}
+        # Voxel metrics and networks with many samples a volume cost far more.
+        steps = repeats if part == 0 and a.ndim == 2 else min(repeats, FEW)
+        method, value = interval_method(name, interval, len(a)), None
+        if method == "pairs":
+            pairs = voxels.pairwise_msssim(b)
+            value, bounds = float(pairs.mean()), sets.mean_interval(pairs, PAIR_REPEATS, seed)
+        elif method:
+            resample = sets.half_interval if method == "half" else sets.bootstrap_interval
+            bounds = resample(measure, a, b, steps, seed)
+        value = measure(a, b) if value is None else value
+        result[name] = {
+            "value": significant(value),
+            "interval": [significant(x) for x in bounds] if method else None,
+            "method": method,
+            "floor": significant(measure(a, c)),
+            "better": BETTER[name],
+        }
     return result
 
 
@@ -215,8 +251,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fake", type=Path, required=True, help="generated volumes: a folder, a data set or a run")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file; closest pairs go beside it as a PNG")
     parser.add_argument("--held-out", type=Path, help="real volumes not trained on, for the check for copies")
+    parser.add_argument(
+        "--extractor", default="random3d", metavar="NAME|FILE",
+        help=f"of the features: {', '.join(NAMES)}, or a file of `ssgan labelnet` (default random3d)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", type=Path, help="the extractor's published file, got yourself (discriminator: a run or checkpoint)"
+    )
     parser.add_argument("--count", type=int, help="volumes per side (default: as many as both sides allow)")
-    parser.add_argument("--repeats", type=int, default=50, help="random halves for the intervals (default 50)")
+    parser.add_argument("--repeats", type=int, default=50, help="resamples for the intervals (default 50)")
+    parser.add_argument(
+        "--interval", choices=INTERVALS, default="half",
+        help="half: random halves without replacement (default); bootstrap: with replacement, where that is sound",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the choice of volumes and halves (default 0)")
     parser.add_argument("--cache", type=Path, help="folder that keeps features for the next evaluation")
 
@@ -228,6 +275,7 @@ def run(args: argparse.Namespace) -> int:
         raise EvaluateError(f"--seed: expected 0 or more; got {args.seed}")
     if args.count is not None and args.count < LEAST:
         raise EvaluateError(f"--count: expected at least {LEAST}; got {args.count}")
+    extractor = make_extractor(args.extractor, args.weights)
     real = load_source(args.real, "--real", None, args.count or 200)
     if real.kind == "run":
         raise EvaluateError(f"--real {args.real} is a run; expected a data set or a folder of NIfTI")
@@ -243,7 +291,6 @@ def run(args: argparse.Namespace) -> int:
             f"expected at least {2 * max(count, LEAST)} real volumes (half are for the floor) and "
             f"{max(count, LEAST)} generated; got {len(real.volumes)} and {len(fake.volumes)}"
         )
-    extractor = Random3d()
     rng = np.random.Generator(np.random.PCG64(args.seed))
     order, chosen = rng.permutation(len(real.volumes)), np.sort(rng.permutation(len(fake.volumes))[:count])
     features = {n: cached_features(extractor, s, args.cache) for n, s in (("real", real), ("fake", fake))}
@@ -253,11 +300,11 @@ def run(args: argparse.Namespace) -> int:
         return features[name][indices], np.asarray(source.volumes[indices])
 
     sides = pick("real", real, first), pick("fake", fake, chosen), pick("real", real, second)
-    metrics = compare(*sides, args.repeats, args.seed)
-    held_features = cached_features(extractor, held, args.cache) if held else None
+    metrics = compare(*sides, args.repeats, args.seed, args.interval)
+    held_features = per_volume(cached_features(extractor, held, args.cache)) if held else None
     flat = [s.volumes.reshape(len(s.volumes), -1) if s else None for s in (fake, real, held)]
     copies = {
-        "features": memorisation(features["fake"], features["real"], held_features),
+        "features": memorisation(per_volume(features["fake"]), per_volume(features["real"]), held_features),
         "voxels": memorisation(*flat),
     }
     picture = args.out.with_suffix(".pairs.png")
@@ -267,11 +314,14 @@ def run(args: argparse.Namespace) -> int:
         names += [f"generated {i}", f"training {j}, {distance:g}"]
     contact_sheet(to_axial(np.stack(shown), real.slice_axis), names, picture, spacing=real.spacing, columns=2)
     scales, window = voxels.msssim_scales(real.volumes.shape[1:])
+    few = min(args.repeats, FEW)
+    steps = f"{args.repeats} (voxel metrics {few})" if features["real"].ndim == 2 else f"{few}"
+    how = "random halves" if args.interval == "half" else "bootstrap replicates (PRDC: random halves)"
     protocol = (
         f"{count} against {count} volumes, seed {args.seed}; {extractor.protocol}; Frechet over N-1; KID cubic, "
         f"unbiased, one block; PRDC k={NEIGHBOURS}; MMD linear kernel on voxels, biased, batches of 8; MS-SSIM of "
-        f"disjoint generated pairs, {scales} scales, window {window}; intervals 95 % by {args.repeats} random halves "
-        f"(voxel metrics {min(args.repeats, 10)}); {DIGITS} significant digits"
+        f"disjoint generated pairs, {scales} scales, window {window}; intervals 95 %, 1.96 standard deviations over "
+        f"{steps} {how}, MS-SSIM by a percentile bootstrap of its pairs; {DIGITS} significant digits"
     )
     record = {"format": FORMAT, "version": VERSION, "protocol": protocol, "count": count}
     record["extractor"] = {"name": extractor.name, "sha256": extractor.checksum}

@@ -40,6 +40,14 @@ def test_record_and_again_from_the_cache(data, tmp_path):
     assert (tmp_path / "a.pairs.png").is_file()
 
 
+def test_the_method_of_each_interval_is_stated(data, tmp_path):
+    assert go(data, tmp_path / "a.json", "--interval", "bootstrap") == 0
+    record = json.loads((tmp_path / "a.json").read_text())
+    methods = {name: row["method"] for name, row in record["metrics"].items()}
+    assert methods["frechet"] == methods["spectrum"] == "bootstrap" and methods["msssim"] == "pairs"
+    assert {methods[name] for name in evaluate.NEIGHBOUR_METRICS} == {"half"} and "bootstrap" in record["protocol"]
+
+
 def test_copies_are_found():
     rng = np.random.default_rng(0)
     train, held = rng.normal(size=(30, 8)), rng.normal(size=(30, 8))

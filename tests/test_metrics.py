@@ -59,6 +59,13 @@ def test_prdc_by_loops():
     assert sets.prdc(x, y, k) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("k", [3, 5])
+def test_prdc_is_its_authors_package_s(k):
+    theirs = pytest.importorskip("prdc").compute_prdc
+    x, y = rng().normal(size=(60, 4)), rng(1).normal(size=(45, 4)) * 0.6 + 0.3
+    assert sets.prdc(x, y, k) == pytest.approx(theirs(real_features=x, fake_features=y, nearest_k=k))
+
+
 def test_mmd_of_a_shift_is_its_square():
     x = rng().normal(size=(24, 5))
     assert sets.mmd_linear(x, x + 0.5) == pytest.approx(0.25)
@@ -68,6 +75,24 @@ def test_half_interval_has_the_spread_of_the_mean():
     x, y = rng().normal(size=(400, 1)), np.zeros((400, 1))
     low, high = sets.half_interval(lambda a, b: float(a.mean() - b.mean()), x, y, 400, 0)
     assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15)
+
+
+def test_bootstrap_has_the_spread_of_the_mean():
+    x, y = rng().normal(size=(400, 1)), np.zeros((400, 1))
+    low, high = sets.bootstrap_interval(lambda a, b: float(a.mean() - b.mean()), x, y, 400, 0)
+    assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15)
+    low, high = sets.mean_interval(x[:, 0], 1000, 0)
+    assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15) and low < x.mean() < high
+
+
+def test_percentiles_of_the_bootstrap_would_leave_the_frechet_distance_out():
+    """Why only its spread is used: nearly every replicate lies above the value of the sets themselves."""
+    x, y = rng().normal(size=(60, 10)), rng(1).normal(size=(60, 10))
+    draw, value = rng(2), sets.frechet(x, y)
+    replicates = [sets.frechet(x[draw.integers(0, 60, 60)], y[draw.integers(0, 60, 60)]) for _ in range(200)]
+    assert np.quantile(replicates, 0.025) > value
+    low, high = sets.bootstrap_interval(sets.frechet, x, y, 200, 0)
+    assert low < value < high
 
 
 @pytest.mark.parametrize("scales, shape", [(2, (16, 24, 16)), (3, (32, 48, 32)), (4, (64,) * 3), (5, (112,) * 3)])

@@ -1,4 +1,7 @@
-"""Feature extractors: a name, a protocol, a checksum of the weights, and volumes (N, D, H, W) -> (N, F) float64."""
+"""Feature extractors: a name, a protocol, a checksum of the weights, and volumes (N, D, H, W) -> features, float64.
+
+Features are (N, F), or (N, views, slices, F) of a network that looks at slices in several planes (views).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,21 @@ class Extractor(Protocol):
     checksum: str
 
     def __call__(self, volumes: np.ndarray) -> np.ndarray: ...
+
+
+def views(features: np.ndarray) -> list[np.ndarray]:
+    """Samples (rows, F) for each view; the slices of a volume are rows of their own."""
+    if features.ndim == 2:
+        return [features]
+    return [features[:, view].reshape(-1, features.shape[3]) for view in range(features.shape[1])]
+
+
+def per_volume(features: np.ndarray) -> np.ndarray:
+    """(N, F'), one row a volume: the mean over its slices, the views side by side.
+
+    For distances to nearest neighbours, which another slice of the same volume would be.
+    """
+    return features if features.ndim == 2 else features.mean(2).reshape(len(features), -1)
 
 
 class Random3d:

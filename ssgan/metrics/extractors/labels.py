@@ -1,0 +1,144 @@
+"""A small 3D classifier of a data set's own classes, and its features: it looks where the classes differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ssgan.files import atomic_write_bytes
+from ssgan.metrics.extractors.weights import WeightsError, fit, read_weights
+
+FORMAT, VERSION = "ssgan-label-network", 1
+WIDTHS = (16, 32, 64)
+
+
+@dataclass(frozen=True)
+class LabelRecord:
+    """What stands in the file beside the weights. shape: (D, H, W). accuracy: on volumes held back; chance: of always
+    naming the class that is most frequent among them."""
+
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    accuracy: float
+    chance: float
+    seed: int
+    format: str = FORMAT
+    version: int = VERSION
+
+
+class LabelNetwork(nn.Module):
+    """volume (N, 1, D, H, W) in [-1, 1] -> logits (N, classes); three convolutions of stride 2, group norm, mean."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for cin, cout in zip((1, *WIDTHS), WIDTHS):
+            self.convs.append(nn.Conv3d(cin, cout, 3, stride=2, padding=1))
+            self.norms.append(nn.GroupNorm(8, cout))
+        self.out = nn.Linear(2 * WIDTHS[-1], classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, 128): mean and maximum of the last channels over space."""
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.leaky_relu(norm(conv(x)), 0.2)
+        return torch.cat([x.mean((2, 3, 4)), x.amax((2, 3, 4))], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.features(x))
+
+
+def train_label_network(
+    volumes: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], steps: int, seed: int,
+    say: Callable[[str], None] = print,
+) -> tuple[LabelNetwork, LabelRecord]:  # fmt: skip
+    """Adam on batches balanced over the classes; a fifth of each class is held back to measure accuracy.
+
+    volumes: (N, D, H, W). The same arguments give the same weights on the same machine.
+
+    Raises:
+        WeightsError: fewer than two classes, or a class of fewer than 5 volumes.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    few = [f"{name} has {n}" for name, n in zip(classes, counts) if n < 5]
+    if len(classes) < 2 or few:
+        raise WeightsError(f"classes: expected at least 2, each of 5 volumes or more; got {len(classes)}, {few}")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    parts = [rng.permutation(np.flatnonzero(labels == i)) for i in range(len(classes))]
+    held = np.concatenate([p[: max(1, len(p) // 5)] for p in parts])
+    kept = [p[max(1, len(p) // 5) :] for p in parts]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = LabelNetwork(len(classes))
+    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3, weight_decay=1e-4)
+    each = max(1, 16 // len(classes))
+    bar = tqdm(range(steps), desc="labels", disable=None)
+    for _ in bar:
+        chosen = np.concatenate([rng.choice(p, each) for p in kept])
+        x = torch.from_numpy(np.stack([volumes[i] for i in chosen]))[:, None]
+        loss = F.cross_entropy(network(x), torch.from_numpy(labels[chosen]))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    network.eval()
+    with torch.no_grad():
+        guessed = np.array([int(network(torch.from_numpy(np.array(volumes[i]))[None, None]).argmax()) for i in held])
+    accuracy = float((guessed == labels[held]).mean())
+    chance = float(np.bincount(labels[held]).max() / len(held))
+    say(f"{len(held)} volumes held back: {accuracy:.0%} named rightly; always the same class: {chance:.0%}")
+    return network, LabelRecord(tuple(classes), tuple(volumes.shape[1:]), accuracy, chance, seed)
+
+
+def save_label_network(file: Path, network: LabelNetwork, record: LabelRecord) -> None:
+    tensors = {name: t.detach().contiguous() for name, t in network.state_dict().items()}
+    atomic_write_bytes(file, save(tensors, metadata={FORMAT: json.dumps(asdict(record))}))
+
+
+def read_record(file: Path) -> LabelRecord:
+    """Raises WeightsError for a file that `ssgan labelnet` did not write."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            found = json.loads((opened.metadata() or {})[FORMAT])
+        record = LabelRecord(**found)
+    except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"--extractor {file}: expected a file that `ssgan labelnet` has written ({type(error).__name__}); "
+            "published weights go with their extractor's name: --extractor medicalnet-50 --weights FILE"
+        ) from error
+    if record.version != VERSION:
+        raise WeightsError(f"--extractor {file}: version {record.version}; this version of ssgan reads {VERSION}")
+    return record
+
+
+class LabelFeatures:
+    """Features (N, 128) of a network trained on the user's own labels."""
+
+    name = "labels"
+
+    def __init__(self, file: Path) -> None:
+        record, weights = read_record(file), read_weights(file)
+        with torch.device("meta"):
+            network = LabelNetwork(len(record.classes))
+        self.network, self.checksum = fit(network, weights, "the label network"), weights.sha256
+        self.protocol = (
+            f"{self.name} v1, classes {', '.join(record.classes)}, accuracy {record.accuracy:.3g} (chance "
+            f"{record.chance:.3g}), weights sha256 {self.checksum}: 128 features before the last layer"
+        )
+
+    @torch.no_grad()
+    def __call__(self, volumes: np.ndarray) -> np.ndarray:
+        rows = []
+        for first in tqdm(range(0, len(volumes), 8), desc=self.name, leave=False, disable=None):
+            x = torch.from_numpy(np.array(volumes[first : first + 8], np.float32))[:, None]
+            rows.append(self.network.features(x).double().numpy())
+        return np.concatenate(rows)
