@@ -31,6 +31,7 @@ from ssgan.policies import FLIPS, POLICIES, AugmentConfig, policy
 from ssgan.precision import DTYPES, Execution
 from ssgan.runlog import RunError, RunLock, check_folder
 from ssgan.schedule import check_metrics
+from ssgan.starts import start_network
 from ssgan.trainer import train
 
 PHANTOMS = 256
@@ -111,7 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", choices=("both", "2d", "3d"), default="both", help="default both")
     parser.add_argument("--arch", choices=tuple(ARCHITECTURES), default="split_depth", help="default split_depth")
     parser.add_argument("--inflate", choices=PROFILES, default="average", help="depth profile; none starts 3D afresh")
-    parser.add_argument("--init", type=Path, help="with --stage 3d: a 2D checkpoint to inflate from")
+    parser.add_argument(
+        "--init", type=Path, help="with --stage 3d: a 2D checkpoint to inflate from, or what `ssgan inflate` wrote"
+    )
     parser.add_argument("--seed", type=int, default=0)
     for stage in ("2d", "3d"):
         parser.add_argument(f"--kimg-{stage}", type=number, help="thousand real images shown to the discriminator")
@@ -178,6 +181,7 @@ def config_from(args: argparse.Namespace, shape: tuple[int, int, int]) -> TrainC
     if args.metrics and args.best_metric is None:
         changes["best_metric"] = args.metrics[0]
     cfg = preset(args.preset).train_config(args.preset, shape, args.arch, **changes)
+    cfg = dataclasses.replace(cfg, network=start_network(args.init, cfg.network))
     if args.mbstd_group is not None:
         cfg = dataclasses.replace(cfg, network=dataclasses.replace(cfg.network, mbstd_group=args.mbstd_group))
 
