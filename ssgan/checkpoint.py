@@ -59,8 +59,10 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def save(path: Path, tensors: dict[str, Tensor], meta: CheckpointMeta) -> Path:
+def save(path: Path, tensors: dict[str, Tensor], meta: CheckpointMeta, network: dict[str, Any] | None = None) -> Path:
     """Writes the tensors and their place in the run to `path`, all or nothing.
+
+    network: the configuration of its networks, of which meta.config_hash is the hash, for a file that stands alone.
 
     Raises:
         OSError: what the file system says, a full disk included; an earlier file at `path` is then as it was.
@@ -71,7 +73,8 @@ def save(path: Path, tensors: dict[str, Tensor], meta: CheckpointMeta) -> Path:
     names = sorted(arrays, key=lambda name: (-arrays[name][1].itemsize, name))
     digest = _digest(meta, {name: array for name, (_, array) in arrays.items()})
     record = {"format": FORMAT, **asdict(meta), "sha256": digest}
-    header: dict[str, Any] = {"__metadata__": {"ssgan": json.dumps(record)}}
+    metadata = {"ssgan": json.dumps(record)} | ({} if network is None else {"network": json.dumps(network)})
+    header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name in names:
         dtype, array = arrays[name]
@@ -110,6 +113,23 @@ def load(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
 def read_meta(path: Path) -> CheckpointMeta:
     """The place of a checkpoint from its header alone; the tensors are not verified. Raises CheckpointError."""
     return _read_header(path)[0]
+
+
+def read_network(path: Path) -> dict[str, Any] | None:
+    """The configuration of the networks that a file brings with it, or None. Raises CheckpointError."""
+    meta = read_meta(path)
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("network")
+    if text is None:
+        return None
+    try:
+        network = json.loads(text)
+        intact = isinstance(network, dict) and config_hash(network) == meta.config_hash
+    except json.JSONDecodeError:
+        intact = False
+    if not intact:
+        raise DamagedError(f"{path} is damaged: the configuration in its header does not match its hash")
+    return network
 
 
 def checksum(path: Path) -> str:

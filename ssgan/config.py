@@ -125,6 +125,11 @@ class NetworkConfig:
         """True for the 2D GAN (depth 1)."""
         return self.shape[0] == 1
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> NetworkConfig:
+        """From its fields as JSON has them; raises ConfigError naming a missing or unknown one."""
+        return cls(**{name: _tuples(value) for name, value in _checked(cls, data, "network").items()})
+
     def flat(self) -> NetworkConfig:
         """The 2D network whose weights inflate into this one: depth 1, levels scale by (1, 2, 2)."""
         return dataclasses.replace(
@@ -204,9 +209,7 @@ class TrainConfig:
     def from_json(cls, data: dict[str, Any]) -> TrainConfig:
         """Inverse of `to_json`; raises ConfigError naming a missing or unknown field."""
         values = _checked(cls, data, "config")
-        network = _checked(NetworkConfig, values["network"], "network")
-        network = {k: _tuples(v) for k, v in network.items()}
-        values["network"] = NetworkConfig(**network)
+        values["network"] = NetworkConfig.from_json(values["network"])
         for name in ("stage_2d", "stage_3d"):
             values[name] = StageConfig(**_checked(StageConfig, values[name], name))
         if "augment" in values:

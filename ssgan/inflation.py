@@ -22,7 +22,10 @@ from ssgan.networks import SynthesisBlock
 
 @dataclass(frozen=True)
 class InflationReport:
-    """What became of every tensor of the 3D network: rows of (name, action, 2D shape or None, 3D shape)."""
+    """What became of every tensor of the 3D network: rows of (name, action, 2D shape or None, 3D shape).
+
+    Actions: copied, inflated, fresh; "selected" and "identity" before that where the architecture changed.
+    """
 
     profile: str
     rows: list[tuple[str, str, tuple[int, ...] | None, tuple[int, ...]]] = field(default_factory=list)
@@ -30,11 +33,14 @@ class InflationReport:
     def __str__(self) -> str:
         counts = Counter(action for _, action, _, _ in self.rows)
         width = max((len(name) for name, *_ in self.rows), default=4)
-        summary = ", ".join(f"{counts[a]} {a}" for a in ("copied", "inflated", "fresh"))
+        known = ("copied", "inflated", "fresh")
+        others = [f"{counts[a]} {a.replace(', ', ' and ')}" for a in sorted(set(counts) - set(known))]
+        summary = ", ".join([f"{counts[a]} {a}" for a in known] + others)
+        column = max((len(action) for _, action, _, _ in self.rows), default=8)
         lines = [f"inflation with profile {self.profile}: {summary}"]
         for name, action, before, after in self.rows:
             shapes = str(after) if before in (None, after) else f"{before} -> {after}"
-            lines.append(f"  {name:<{width}}  {action:<8}  {shapes}")
+            lines.append(f"  {name:<{width}}  {action:<{column}}  {shapes}")
         return "\n".join(lines)
 
 

@@ -31,6 +31,7 @@ from ssgan.policies import FLIPS, POLICIES, AugmentConfig, policy
 from ssgan.precision import DTYPES, Execution
 from ssgan.runlog import RunError, RunLock, check_folder
 from ssgan.schedule import check_metrics
+from ssgan.starts import start_network
 from ssgan.trainer import train
 
 PHANTOMS = 256
@@ -111,7 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", choices=("both", "2d", "3d"), default="both", help="default both")
     parser.add_argument("--arch", choices=tuple(ARCHITECTURES), default="split_depth", help="default split_depth")
     parser.add_argument("--inflate", choices=PROFILES, default="average", help="depth profile; none starts 3D afresh")
-    parser.add_argument("--init", type=Path, help="with --stage 3d: a 2D checkpoint to inflate from")
+    parser.add_argument(
+        "--init", type=Path, help="with --stage 3d: a 2D checkpoint to inflate from, or what `ssgan inflate` wrote"
+    )
     parser.add_argument(
         "--conditional", action="store_true", help="train on the data set's classes (`ssgan prepare --labels`)"
     )
@@ -192,9 +195,11 @@ def config_from(
     if args.metrics and args.best_metric is None:
         changes["best_metric"] = args.metrics[0]
     cfg = preset(args.preset).train_config(args.preset, shape, args.arch, **changes)
-    network = {} if args.mbstd_group is None else {"mbstd_group": args.mbstd_group}
-    network |= {"classes": len(classes or ())} if args.conditional else {}
-    cfg = dataclasses.replace(cfg, network=dataclasses.replace(cfg.network, **network))
+    asked = dataclasses.replace(cfg.network, classes=len(classes or ()) if args.conditional else 0)
+    network = start_network(args.init, asked)
+    if args.mbstd_group is not None:
+        network = dataclasses.replace(network, mbstd_group=args.mbstd_group)
+    cfg = dataclasses.replace(cfg, network=network)
 
     def stage(name: str, default: StageConfig) -> StageConfig:
         given = {key: getattr(args, f"{key}_{name}") for key in ("kimg", "batch", "r1_gamma")}

@@ -45,6 +45,7 @@ from ssgan.runlog import (
 )
 from ssgan.sampling import latents, synthesise
 from ssgan.schedule import MAX_REWINDS, check_metrics, exhausted, standing
+from ssgan.starts import load_start
 
 LOG_STEPS = 16  # a row of log.jsonl; the R1 interval, so that each row has every loss
 SNAPSHOT_IMAGES = 16
@@ -141,7 +142,7 @@ class Run:
             report = gan.inflate_from(gan2d, self.cfg.inflate, images=meta.images)
             done = f"inflated 2D -> 3D with profile {self.cfg.inflate}"
         elif meta.step == 0:
-            gan.load(tensors, meta, str(source))
+            load_start(gan, tensors, meta, str(source))
             report = f"inflated before, by `ssgan inflate`: {source}\n"
             done = f"starting from the inflated {source}"
         else:
