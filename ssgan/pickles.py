@@ -113,6 +113,15 @@ def read(path: Path) -> Any:
         raise PickleError(f"{path} is refused: {refusal}; nothing in it was run") from None
 
 
+def shown(value: Any) -> str:
+    """A value from a file in a message. What holds others gives its type alone: written out it may have no end."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a huge number"
+    if value is None or isinstance(value, (str, int, float)):
+        return repr(value[:80] if isinstance(value, str) else value)
+    return str(value)[:80] if isinstance(value, Name) else f"a {type(value).__name__}"
+
+
 # ------------------------------------------------------------------------------------------ what the names stand for
 
 
@@ -122,7 +131,7 @@ def _persistent(machine: _Machine, meta: Any) -> Persistent:
     if meta.get("type") != "class" or meta.get("version") != 6 or not isinstance(meta.get("class_name"), str):
         raise Refusal(
             "an object of torch_utils.persistence is not a class of version 6: "
-            f"type {meta.get('type')!r:.40}, version {meta.get('version')!r:.40}"
+            f"type {shown(meta.get('type'))}, version {shown(meta.get('version'))}"
         )
     return Persistent(meta["class_name"], meta["state"])
 
@@ -205,7 +214,7 @@ def _set(machine: _Machine, items: Any = ()) -> set[Any]:
 
 def _rebuilt(machine: _Machine, cls: Any, base: Any, state: Any) -> dict[Any, Any]:
     if cls not in EASY or not (state is None or isinstance(state, dict)):
-        raise Refusal(f"copyreg._reconstructor of {cls!s:.80}")
+        raise Refusal(f"copyreg._reconstructor of {shown(cls)}")
     machine.spend(len(state or {}))
     return dict(state or {})
 
@@ -331,7 +340,7 @@ class _Machine:
             try:
                 opcode, argument, _ = next(operations)
             except (ValueError, OverflowError, StopIteration) as error:
-                raise Refusal(f"it is cut short or damaged ({error})") from None
+                raise Refusal(f"it is cut short or damaged ({str(error)[:120]})") from None
             self.spend(1)
             try:
                 if opcode.name == "STOP":
@@ -410,7 +419,7 @@ class _Machine:
         elif name == "NEWOBJ":
             arguments, cls = self.pop(), self.pop()
             if cls not in EASY or arguments != ():
-                raise Refusal(f"it makes an object of {cls!s:.80}")
+                raise Refusal(f"it makes an object of {shown(cls)}")
             stack.append({})
         elif name == "BUILD":
             state = self.pop()
@@ -429,7 +438,7 @@ class _Machine:
 
     def call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Name) or function not in CALLS or not isinstance(arguments, tuple):
-            raise Refusal(f"it calls {str(function)[:80]!r}")
+            raise Refusal(f"it calls {shown(function)}")
         try:
             return CALLS[function](self, *arguments)
         except TypeError:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ssgan.config import NetworkConfig
 from ssgan.errors import UserError
 from ssgan.networks import Discriminator, Generator
-from ssgan.pickles import Persistent, read
+from ssgan.pickles import Persistent, read, shown
 
 NETWORKS = ("G", "D", "G_ema")
 CHANNELS = ("grey", "keep")
@@ -93,10 +93,10 @@ class Module:
 
     def fail(self, what: str, expected: Any, got: Any) -> StyleGAN2Error:
         hint = "; a StyleGAN3 network is none of ours" if what == "synthesis" else ""
-        return StyleGAN2Error(f"{self.where}: {what}: expected {expected}; got {got!r:.80}{hint}")
+        return StyleGAN2Error(f"{self.where}: {what}: expected {expected}; got {shown(got)}{hint}")
 
     def expect(self, what: str, got: Any, expected: Any) -> None:
-        if type(got) is bool or got != expected:
+        if type(got) not in (str, int, float) or got != expected:
             raise self.fail(what, expected, got)
 
     def child(self, name: str) -> Module:
@@ -149,9 +149,7 @@ def levels(net: Module) -> list[int]:
     return [2**i for i in range(2, resolution.bit_length())]
 
 
-def common(net: Module, resolutions: list[int], widths: list[int], clamp: Any) -> dict[str, Any]:
-    if clamp is not None and (type(clamp) not in (int, float) or not 0 < clamp < math.inf):
-        raise net.fail("conv_clamp", "a number above 0 or None", clamp)
+def common(net: Module, resolutions: list[int], widths: list[int], clamp: float | None) -> dict[str, Any]:
     size = resolutions[-1]
     return {
         "shape": (1, size, size),
@@ -160,7 +158,7 @@ def common(net: Module, resolutions: list[int], widths: list[int], clamp: Any) -
         "widths": tuple(widths),
         "image_channels": net.count("img_channels"),
         "classes": net.count("c_dim"),
-        "conv_clamp": None if clamp is None else float(clamp),
+        "conv_clamp": clamp,
     }
 
 
@@ -169,7 +167,7 @@ def generator_config(net: Module) -> dict[str, Any]:
     synthesis, resolutions, widths = net.child("synthesis"), levels(net), []
     if synthesis.kind != "SynthesisNetwork" or not synthesis.has("b4"):
         raise net.fail("synthesis", "StyleGAN2's SynthesisNetwork with blocks b4, b8, ...", synthesis.kind)
-    clamp = synthesis.path("b4.conv1").attribute("conv_clamp")
+    clamp = clamp_of(synthesis.path("b4.conv1"))
     for resolution in resolutions:
         block = synthesis.child(f"b{resolution}")
         block.expect("architecture", block.attribute("architecture"), "skip")
@@ -179,7 +177,7 @@ def generator_config(net: Module) -> dict[str, Any]:
             check_layer(layer, clamp)
             if layer.attribute("use_noise") is not True or not layer.has("noise_const"):
                 raise layer.fail("use_noise", True, layer.attribute("use_noise"))
-        block.child("torgb").expect("conv_clamp", block.child("torgb").attribute("conv_clamp"), clamp)
+        same_clamp(block.child("torgb"), clamp)
         widths.append(block.path("conv1").tensor("weight").shape[0])
     if synthesis.has(f"b{2 * resolutions[-1]}"):
         raise net.fail("img_resolution", f"no block above b{resolutions[-1]}", f"b{2 * resolutions[-1]}")
@@ -191,7 +189,7 @@ def discriminator_config(net: Module) -> dict[str, Any]:
     if head.kind != "DiscriminatorEpilogue":
         raise net.fail("b4", "StyleGAN2's DiscriminatorEpilogue", head.kind)
     head.expect("architecture", head.attribute("architecture"), "resnet")
-    clamp = head.child("conv").attribute("conv_clamp")
+    clamp = clamp_of(head.child("conv"))
     widths = [head.child("conv").tensor("weight").shape[0]]
     for resolution in resolutions[1:]:
         block = net.child(f"b{resolution}")
@@ -215,16 +213,15 @@ def mapping_config(modules: dict[str, Module]) -> dict[str, Any]:
         if not mapping.has("w_avg"):
             raise mapping.fail("w_avg", "the running mean of w", None)
         found.append({"z_dim": net.count("z_dim"), "w_dim": w_dim, "mapping_layers": check_mapping(mapping, w_dim)})
-    modules["G"].expect("z_dim, w_dim and mapping layers", found[0], found[1])
+    if found[0] != found[1]:
+        raise StyleGAN2Error(f"{modules['G'].where}: expected the mapping of G_ema, {found[1]}; got {found[0]}")
     return found[1]
 
 
 def head_config(net: Module) -> dict[str, Any]:
     """Fields of the discriminator alone."""
     mbstd = net.path("b4.mbstd") if net.child("b4").has("mbstd") else None
-    if mbstd is None or mbstd.attribute("num_channels") != 1:
-        got = 0 if mbstd is None else mbstd.attribute("num_channels")
-        raise net.fail("mbstd_num_channels", "1", got)
+    net.expect("mbstd_num_channels", 0 if mbstd is None else mbstd.attribute("num_channels"), 1)
     group = mbstd.attribute("group_size")
     if type(group) is not int or not 1 <= group <= 1 << 16:
         raise mbstd.fail("group_size", "a number of at least 1", group)
@@ -232,17 +229,29 @@ def head_config(net: Module) -> dict[str, Any]:
     return {"mbstd_group": group, **layers}
 
 
-def check_layer(layer: Module, clamp: Any) -> None:
+def check_layer(layer: Module, clamp: float | None) -> None:
     layer.expect("activation", layer.attribute("activation"), "lrelu")
-    if layer.attribute("conv_clamp") != clamp:
-        raise layer.fail("conv_clamp", f"{clamp} as in the other layers", layer.attribute("conv_clamp"))
+    same_clamp(layer, clamp)
     check_filter(layer)
+
+
+def clamp_of(layer: Module) -> float | None:
+    clamp = layer.attribute("conv_clamp")
+    if clamp is not None and (type(clamp) not in (int, float) or not 0 < clamp < math.inf):
+        raise layer.fail("conv_clamp", "a number above 0 or None", clamp)
+    return None if clamp is None else float(clamp)
+
+
+def same_clamp(layer: Module, clamp: float | None) -> None:
+    if clamp_of(layer) != clamp:
+        raise layer.fail("conv_clamp", f"{clamp} as in the other layers", layer.attribute("conv_clamp"))
 
 
 def check_filter(module: Module) -> None:
     fir = module.tensor("resample_filter")
     if fir.shape != (4, 4) or not torch.allclose(fir, torch.outer(FIR, FIR) / 64, atol=1e-6):
-        raise module.fail("resample_filter", "(1, 3, 3, 1) x (1, 3, 3, 1) / 64", fir.flatten().tolist())
+        got = ", ".join(f"{value:.3g}" for value in fir.flatten()[:4].tolist())
+        raise module.fail("resample_filter", "(1, 3, 3, 1) x (1, 3, 3, 1) / 64", f"{tuple(fir.shape)} of {got} ...")
 
 
 def check_mapping(mapping: Module, w_dim: int) -> int:

@@ -121,6 +121,14 @@ def child(saved, names):
     return saved
 
 
+def laugh():
+    """A tuple that has 2^60 leaves when written out."""
+    value = ()
+    for _ in range(60):
+        value = (value, value)
+    return value
+
+
 CHANGES = {
     "orig discriminator": ("D", "b8", {"architecture": "orig"}, r"D\.b8: architecture: expected resnet; got 'orig'"),
     "resnet generator": ("G_ema", "synthesis.b8", {"architecture": "resnet"}, "architecture: expected skip"),
@@ -134,6 +142,13 @@ CHANGES = {
     "huge": ("D", "", {"img_resolution": 1 << 40}, "img_resolution: expected a whole number"),
     "odd": ("G", "", {"img_resolution": 24}, "img_resolution: expected 4 times a power of two"),
     "missing level": ("G", "", {"img_resolution": 32}, "b32: expected a module b32"),
+    "a laugh": ("G", "synthesis.b4", {"architecture": laugh()}, "architecture: expected skip; got a tuple"),
+    "two laughs": (
+        "D",
+        "b8.conv0",
+        {"conv_clamp": laugh()},
+        "conv_clamp: expected a number above 0 or None; got a tup",
+    ),
     "labels of one": ("G", "", {"c_dim": 3}, "expected G, D and G_ema that agree; classes: G 3, D 0, G_ema 0"),
 }
 
@@ -225,6 +240,12 @@ def hostile():
         "extension": (b"\x80\x04\x82\x01.", "has the opcode EXT1"),
         "memo bomb": (b"\x80\x04Nr\xff\xff\xff\x7f0j\xff\xff\xff\x7e.", "damaged"),
         "laughs as a key": (laughs + b"}h\x3bNs.", "a key that is neither text nor a small number"),
+        "laughs as a class": (laughs + b")\x81.", "makes an object of a tuple"),
+        "laughs as a function": (laughs + b")R.", "it calls a tuple"),
+        "laughs as a version": (
+            laughs + b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
+            b"}(\x8c\x05state}\x8c\x04typeh\x3bu\x85R.",
+            "not a class of version 6: type a tuple"),
         "colliding keys": (pickle.dumps({i * (2**61 - 1): None for i in range(9)}), "a key that is neither"),
         "a length that is not there": (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0fx.", "cut short"),
         "big frame": (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.", "damaged|cut short"),
