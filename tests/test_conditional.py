@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssgan import evaluate, generate, report, train, trainer
+import stylegan2_cases as cases
+from ssgan import evaluate, generate, inflate, report, train, trainer
 from ssgan import latents as latents_command
 from ssgan.config import ConfigError
 from ssgan.data.dataset import DatasetWriter, VolumeDataset
@@ -194,3 +195,15 @@ def test_classes_are_learnt(data):
     z = latents(range(8), cfg.network.z_dim)
     means = [synthesise(net.G_ema, z, batch=8, c=torch.full((8,), k)).mean((1, 2, 3)) for k in range(3)]
     assert [float(m.mean()) for m in means] == pytest.approx([-0.6, 0.0, 0.6], abs=0.2)
+
+
+def test_a_published_network_with_classes_starts_a_run_with_as_many(tmp_path, capsys):
+    maker = cases.Maker(resolution=8, widths=(8, 4), c_dim=3)
+    source, start = tmp_path / "classes.pkl", tmp_path / "start.safetensors"
+    source.write_bytes(cases.dumps(maker.snapshot()))
+    assert inflate.main(["--source", str(source), "--out", str(start)]) == 0
+    data = write_data(tmp_path / "data", ["AD", "CN", "MCI", "CN"], shape=(8, 8, 8))
+    told = ["--stage", "3d", "--init", str(start), "--batch-3d", "4", "--kimg-3d", "0.008"]
+    assert run(data, tmp_path / "run", *told) == 2
+    assert "its networks have classes 3, this run's 0" in capsys.readouterr().err
+    assert run(data, tmp_path / "run", *told, "--conditional") == 0
