@@ -7,6 +7,7 @@ one. A cell that starts from a 2D stage is shown `slices` slices and `volumes` v
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ MULTIPLE = 4  # of channels: acs4 splits them into four
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of a grid's runs. widths: `fine` channels at the finest level, doubling up to `widest`; `z_dim` of w too.
+    """The size of a grid's runs. Channels: `fine` at the finest level, doubling up to `widest`; z and w have `z_dim`.
 
     slices: shown in the 2D stage; volumes: in the 3D stage after it; every: volumes between points of the curve.
     phantoms: (to train on, held out) where there is no data set; shape: (D, H, W) of those. The remaining
@@ -103,10 +104,15 @@ def parameters(cfg: NetworkConfig) -> int:
 def matched_widths(scale: Scale, shape: Triple, arch: str, target: int) -> tuple[int, ...]:
     """The scale's widths times one factor, in multiples of 4, whose parameters are nearest to `target`."""
     full = widths_of(scale, shape)
-    candidates = {
-        tuple(max(MULTIPLE, round(w * factor / 100 / MULTIPLE) * MULTIPLE) for w in full) for factor in range(10, 301)
-    }
-    return min(sorted(candidates), key=lambda w: abs(parameters(network(scale, shape, arch, w)) - target))
+    candidates = sorted(
+        {tuple(max(MULTIPLE, round(w * factor / 100 / MULTIPLE) * MULTIPLE) for w in full) for factor in range(10, 301)}
+    )
+
+    def size(widths: tuple[int, ...]) -> int:
+        return parameters(network(scale, shape, arch, widths))
+
+    place = bisect.bisect_left(candidates, target, key=size)  # wider at every level: more parameters
+    return min(candidates[max(place - 1, 0) : place + 1], key=lambda widths: abs(size(widths) - target))
 
 
 def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[Cell]:
@@ -121,8 +127,9 @@ def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[
         kinds = [(arch, "average", full, "") for arch in names]
         target = parameters(network(scale, shape, MATCHED, full))
         for arch in names:
-            if arch != MATCHED:
-                kinds.append((arch, "average", matched_widths(scale, shape, arch, target), "equal parameters"))
+            widths = matched_widths(scale, shape, arch, target)
+            if arch != MATCHED and widths != full:
+                kinds.append((arch, "average", widths, "equal parameters"))
     else:
         raise ConfigError(f"grid: expected A, B or C; got {grid!r}")
     return [Cell(arch, start, widths, seed, note) for seed in seeds for arch, start, widths, note in kinds]
