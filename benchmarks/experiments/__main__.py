@@ -1,0 +1,5 @@
+import sys
+
+from benchmarks.experiments.driver import main
+
+sys.exit(main())

@@ -1,0 +1,209 @@
+"""Runs a grid of trainings and measures every cell; the same command goes on where it was stopped.
+
+    python -m benchmarks.experiments --grid A --scale cpu --data DATASET --out runs/grid-a
+    python -m benchmarks.experiments --grid A --scale gpu --data phantoms --out runs/grid-a-gpu --budget-minutes 25
+    python -m benchmarks.experiments --grid A --scale cpu --results FILE.jsonl --report-only   # the tables again
+
+Grid A: dense and split_depth, each from scratch and inflated. B: inflation profiles on split_depth. C: architectures,
+at equal widths and at equal parameters. Cells are ordered by seed. Each is a run of `ssgan train` in OUT/NAME; a
+finished one is a line of the file of results and is not run again under the same protocol (data, sizes, settings,
+metrics), whichever grid asks. A cell that fails is a line with its error, and the next one is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.experiments import grids, report, results, scoring, training
+from benchmarks.experiments.data import TRAIN, open_split
+from benchmarks.experiments.grids import Cell
+from benchmarks.experiments.training import Job, Stopped
+from benchmarks.run import environment
+from ssgan.errors import UserError, run_command
+from ssgan.generate import parse_seeds
+from ssgan.machine import keep_freed_memory, pick_device
+from ssgan.runlog import RunLock, identity
+
+RESULTS = Path("benchmarks/results/experiments")
+
+
+def protocol_of(job: Job, real: scoring.Reference) -> tuple[str, dict[str, Any]]:
+    """A short name of all that the records of one comparison share, and the same in full."""
+    cell = Cell("split_depth", "average", grids.widths_of(job.scale, job.shape), 0)
+    cfg = job.config(cell, "3d")
+    about = {
+        "settings": identity(cfg.to_json()), "slices": job.scale.slices, "volumes": job.scale.volumes,
+        "every": job.scale.every, "train": job.split.hashes[0], "held": job.split.hashes[1], "metrics": real.protocol,
+    }  # fmt: skip
+    return scoring.digest(json.dumps(about, sort_keys=True)), about
+
+
+def machine() -> dict[str, Any]:
+    """Machine, versions and commit: of the code that was loaded, so ask before the tree can change."""
+    about = environment()
+    if torch.cuda.is_available():
+        about["gpu"] = torch.cuda.get_device_name()
+    if os.environ.get("COMMIT"):
+        about["commit"] = os.environ["COMMIT"]
+    return about
+
+
+def run_cell(job: Job, cell: Cell, real: scoring.Reference, head: dict[str, Any]) -> dict[str, Any]:
+    """The record of a cell, trained as far as that is still to be done; of a failed one, its error."""
+    record = {"cell": cell.folder, "seed": cell.seed, "label": cell.label, **head}
+
+    def finished() -> dict[str, Any]:
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {"environment": {**head["environment"], "date": now}}
+
+    try:
+        training.train_cell(job, cell)
+        return record | training.measure_cell(job, cell, real) | finished()
+    except Stopped:
+        raise
+    except Exception as error:  # of any library: the other cells are still to be run
+        return record | {"error": f"{type(error).__name__}: {str(error).strip()[:500]}"} | finished()
+
+
+def run_grid(job: Job, cells: Sequence[Cell], path: Path, head: dict[str, Any], real: scoring.Reference) -> int:
+    """Runs the cells that `path` has no result of; how many failed."""
+    failed = 0
+    for number, cell in enumerate(cells, start=1):
+        known = results.latest(results.load(path), head["protocol"]).get(cell.folder)
+        if known is not None and "error" not in known:
+            job.say(f"[{number}/{len(cells)}] {cell.folder}: in {path} already")
+            continue
+        job.say(f"[{number}/{len(cells)}] {cell.folder}")
+        record = run_cell(job, cell, real, head)
+        results.append(path, record)
+        failed += "error" in record
+        if "error" in record:
+            job.say(f"{cell.folder} failed: {record['error']}")
+        else:
+            scores = ", ".join(f"{name} {value:.4g}" for name, value in record["final"].items())
+            job.say(f"{cell.folder}: {scores}")
+    return failed
+
+
+def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells whose folder or label begins with one of `only`; all without any."""
+    chosen = [c for c in cells if not only or any(c.folder.startswith(o) or c.label.startswith(o) for o in only)]
+    if not chosen:
+        raise UserError(f"--only {' '.join(only)}: no such cell; there are {', '.join(c.folder for c in cells)}")
+    return chosen
+
+
+def report_grid(args: argparse.Namespace, path: Path, protocol: str | None) -> None:
+    """Tables and plots from the JSON lines alone."""
+    records = results.load(path)
+    if not records:
+        raise UserError(f"{path}: there are no results yet; run without --report-only")
+    stem = path.with_suffix("")
+    page, names = report.write(records, args.grid, args.scale, stem, protocol, parse_seeds(args.seeds))
+    print(page)
+    print(f"written: {', '.join(str(n) for n in names)}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--grid", choices=("A", "B", "C"), required=True)
+    parser.add_argument("--scale", choices=tuple(grids.SCALES), required=True)
+    parser.add_argument("--data", default="phantoms", help="a data set made by `ssgan prepare`, or phantoms (default)")
+    parser.add_argument("--out", type=Path, help="folder of the runs; not needed for --report-only")
+    parser.add_argument("--seeds", default="0-2", help="numbers and ranges (default 0-2)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="cells by the beginning of their names")
+    parser.add_argument("--train", type=int, default=TRAIN, help=f"volumes that train (default {TRAIN})")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings for all cells, such as stage_3d.lr_d=0.002"
+    )
+    parser.add_argument(
+        "--results", type=Path, help=f"the JSON lines (default {RESULTS}/SCALE-DATA.jsonl); tables go beside it"
+    )
+    parser.add_argument("--report-only", action="store_true", help="train nothing, write tables and plots")
+    parser.add_argument("--budget-minutes", type=float, help="stop, with everything saved, after so long")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--progress", action="store_true", help="progress of the trainings on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    path = args.results or RESULTS / f"{args.scale}-{Path(args.data).name}.jsonl"
+    if args.report_only:
+        report_grid(args, path, None)
+        return 0
+    if args.out is None:
+        raise UserError("--out: expected a folder for the runs")
+    if args.budget_minutes is not None and not args.budget_minutes > 0:
+        raise UserError(f"--budget-minutes: expected a number above 0; got {args.budget_minutes}")
+    device = pick_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    scale = grids.SCALES[args.scale]
+    args.out.mkdir(parents=True, exist_ok=True)
+    timer = None
+    if args.budget_minutes is not None:
+        timer = threading.Timer(args.budget_minutes * 60, os.kill, (os.getpid(), signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+    try:
+        with RunLock(args.out):
+            split = open_split(args.data, scale, args.out / "data", args.train)
+            job = Job(scale, split, args.out, device, grids.parse_changes(args.set), _say, args.progress)
+            real = scoring.reference(split.train.volumes, split.held.volumes)
+            protocol, about = protocol_of(job, real)
+            counts = [len(split.train), len(split.held)]
+            head = {
+                "protocol": protocol, "scale": scale.name, "data": Path(args.data).name, "shape": list(job.shape),
+                "floors": real.floors(), "about": about | {"changes": job.changes, "counts": counts},
+                "command": " ".join(_command(args)), "environment": machine(),
+            }  # fmt: skip
+            cells = select(grids.cells(args.grid, scale, job.shape, parse_seeds(args.seeds)), args.only)
+            failed = run_grid(job, cells, path, head, real)
+    except (Stopped, KeyboardInterrupt):
+        _say("stopped; the same command goes on from there")
+        if results.load(path):
+            report_grid(args, path, None)
+        return 130
+    finally:
+        if timer is not None:
+            timer.cancel()
+    report_grid(args, path, protocol)
+    if failed:
+        print(f"experiments: {failed} cells failed; {path} says why", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _command(args: argparse.Namespace) -> list[str]:
+    """The command that gives this record; folders by their last names, as no other machine has the rest."""
+    words = ["python", "-m", "benchmarks.experiments", "--grid", args.grid, "--scale", args.scale]
+    words += ["--data", Path(args.data).name, "--out", args.out.name, "--seeds", args.seeds]
+    words += ["--train", str(args.train)] if args.train != TRAIN else []
+    return words + (["--set", *args.set] if args.set else [])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.experiments", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_arguments(parser)
+    return run_command("experiments", run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""What is compared: cells (architecture, inflation, widths, seed), the grids they form, and how large a run is.
+
+Every cell of a grid shows its discriminator the same number of voxels. The unit is the volume: a slice counts as 1/D of
+one. A cell that starts from a 2D stage is shown `slices` slices and `volumes` volumes; one from scratch is shown
+`volumes` + `slices` / D volumes. Slices are those of the same training volumes, never other data.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssgan.config import ConfigError, NetworkConfig, TrainConfig, Triple, plan_levels, preset
+from ssgan.summary import build, parameter_count
+
+KEEP_ALL = 10**6  # checkpoints: the metric along the run is measured on them afterwards
+MATCHED = "split_depth"  # the architecture whose parameters the others of Grid C are brought to
+MULTIPLE = 4  # of channels: acs4 splits them into four
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of a grid's runs. Channels: `fine` at the finest level, doubling up to `widest`; z and w have `z_dim`.
+
+    slices: shown in the 2D stage; volumes: in the 3D stage after it; every: volumes between points of the curve.
+    phantoms: (to train on, held out) where there is no data set; shape: (D, H, W) of those. The remaining
+    hyper-parameters are those of `preset`, the same in every cell.
+    """
+
+    name: str
+    preset: str
+    shape: Triple
+    fine: int
+    widest: int
+    z_dim: int
+    mapping_layers: int
+    slices: int
+    volumes: int
+    every: int
+    batch_2d: int
+    batch_3d: int
+    phantoms: tuple[int, int] = (160, 160)
+
+
+SCALES = {
+    "cpu": Scale("cpu", "hippocampus", (16, 24, 16), 32, 64, 64, 2, 24_000, 12_000, 1_500, 16, 4),
+    "gpu": Scale("gpu", "hippocampus", (32, 48, 32), 24, 96, 128, 4, 32_000, 8_000, 1_000, 32, 8),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. inflate: a depth profile, or "none" for 3D from scratch. widths: channels, coarse to fine."""
+
+    arch: str
+    inflate: str
+    widths: tuple[int, ...]
+    seed: int
+    note: str = ""  # such as "equal parameters"
+
+    @property
+    def label(self) -> str:
+        """What it is in the tables, without the seed."""
+        start = "scratch" if self.inflate == "none" else f"inflated {self.inflate}"
+        return f"{self.arch}, {start}" + (f", {self.note}" if self.note else "")
+
+    @property
+    def folder(self) -> str:
+        start = "scratch" if self.inflate == "none" else self.inflate
+        return f"{self.arch}-{start}-{self._widths}-seed{self.seed}"
+
+    @property
+    def folder_2d(self) -> str:
+        """Of the 2D stage, which all profiles of the same 2D networks share."""
+        return f"{self.arch}-2d-{self._widths}-seed{self.seed}"
+
+    @property
+    def _widths(self) -> str:
+        return "w" + "x".join(map(str, self.widths))
+
+
+def widths_of(scale: Scale, shape: Triple) -> tuple[int, ...]:
+    levels = len(plan_levels(shape)[1])
+    return tuple(min(scale.widest, scale.fine * 2 ** (levels - i)) for i in range(levels + 1))
+
+
+def network(scale: Scale, shape: Triple, arch: str, widths: tuple[int, ...]) -> NetworkConfig:
+    base, scales = plan_levels(shape)
+    return NetworkConfig(
+        shape, base, scales, widths, arch, z_dim=scale.z_dim, w_dim=scale.z_dim, mapping_layers=scale.mapping_layers,
+        conv_clamp=preset(scale.preset).conv_clamp,
+    )  # fmt: skip
+
+
+def parameters(cfg: NetworkConfig) -> int:
+    """Of generator and discriminator together."""
+    return sum(parameter_count(net) for net in build(cfg))
+
+
+def matched_widths(scale: Scale, shape: Triple, arch: str, target: int) -> tuple[int, ...]:
+    """The scale's widths times one factor, in multiples of 4, whose parameters are nearest to `target`."""
+    full = widths_of(scale, shape)
+    candidates = sorted(
+        {tuple(max(MULTIPLE, round(w * factor / 100 / MULTIPLE) * MULTIPLE) for w in full) for factor in range(10, 301)}
+    )
+
+    def size(widths: tuple[int, ...]) -> int:
+        return parameters(network(scale, shape, arch, widths))
+
+    place = bisect.bisect_left(candidates, target, key=size)  # wider at every level: more parameters
+    return min(candidates[max(place - 1, 0) : place + 1], key=lambda widths: abs(size(widths) - target))
+
+
+def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[Cell]:
+    """The cells of a grid, all of the first seed before any of the next: a grid cut short can be compared."""
+    full = widths_of(scale, shape)
+    if grid == "A":
+        kinds = [(arch, start, full, "") for arch in ("dense", "split_depth") for start in ("none", "average")]
+    elif grid == "B":
+        kinds = [("split_depth", start, full, "") for start in ("none", "average", "centre", "triangle")]
+    elif grid == "C":
+        names = ("dense", "grouped", "split_depth", "acs4", "separable")
+        kinds = [(arch, "average", full, "") for arch in names]
+        target = parameters(network(scale, shape, MATCHED, full))
+        for arch in names:
+            widths = matched_widths(scale, shape, arch, target)
+            if arch != MATCHED and widths != full:
+                kinds.append((arch, "average", widths, "equal parameters"))
+    else:
+        raise ConfigError(f"grid: expected A, B or C; got {grid!r}")
+    return [Cell(arch, start, widths, seed, note) for seed in seeds for arch, start, widths, note in kinds]
+
+
+def config(scale: Scale, shape: Triple, cell: Cell, stage: str, changes: dict[str, Any] | None = None) -> TrainConfig:
+    """The run of a cell (stage "3d"), or of the 2D stage that it starts from ("2d").
+
+    changes: dotted field of TrainConfig -> value, the same for all cells, such as {"stage_3d.lr_d": 0.002}.
+    """
+    volumes = scale.volumes + (scale.slices / shape[0] if cell.inflate == "none" else 0)
+    cfg = preset(scale.preset).train_config(
+        scale.preset, shape, cell.arch, stage=stage, seed=cell.seed, keep_checkpoints=KEEP_ALL,
+        inflate=cell.inflate if stage == "3d" else "average", snapshot_kimg=scale.every / 1000,
+    )  # fmt: skip
+    cfg = dataclasses.replace(
+        cfg,
+        network=network(scale, shape, cell.arch, cell.widths),
+        stage_2d=dataclasses.replace(cfg.stage_2d, kimg=scale.slices / 1000, batch=scale.batch_2d),
+        stage_3d=dataclasses.replace(cfg.stage_3d, kimg=volumes / 1000, batch=scale.batch_3d),
+    )
+    if stage == "2d":  # nobody looks at the way there
+        cfg = dataclasses.replace(cfg, snapshot_kimg=max(scale.slices / 2000, 0.001), keep_checkpoints=1)
+    for name, value in (changes or {}).items():
+        cfg = _replaced(cfg, name.split("."), value, name)
+    return cfg
+
+
+FIXED = ("network", "stage", "inflate", "seed", "preset", "snapshot_kimg", "keep_checkpoints", "kimg", "batch")
+
+
+def _replaced(cfg: Any, path: list[str], value: Any, name: str) -> Any:
+    known = {f.name for f in dataclasses.fields(cfg)}
+    if path[0] not in known or path[0] in FIXED:
+        raise ConfigError(f"--set {name}: {path[0]!r} is no setting that may differ; expected of {sorted(known)}")
+    old = getattr(cfg, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(old):
+            raise ConfigError(f"--set {name}: {path[0]} has no parts")
+        value = _replaced(old, path[1:], value, name)
+    elif dataclasses.is_dataclass(old):
+        raise ConfigError(f"--set {name}: expected one of its parts, such as {name}.{dataclasses.fields(old)[0].name}")
+    return dataclasses.replace(cfg, **{path[0]: value})
+
+
+def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """["stage_3d.lr_d=0.002"] -> {"stage_3d.lr_d": 0.002}; values are JSON."""
+    changes = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError:
+            raise ConfigError(
+                f"--set {text}: expected NAME=VALUE with a JSON value, such as stage_3d.lr_d=0.002"
+            ) from None
+    return changes

@@ -1,0 +1,217 @@
+"""Tables and plots of a grid, from its JSON lines alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiments import grids, results
+from benchmarks.experiments.scoring import BETTER
+
+BASELINE = "dense, scratch"
+METRIC = "frechet_held"
+COLUMNS = tuple(BETTER)
+Record = dict[str, Any]
+TITLES = {
+    "A": "architecture and inflation", "B": "inflation profiles, split_depth", "C": "architectures, inflated by average"
+}  # fmt: skip
+
+
+def write(
+    records: list[Record], grid: str, scale: str, stem: Path, protocol: str | None, seeds: Sequence[int]
+) -> tuple[str, list[Path]]:
+    """Writes STEM-GRID.md and .png; the Markdown and the paths. protocol: None for that of the last record."""
+    protocol = protocol or records[-1]["protocol"]
+    known = results.latest(records, protocol)
+    shape = tuple(next(iter(known.values()))["shape"])
+    found = {r["seed"] for r in known.values()}
+    cells = grids.cells(grid, grids.SCALES[scale], shape, sorted(found | set(seeds)))
+    page, picture = Path(f"{stem}-{grid}.md"), Path(f"{stem}-{grid}.png")
+    others = len({r["protocol"] for r in records}) - 1
+    text = markdown(grid, cells, known, protocol, others, picture.name)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text, encoding="utf-8")
+    draw(cells, known, picture)
+    return text, [page, picture]
+
+
+def done_by_label(cells: Sequence[grids.Cell], known: dict[str, Record]) -> dict[str, dict[int, Record]]:
+    """label -> seed -> record, in the grid's order; cells without a result are left out, labels never."""
+    table: dict[str, dict[int, Record]] = {c.label: {} for c in cells}
+    for cell in cells:
+        record = known.get(cell.folder)
+        if record is not None and "error" not in record:
+            table[cell.label][cell.seed] = record
+    return table
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean, and the range where there is more than one value."""
+    if not values:
+        return "–"
+    mean = f"{np.mean(values):.{digits}g}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}g} to {max(values):.{digits}g})"
+
+
+def total_seconds(point: dict[str, float], with_2d: bool) -> float:
+    return point["seconds_3d"] + (point["seconds_2d"] if with_2d else 0.0)
+
+
+def reach(record: Record, baseline: Record) -> dict[str, float] | None:
+    """What the record had spent when it first was as good as the baseline's best, as shares of what that cost.
+
+    With and without the 2D stage's part in `time`, `time_3d`; `shown` is volumes, with slices as their share of one.
+    None where it never was. The start of a run counts as a point, so a share of 0 is possible without the 2D stage.
+    """
+    best = min(baseline["points"], key=lambda p: p[METRIC])
+    first = next((p for p in record["points"] if p[METRIC] <= best[METRIC]), None)
+    if first is None or not best["volumes"]:
+        return None
+    whole = total_seconds(best, True)
+    return {
+        "time": total_seconds(first, True) / whole,
+        "time_3d": total_seconds(first, False) / whole,
+        "shown": first["shown"] / best["shown"],
+    }
+
+
+def markdown(
+    grid: str, cells: Sequence[grids.Cell], known: dict[str, Record], protocol: str, others: int, picture: str
+) -> str:
+    table = done_by_label(cells, known)
+    any_record = next(iter(known.values()))
+    about = any_record["about"]
+    machines = sorted({_machine(r) for r in known.values()})
+    commits = sorted({r["environment"]["commit"] for r in known.values()})
+    dates = sorted(r["environment"]["date"][:10] for r in known.values())
+    train, held = about["counts"]
+    alone = about["volumes"] + about["slices"] // any_record["shape"][0]
+    lines = [
+        f"# Grid {grid}: {TITLES[grid]}",
+        "",
+        f"Data {any_record['data']}: {train} volumes of {'x'.join(map(str, any_record['shape']))} train, {held} are "
+        f"held out. After {about['slices']:,} slices (2D) the discriminator is shown {about['volumes']:,} volumes; "
+        f"from scratch {alone:,} volumes, the same number of voxels. "
+        f"Changed settings: {about['changes'] or 'none'}. Protocol {protocol}; {about['metrics']}.",
+        "",
+        f"Machine: {'; '.join(machines)}. Commits {', '.join(commits)}; {dates[0]} to {dates[-1]}. Command: "
+        f"`{any_record['command']}`."
+        + (f" The file has results of {others} other protocols, which are not shown." if others else ""),
+        "",
+        f"![curves]({picture})",
+        "",
+        "At the end of the runs: mean (range over the seeds). best: the lowest frechet_held along the run. Seconds: of "
+        "training, by the median row of the log; the 2D stage is in the total.",
+        "",
+        f"| cell | seeds | parameters | {' | '.join(COLUMNS)} | best | s / 1,000 volumes | total s |",
+        "|---" * (len(COLUMNS) + 6) + "|",
+    ]
+    floors = any_record["floors"]
+    dense = next((r["parameters"] for rows in [table.get(BASELINE, {})] for r in rows.values()), None)
+    dense = dense or next(
+        (r["parameters"] for r in known.values() if r.get("label") == "dense, inflated average"), None
+    )
+    for label, rows in table.items():
+        done = list(rows.values())
+        if not done:
+            lines.append(f"| {label} | 0 |" + " – |" * (len(COLUMNS) + 4))
+            continue
+        share = f" ({done[0]['parameters'] / dense:.1%})" if dense else ""
+        values = [spread([r["final"][name] for r in done]) for name in COLUMNS]
+        best = spread([min(p[METRIC] for p in r["points"]) for r in done])
+        pace = spread([r["seconds_per_1000_volumes"] for r in done])
+        total = spread([total_seconds(r["points"][-1], True) for r in done])
+        seeds = ", ".join(map(str, sorted(rows)))
+        size = f"{done[0]['parameters']:,}{share}"
+        lines.append(f"| {label} | {seeds} | {size} | {' | '.join(values)} | {best} | {pace} | {total} |")
+    lines.append(f"| real volumes (floor) | – | – | {' | '.join(f'{floors[n]:.3g}' for n in COLUMNS)} | – | – | – |")
+    better = "; ".join(f"{name}: {how}" for name, how in BETTER.items())
+    lines += ["", f"Better is, {better}. A percentage is the share of dense's parameters.", ""]
+    lines += _comparison(table)
+    lines += _left_out(cells, known)
+    return "\n".join(lines) + "\n"
+
+
+def _comparison(table: dict[str, dict[int, Record]]) -> list[str]:
+    """Every cell against dense from scratch of the same seed."""
+    base = table.get(BASELINE, {})
+    if not base:
+        return []
+    lines = [
+        f"Against {BASELINE} of the same seed. Change of frechet_held at the end, and of its best along the run (below "
+        "0 is better). Reached: when the cell first was as good as that run's best, as a share of the training time "
+        "that the latter took: with the 2D stage, without it; and as a share of the volumes shown.",
+        "",
+        "| cell | seed | change at the end | change of the best | time | time without 2D | shown |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, rows in table.items():
+        for seed, record in sorted(rows.items()):
+            if label == BASELINE or seed not in base:
+                continue
+            other = base[seed]
+            ends = record["final"][METRIC] / other["final"][METRIC] - 1
+            best = min(p[METRIC] for p in record["points"]) / min(p[METRIC] for p in other["points"]) - 1
+            at = reach(record, other)
+            shares = (
+                "never | never | never"
+                if at is None
+                else " | ".join(f"{at[k]:.2f}" for k in ("time", "time_3d", "shown"))
+            )
+            lines.append(f"| {label} | {seed} | {ends:+.1%} | {best:+.1%} | {shares} |")
+    return [*lines, ""]
+
+
+def _left_out(cells: Sequence[grids.Cell], known: dict[str, Record]) -> list[str]:
+    """Cells that failed, with their errors, and cells not run: named, never dropped."""
+    lines = []
+    for cell in cells:
+        record = known.get(cell.folder)
+        if record is not None and "error" in record:
+            lines.append(f"- failed: {cell.label}, seed {cell.seed} (`{cell.folder}`): {record['error']}")
+    missing = [c for c in cells if c.folder not in known]
+    lines += [f"- not run: {c.label}, seed {c.seed} (`{c.folder}`)" for c in missing]
+    return lines
+
+
+def _machine(record: Record) -> str:
+    about = record["environment"]
+    gpu = f"{about['gpu']}, " if "gpu" in about else ""
+    return f"{gpu}{about['device']}, {about['threads']} of {about['cores']} cores, torch {about['torch']}"
+
+
+def draw(cells: Sequence[grids.Cell], known: dict[str, Record], path: Path) -> None:
+    """The metric against volumes shown and against parameters, and the seconds per 1,000 volumes."""
+    from matplotlib.figure import Figure
+
+    table = done_by_label(cells, known)
+    figure = Figure(figsize=(16, 4.8), layout="constrained")
+    curve, size, pace = figure.subplots(1, 3)
+    floor = next(iter(known.values()))["floors"][METRIC]
+    names = list(table)
+    for place, (label, rows) in enumerate(table.items()):
+        colour = f"C{place % 10}"
+        for number, record in enumerate(rows.values()):
+            points = record["points"]
+            shown = label if number == 0 else None
+            xs, ys = [p["shown"] for p in points], [p[METRIC] for p in points]
+            curve.plot(xs, ys, color=colour, marker="o", markersize=3, label=shown)
+            size.plot(record["parameters"], record["final"][METRIC], "o", color=colour, label=shown)
+            pace.plot(record["seconds_per_1000_volumes"], place, "o", color=colour)
+    for axes in (curve, size):
+        axes.axhline(floor, color="grey", linestyle="--", label="real against real" if axes is curve else None)
+        axes.set_yscale("log")
+        axes.set_ylabel(METRIC)
+        axes.grid(alpha=0.3)
+    curve.set_xlabel("volumes shown to D (a slice is 1/D of one)")
+    size.set_xlabel("parameters of G and D")
+    pace.set_xlabel("seconds per 1,000 volumes")
+    pace.set_yticks(range(len(names)), names)
+    pace.set_xlim(left=0)
+    pace.grid(alpha=0.3)
+    if curve.get_legend_handles_labels()[1]:
+        curve.legend(fontsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,50 @@
+"""JSON lines of finished and failed cells: one record a cell, appended; the last one of a cell and protocol counts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ssgan.errors import UserError
+
+Record = dict[str, Any]
+
+
+class ResultsError(UserError):
+    """A file of results that cannot be read."""
+
+
+def load(path: Path) -> list[Record]:
+    """All records; [] where there is no file yet. Half a last line, left by a kill, is dropped."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["cell"], record["protocol"], record["seed"]
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise ResultsError(f"{path}, line {number} is no record of a cell ({error}); restore the file") from None
+        records.append(record)
+    return records
+
+
+def append(path: Path, record: Record) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:  # what a kill left
+        whole = path.read_bytes()
+        os.truncate(path, whole.rfind(b"\n") + 1)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def latest(records: list[Record], protocol: str) -> dict[str, Record]:
+    """cell (its folder's name) -> its last record under that protocol."""
+    return {r["cell"]: r for r in records if r["protocol"] == protocol}

@@ -1,0 +1,128 @@
+"""The project's metrics of generated volumes against training and held-out volumes, each beside its floor.
+
+A Frechet distance of n against n volumes is biased upwards when n is small, so every one of them has the distance of
+real to real volumes at the same counts beside it; a perfect generator reaches that, not 0.
+
+frechet_held: groups of as many generated volumes as are held out, each against the held-out ones, and the mean over the
+    groups. Floor: groups of training volumes in their place.
+frechet_train: half as many generated as training volumes against each half of the training volumes. Floor: the halves
+    against each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ssgan.evaluate import memorisation
+from ssgan.metrics import sets, voxels
+from ssgan.metrics.features import Extractor, Random3d
+from ssgan.networks import Generator
+from ssgan.sampling import latents, synthesise
+
+NEIGHBOURS, SEED, AT_A_TIME = 5, 0, 8
+BETTER = {
+    "frechet_held": "lower", "frechet_train": "lower", "kid": "lower", "precision": "higher", "recall": "higher",
+    "msssim": "as floor", "copies": "about 1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real volumes (N, D, H, W) in [-1, 1]: those trained on and those held out."""
+
+    train: np.ndarray
+    held: np.ndarray
+    extractor: Extractor
+
+    @property
+    def protocol(self) -> str:
+        """What was measured, in one line."""
+        n, m, half = len(self.held), self.count, len(self.train) // 2
+        scales, window = voxels.msssim_scales(self.train.shape[1:])
+        return (
+            f"{m} volumes of G_ema, latents of seeds 0..{m - 1}, random noise, no truncation; "
+            f"{self.extractor.protocol}; frechet_held {n} against {n}, mean of {self.groups}; frechet_train {half} "
+            f"against {half}, mean of 2; KID cubic, unbiased, {m} against {n}; precision and recall {n} against {n}, "
+            f"k={NEIGHBOURS}, mean of {self.groups}; MS-SSIM of disjoint pairs, {scales} scales, window {window}; "
+            "copies: median voxel distance to the nearest training volume over that of held-out volumes"
+        )
+
+    @property
+    def groups(self) -> int:
+        return max(1, len(self.train) // len(self.held))
+
+    @property
+    def count(self) -> int:
+        """Generated volumes."""
+        return max(self.groups * len(self.held), len(self.train) // 2)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        return np.random.Generator(np.random.PCG64(SEED)).permutation(len(self.train))
+
+    @cached_property
+    def features(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.extractor(self.train)[self.order], self.extractor(self.held)
+
+    def floors(self) -> dict[str, float]:
+        """Every metric with training volumes in the place of generated ones."""
+        train, held = self.features
+        half = len(train) // 2
+        n = min(len(train), self.groups * len(held))
+        result = {"frechet_held": self._grouped(sets.frechet, train[:n])}
+        result["frechet_train"] = sets.frechet(train[:half], train[half : 2 * half])
+        result["kid"] = sets.kid(held, train)
+        result |= {name: self._grouped(_prdc(name), train[:n]) for name in ("precision", "recall")}
+        return result | {"msssim": float(voxels.pairwise_msssim(self.train).mean()), "copies": 1.0}
+
+    def quick(self, fake: np.ndarray) -> dict[str, float]:
+        """Distances of generated volumes (count, D, H, W): for the points of a curve."""
+        return self._distances(self.extractor(fake))
+
+    def whole(self, fake: np.ndarray) -> dict[str, float]:
+        """All metrics of generated volumes."""
+        features = self.extractor(fake)
+        n = self.groups * len(self.held)
+        result = self._distances(features)
+        result |= {name: self._grouped(_prdc(name), features[:n]) for name in ("precision", "recall")}
+        flat = [x.reshape(len(x), -1) for x in (fake, self.train, self.held)]
+        return result | {"msssim": float(voxels.pairwise_msssim(fake).mean()), "copies": memorisation(*flat)["ratio"]}
+
+    def _distances(self, features: np.ndarray) -> dict[str, float]:
+        train, held = self.features
+        half = len(train) // 2
+        halves = [sets.frechet(part, features[:half]) for part in (train[:half], train[half : 2 * half])]
+        n = self.groups * len(held)
+        result = {"frechet_held": self._grouped(sets.frechet, features[:n]), "frechet_train": float(np.mean(halves))}
+        return result | {"kid": sets.kid(held, features)}
+
+    def _grouped(self, measure, features: np.ndarray) -> float:
+        held = self.features[1]
+        n = min(len(held), len(features))
+        parts = [features[i : i + n] for i in range(0, len(features) - n + 1, n)]
+        return float(np.mean([measure(held[:n], part) for part in parts]))
+
+
+def _prdc(name: str):
+    return lambda real, fake: sets.prdc(real, fake, NEIGHBOURS)[name]
+
+
+def reference(train: np.ndarray, held: np.ndarray) -> Reference:
+    return Reference(np.array(train), np.array(held), Random3d())
+
+
+@torch.no_grad()
+def generated(G: Generator, count: int) -> np.ndarray:
+    """(count, D, H, W) in [-1, 1]; the same latents for every generator of one z_dim."""
+    z = latents(range(count), G.cfg.z_dim)
+    return np.clip(synthesise(G, z, batch=AT_A_TIME, noise="random"), -1, 1)
+
+
+def digest(*parts: str) -> str:
+    """A short name of what decides a result."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,145 @@
+"""One cell: its 2D stage (shared), its 3D run, and the metric along it. Resumes where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.experiments import grids, scoring
+from benchmarks.experiments.data import Split
+from benchmarks.experiments.grids import Cell, Scale
+from ssgan import checkpoint, trainer
+from ssgan.config import TrainConfig
+from ssgan.errors import UserError
+from ssgan.gan import Gan
+from ssgan.networks import Generator
+from ssgan.runlog import JsonLog, RunLock
+
+Say = Callable[[str], None]
+
+
+class Stopped(Exception):
+    """A signal ended the training; everything is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the cells of a grid have in common."""
+
+    scale: Scale
+    split: Split
+    out: Path
+    device: torch.device
+    changes: dict[str, Any]
+    say: Say = print
+    progress: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.split.train.info.shape
+
+    def config(self, cell: Cell, stage: str) -> TrainConfig:
+        return grids.config(self.scale, self.shape, cell, stage, self.changes)
+
+
+def train_run(job: Job, cfg: TrainConfig, folder: Path, init: Path | None = None) -> None:
+    """Trains or resumes the run in `folder` to its end. Raises Stopped after a signal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with RunLock(folder):
+        status = trainer.train(
+            cfg, job.split.train, folder, init=init, data_path=str(job.split.train.path), device=job.device,
+            say=job.say, progress=job.progress,
+        )  # fmt: skip
+    if status:
+        raise Stopped(f"{folder} was stopped with status {status}")
+
+
+def train_cell(job: Job, cell: Cell) -> None:
+    """Both stages of a cell; a 2D stage that another cell has trained is taken as it is."""
+    init = None
+    if cell.inflate != "none":
+        flat = job.out / cell.folder_2d
+        train_run(job, job.config(cell, "2d"), flat)
+        init = checkpoint.final_path(flat / "checkpoints", "2d")
+    train_run(job, job.config(cell, "3d"), job.out / cell.folder, init)
+
+
+def speed(folder: Path, stage: str) -> float:
+    """Seconds per 1,000 images of a stage: the median over the log's rows, which a busy spell of the machine moves
+    little; measuring and saving are not in it."""
+    rates = [
+        r["images_per_second"]
+        for r in JsonLog(folder / "log.jsonl", write=False).rows
+        if r["stage"] == stage and "images_per_second" in r
+    ]
+    if not rates:
+        raise UserError(f"{folder / 'log.jsonl'} has no rows of stage {stage}; delete the folder and run again")
+    return 1000 / float(np.median(rates))
+
+
+def generators(job: Job, cell: Cell) -> Iterator[tuple[int, Generator]]:
+    """(volumes shown in the 3D stage, G_ema): the start, and every checkpoint of a finished cell, early to late."""
+    cfg = job.config(cell, "3d")
+    start = Gan(cfg, "3d", job.device)
+    if cell.inflate != "none":
+        tensors, meta = checkpoint.load(checkpoint.final_path(job.out / cell.folder_2d / "checkpoints", "2d"))
+        flat = Gan(cfg, "2d", job.device)
+        checkpoint.load_module(flat.G_ema, "G_ema", tensors, cell.folder_2d)
+        checkpoint.load_module(flat.G, "G", tensors, cell.folder_2d)
+        checkpoint.load_module(flat.D, "D", tensors, cell.folder_2d)
+        start.inflate_from(flat, cell.inflate, images=meta.images)
+    yield 0, start.G_ema
+    seen = set()
+    for path in checkpoint.list_checkpoints(job.out / cell.folder / "checkpoints"):
+        tensors, meta = checkpoint.load(path)
+        if meta.images in seen:
+            continue
+        seen.add(meta.images)
+        G = Generator(cfg.network).to(job.device).requires_grad_(False)
+        checkpoint.load_module(G, "G_ema", tensors, str(path))
+        yield meta.images, G
+
+
+def measure_cell(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, Any]:
+    """The record of a finished cell: the metric along it, all metrics at its end, and what they cost.
+
+    seconds: of training alone, 2D stage included where there is one: images times the median seconds per image.
+    shown: volumes, with slices as their share of one.
+    """
+    depth = job.shape[0]
+    inflated = cell.inflate != "none"
+    slices = 0
+    per_slice = 0.0
+    if inflated:
+        flat = job.out / cell.folder_2d
+        slices = checkpoint.read_meta(checkpoint.final_path(flat / "checkpoints", "2d")).images
+        per_slice = speed(flat, "2d") / 1000
+    per_volume = speed(job.out / cell.folder, "3d") / 1000
+    points, final = [], {}
+    for volumes, G in generators(job, cell):
+        fake = scoring.generated(G, real.count)
+        if not np.isfinite(fake).all():
+            raise UserError(f"{cell.folder}: the generator after {volumes} volumes gives values that are not finite")
+        # Only the last is wanted whole; which one that is shows when there is no next.
+        final = {"fake": fake}
+        row = {"volumes": volumes, "slices": slices, "shown": volumes + slices / depth}
+        row |= {"seconds_2d": slices * per_slice, "seconds_3d": volumes * per_volume}
+        points.append(row | real.quick(fake))
+    cfg = job.config(cell, "3d")
+    nets = {name: sum(p.numel() for p in net.parameters()) for name, net in zip("GD", _nets(cfg), strict=True)}
+    return {
+        "arch": cell.arch, "inflate": cell.inflate, "widths": list(cell.widths), "note": cell.note, "label": cell.label,
+        "parameters": sum(nets.values()), "parameters_g": nets["G"], "parameters_d": nets["D"],
+        "slices": slices, "volumes": points[-1]["volumes"], "shown": points[-1]["shown"],
+        "seconds_per_1000_volumes": 1000 * per_volume, "seconds_per_1000_slices": 1000 * per_slice or None,
+        "points": points, "final": real.whole(final["fake"]),
+    }  # fmt: skip
+
+
+def _nets(cfg: TrainConfig):
+    return grids.build(cfg.network)

@@ -1,0 +1,408 @@
+"""benchmarks.experiments on phantoms of 8^3: what the cells are shown, resuming, failures, the split, the report."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from benchmarks import segmentation
+from benchmarks.experiments import data, driver, grids, report, results, scoring, training
+from benchmarks.experiments.grids import Cell, Scale
+from ssgan import checkpoint, gan, trainer
+from ssgan.config import ARCHITECTURES, ConfigError
+from ssgan.data.dataset import DatasetError, VolumeDataset
+from ssgan.data.phantom import write_phantom_dataset
+from ssgan.losses import NonFiniteError
+
+TINY = Scale("tiny", "demo", (8, 8, 8), 4, 8, 6, 2, 32, 16, 8, 4, 4, (12, 8))
+KEYS = ("frechet_held", "frechet_train", "kid")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(grids.SCALES, "tiny", TINY)
+    monkeypatch.setattr(trainer, "plot_curves", lambda *args: None)  # a second each
+
+
+def run(root: Path, *more: str, grid: str = "A", results_in: Path | None = None) -> int:
+    words = ["--grid", grid, "--scale", "tiny", "--out", str(root / "runs"), "--seeds", "0", "--threads", "1"]
+    path = results_in or root / "tiny.jsonl"
+    return driver.main([*words, "--device", "cpu", "--results", str(path), *more])
+
+
+def numbers(path: Path) -> dict[str, tuple]:
+    """Cell -> all that its record holds besides times: what must not depend on how often it was stopped."""
+    found = {}
+    for r in results.load(path):
+        points = [{k: v for k, v in p.items() if not k.startswith("seconds")} for p in r["points"]]
+        found[r["cell"]] = (points, r["final"], r["parameters"], r["protocol"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Grid A, run without interruption, and the voxels that each run's discriminator was shown."""
+    root = tmp_path_factory.mktemp("grid")
+    shown: dict[str, int] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(grids.SCALES, "tiny", TINY)
+        patch.setattr(trainer, "plot_curves", lambda *args: None)
+        step, train_run = gan.Gan.train_step, training.train_run
+        place = {}
+
+        def counted(self, reals):
+            shown[place["run"]] = shown.get(place["run"], 0) + reals.numel()
+            return step(self, reals)
+
+        def named(job, cfg, folder, init=None):
+            place["run"] = folder.name
+            return train_run(job, cfg, folder, init)
+
+        patch.setattr(gan.Gan, "train_step", counted)
+        patch.setattr(training, "train_run", named)
+        assert run(root) == 0
+    (root / "shown.json").write_text(json.dumps(shown))
+    return root
+
+
+# ---- cells ----
+
+
+def test_cells_of_the_first_seed_come_first_and_grids_share_theirs():
+    a = grids.cells("A", TINY, TINY.shape, [0, 1])
+    assert [(c.arch, c.inflate, c.seed) for c in a[:4]] == [
+        ("dense", "none", 0), ("dense", "average", 0), ("split_depth", "none", 0), ("split_depth", "average", 0),
+    ]  # fmt: skip
+    assert [c.seed for c in a] == [0] * 4 + [1] * 4
+    b, c = (grids.cells(g, TINY, TINY.shape, [0, 1]) for g in "BC")
+    assert {x.inflate for x in b} == {"none", "average", "centre", "triangle"}
+    assert len({x.folder_2d for x in b if x.seed == 0}) == 1  # one 2D stage serves every profile
+    assert a[3].folder in {x.folder for x in b} and a[3].folder in {x.folder for x in c}
+    for cells in (a, b, c):
+        assert len({x.folder for x in cells}) == len(cells)
+    with pytest.raises(ConfigError, match="grid: expected A, B or C; got 'D'"):
+        grids.cells("D", TINY, TINY.shape, [0])
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_equal_parameters_and_the_paper_s_share(name):
+    scale = grids.SCALES[name]
+    cells = grids.cells("C", scale, scale.shape, [0])
+    sizes = {(c.arch, c.note): grids.parameters(grids.network(scale, scale.shape, c.arch, c.widths)) for c in cells}
+    target = sizes["split_depth", ""]
+    assert target <= 0.485 * sizes["dense", ""]
+    assert {a for a, note in sizes if note == ""} == set(ARCHITECTURES)
+    matched = {a: n for (a, note), n in sizes.items() if note}
+    assert set(matched) == set(ARCHITECTURES) - {"split_depth"}
+    for arch, count in matched.items():
+        assert abs(count / target - 1) < 0.06, arch
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed=3", "no setting that may differ"),
+        ("stage_3d.kimg=3", "no setting that may differ"),
+        ("stage_3d.speed=3", "no setting that may differ"),
+        ("stage_3d=3", r"one of its parts, such as stage_3d\.kimg"),
+        ("warmup_kimg.rise=3", "has no parts"),
+        ("stage_3d.lr_d=fast", "expected NAME=VALUE with a JSON value"),
+    ],
+)
+def test_settings_that_cannot_be(text, message):
+    cell = Cell("dense", "none", (8, 4), 0)
+    with pytest.raises(ConfigError, match=message):
+        grids.config(TINY, TINY.shape, cell, "3d", grids.parse_changes([text]))
+
+
+def test_settings_hold_for_every_cell():
+    changes = grids.parse_changes(["stage_3d.lr_d=0.0005", "warmup_kimg=2", "augment.xflip=false"][:2])
+    for cell in grids.cells("A", TINY, TINY.shape, [0]):
+        cfg = grids.config(TINY, TINY.shape, cell, "3d", changes)
+        assert (cfg.stage_3d.lr_d, cfg.warmup_kimg) == (0.0005, 2)
+
+
+# ---- what is shown ----
+
+
+def test_every_cell_is_shown_the_same_number_of_voxels(finished):
+    shown = json.loads((finished / "shown.json").read_text())
+    records = {r["cell"]: r for r in results.load(finished / "tiny.jsonl")}
+    assert len(records) == 4
+    total = set()
+    for cell in grids.cells("A", TINY, TINY.shape, [0]):
+        voxels = shown[cell.folder] + (0 if cell.inflate == "none" else shown[cell.folder_2d])
+        total.add(voxels)
+        assert records[cell.folder]["shown"] * 8**3 == voxels
+        slices = 0 if cell.inflate == "none" else 32
+        assert (records[cell.folder]["slices"], records[cell.folder]["volumes"]) == (slices, 20 - slices // 8)
+    assert total == {20 * 8**3}
+
+
+def test_points_are_those_of_the_checkpoints_and_the_start(finished):
+    for record in results.load(finished / "tiny.jsonl"):
+        scratch = record["inflate"] == "none"
+        assert [p["volumes"] for p in record["points"]] == ([0, 8, 16, 20] if scratch else [0, 8, 16])
+        assert [p["shown"] - p["volumes"] for p in record["points"]] == [0 if scratch else 4] * (4 if scratch else 3)
+        assert {k: record["points"][-1][k] for k in KEYS} == {k: record["final"][k] for k in KEYS}
+        assert len({p["frechet_held"] for p in record["points"]}) == len(record["points"])
+        for point in record["points"]:
+            assert (point["seconds_2d"] > 0) == (not scratch) and (point["seconds_3d"] > 0) == (point["volumes"] > 0)
+
+
+def test_the_first_point_of_an_inflated_cell_is_what_the_trainer_inflates(finished):
+    """The driver inflates anew; the trainer logged the distance of what it started from."""
+    cell = Cell("split_depth", "average", (8, 4), 0)
+    split = data.open_split("phantoms", TINY, finished / "runs" / "data")
+    job = training.Job(TINY, split, finished / "runs", trainer.torch.device("cpu"), {}, say=lambda text: None)
+    volumes, G = next(training.generators(job, cell))
+    stand_in = training.Gan(job.config(cell, "3d"), "3d", job.device)
+    stand_in.G_ema = G
+    rows = [json.loads(line) for line in (job.out / cell.folder / "log.jsonl").read_text().splitlines()]
+    logged = next(r["distance"] for r in rows if r.get("event") == "inflated")
+    assert volumes == 0 and trainer.Distance(split.train, "3d", 0)(stand_in) == pytest.approx(logged, rel=1e-6)
+
+
+# ---- resuming ----
+
+
+class Killed(BaseException):
+    """What a kill is to the code: nothing catches it."""
+
+
+@pytest.mark.parametrize("at", [3, pytest.param(13, marks=pytest.mark.slow), pytest.param(17, marks=pytest.mark.slow)])
+def test_a_killed_grid_goes_on_to_the_same_table(finished, tmp_path, monkeypatch, at):
+    step, done = gan.Gan.train_step, []
+
+    def killed(self, reals):
+        done.append(1)
+        if len(done) == at:
+            raise Killed
+        return step(self, reals)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gan.Gan, "train_step", killed)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    path = tmp_path / "tiny.jsonl"
+    before = len(results.load(path))
+    assert before == {3: 0, 13: 1, 17: 1}[at]
+    with open(path, "a") as file:  # the kill came in the middle of a line
+        file.write('{"cell": "dense-')
+    assert run(tmp_path) == 0
+    assert numbers(path) == numbers(finished / "tiny.jsonl")
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_cells_in_the_results_are_not_run_again_without_their_folders(finished, tmp_path, monkeypatch, capsys):
+    def forbidden(self, reals):
+        raise Killed
+
+    copy = shutil.copy(finished / "tiny.jsonl", tmp_path / "copy.jsonl")
+    monkeypatch.setattr(gan.Gan, "train_step", forbidden)
+    assert run(tmp_path, results_in=copy) == 0
+    assert capsys.readouterr().out.count("already") == 4
+    with pytest.raises(Killed):  # other settings are another protocol
+        run(tmp_path, "--set", "stage_3d.r1_gamma=2.5", results_in=copy)
+
+
+def test_a_budget_stops_with_everything_saved(finished, tmp_path, monkeypatch, capsys):
+    step, done = gan.Gan.train_step, []
+
+    def slow(self, reals):
+        done.append(1)
+        if len(done) == 2:  # the timer's signal, at a moment that is always the same
+            driver.os.kill(driver.os.getpid(), driver.signal.SIGINT)
+        return step(self, reals)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gan.Gan, "train_step", slow)
+        assert run(tmp_path, "--budget-minutes", "60") == 130
+    assert "stopped; the same command goes on from there" in capsys.readouterr().out
+    assert not (tmp_path / "tiny.jsonl").exists()
+    assert len(checkpoint.list_checkpoints(tmp_path / "runs" / "dense-scratch-w8x4-seed0" / "checkpoints")) == 1
+    assert run(tmp_path, "--only", "dense-scratch") == 0
+    cell = "dense-scratch-w8x4-seed0"
+    assert numbers(tmp_path / "tiny.jsonl")[cell] == numbers(finished / "tiny.jsonl")[cell]
+
+
+# ---- failures ----
+
+
+def test_a_failed_cell_is_named_and_tried_again(finished, tmp_path, monkeypatch, capsys):
+    train_run = training.train_run
+
+    def fails(job, cfg, folder, init=None):
+        if folder.name.startswith("dense-2d"):
+            raise NonFiniteError("stage 2d, step 2, generator: the loss is nan")
+        return train_run(job, cfg, folder, init)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_run", fails)
+        assert run(tmp_path) == 1
+    captured = capsys.readouterr()
+    assert "1 cells failed" in captured.err
+    page = (tmp_path / "tiny-A.md").read_text()
+    error = "NonFiniteError: stage 2d, step 2, generator: the loss is nan"
+    assert f"- failed: dense, inflated average, seed 0 (`dense-average-w8x4-seed0`): {error}" in page
+    assert "| dense, inflated average | 0 |" in page and page.count("(100.0%)") == 1
+    assert [r["cell"] for r in results.load(tmp_path / "tiny.jsonl") if "error" in r] == ["dense-average-w8x4-seed0"]
+    assert run(tmp_path) == 0
+    page = (tmp_path / "tiny-A.md").read_text()
+    assert "failed" not in page and "not run" not in page
+    cell = "dense-average-w8x4-seed0"
+    assert numbers_of_last(tmp_path / "tiny.jsonl", cell) == numbers_of_last(finished / "tiny.jsonl", cell)
+
+
+def numbers_of_last(path: Path, cell: str):
+    return [r for r in results.load(path) if r["cell"] == cell][-1]["final"]
+
+
+def test_unknown_cells_and_missing_options_are_named(tmp_path, capsys):
+    assert run(tmp_path, "--only", "sparse") == 2
+    assert "--only sparse: no such cell; there are dense-scratch-w8x4-seed0" in capsys.readouterr().err
+    assert driver.main(["--grid", "A", "--scale", "tiny", "--results", str(tmp_path / "x.jsonl"), "--report-only"]) == 2
+    assert "there are no results yet" in capsys.readouterr().err
+    assert driver.main(["--grid", "A", "--scale", "tiny"]) == 2
+    assert "--out: expected a folder for the runs" in capsys.readouterr().err
+
+
+# ---- the split ----
+
+
+def test_the_split_is_disjoint_fixed_and_that_of_the_segmentation():
+    names = [f"hippocampus_{i:03d}.nii.gz" for i in range(199)]
+    train, held = data.split_indices(names)
+    assert (len(train), len(held)) == (160, 39) and sorted(train + held) == list(range(199))
+    theirs = segmentation.split(199)
+    assert sorted(theirs[0]) == train and sorted(theirs[1]) == held
+    shuffled = list(names)
+    random.Random(5).shuffle(shuffled)
+    again, _ = data.split_indices(shuffled)
+    assert {shuffled[i] for i in again} == {names[i] for i in train}
+    with pytest.raises(DatasetError, match="167 volumes; expected at least 160 to train and 8 held out"):
+        data.split_indices(names[:167])
+    with pytest.raises(DatasetError, match="two volumes have the same source name"):
+        data.split_indices([*names, names[0]])
+
+
+def test_a_data_set_is_split_on_the_disk_without_a_voxel_in_both(tmp_path):
+    whole = write_phantom_dataset(tmp_path / "whole", 20, (8, 8, 8), seed=4)
+    split = data.open_split(str(tmp_path / "whole"), TINY, tmp_path / "split", train=11)
+    rows = [{v.tobytes() for v in part.volumes} for part in (split.train, split.held)]
+    assert [len(r) for r in rows] == [11, 9] and not rows[0] & rows[1]
+    assert rows[0] | rows[1] == {v.tobytes() for v in whole.volumes}
+    assert split.train.info.affine == whole.info.affine and split.train.info.recipe == "phantom"
+    again = data.open_split(str(tmp_path / "whole"), TINY, tmp_path / "split", train=11)
+    assert again.hashes == split.hashes
+    with pytest.raises(DatasetError, match="holds other volumes than --data"):
+        data.open_split(str(tmp_path / "whole"), TINY, tmp_path / "split", train=12)
+
+
+def test_phantoms_that_are_held_out_are_a_draw_of_their_own(finished):
+    train, held = (VolumeDataset(finished / "runs" / "data" / name) for name in ("train", "held"))
+    assert (len(train), len(held)) == (12, 8)
+    assert not {v.tobytes() for v in train.volumes} & {v.tobytes() for v in held.volumes}
+    with pytest.raises(DatasetError, match="choose another --out"):
+        data.open_split("phantoms", grids.SCALES["cpu"], finished / "runs" / "data")
+
+
+# ---- metrics ----
+
+
+class Means:
+    """Four numbers of a volume: enough dimensions for a distance by another way."""
+
+    name, protocol, checksum = "means", "means", ""
+
+    def __call__(self, volumes):
+        x = np.asarray(volumes, np.float64)
+        return np.stack([x.mean((1, 2, 3)), x.std((1, 2, 3)), x[:, 0].mean((1, 2)), x[:, :, 0].mean((1, 2))], 1)
+
+
+def by_roots(a, b):
+    """Frechet distance by the matrix square root."""
+    s1, s2 = np.cov(a.T), np.cov(b.T)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2 - 2 * scipy.linalg.sqrtm(s1 @ s2).real))
+
+
+def test_distances_are_taken_at_equal_counts_and_averaged():
+    rng = np.random.default_rng(0)
+    train, held, fake = (rng.normal(m, 1, (n, 8, 8, 8)) for m, n in ((0, 25), (0.1, 8), (0.3, 24)))
+    real = scoring.Reference(train, held, Means())
+    assert (real.groups, real.count) == (3, 24)
+    features = Means()
+    f, h = features(fake), features(held)
+    row = real.quick(fake)
+    expected = np.mean([by_roots(h, f[i : i + 8]) for i in (0, 8, 16)])
+    assert row["frechet_held"] == pytest.approx(expected, rel=1e-6)
+    t = features(train)[real.order]
+    halves = [by_roots(t[:12], f[:12]), by_roots(t[12:24], f[:12])]
+    assert row["frechet_train"] == pytest.approx(np.mean(halves), rel=1e-6)
+    floors = real.floors()
+    assert floors["frechet_train"] == pytest.approx(by_roots(t[:12], t[12:24]), rel=1e-6)
+    assert floors["frechet_held"] == pytest.approx(np.mean([by_roots(h, t[i : i + 8]) for i in (0, 8, 16)]), rel=1e-6)
+    assert sorted(real.order) == list(range(25))
+
+
+def test_a_copying_generator_is_told_from_a_good_one():
+    rng = np.random.default_rng(1)
+    train, held, good = (rng.normal(0, 0.3, (n, 8, 8, 8)).clip(-1, 1) for n in (24, 8, 24))
+    real = scoring.Reference(train, held, Means())
+    copies = train + rng.normal(0, 1e-3, train.shape)
+    assert real.whole(copies)["copies"] < 0.05
+    assert real.whole(good)["copies"] == pytest.approx(1, abs=0.1)
+    same = real.whole(np.repeat(good[:1], 24, 0) + rng.normal(0, 1e-3, good.shape))
+    assert same["msssim"] > 0.9 > real.floors()["msssim"] and same["recall"] < 0.2
+
+
+# ---- the report ----
+
+
+def test_the_report_is_made_of_the_json_lines_alone(finished, tmp_path):
+    path = Path(shutil.copy(finished / "tiny.jsonl", tmp_path / "tiny.jsonl"))
+    words = ["--grid", "A", "--scale", "tiny", "--results", str(path), "--report-only", "--seeds", "0"]
+    assert driver.main(words) == 0
+    assert (tmp_path / "tiny-A.md").read_text() == (finished / "tiny-A.md").read_text()
+    assert (tmp_path / "tiny-A.png").read_bytes()[:4] == b"\x89PNG"
+    text = (tmp_path / "tiny-A.md").read_text()
+    assert "--grid A --scale tiny --data phantoms --out runs --seeds 0" in text and "100.0%" in text
+    assert str(finished) not in text and str(finished) not in path.read_text()
+    assert driver.main([*words[:-1], "0,4"]) == 0  # a seed that nobody ran is named
+    assert "- not run: split_depth, inflated average, seed 4" in (tmp_path / "tiny-A.md").read_text()
+    assert driver.main(["--grid", "B", *words[2:]]) == 0
+    text = (tmp_path / "tiny-B.md").read_text()
+    assert "| split_depth, inflated centre | 0 |" in text and "- not run: split_depth, inflated centre, seed 0" in text
+
+
+def curve(*rows):
+    """(volumes, seconds_2d, seconds_3d, frechet_held) each."""
+    names = ("volumes", "seconds_2d", "seconds_3d", "frechet_held")
+    return {"points": [dict(zip(names, r, strict=True)) | {"shown": r[0] + (4 if r[1] else 0)} for r in rows]}
+
+
+def test_time_to_the_baselines_best_by_hand():
+    baseline = curve((0, 0, 0, 90), (10, 0, 100, 20), (20, 0, 200, 10), (30, 0, 300, 12))
+    quick = curve((0, 30, 0, 40), (10, 30, 50, 9.5), (20, 30, 100, 3))
+    at = report.reach(quick, baseline)
+    assert at == {"time": pytest.approx(80 / 200), "time_3d": pytest.approx(50 / 200), "shown": pytest.approx(14 / 20)}
+    assert report.reach(curve((0, 30, 0, 40), (10, 30, 50, 10.1)), baseline) is None
+    assert report.reach(quick, curve((0, 0, 0, 5), (10, 0, 100, 20))) is None  # never better than its start
+
+
+def test_means_have_their_range():
+    assert report.spread([]) == "–" and report.spread([0.12345]) == "0.123"
+    assert report.spread([1.0, 2.0, 6.0]) == "3 (1 to 6)"
+
+
+def test_a_damaged_file_of_results_is_named(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"cell": "a"}\n{"cell": "a", "protocol": "p", "seed": 0}\n')
+    with pytest.raises(results.ResultsError, match="line 1 is no record of a cell"):
+        results.load(path)
