@@ -19,6 +19,7 @@ from ssgan.config import ARCHITECTURES, ConfigError
 from ssgan.data.dataset import DatasetError, VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.losses import NonFiniteError
+from ssgan.measures import Measures
 
 TINY = Scale("tiny", "demo", (8, 8, 8), 4, 8, 6, 2, 32, 16, 8, 4, 4, (12, 8))
 KEYS = ("frechet_held", "frechet_train", "kid")
@@ -56,9 +57,9 @@ def finished(tmp_path_factory) -> Path:
         step, train_run = gan.Gan.train_step, training.train_run
         place = {}
 
-        def counted(self, reals):
+        def counted(self, reals, labels=None):
             shown[place["run"]] = shown.get(place["run"], 0) + reals.numel()
-            return step(self, reals)
+            return step(self, reals, labels)
 
         def named(job, cfg, folder, init=None):
             place["run"] = folder.name
@@ -166,7 +167,9 @@ def test_the_first_point_of_an_inflated_cell_is_what_the_trainer_inflates(finish
     stand_in.G_ema = G
     rows = [json.loads(line) for line in (job.out / cell.folder / "log.jsonl").read_text().splitlines()]
     logged = next(r["distance"] for r in rows if r.get("event") == "inflated")
-    assert volumes == 0 and trainer.Distance(split.train, "3d", 0)(stand_in) == pytest.approx(logged, rel=1e-6)
+    assert volumes == 0 and Measures(split.train, 0).of(stand_in, ["distance"])["distance"] == pytest.approx(
+        logged, rel=1e-6
+    )
 
 
 # ---- resuming ----
@@ -180,11 +183,11 @@ class Killed(BaseException):
 def test_a_killed_grid_goes_on_to_the_same_table(finished, tmp_path, monkeypatch, at):
     step, done = gan.Gan.train_step, []
 
-    def killed(self, reals):
+    def killed(self, reals, labels=None):
         done.append(1)
         if len(done) == at:
             raise Killed
-        return step(self, reals)
+        return step(self, reals, labels)
 
     with monkeypatch.context() as patch:
         patch.setattr(gan.Gan, "train_step", killed)
@@ -201,7 +204,7 @@ def test_a_killed_grid_goes_on_to_the_same_table(finished, tmp_path, monkeypatch
 
 
 def test_cells_in_the_results_are_not_run_again_without_their_folders(finished, tmp_path, monkeypatch, capsys):
-    def forbidden(self, reals):
+    def forbidden(self, reals, labels=None):
         raise Killed
 
     copy = shutil.copy(finished / "tiny.jsonl", tmp_path / "copy.jsonl")
@@ -215,11 +218,11 @@ def test_cells_in_the_results_are_not_run_again_without_their_folders(finished, 
 def test_a_budget_stops_with_everything_saved(finished, tmp_path, monkeypatch, capsys):
     step, done = gan.Gan.train_step, []
 
-    def slow(self, reals):
+    def slow(self, reals, labels=None):
         done.append(1)
         if len(done) == 2:  # the timer's signal, at a moment that is always the same
             driver.os.kill(driver.os.getpid(), driver.signal.SIGINT)
-        return step(self, reals)
+        return step(self, reals, labels)
 
     with monkeypatch.context() as patch:
         patch.setattr(gan.Gan, "train_step", slow)

@@ -112,7 +112,8 @@ def markdown(
     floors = any_record["floors"]
     dense = next((r["parameters"] for rows in [table.get(BASELINE, {})] for r in rows.values()), None)
     dense = dense or next(
-        (r["parameters"] for r in known.values() if r.get("label") == "dense, inflated average"), None
+        (r["parameters"] for r in known.values() if r.get("label") == "dense, inflated average" and "parameters" in r),
+        None,
     )
     for label, rows in table.items():
         done = list(rows.values())
