@@ -12,8 +12,8 @@ volumes, order, steps and rates, and differ in the weights at the start:
     generated   encoder and decoder were trained before to restore damaged volumes that the run's generator made
     unlabelled  the same, on the real volumes that the GAN was trained on: what they give without a GAN
 
-The last arm is what generated volumes have to beat: whoever trains a GAN has those volumes. Volumes are segmented at the
-run's spacing and scored at the labels' own. The held-out volumes are those of `data.split_indices`; a run that was
+The last arm is what generated volumes have to beat: whoever trains a GAN has those volumes. Volumes are segmented at
+the run's spacing and scored at the labels' own. The held-out volumes are those of `data.split_indices`; a run that was
 trained on one of them is refused. A finished cell (arm, labelled volumes, seed) is a JSON line and is not run again.
 """
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ class TrunkUNet(nn.Module):
                     nn.InstanceNorm3d(width, affine=True),
                     nn.LeakyReLU(0.2),
                 )
-                for width, below in zip(fine_to_coarse, fine_to_coarse[1:], strict=False)
+                for width, below in itertools.pairwise(fine_to_coarse)
             )
             self.classify = nn.Conv3d(fine_to_coarse[0], segmentation.CLASSES, 1)
             self.to_image = nn.Conv3d(fine_to_coarse[0], 1, 1)
@@ -292,12 +293,13 @@ def markdown(records: Sequence[Record]) -> str:
     lines = [
         "# Few labelled volumes: does the GAN help?",
         "",
-        f"Encoder: the trunk of the discriminator of {first['cell_of_run']} ({about['arch']}, widths {about['widths']}), "
-        f"trained on {about['volumes_shown']:,} volumes shown. {about['steps']} steps of {about['batch']}, Adam "
-        f"{about['lr']:g} with a cosine schedule; restoring: {about['pretrain_steps']} steps, {about['generated']} generated "
-        f"volumes. Dice of {first['held_out']} held-out volumes at 1 mm: mean (range over the seeds); then the gain over "
-        f"`fresh` of the same seed, mean (range). {env['device']}, {env['threads']} threads, torch {env['torch']}, commit "
-        f"{env['commit']}, {env['date'][:10]}. Protocol {first['protocol']}.",
+        f"Encoder: the trunk of the discriminator of {first['cell_of_run']} ({about['arch']}, widths "
+        f"{about['widths']}), trained on {about['volumes_shown']:,} volumes shown. {about['steps']} steps of "
+        f"{about['batch']}, Adam {about['lr']:g} with a cosine schedule; restoring: {about['pretrain_steps']} steps, "
+        f"{about['generated']} generated volumes. Dice of {first['held_out']} held-out volumes at 1 mm: mean (range "
+        "over the seeds); then the gain over `fresh` of the same seed, mean (range). "
+        f"{env['device']}, {env['threads']} threads, torch {env['torch']}, commit {env['commit']}, {env['date'][:10]}. "
+        f"Protocol {first['protocol']}.",
         "",
         "| start | " + " | ".join(f"{n} labelled | gain" for n in counts) + " |",
         "|---" * (1 + 2 * len(counts)) + "|",
