@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+from PIL import Image
 
 from benchmarks import segmentation
 from benchmarks.experiments import data, driver, grids, report, results, scoring, training, transfer
@@ -24,10 +25,22 @@ TINY = Scale("tiny", "demo", (8, 8, 8), 4, 8, 6, 2, 32, 16, 8, 4, 4, (12, 8))
 KEYS = ("frechet_held", "frechet_train", "kid")
 
 
+def make_tiny(patch: pytest.MonkeyPatch) -> None:
+    """A scale of seconds; the trainings' pictures, which take most of them, are dots."""
+
+    def dot(volumes, path, **more):
+        Image.new("L", (2, 2)).save(path)
+        return path
+
+    patch.setitem(grids.SCALES, "tiny", TINY)
+    patch.setattr(trainer, "plot_curves", lambda *args: None)
+    for name in ("slice_grid", "three_plane_grid"):
+        patch.setattr(trainer, name, dot)
+
+
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(grids.SCALES, "tiny", TINY)
-    monkeypatch.setattr(trainer, "plot_curves", lambda *args: None)  # a second each
+    make_tiny(monkeypatch)
 
 
 def run(root: Path, *more: str, grid: str = "A", results_in: Path | None = None) -> int:
@@ -51,8 +64,7 @@ def finished(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("grid")
     shown: dict[str, int] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(grids.SCALES, "tiny", TINY)
-        patch.setattr(trainer, "plot_curves", lambda *args: None)
+        make_tiny(patch)
         step, train_run = gan.Gan.train_step, training.train_run
         place = {}
 
@@ -422,8 +434,7 @@ def task(tmp_path_factory) -> tuple[Path, Path]:
     words = ["--input", str(root / "task" / "images"), "--out", str(root / "data"), "--shape", "8", "8", "8"]
     assert prepare.main([*words, "--spacing", "4", "4", "4"]) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(grids.SCALES, "tiny", TINY)
-        patch.setattr(trainer, "plot_curves", lambda *args: None)
+        make_tiny(patch)
         more = ["--data", str(root / "data"), "--train", "6", "--only", "split_depth-average"]
         assert run(root, *more) == 0
     return root / "task", root / "runs" / "split_depth-average-w8x4-seed0"
