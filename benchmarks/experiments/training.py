@@ -83,7 +83,10 @@ def speed(folder: Path, stage: str) -> float:
 
 
 def generators(job: Job, cell: Cell) -> Iterator[tuple[int, Generator]]:
-    """(volumes shown in the 3D stage, G_ema): the start, and every checkpoint of a finished cell, early to late."""
+    """(volumes shown in the 3D stage, G_ema) of a finished cell: the start, what `every` gives, and the end.
+
+    A run that was stopped has a checkpoint of that moment too: no point of the curve, which would depend on the stop.
+    """
     cfg = job.config(cell, "3d")
     start = Gan(cfg, "3d", job.device)
     if cell.inflate != "none":
@@ -94,12 +97,14 @@ def generators(job: Job, cell: Cell) -> Iterator[tuple[int, Generator]]:
         checkpoint.load_module(flat.D, "D", tensors, cell.folder_2d)
         start.inflate_from(flat, cell.inflate, images=meta.images)
     yield 0, start.G_ema
-    seen = set()
-    for path in checkpoint.list_checkpoints(job.out / cell.folder / "checkpoints"):
-        tensors, meta = checkpoint.load(path)
-        if meta.images in seen:
+    folder, every = job.out / cell.folder / "checkpoints", job.scale.every
+    end = checkpoint.read_meta(checkpoint.final_path(folder, "3d")).images
+    found = {checkpoint.read_meta(path).images: path for path in checkpoint.list_checkpoints(folder)}
+    for images in sorted(found):
+        if images != end and images // every == (images - cfg.stage_3d.batch) // every:
             continue
-        seen.add(meta.images)
+        path = found[images]
+        tensors, meta = checkpoint.load(path)
         G = Generator(cfg.network).to(job.device).requires_grad_(False)
         checkpoint.load_module(G, "G_ema", tensors, str(path))
         yield meta.images, G

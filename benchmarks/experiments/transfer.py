@@ -12,8 +12,8 @@ volumes, order, steps and rates, and differ in the weights at the start:
     generated   encoder and decoder were trained before to restore damaged volumes that the run's generator made
     unlabelled  the same, on the real volumes that the GAN was trained on: what they give without a GAN
 
-The last arm is what generated volumes have to beat: who trains a GAN has those volumes. Volumes are segmented at the
-run's spacing and scored at the labels' own. The held-out volumes are those of `data.split_indices`; a run that was
+The last arm is what generated volumes have to beat: whoever trains a GAN has those volumes. Volumes are segmented at
+the run's spacing and scored at the labels' own. The held-out volumes are those of `data.split_indices`; a run that was
 trained on one of them is refused. A finished cell (arm, labelled volumes, seed) is a JSON line and is not run again.
 """
 
@@ -294,12 +294,12 @@ def markdown(records: Sequence[Record]) -> str:
         "# Few labelled volumes: does the GAN help?",
         "",
         f"Encoder: the trunk of the discriminator of {first['cell_of_run']} ({about['arch']}, widths "
-        f"{about['widths']}), trained on "
-        f"{about['volumes_shown']:,} volumes shown. {about['steps']} steps of {about['batch']}, Adam "
-        f"{about['lr']:g} with a cosine schedule; restoring: {about['pretrain_steps']} steps, {about['generated']} "
-        f"generated volumes. Dice of {first['held_out']} held-out volumes at 1 mm: mean (range over the seeds); then "
-        f"the gain over `fresh` of the same seed, mean (range). {env['device']}, {env['threads']} threads, torch "
-        f"{env['torch']}, commit {env['commit']}, {env['date'][:10]}. Protocol {first['protocol']}.",
+        f"{about['widths']}), trained on {about['volumes_shown']:,} volumes shown. {about['steps']} steps of "
+        f"{about['batch']}, Adam {about['lr']:g} with a cosine schedule; restoring: {about['pretrain_steps']} steps, "
+        f"{about['generated']} generated volumes. Dice of {first['held_out']} held-out volumes at 1 mm: mean (range "
+        "over the seeds); then the gain over `fresh` of the same seed, mean (range). "
+        f"{env['device']}, {env['threads']} threads, torch {env['torch']}, commit {env['commit']}, {env['date'][:10]}. "
+        f"Protocol {first['protocol']}.",
         "",
         "| start | " + " | ".join(f"{n} labelled | gain" for n in counts) + " |",
         "|---" * (1 + 2 * len(counts)) + "|",
