@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ssgan.data.dataset import VolumeDataset
 from ssgan.gan import Gan
 from ssgan.metrics.sliced import DistanceToData
-from ssgan.metrics.training import BETTER, TrainingMetrics
+from ssgan.metrics.training import BETTER, Subset, TrainingMetrics
 from ssgan.sampling import class_shares, latents, synthesise
 from ssgan.schedule import METRICS, Generate, Measure, Metric, register_metric
+
+# Of an open data set, by stage and seed: the images and features that its metrics share.
+_SUBSETS: WeakKeyDictionary[VolumeDataset, dict[tuple[str, int], Subset]] = WeakKeyDictionary()
 
 
 class Distance:
@@ -28,7 +32,10 @@ def _field(name: str) -> Callable[[VolumeDataset, str, int], Measure]:
     """Makes the metric `name` of `ssgan.metrics.training`: of slices in stage 2d, of volumes in stage 3d."""
 
     def make(data: VolumeDataset, stage: str, seed: int) -> Measure:
-        metrics = TrainingMetrics(data.volumes, (name,), seed, slices=stage == "2d")
+        kept = _SUBSETS.setdefault(data, {})
+        if (stage, seed) not in kept:
+            kept[stage, seed] = Subset(data.volumes, seed, slices=stage == "2d")
+        metrics = TrainingMetrics(kept[stage, seed], (name,))
         return lambda generate: metrics.measure(generate)[name]
 
     return make
@@ -67,4 +74,7 @@ class Measures:
                 made[count] = synthesise(gan.G_ema, z, batch=gan.hyper.batch, noise="random", c=c)
             return made[count]
 
-        return {name: float(self.get(gan.stage, name)(generate)) for name in names}
+        values = {name: float(self.get(gan.stage, name)(generate)) for name in names}
+        for subset in _SUBSETS.get(self.data, {}).values():
+            subset.forget()
+        return values

@@ -54,11 +54,16 @@ def register_metric(name: str, metric: Metric) -> None:
     METRICS[name] = metric
 
 
-def check_metrics(cfg: TrainConfig) -> None:
-    """Raises ConfigError for a metric that nobody registered, or a best metric that is not measured."""
-    for name in cfg.metrics:
+def check_names(names: Iterable[str]) -> None:
+    """Raises ConfigError for a metric that nobody registered."""
+    for name in names:
         if name not in METRICS:
             raise ConfigError(f"metrics: expected of {', '.join(sorted(METRICS))}; got {name!r}")
+
+
+def check_metrics(cfg: TrainConfig) -> None:
+    """Raises ConfigError for a metric that nobody registered, or a best metric that is not measured."""
+    check_names(cfg.metrics)
     if cfg.best_metric not in cfg.metrics:
         raise ConfigError(
             f"best_metric: expected one of the measured {', '.join(cfg.metrics)}; got {cfg.best_metric!r}"

@@ -30,7 +30,7 @@ from ssgan.machine import keep_freed_memory, pick_device
 from ssgan.policies import FLIPS, POLICIES, AugmentConfig, policy
 from ssgan.precision import DTYPES, Execution
 from ssgan.runlog import RunError, RunLock, check_folder
-from ssgan.schedule import check_metrics
+from ssgan.schedule import check_metrics, check_names
 from ssgan.starts import start_network
 from ssgan.trainer import train
 
@@ -232,7 +232,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--init {args.init}: no such file; expected a 2D checkpoint (.safetensors)")
     if not 0 <= args.seed < 2**32:
         raise ConfigError(f"--seed: expected 0 to {2**32 - 1}; got {args.seed}")
+    if args.conditional and args.data is None:
+        raise ConfigError("--conditional: expected a --data with classes; the phantoms have none")
     preset(args.preset)
+    check_names(args.metrics or ())  # before phantoms are made
     device = pick_device(args.device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from ssgan.errors import UserError
 from ssgan.metrics import sets, voxels
 from ssgan.metrics.features import Random3d
-from ssgan.metrics.training import TrainingMetrics
+from ssgan.metrics.training import Subset, TrainingMetrics
 
 
 def rng(seed=0):
@@ -177,21 +177,21 @@ def test_bad_features(real, fake, match):
 
 
 def test_training_metrics_are_the_functions_on_the_subset():
-    measured = TrainingMetrics(REAL, ("msssim", "frechet", "kid")).measure(lambda count: OTHER[:count])
+    measured = TrainingMetrics(Subset(REAL), ("msssim", "frechet", "kid")).measure(lambda count: OTHER[:count])
     real, other = map(Random3d(), (REAL, OTHER))
     assert list(measured) == ["msssim", "frechet", "kid"]
     assert measured["frechet"] == pytest.approx(sets.frechet(real, other), rel=1e-4)
     assert measured["kid"] == pytest.approx(sets.kid(real, other), abs=1e-5)
     assert measured["msssim"] == pytest.approx(voxels.pairwise_msssim(OTHER).mean())
-    kin = TrainingMetrics(REAL, ("coverage", "precision")).measure(lambda count: OTHER[:count])
+    kin = TrainingMetrics(Subset(REAL), ("coverage", "precision")).measure(lambda count: OTHER[:count])
     found = sets.prdc(real, other, 5)
     assert kin == pytest.approx({n: found[n] for n in ("coverage", "precision")}) and list(kin) == [
         "coverage",
         "precision",
     ]
     with pytest.raises(UserError, match="fid"):
-        TrainingMetrics(REAL, ("fid",))
+        TrainingMetrics(Subset(REAL), ("fid",))
     with pytest.raises(UserError, match="coverage: expected at least 6 volumes in the data; got 5"):
-        TrainingMetrics(REAL[:5], ("coverage",))
+        TrainingMetrics(Subset(REAL[:5]), ("coverage",))
     with pytest.raises(UserError, match="at least 2"):
-        TrainingMetrics(REAL[:1])
+        TrainingMetrics(Subset(REAL[:1]))

@@ -12,6 +12,8 @@ from ssgan import train as train_command
 from ssgan.config import ConfigError, StageConfig, TrainConfig
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.gan import Gan
+from ssgan.measures import Measures
+from ssgan.metrics.features import Random3d
 from tests import process_checks
 from tests.process_checks import CONFIG, SHAPE
 
@@ -199,3 +201,25 @@ def test_arguments_become_the_configuration():
     for bad in ("--metrics a,,b", "--metrics a,a", "--freeze-d -1", "--accumulate 0", "--on-nan skip"):
         with pytest.raises(SystemExit):
             parser.parse_args(["--out", "run", *bad.split()])
+
+
+def test_metrics_of_a_run_share_their_features(data, monkeypatch):
+    """The data's are computed once, the generated images' once a measurement, for all names together."""
+    calls = []
+    real = Random3d.__call__
+    monkeypatch.setattr(Random3d, "__call__", lambda self, volumes: calls.append(len(volumes)) or real(self, volumes))
+    names = ("distance", "frechet", "kid", "msssim")
+    measures, gan = Measures(data, seed=5), Gan(SMALL, "3d", CPU)
+    first = measures.of(gan, names)
+    assert tuple(first) == names and calls == [len(data), len(data)]
+    assert measures.of(gan, names) == first and calls == [len(data)] * 3
+    alone = Measures(data, seed=5).of(gan, ("kid",))
+    assert alone["kid"] == first["kid"]
+
+
+def test_a_wrong_metric_costs_no_phantoms(tmp_path, capsys):
+    assert train_command.main(["--out", str(tmp_path / "run"), "--metrics", "fid"]) == 2
+    assert "got 'fid'" in capsys.readouterr().err
+    assert train_command.main(["--out", str(tmp_path / "run"), "--conditional"]) == 2
+    assert "the phantoms have none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
