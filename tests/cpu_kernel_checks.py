@@ -109,6 +109,14 @@ def small_cases() -> Iterator[ConvCase]:
     yield ConvCase(cin=8, cout=6, size=(3, 5, 9), layout="channels_last", stride=(1, 2, 2), epilogue=SHARED, seed=62)
     yield ConvCase(((1, 1, 9), (3, 1, 3)), 6, 8, size=(4, 3, 11), padding="valid", layout="channels_last", seed=63)
     yield ConvCase(cin=40, cout=9, size=(2, 3, 5), layout="channels_last", epilogue=SHARED, seed=64)
+    # Two lines in a vector: odd numbers of them, one alone, a stride between them, too far apart; and one line of 16.
+    yield ConvCase(cin=8, cout=8, size=(3, 5, 19), layout="channels_last", epilogue=SHARED, seed=65)
+    yield ConvCase(cin=12, cout=7, size=(4, 1, 9), layout="channels_last", epilogue=FULL, seed=66)
+    yield ConvCase(cin=9, cout=8, size=(2, 9, 5), layout="channels_last", stride=(1, 2, 1), epilogue=SHARED, seed=67)
+    yield ConvCase(cin=40, cout=8, size=(2, 7, 5), layout="channels_last", epilogue=SHARED, seed=68)
+    yield ConvCase(((3, 5, 3), (1, 3, 3)), 8, 8, size=(3, 6, 7), padding="valid", layout="channels_last", seed=69)
+    yield ConvCase(cin=16, cout=16, size=(3, 4, 21), layout="channels_last", epilogue=SHARED, seed=70)
+    yield ConvCase(cin=20, cout=15, size=(3, 4, 9), in_scale=True, epilogue=FULL, seed=71)
 
 
 def wide(case: ConvCase) -> ConvCase:

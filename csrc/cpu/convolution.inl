@@ -70,6 +70,8 @@ struct Sums {
   int64_t d, h, w;
 };
 
+constexpr int64_t NEAR = 64;  // floats between positions of which a line of zeros may be made
+
 struct Convolution {
   const Geometry& g;
   const Volume& x;
@@ -198,58 +200,78 @@ struct Convolution {
   }
 
   // The same of a `triple` branch: a product over the inputs of a line instead of its outputs. So nothing outside the
-  // volume is read, and samples that can be read where they lie need no box.
+  // volume is read along W, and samples that can be read where they lie need no box. Where two lines share a vector, they
+  // are one of the tile's first half and one of its second.
   void triple_branch(int s, const Reach* r, const Box& box, int64_t n, const int64_t* begin, const int64_t* end,
                      float* box_memory, int64_t* offsets, const Sums& to, Ahead& ahead) const {
     const Branch& b = g.branch[s];
-    const bool in_place = plain();
+    const int side = lines_in_vector(g);
+    const bool in_place = plain() && (side == 1 || x.stride[4] <= NEAR);
     if (!in_place)
-      pack(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr, false, box_memory);
+      pack(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr, side == 2, box_memory);
     const int64_t block = box.pitch(), blocks = box.blocks(), full_blocks = g.in_channels / block;
     // Inputs first .. last - 1 of a line inside the volume; input u adds to outputs u - shift - 2 .. u - shift.
     const int64_t first = most(box.w.low, 0), last = least(box.w.low + box.w.length, x.size[4]), rows = last - first;
     const int64_t shift = least(r[2].shift[0], r[2].shift[2]), touched = first - shift - 2;
     const float* from = in_place ? static_cast<const float*>(x.data) + n * x.stride[0] + s * g.in_channels + first * x.stride[4]
                                  : box_memory + (first - box.w.low) * block;
+    // A line outside the volume, where the other line of a vector is inside: zeros, which a box has in their place.
+    int64_t zeros = 0;
+    if (in_place && side == 2 && rows > 0) {
+      __builtin_memset(box_memory, 0, size_t(rows * x.stride[4] + block) * 4);
+      zeros = (reinterpret_cast<intptr_t>(box_memory) - reinterpret_cast<intptr_t>(from)) / intptr_t(sizeof(float));
+    }
     const auto at = [&](int64_t k, int64_t d, int64_t h) {
-      return in_place ? k * block + d * x.stride[2] + h * x.stride[3]
-                      : k * box.plane() + ((d - box.d.low) * box.h.length + h - box.h.low) * box.row();
+      if (in_place) return h < 0 || h >= x.size[3] ? zeros : k * block + d * x.stride[2] + h * x.stride[3];
+      return k * box.plane() + ((d - box.d.low) * box.h.length + h - box.h.low) * box.row();
     };
     const auto clear = [&](float* line, int64_t from, int64_t to_) {
-      for (int64_t w = from; w < to_; ++w) __builtin_memset(line + (w - begin[2]) * to.w, 0, TRIPLE * 4);
+      for (int64_t w = from; w < to_; ++w) __builtin_memset(line + (w - begin[2]) * to.w, 0, size_t(pitch) * 4);
     };
     TripleProduct p = {};
     p.rows_a = in_place ? x.stride[4] : block;
     p.rows_c = to.w;
     p.skip = begin[2] - touched;
     p.finish = least(most(end[2] - (last - 2 - shift), 0), 2);
-    int64_t* offset_b = offsets + blocks * r[0].count * r[1].count;
+    const int64_t most_lines = blocks * r[0].count * r[1].count, heights = ceil_div(end[1] - begin[1], side);
+    int64_t *offset_b = offsets + most_lines, *other_a = offsets + 2 * most_lines;
     p.offset_a = offsets;
+    p.other_a = other_a;
     for (int64_t d = begin[0]; d < end[0]; ++d)
-      for (int64_t h = begin[1]; h < end[1]; ++h) {
-        ahead.step();
+      for (int64_t h = begin[1]; h < begin[1] + heights; ++h) {
         float* line = to.at + (d - begin[0]) * to.d + (h - begin[1]) * to.h;
-        clear(line, begin[2], rows > 0 ? least(touched, end[2]) : end[2]);  // what no input adds to
-        clear(line, rows > 0 ? most(begin[2], last - shift) : end[2], end[2]);
-        const int64_t pd = d * in_stride(g, 0), ph = h * in_stride(g, 1);
-        const Range rd = inside_of(r[0], pd, x.size[2]), rh = inside_of(r[1], ph, x.size[3]);
+        const int lines = side == 2 && h + heights < end[1] ? 2 : 1;
+        p.apart = (lines - 1) * heights * to.h;
+        const int64_t pd = d * in_stride(g, 0), ph = h * in_stride(g, 1), other = (lines - 1) * heights * in_stride(g, 1);
+        const Range rd = inside_of(r[0], pd, x.size[2]);
+        Range rh[2];  // taps inside: of the one line, of the other
+        for (int i = 0; i < lines; ++i) {
+          ahead.step();
+          rh[i] = inside_of(r[1], ph + i * other, x.size[3]);
+          clear(line + i * p.apart, begin[2], rows > 0 ? least(touched, end[2]) : end[2]);  // what no input adds to
+          clear(line + i * p.apart, rows > 0 ? most(begin[2], last - shift) : end[2], end[2]);
+        }
         for (int64_t k = 0; k < blocks && rows > 0; k = k < full_blocks ? full_blocks : blocks) {
           const int64_t until = k < full_blocks ? full_blocks : blocks;
           p.depth = k < full_blocks ? block : g.in_channels - k * block;
           p.batch = 0;
           for (int64_t i = k; i < until; ++i)
             for (int i0 = rd.begin; i0 < rd.end; ++i0)
-              for (int i1 = rh.begin; i1 < rh.end; ++i1) {
+              for (int i1 = 0; i1 < r[1].count; ++i1) {
+                bool wanted = false;
+                for (int l = 0; l < lines; ++l) wanted = wanted || (i1 >= rh[l].begin && i1 < rh[l].end);
+                if (!wanted) continue;
                 const int64_t taps = (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * 3;
                 offsets[p.batch] = at(i, pd + r[0].shift[i0], ph + r[1].shift[i1]);
-                offset_b[p.batch++] = (i * block * taps_of(b) + taps * p.depth) * TRIPLE;
+                other_a[p.batch] = at(i, pd + r[0].shift[i0], ph + other + r[1].shift[i1]);
+                offset_b[p.batch++] = (i * block * taps_of(b) + taps * p.depth) * padded(g.out_channels);
               }
           p.offset_b = offset_b;
           p.a = from;
           p.b = packed + packed_at[s];
           p.c = line + (touched - begin[2]) * to.w;
           p.accumulate = k != 0;
-          run_triple_product(p, rows);
+          run_triple_product(p, side, rows);
         }
       }
   }
@@ -328,6 +350,7 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
       for (int d = 0; d < 3; ++d) n *= span(reach(g, g.branch[s], c, d), in_stride(g, d), 0, extents[d]).length;
       box = most(box, n);
     }
+    box = most(box, (tile.w + 2) * NEAR + BLOCK);
     distribute(pool, y.size[0] * nd * nh * nw, [&](int, auto next) {
       Scratch box_memory(box * 4), results(tile.d * tile.h * tile.w * pitch * g.branches * 4), offsets(2 * taps * ceil_div(g.in_channels, SMALL_BLOCK) * 8),
           rows(2 * e.groups * epilogue_pitch * 4), line(tile.w * channels * 4);

@@ -78,7 +78,7 @@ struct Products {
     Table<ROWS_A, DEPTH, LANES, 2, SSCONV_WIDE_ROWS>::fill(two);
     Table<ROWS_A, DEPTH, LANES, 1, SSCONV_NARROW_ROWS>::fill(one);
     Table<ROWS_A, DEPTH, HALF, 1, SSCONV_NARROW_ROWS>::fill(part);
-    if constexpr (ROWS_A == 1) Table<ROWS_A, DEPTH, TRIPLE, 3, SSCONV_TRIPLE_ROWS>::fill(three);  // gradients of weights
+    if constexpr (ROWS_A == 1) Table<ROWS_A, DEPTH, LANES, 3, SSCONV_TRIPLE_ROWS>::fill(three);  // gradients of weights
   }
 };
 
@@ -103,7 +103,7 @@ inline int64_t padded(int64_t channels) {
 template <int ROWS_A, int DEPTH>
 inline void run_product(Product p, int width, int64_t rows) {
   const Products<ROWS_A, DEPTH>& all = All<ROWS_A, DEPTH>::products;
-  const bool two = width == WIDE, three = width == 3 * TRIPLE;
+  const bool two = width == WIDE, three = width == 3 * LANES;
   const ProductFn* table = three ? all.three : two ? all.two : width == LANES ? all.one : all.part;
   const int64_t without_first = p.without_first, without_last = p.without_last;
   bool begins = true;
@@ -121,17 +121,36 @@ inline void run_product(Product p, int width, int64_t rows) {
 }
 
 // A product whose columns are the three taps of a `triple` branch (weights.inl), and which adds up what they share: row u
-// of a adds 8 channels to each of the outputs u, u + 1 and u + 2, and row i of c becomes output i. The last two outputs
+// of a adds its channels to each of the outputs u, u + 1 and u + 2, and row i of c becomes output i. The last two outputs
 // wait in `carry` for the next rows; `finish` of them are also stored, and the first `skip` outputs are not.
+// SIDE of 2: the upper halves of the vectors belong to a second line, whose inputs are at other_a[j] and whose outputs
+// `apart` floats after the first's. They are written first: with `apart` of 0 there is no second line.
 struct TripleProduct : Product {
-  int64_t rows_a;
+  const int64_t* other_a;
+  int64_t rows_a, apart;
   float* carry;
   int64_t skip, finish;
 };
 
-template <int DEPTH, int M>
+template <int L, int SIDE>
+inline void store_sums(float* to, int64_t apart, bool accumulate, typename Vector<L>::type v) {
+  if constexpr (SIDE == 1) {
+    store_vector<L>(to, accumulate ? load_vector<L>(to) + v : v);
+  } else {
+    typename Vector<L / 2>::type first = Lines<L, SIDE>::first(v), second = Lines<L, SIDE>::second(v);
+    if (accumulate) {
+      first += load_vector<L / 2>(to);
+      second += load_vector<L / 2>(to + apart);
+    }
+    store_vector<L / 2>(to + apart, second);
+    store_vector<L / 2>(to, first);
+  }
+}
+
+template <int SIDE, int DEPTH, int M>
 void triple_product(const TripleProduct& p) {
-  typedef Vector<TRIPLE>::type vector;
+  typedef Vector<LANES>::type vector;
+  constexpr int WIDTH = LANES / SIDE;
   vector sum[M][3];
   for (int i = 0; i < M; ++i)
     for (int v = 0; v < 3; ++v) sum[i][v] = vector{};
@@ -139,55 +158,68 @@ void triple_product(const TripleProduct& p) {
   for (int64_t j = 0; j < p.batch; ++j) {
     const float* a = p.a + p.offset_a[j];
     const float* b = p.b + p.offset_b[j];
+    const float* other = SIDE == 1 ? a : p.a + p.other_a[j];
     // Rows far apart come from the L2 cache: those of the next element, or of the next rows, are asked for meanwhile.
-    const float* next = p.a + (j + 1 < p.batch ? p.offset_a[j + 1] : p.offset_a[0] + M * p.rows_a);
+    const bool more = j + 1 < p.batch;
+    const float* next = p.a + (more ? p.offset_a[j + 1] : p.offset_a[0] + M * p.rows_a);
     for (int i = 0; i < M; ++i) __builtin_prefetch(next + i * p.rows_a);
+    if (SIDE == 2) {
+      next = p.a + (more ? p.other_a[j + 1] : p.other_a[0] + M * p.rows_a);
+      for (int i = 0; i < M; ++i) __builtin_prefetch(next + i * p.rows_a);
+    }
 #pragma GCC unroll 8
-    for (int64_t k = 0; k < depth; ++k, ++a, b += 3 * TRIPLE) {
+    for (int64_t k = 0; k < depth; ++k, ++a, ++other, b += 3 * WIDTH) {
       vector w[3];
-      for (int v = 0; v < 3; ++v) w[v] = load_vector<TRIPLE>(b + v * TRIPLE);
+      for (int v = 0; v < 3; ++v) w[v] = Lines<LANES, SIDE>::load_twice(b + v * WIDTH);
 #pragma GCC unroll 8
-      for (int i = 0; i < M; ++i)
-        for (int v = 0; v < 3; ++v) sum[i][v] += a[i * p.rows_a] * w[v];
+      for (int i = 0; i < M; ++i) {
+        const auto input = Lines<LANES, SIDE>::spread(a + i * p.rows_a, other + i * p.rows_a);
+        for (int v = 0; v < 3; ++v) sum[i][v] += input * w[v];
+      }
     }
   }
   vector out[M + 2];
   for (int i = 0; i < M + 2; ++i) {
-    out[i] = i < 2 ? load_vector<TRIPLE>(p.carry + i * TRIPLE) : vector{};
+    out[i] = i < 2 ? load_vector<LANES>(p.carry + i * LANES) : vector{};
     for (int v = 0; v < 3; ++v)
       if (i - v >= 0 && i - v < M) out[i] += sum[i - v][v];
   }
   for (int i = 0; i < M + 2; ++i) {
     float* c = p.c + i * p.rows_c;
     const bool stored = (i >= 2 || i >= p.skip) && (i < M || i < M + p.finish);
-    if (stored) store_vector<TRIPLE>(c, p.accumulate ? load_vector<TRIPLE>(c) + out[i] : out[i]);
-    if (i >= M) store_vector<TRIPLE>(p.carry + (i - M) * TRIPLE, out[i]);
+    if (stored) store_sums<LANES, SIDE>(c, p.apart, p.accumulate, out[i]);
+    if (i >= M) store_vector<LANES>(p.carry + (i - M) * LANES, out[i]);
   }
 }
 
 typedef void (*TripleFn)(const TripleProduct&);
 
-template <int DEPTH>
+template <int SIDE, int DEPTH>
 struct Triples {
   TripleFn of_rows[SSCONV_TRIPLE_ROWS + 1] = {};
   template <int M>
   constexpr void fill(Constant<M>) {
-    of_rows[M] = &triple_product<DEPTH, M>;
+    of_rows[M] = &triple_product<SIDE, DEPTH, M>;
     fill(Constant<M - 1>{});
   }
   constexpr void fill(Constant<0>) {}
   constexpr Triples() { fill(Constant<SSCONV_TRIPLE_ROWS>{}); }
   static const Triples all;
 };
-template <int DEPTH>
-constexpr Triples<DEPTH> Triples<DEPTH>::all;
+template <int SIDE, int DEPTH>
+constexpr Triples<SIDE, DEPTH> Triples<SIDE, DEPTH>::all;
 
-// All rows of a line.
-inline void run_triple_product(TripleProduct p, int64_t rows) {
-  const TripleFn* table = p.depth == BLOCK         ? Triples<BLOCK>::all.of_rows
-                          : p.depth == SMALL_BLOCK ? Triples<SMALL_BLOCK>::all.of_rows
-                                                   : Triples<0>::all.of_rows;
-  float carry[2 * TRIPLE] = {};
+template <int SIDE>
+inline const TripleFn* triples(int64_t depth) {
+  return depth == BLOCK         ? Triples<SIDE, BLOCK>::all.of_rows
+         : depth == SMALL_BLOCK ? Triples<SIDE, SMALL_BLOCK>::all.of_rows
+                                : Triples<SIDE, 0>::all.of_rows;
+}
+
+// All rows of a line, or of two.
+inline void run_triple_product(TripleProduct p, int side, int64_t rows) {
+  const TripleFn* table = side == 1 ? triples<1>(p.depth) : triples<SIDES>(p.depth);
+  float carry[2 * LANES] = {};
   p.carry = carry;
   const int64_t finish = p.finish;
   for (int64_t pieces = ceil_div(rows, most(1, SSCONV_TRIPLE_ROWS)); rows > 0; --pieces) {
@@ -196,6 +228,69 @@ inline void run_triple_product(TripleProduct p, int64_t rows) {
     table[m](p);
     p.skip = most(p.skip - m, 0);
     p.a += m * p.rows_a;
+    p.c += m * p.rows_c;
+    rows -= m;
+  }
+}
+
+// Gradients of weights of two lines at once: the first half of the batch in the lower halves of the vectors, the second
+// in the upper ones, and their sums together into c[i][0 .. 3 * EIGHT - 1], i < M.
+template <int M>
+void paired_product(const Product& p) {
+  typedef Vector<LANES>::type vector;
+  constexpr int WIDTH = LANES / SIDES;
+  vector sum[M][3];
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < 3; ++v) sum[i][v] = vector{};
+  const int64_t half = p.batch / SIDES;
+  for (int64_t j = 0; j < half; ++j) {
+    const float *a = p.a + p.offset_a[j], *other_a = p.a + p.offset_a[p.batch - half + j];
+    const float *b = p.b + p.offset_b[j], *other_b = p.b + p.offset_b[p.batch - half + j];
+    vector w[3];  // a window that moves on by one vector: two of its three stay
+    for (int v = 0; v < 2; ++v) w[v] = Lines<LANES, SIDES>::load(b + v * WIDTH, other_b + v * WIDTH);
+    const auto add = [&](int first) __attribute__((always_inline)) {
+      w[(first + 2) % 3] = Lines<LANES, SIDES>::load(b + 2 * WIDTH, other_b + 2 * WIDTH);
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i) {
+        const auto input = Lines<LANES, SIDES>::spread(a + i, other_a + i);
+        for (int v = 0; v < 3; ++v) sum[i][v] += input * w[(first + v) % 3];
+      }
+      a += p.step_a, other_a += p.step_a, b += WIDTH, other_b += WIDTH;
+    };
+    int64_t k = p.depth;
+    for (; k >= 3; k -= 3) {
+      add(0);
+      add(1);
+      add(2);
+    }
+    if (k > 0) add(0);
+    if (k > 1) add(1);
+  }
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < 3; ++v) {
+      float* c = p.c + i * p.rows_c + v * WIDTH;
+      store_vector<WIDTH>(c, load_vector<WIDTH>(c) + Lines<LANES, SIDES>::sum(sum[i][v]));
+    }
+}
+
+struct Paired {
+  ProductFn of_rows[SSCONV_TRIPLE_ROWS + 1] = {};
+  template <int M>
+  constexpr void fill(Constant<M>) {
+    of_rows[M] = &paired_product<M>;
+    fill(Constant<M - 1>{});
+  }
+  constexpr void fill(Constant<0>) {}
+  constexpr Paired() { fill(Constant<SSCONV_TRIPLE_ROWS>{}); }
+  static const Paired all;
+};
+constexpr Paired Paired::all;
+
+inline void run_paired_product(Product p, int64_t rows) {
+  for (int64_t pieces = ceil_div(rows, most(1, SSCONV_TRIPLE_ROWS)); rows > 0; --pieces) {
+    const int64_t m = ceil_div(rows, pieces);
+    Paired::all.of_rows[m](p);
+    p.a += m;
     p.c += m * p.rows_c;
     rows -= m;
   }

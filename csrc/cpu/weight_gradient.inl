@@ -59,8 +59,8 @@ struct WeightGradient {
     const Branch& b = g.branch[to.branch];
     const int width = to.width;
     const int64_t channel = to.branch * g.out_channels + to.first;
-    // Three taps along W at once (`triple`): input u meets outputs u, u - 1 and u - 2, eight channels each and side by
-    // side in a line with two zeros at its ends.
+    // Three taps along W at once (`triple`): input u meets outputs u, u - 1 and u - 2, a vector of channels each and one
+    // after the other in a line with two zeros at its ends.
     const bool sums = triple(g, b);
     const int64_t ends = sums ? 2 : 0, line_floats = (size[2] + 2 * ends) * width;
     const int columns = sums ? 3 * width : width;
@@ -91,6 +91,10 @@ struct WeightGradient {
           for (int64_t k = to.inside; k < width; ++k) line[k] = 0;
         }
       }
+    // Where two lines share a vector, an odd one out is with a line of zeros.
+    const bool paired = sums && lines_in_vector(g) == 2;
+    const int64_t zeros = size[0] * size[1] * line_floats;
+    if (paired) __builtin_memset(memory + zeros, 0, size_t(line_floats) * 4);
     p.offset_a = offset_a;
     p.offset_b = offset_b;
     p.step_a = in.step;
@@ -112,6 +116,11 @@ struct WeightGradient {
                                                  (begin[1] + h) * y.stride[3] + begin[2] * y.stride[4]
                                            : (d * size[1] + h) * line_floats;
           }
+        if (p.batch == 0) continue;
+        if (paired && p.batch % 2 != 0) {
+          offset_a[p.batch] = offset_a[0];
+          offset_b[p.batch++] = zeros;
+        }
         for (int kw = 0; kw < (sums ? 1 : r[2].count); ++kw) {
           const int64_t tap = (int64_t(kd) * b.extent[1] + kh) * b.extent[2] + kw;
           // Positions that read inside the volume along W: outputs, or with `sums` inputs.
@@ -125,7 +134,8 @@ struct WeightGradient {
           for (int64_t k = 0; k < in.box.blocks(); ++k) {
             p.a = in.data + in.column(k, from + first * g.stride[2]);
             p.c = to.sums + tap * g.in_channels * width + k * in.box.pitch() * columns;
-            run_product<1, 0>(p, columns, least(in.box.pitch(), g.in_channels - k * in.box.pitch()));
+            const int64_t rows = least(in.box.pitch(), g.in_channels - k * in.box.pitch());
+            paired ? run_paired_product(p, rows) : run_product<1, 0>(p, columns, rows);
           }
         }
       }
@@ -185,7 +195,7 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
   };
   const int64_t of_part = together ? 1 : g.branches * blocks, in_task = g.branches * blocks / of_part;
   distribute(pool, parts * of_part, [&](int, auto next) {
-    Scratch box_memory(box * 4), gradient(tile.d * tile.h * (tile.w + 4) * WIDE * 4), offsets(2 * tile.d * tile.h * 8);
+    Scratch box_memory(box * 4), gradient((tile.d * tile.h + 1) * (tile.w + 4) * WIDE * 4), offsets(2 * (tile.d * tile.h + 1) * 8);
     int64_t* offset_a = reinterpret_cast<int64_t*>(offsets.data);
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t part = task % parts, first = task / parts * in_task, until = (part + 1) * tiles / parts;
@@ -209,7 +219,7 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
           const Columns to = columns(block, part);
           if (g.branch[to.branch].kind != Kind::convolution) continue;
           if (block == first || block % blocks == 0) in = work.inputs(to.branch, n, begin, size, box_memory.floats());
-          work.add(in, to, n, begin, size, gradient.floats(), offset_a, offset_a + tile.d * tile.h,
+          work.add(in, to, n, begin, size, gradient.floats(), offset_a, offset_a + tile.d * tile.h + 1,
                    together && i + 1 < until ? ahead : nullptr);
         }
       }
