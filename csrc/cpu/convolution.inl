@@ -113,9 +113,17 @@ struct Convolution {
       return;
     }
     const Box box = {spans[0], spans[1], spans[2], in_stride(g, 2), g.in_channels};
-    if (triple(g, b)) return triple_branch(s, r, box, n, begin, end, box_memory, offsets, to, ahead);
-    pack(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr,
-         b.kind == Kind::identity, box_memory);
+    // Where no block of channels needs the box and samples can be read where they lie, there is none.
+    bool in_place = plain() && b.kind == Kind::convolution, pairs = false;
+    for (int64_t o = 0; o < g.out_channels; o += block_width(g.out_channels - o)) {
+      const int width = block_width(g.out_channels - o);
+      in_place = in_place && triple(g, b, width);
+      pairs = pairs || (triple(g, b, width) && lines_in_vector(width) == 2);
+    }
+    in_place = in_place && (!pairs || x.stride[4] <= NEAR);
+    if (!in_place)
+      pack(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr,
+           b.kind == Kind::identity || pairs, box_memory);
     const int64_t pitch_in = box.pitch(), blocks = box.blocks(), full_blocks = g.in_channels / pitch_in;
     if (b.kind == Kind::identity) {
       for (int64_t i = 0; i < tile[0] * tile[1] * tile[2]; ++i)
@@ -128,6 +136,12 @@ struct Convolution {
     int64_t *offset_a = offsets, *offset_b = offsets + taps * blocks;
     for (int64_t o = 0; o < g.out_channels;) {
       const int width = block_width(g.out_channels - o);
+      if (triple(g, b, width)) {
+        const Sums sums = {to.at + o, to.d, to.h, to.w};
+        triple_block(s, o, width, r, box, in_place, n, begin, end, box_memory, offsets, sums, ahead);
+        o += width;
+        continue;
+      }
       Product p = {};
       p.b = packed + packed_at[s] + o * taps_of(b) * g.in_channels;
       p.step_a = 1;
@@ -199,16 +213,14 @@ struct Convolution {
     }
   }
 
-  // The same of a `triple` branch: a product over the inputs of a line instead of its outputs. So nothing outside the
-  // volume is read along W, and samples that can be read where they lie need no box. Where two lines share a vector, they
-  // are one of the tile's first half and one of its second.
-  void triple_branch(int s, const Reach* r, const Box& box, int64_t n, const int64_t* begin, const int64_t* end,
-                     float* box_memory, int64_t* offsets, const Sums& to, Ahead& ahead) const {
+  // The same of a `triple` block of channels, the one at `o`: a product over the inputs of a line instead of its outputs.
+  // So nothing outside the volume is read along W. Where two lines share a vector, they are one of the tile's first half
+  // and one of its second.
+  void triple_block(int s, int64_t o, int width, const Reach* r, const Box& box, bool in_place, int64_t n,
+                    const int64_t* begin, const int64_t* end, float* box_memory, int64_t* offsets, const Sums& to,
+                    Ahead& ahead) const {
     const Branch& b = g.branch[s];
-    const int side = lines_in_vector(g);
-    const bool in_place = plain() && (side == 1 || x.stride[4] <= NEAR);
-    if (!in_place)
-      pack(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr, side == 2, box_memory);
+    const int side = lines_in_vector(width);
     const int64_t block = box.pitch(), blocks = box.blocks(), full_blocks = g.in_channels / block;
     // Inputs first .. last - 1 of a line inside the volume; input u adds to outputs u - shift - 2 .. u - shift.
     const int64_t first = most(box.w.low, 0), last = least(box.w.low + box.w.length, x.size[4]), rows = last - first;
@@ -226,7 +238,7 @@ struct Convolution {
       return k * box.plane() + ((d - box.d.low) * box.h.length + h - box.h.low) * box.row();
     };
     const auto clear = [&](float* line, int64_t from, int64_t to_) {
-      for (int64_t w = from; w < to_; ++w) __builtin_memset(line + (w - begin[2]) * to.w, 0, size_t(pitch) * 4);
+      for (int64_t w = from; w < to_; ++w) __builtin_memset(line + (w - begin[2]) * to.w, 0, size_t(width) * 4);
     };
     TripleProduct p = {};
     p.rows_a = in_place ? x.stride[4] : block;
@@ -264,11 +276,11 @@ struct Convolution {
                 const int64_t taps = (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * 3;
                 offsets[p.batch] = at(i, pd + r[0].shift[i0], ph + r[1].shift[i1]);
                 other_a[p.batch] = at(i, pd + r[0].shift[i0], ph + other + r[1].shift[i1]);
-                offset_b[p.batch++] = (i * block * taps_of(b) + taps * p.depth) * padded(g.out_channels);
+                offset_b[p.batch++] = (i * block * taps_of(b) + taps * p.depth) * width;
               }
           p.offset_b = offset_b;
           p.a = from;
-          p.b = packed + packed_at[s];
+          p.b = packed + packed_at[s] + o * taps_of(b) * g.in_channels;
           p.c = line + (touched - begin[2]) * to.w;
           p.accumulate = k != 0;
           run_triple_product(p, side, rows);

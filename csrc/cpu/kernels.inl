@@ -9,8 +9,8 @@
 // a scratch that stays in the L2 cache (zeros outside, channels scaled, float32), then each row of outputs is a batch of
 // small matrix products, one per tap, (positions x Cin) . (Cin x channels), whose sums stay in registers over all taps
 // and input channels. The box's results go through the epilogue, which interleaves the branches as it stores. So x is
-// read about once and y written once; there is no other traffic. Branches of one vector go without the packed
-// box where they can (`triple` in weights.inl): with so few products per sample the copy is felt.
+// read about once and y written once; there is no other traffic. Branches of a vector or two go without the
+// packed box where they can (`triple` in weights.inl): with so few products per sample the copy is felt.
 
 namespace ssconv {
 namespace SSCONV_ISA {

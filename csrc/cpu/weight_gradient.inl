@@ -61,7 +61,7 @@ struct WeightGradient {
     const int64_t channel = to.branch * g.out_channels + to.first;
     // Three taps along W at once (`triple`): input u meets outputs u, u - 1 and u - 2, a vector of channels each and one
     // after the other in a line with two zeros at its ends.
-    const bool sums = triple(g, b);
+    const bool sums = triple(g, b, width);
     const int64_t ends = sums ? 2 : 0, line_floats = (size[2] + 2 * ends) * width;
     const int columns = sums ? 3 * width : width;
     const bool whole = plain(y, y_scale) && to.inside == width, in_place = whole && !sums;
@@ -92,7 +92,7 @@ struct WeightGradient {
         }
       }
     // Where two lines share a vector, an odd one out is with a line of zeros.
-    const bool paired = sums && lines_in_vector(g) == 2;
+    const bool paired = sums && lines_in_vector(width) == 2;
     const int64_t zeros = size[0] * size[1] * line_floats;
     if (paired) __builtin_memset(memory + zeros, 0, size_t(line_floats) * 4);
     p.offset_a = offset_a;
@@ -242,7 +242,7 @@ void weight_gradient(const Geometry& g, const Volume& x, const float* x_scale, c
       for (int64_t i = 0; i < g.in_channels; ++i) {
         for (int64_t t = 0; t < taps; ++t) {
           const int64_t kw = t % b.extent[2];
-          const int64_t row = (t - kw) * g.in_channels + (triple(g, b) ? 3 * i + 2 - kw : kw * g.in_channels + i);
+          const int64_t row = (t - kw) * g.in_channels + (triple(g, b, width) ? 3 * i + 2 - kw : kw * g.in_channels + i);
           __builtin_memcpy(together.floats(t * width), from + row * width, size_t(width) * 4);
         }
         for (int64_t o = 0; o < block.inside; ++o) {

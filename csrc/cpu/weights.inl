@@ -5,18 +5,18 @@
 inline int64_t taps_of(const Branch& b) { return int64_t(b.extent[0]) * b.extent[1] * b.extent[2]; }
 
 // With one vector of channels a vector of weights would be used once per input it is multiplied by, and the loads would
-// set the pace. So the three taps along W become columns: one product over all inputs of a line gives each input's share
-// in its three outputs, and the shares are added up afterwards. For gradients the same the other way round.
-inline bool triple(const Geometry& g, const Branch& b) {
-  const int64_t columns = padded(g.out_channels);
-  return SSCONV_TRIPLE_ROWS > 0 && (columns == EIGHT || columns == LANES) && b.extent[2] == 3 && g.stride[2] == 1;
+// set the pace. So in such a block of channels the three taps along W become columns: one product over all inputs of a
+// line gives each input's share in its three outputs, and the shares are added up afterwards. For gradients the same the
+// other way round. `width`: of the block (`block_width`).
+inline bool triple(const Geometry& g, const Branch& b, int width) {
+  return SSCONV_TRIPLE_ROWS > 0 && (width == EIGHT || width == LANES) && b.extent[2] == 3 && g.stride[2] == 1;
 }
 
-// Lines that share a vector in such a branch: two where eight channels are half of one.
-inline int lines_in_vector(const Geometry& g) { return padded(g.out_channels) < LANES ? SIDES : 1; }
+// Lines that share a vector in such a block: two where eight channels are half of one.
+inline int lines_in_vector(int width) { return width < LANES ? SIDES : 1; }
 
 void pack_weight_block(const Geometry& g, const Branch& b, int64_t o0, int width, float* to) {
-  const int64_t inside = least(width, g.out_channels - o0), taps = taps_of(b), columns = triple(g, b) ? b.extent[2] : 1;
+  const int64_t inside = least(width, g.out_channels - o0), taps = taps_of(b), columns = triple(g, b, width) ? b.extent[2] : 1;
   // An input's weights one row per tap, then each row to its place: a weight's taps lie together, and its channels so far
   // apart that they fall on each other in the cache.
   Scratch rows(taps * width * 4);
