@@ -117,6 +117,10 @@ def small_cases() -> Iterator[ConvCase]:
     yield ConvCase(((3, 5, 3), (1, 3, 3)), 8, 8, size=(3, 6, 7), padding="valid", layout="channels_last", seed=69)
     yield ConvCase(cin=16, cout=16, size=(3, 4, 21), layout="channels_last", epilogue=SHARED, seed=70)
     yield ConvCase(cin=20, cout=15, size=(3, 4, 9), in_scale=True, epilogue=FULL, seed=71)
+    # Blocks of channels of every kind in one branch: 16 and 8 where they lie, 32 and 8 and 32 and 16 packed.
+    yield ConvCase(cin=12, cout=24, size=(3, 5, 9), layout="channels_last", epilogue=SHARED, seed=72)
+    yield ConvCase(cin=24, cout=40, size=(2, 5, 6), layout="channels_last", epilogue=SHARED, seed=73)
+    yield ConvCase(cin=9, cout=48, size=(2, 3, 7), in_scale=True, epilogue=FULL, seed=74)
 
 
 def wide(case: ConvCase) -> ConvCase:

@@ -124,7 +124,7 @@ inline void run_product(Product p, int width, int64_t rows) {
 // of a adds its channels to each of the outputs u, u + 1 and u + 2, and row i of c becomes output i. The last two outputs
 // wait in `carry` for the next rows; `finish` of them are also stored, and the first `skip` outputs are not.
 // SIDE of 2: the upper halves of the vectors belong to a second line, whose inputs are at other_a[j] and whose outputs
-// `apart` floats after the first's. They are written first: with `apart` of 0 there is no second line.
+// `apart` floats after the first's. A line without a partner is its own, with `apart` of 0.
 struct TripleProduct : Product {
   const int64_t* other_a;
   int64_t rows_a, apart;
