@@ -150,25 +150,28 @@ def cached_features(extractor: Extractor, source: Source, cache: Path | None) ->
     return values
 
 
-def _over_views(measure: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.ndarray, np.ndarray], float]:
-    return lambda a, b: float(np.mean([measure(x, y) for x, y in zip(views(a), views(b), strict=True)]))
+def _over_views(measure: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.mean([measure(x, y) for x, y in zip(views(a), views(b), strict=True)]))
 
 
+# Names of what is computed in one go -> (real, fake) -> value by name; of features, and of volumes.
+Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 NEIGHBOUR_METRICS = ("precision", "recall", "density", "coverage")
-FEATURE_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "frechet": _over_views(sets.frechet),
-    "kid": _over_views(sets.kid),
-} | {
-    name: lambda a, b, name=name: sets.prdc(per_volume(a), per_volume(b), NEIGHBOURS)[name]
-    for name in NEIGHBOUR_METRICS
+FEATURE_METRICS: dict[tuple[str, ...], Measure] = {
+    ("frechet",): lambda a, b: {"frechet": _over_views(sets.frechet, a, b)},
+    ("kid",): lambda a, b: {"kid": _over_views(sets.kid, a, b)},
+    NEIGHBOUR_METRICS: lambda a, b: sets.prdc(per_volume(a), per_volume(b), NEIGHBOURS),
 }
-VOXEL_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "mmd": lambda a, b: sets.mmd_linear(a.reshape(len(a), -1), b.reshape(len(b), -1)),
-    "msssim": lambda a, b: float(voxels.pairwise_msssim(b).mean()),
-    "histogram": voxels.histogram_distance,
-    "spectrum": voxels.spectrum_distance,
-} | {f"profile_{axis}": lambda a, b, axis=axis: voxels.profile_distances(a, b)[axis] for axis in "DHW"}
-BETTER = dict.fromkeys((*FEATURE_METRICS, *VOXEL_METRICS), "lower")
+VOXEL_METRICS: dict[tuple[str, ...], Measure] = {
+    ("mmd",): lambda a, b: {"mmd": sets.mmd_linear(a.reshape(len(a), -1), b.reshape(len(b), -1))},
+    ("msssim",): lambda a, b: {"msssim": float(voxels.pairwise_msssim(b).mean())},
+    ("histogram",): lambda a, b: {"histogram": voxels.histogram_distance(a, b)},
+    ("spectrum",): lambda a, b: {"spectrum": voxels.spectrum_distance(a, b)},
+    ("profile_D", "profile_H", "profile_W"): lambda a, b: {
+        f"profile_{axis}": value for axis, value in voxels.profile_distances(a, b).items()
+    },
+}
+BETTER = {name: "lower" for names in (*FEATURE_METRICS, *VOXEL_METRICS) for name in names}
 BETTER |= dict.fromkeys(NEIGHBOUR_METRICS, "higher") | {"msssim": "as floor"}
 INTERVALS = ("half", "bootstrap")
 
@@ -192,27 +195,31 @@ def compare(
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Every metric of fake, and of spare (other real volumes: the floor), against real; each (features, volumes)."""
     result = {}
-    for name in tqdm(BETTER, desc="metrics", disable=None):
-        part = 0 if name in FEATURE_METRICS else 1
-        measure = (FEATURE_METRICS | VOXEL_METRICS)[name]
+    for names, measure in tqdm((FEATURE_METRICS | VOXEL_METRICS).items(), desc="metrics", disable=None):
+        part = 0 if names in FEATURE_METRICS else 1
         a, b, c = real[part], fake[part], spare[part]
         # Voxel metrics and networks with many samples a volume cost far more.
         steps = repeats if part == 0 and a.ndim == 2 else min(repeats, FEW)
-        method, value = interval_method(name, interval, len(a)), None
+        method = interval_method(names[0], interval, len(a))
+        bounds: dict[str, list[float]] = {}
         if method == "pairs":
             pairs = voxels.pairwise_msssim(b)
-            value, bounds = float(pairs.mean()), sets.mean_interval(pairs, PAIR_REPEATS, seed)
-        elif method:
-            resample = sets.half_interval if method == "half" else sets.bootstrap_interval
-            bounds = resample(measure, a, b, steps, seed)
-        value = measure(a, b) if value is None else value
-        result[name] = {
-            "value": significant(value),
-            "interval": [significant(x) for x in bounds] if method else None,
-            "method": method,
-            "floor": significant(measure(a, c)),
-            "better": BETTER[name],
-        }
+            values, bounds = {"msssim": float(pairs.mean())}, {"msssim": sets.mean_interval(pairs, PAIR_REPEATS, seed)}
+        else:
+            values = measure(a, b)
+        if method in INTERVALS:
+            draw = sets.halves if method == "half" else sets.replicates
+            drawn = [measure(x, y) for x, y in draw(a, b, steps, seed)]
+            bounds = {name: sets.interval(values[name], [d[name] for d in drawn]) for name in names}
+        floors = measure(a, c)
+        for name in names:
+            result[name] = {
+                "value": significant(values[name]),
+                "interval": [significant(x) for x in bounds[name]] if method else None,
+                "method": method,
+                "floor": significant(floors[name]),
+                "better": BETTER[name],
+            }
     return result
 
 

@@ -48,6 +48,24 @@ def test_the_method_of_each_interval_is_stated(data, tmp_path):
     assert {methods[name] for name in evaluate.NEIGHBOUR_METRICS} == {"half"} and "bootstrap" in record["protocol"]
 
 
+def test_what_is_computed_together_is_computed_once(monkeypatch):
+    """Once for the value, once for the floor, once per half: not again for each of its names."""
+    rng, calls = np.random.default_rng(0), []
+    for module, name in ((evaluate.sets, "prdc"), (evaluate.voxels, "profile_distances")):
+        own = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, own=own, name=name: calls.append(name) or own(*a))
+    sides = [(rng.normal(size=(16, 6)), rng.uniform(-1, 1, (16, 8, 8, 8)).astype(np.float32)) for _ in range(3)]
+    found = evaluate.compare(*sides, repeats=4, seed=0)
+    assert list(found) == list(evaluate.BETTER) and found["recall"]["better"] == "higher"
+    assert calls.count("prdc") == calls.count("profile_distances") == 4 + 2
+    real, fake, spare = (features for features, _ in sides)
+    for name, value in evaluate.sets.prdc(real, fake, 5).items():
+        assert found[name]["value"] == evaluate.significant(value)
+    halves = [evaluate.sets.prdc(a, b, 5)["density"] for a, b in evaluate.sets.halves(real, fake, 4, 0)]
+    low, high = found["density"]["interval"]
+    assert high - low == pytest.approx(2 * 1.96 * np.std(halves), rel=1e-3)
+
+
 def test_copies_are_found():
     rng = np.random.default_rng(0)
     train, held = rng.normal(size=(30, 8)), rng.normal(size=(30, 8))

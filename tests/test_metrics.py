@@ -71,16 +71,17 @@ def test_mmd_of_a_shift_is_its_square():
     assert sets.mmd_linear(x, x + 0.5) == pytest.approx(0.25)
 
 
-def test_half_interval_has_the_spread_of_the_mean():
+@pytest.mark.parametrize("draw", [sets.halves, sets.replicates])
+def test_intervals_have_the_spread_of_the_mean(draw):
     x, y = rng().normal(size=(400, 1)), np.zeros((400, 1))
-    low, high = sets.half_interval(lambda a, b: float(a.mean() - b.mean()), x, y, 400, 0)
+    drawn = [float(a.mean() - b.mean()) for a, b in draw(x, y, 400, 0)]
+    low, high = sets.interval(float(x.mean()), drawn)
     assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15)
+    assert (high + low) / 2 == pytest.approx(x.mean())
 
 
-def test_bootstrap_has_the_spread_of_the_mean():
-    x, y = rng().normal(size=(400, 1)), np.zeros((400, 1))
-    low, high = sets.bootstrap_interval(lambda a, b: float(a.mean() - b.mean()), x, y, 400, 0)
-    assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15)
+def test_the_interval_of_a_mean_is_its_percentiles():
+    x = rng().normal(size=(400, 1))
     low, high = sets.mean_interval(x[:, 0], 1000, 0)
     assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15) and low < x.mean() < high
 
@@ -88,10 +89,9 @@ def test_bootstrap_has_the_spread_of_the_mean():
 def test_percentiles_of_the_bootstrap_would_leave_the_frechet_distance_out():
     """Why only its spread is used: nearly every replicate lies above the value of the sets themselves."""
     x, y = rng().normal(size=(60, 10)), rng(1).normal(size=(60, 10))
-    draw, value = rng(2), sets.frechet(x, y)
-    replicates = [sets.frechet(x[draw.integers(0, 60, 60)], y[draw.integers(0, 60, 60)]) for _ in range(200)]
-    assert np.quantile(replicates, 0.025) > value
-    low, high = sets.bootstrap_interval(sets.frechet, x, y, 200, 0)
+    value, drawn = sets.frechet(x, y), [sets.frechet(a, b) for a, b in sets.replicates(x, y, 200, 0)]
+    assert np.quantile(drawn, 0.025) > value
+    low, high = sets.interval(value, drawn)
     assert low < value < high
 
 
