@@ -58,7 +58,7 @@ def test_what_is_computed_together_is_computed_once(monkeypatch):
     found = evaluate.compare(*sides, repeats=4, seed=0)
     assert list(found) == list(evaluate.BETTER) and found["recall"]["better"] == "higher"
     assert calls.count("prdc") == calls.count("profile_distances") == 4 + 2
-    real, fake, spare = (features for features, _ in sides)
+    real, fake = (features for features, _ in sides[:2])
     for name, value in evaluate.sets.prdc(real, fake, 5).items():
         assert found[name]["value"] == evaluate.significant(value)
     halves = [evaluate.sets.prdc(a, b, 5)["density"] for a, b in evaluate.sets.halves(real, fake, 4, 0)]
