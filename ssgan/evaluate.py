@@ -173,6 +173,9 @@ VOXEL_METRICS: dict[tuple[str, ...], Measure] = {
 }
 BETTER = {name: "lower" for names in (*FEATURE_METRICS, *VOXEL_METRICS) for name in names}
 BETTER |= dict.fromkeys(NEIGHBOUR_METRICS, "higher") | {"msssim": "as floor"}
+# What a metric can be; an interval does not go beyond. KID is unbiased, hence below 0 at times.
+RANGE = dict.fromkeys(BETTER, (0.0, float("inf"))) | {"kid": (float("-inf"), float("inf"))}
+RANGE |= dict.fromkeys(("precision", "recall", "coverage", "msssim"), (0.0, 1.0))
 INTERVALS = ("half", "bootstrap")
 
 
@@ -215,7 +218,7 @@ def compare(
         for name in names:
             result[name] = {
                 "value": significant(values[name]),
-                "interval": [significant(x) for x in bounds[name]] if method else None,
+                "interval": [significant(x) for x in np.clip(bounds[name], *RANGE[name])] if method else None,
                 "method": method,
                 "floor": significant(floors[name]),
                 "better": BETTER[name],
@@ -319,7 +322,7 @@ def run(args: argparse.Namespace) -> int:
     for i, j, distance in copies["voxels"]["closest"]:
         shown += [fake.volumes[i], real.volumes[j]]
         names += [f"generated {i}", f"training {j}, {distance:g}"]
-    contact_sheet(to_axial(np.stack(shown), real.slice_axis), names, picture, spacing=real.spacing, columns=2)
+    contact_sheet(to_axial(np.stack(shown), real.slice_axis), names, picture, spacing=real.spacing, columns=4)
     scales, window = voxels.msssim_scales(real.volumes.shape[1:])
     few = min(args.repeats, FEW)
     steps = f"{args.repeats} (voxel metrics {few})" if features["real"].ndim == 2 else f"{few}"
@@ -328,7 +331,8 @@ def run(args: argparse.Namespace) -> int:
         f"{count} against {count} volumes, seed {args.seed}; {extractor.protocol}; Frechet over N-1; KID cubic, "
         f"unbiased, one block; PRDC k={NEIGHBOURS}; MMD linear kernel on voxels, biased, batches of 8; MS-SSIM of "
         f"disjoint generated pairs, {scales} scales, window {window}; intervals 95 %, 1.96 standard deviations over "
-        f"{steps} {how}, MS-SSIM by a percentile bootstrap of its pairs; {DIGITS} significant digits"
+        f"{steps} {how}, cut at a metric's range, MS-SSIM by a percentile bootstrap of its pairs; {DIGITS} significant "
+        "digits"
     )
     record = {"format": FORMAT, "version": VERSION, "protocol": protocol, "count": count}
     record["extractor"] = {"name": extractor.name, "sha256": extractor.checksum}

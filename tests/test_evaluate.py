@@ -66,6 +66,16 @@ def test_what_is_computed_together_is_computed_once(monkeypatch):
     assert high - low == pytest.approx(2 * 1.96 * np.std(halves), rel=1e-3)
 
 
+def test_no_interval_leaves_what_its_metric_can_be(data, tmp_path):
+    """Few volumes, wide intervals: a precision below 0 or above 1 would be no interval at all."""
+    assert go(data, tmp_path / "a.json", "--count", "12") == 0
+    metrics = json.loads((tmp_path / "a.json").read_text())["metrics"]
+    for name, row in metrics.items():
+        low, high = row["interval"]
+        assert evaluate.RANGE[name][0] <= low <= row["value"] <= high <= evaluate.RANGE[name][1], name
+    assert any(metrics[n]["interval"][1] == 1 for n in ("precision", "recall", "coverage"))
+
+
 def test_copies_are_found():
     rng = np.random.default_rng(0)
     train, held = rng.normal(size=(30, 8)), rng.normal(size=(30, 8))
