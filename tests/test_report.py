@@ -12,9 +12,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 
-from ssgan import facts, report, report_page
+from ssgan import facts, report, report_page, report_picture
 from ssgan.data.axes import to_axial
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
@@ -174,6 +175,54 @@ def test_hostile_names_stay_text(run, tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in text and "<img src=http" not in text
     assert "are not (only) the training set" in text
+
+
+# ---- the picture ----
+
+
+def evaluated(run, folder, closest, **fake):
+    """Facts with an evaluation whose closest pairs are `closest`."""
+    found = json.loads((run.parent / "metrics.json").read_text())
+    found["fake"] |= fake
+    found["memorisation"]["voxels"]["closest"] = closest
+    (folder / "m.json").write_text(json.dumps(found))
+    return load_facts(run, data=run.parent / "data", metrics=folder / "m.json")
+
+
+def test_the_picture_shows_the_closest_pairs_of_the_evaluation(run, tmp_path):
+    """Where its volumes are this checkpoint's own; else those of the page, in order of their distances."""
+    G, data = load_generator(run, None)[0], VolumeDataset(run.parent / "data")
+    with torch.no_grad():
+        fake = np.clip(G(latents([4], 6), noise="const")[0, 0].numpy(), -1, 1)
+    distance = float(np.linalg.norm(fake - data.volumes[3]))
+    own = evaluated(run, tmp_path, [[4, 3, distance]], kind="run", volumes=9)
+    ((generated, name, training, other),), what = report_picture.closest_pairs(own)
+    np.testing.assert_allclose(generated, fake, atol=1e-5)
+    np.testing.assert_array_equal(training, data.volumes[3])
+    assert name == "seed 4" and other == f"training 3, distance {distance:.3g}" and "1 closest of 9" in what
+    for closest, kind in (([[4, 3, 1.01 * distance]], "run"), ([[4, 3, distance]], "folder"), ([[4, 99, 1.0]], "run")):
+        pairs, what = report_picture.closest_pairs(evaluated(run, tmp_path, closest, kind=kind, volumes=9))
+        assert "2 first seeds" in what and sorted(p[1] for p in pairs) == ["seed 0", "seed 1"]
+        distances = [float(p[3].split()[-1]) for p in pairs]
+        assert distances == sorted(distances)
+
+
+def test_the_picture_of_a_run_with_its_evaluation(run, tmp_path):
+    arguments = ["--metrics", run.parent / "metrics.json", "--count", 2, "--picture", tmp_path / "a.png"]
+    assert go(run, tmp_path / "report.html", *arguments) == 0
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width == report_picture.WIDTH * report_picture.DPI
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    orange = np.abs(pixels - (0xC2, 0x7A, 0x1D)).sum(2) < 20  # the floors' ticks
+    assert orange.sum() > 50 and (pixels.sum(2) > 750).mean() > 0.3 and (pixels.sum(2) < 120).mean() > 0.02
+
+
+def test_the_picture_needs_an_evaluation_and_volumes(run, tmp_path, capsys):
+    assert go(run, tmp_path / "report.html", "--count", 1, "--picture", tmp_path / "a.png") == 2
+    assert "has no evaluation; `ssgan evaluate` first" in capsys.readouterr().err
+    assert go(run, tmp_path / "report.html", "--picture", "a.pdf") == 2
+    assert "--picture a.pdf: expected a file name that ends in .png" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
