@@ -99,6 +99,7 @@ ORDER = {
         "latents",
         "facts",
         "report_page",
+        "report_picture",
         "model_card",
         "report",
         "train",
