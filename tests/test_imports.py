@@ -91,6 +91,7 @@ ORDER = {
         "summary",
         "inflate",
         "generate",
+        "compared",
         "evaluate",
         "labelnet",
         "latentfiles",
