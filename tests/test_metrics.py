@@ -80,6 +80,26 @@ def test_intervals_have_the_spread_of_the_mean(draw):
     assert (high + low) / 2 == pytest.approx(x.mean())
 
 
+@pytest.mark.parametrize(
+    ("draw", "measure"),
+    [
+        (sets.halves, sets.kid), (sets.replicates, sets.kid),
+        (sets.halves, lambda a, b: sets.prdc(a, b)["coverage"]),
+    ],
+    ids=["halves-kid", "bootstrap-kid", "halves-coverage"],
+)  # fmt: skip
+def test_intervals_hold_what_they_promise(draw, measure):
+    """Of 40 pairs of sets from the same two distributions, most intervals contain the mean over all pairs."""
+    random, found = rng(3), []
+    for _ in range(40):
+        x, y = random.normal(size=(80, 8)), random.normal(size=(80, 8)) + 0.5
+        value = measure(x, y)
+        found.append((value, *sets.interval(value, [measure(a, b) for a, b in draw(x, y, 30, 0)])))
+    values, low, high = np.array(found).T
+    held = np.mean((low <= values.mean()) & (values.mean() <= high))
+    assert 0.85 <= held <= 1 and np.mean(high - low) < 6 * values.std()  # 95 % in truth; and not by being wide
+
+
 def test_the_interval_of_a_mean_is_its_percentiles():
     x = rng().normal(size=(400, 1))
     low, high = sets.mean_interval(x[:, 0], 1000, 0)
