@@ -75,6 +75,8 @@ def draw(facts: Facts, path: Path) -> Path:
         _pair_names(axes, page, pairs)
         _curve(figure, (0.615, bottom + 0.42 / height, 0.36, box - tall - 0.85 / height), facts)
         figure.text(0.02, 0.12 / height, _footer(facts), fontsize=6.8, color=SOFT, va="center")
+        if facts.metrics_note:
+            figure.text(0.02, 1 - 0.42 / height, facts.metrics_note, fontsize=8, color=ORANGE, va="center")
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=DPI)
     return path

@@ -51,6 +51,7 @@ def go(run, out, *arguments):
 def made(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "report.html"
     assert go(run, out, "--metrics", run.parent / "metrics.json", "--count", 3) == 0
+    shutil.copy(run / "MODEL_CARD.md", out.parent)  # later tests write it anew
     return out
 
 
@@ -130,7 +131,7 @@ def test_it_says_what_was_measured(run, made):
     assert "did not record where it was trained" not in text and text.count(torch.__version__) >= 2
     counts = next(row for row in facts.parameters(load_facts(run).cfg) if row[0] == "split_depth")
     assert f"{counts[1] + counts[2]:,}" in text
-    card = (run / "MODEL_CARD.md").read_text()
+    card = (made.parent / "MODEL_CARD.md").read_text()
     for part in ("Not intended", "| frechet | 11.5 | 10.25 to 12.75 | 0.5 | lower |", "12.5% nearer", "no patients"):
         assert part in card, part
 
@@ -173,7 +174,7 @@ def test_hostile_names_stay_text(run, tmp_path):
     (tmp_path / "m.json").write_text(json.dumps(bad))
     assert go(run, tmp_path / "report.html", "--metrics", tmp_path / "m.json", "--count", 1) == 0
     text = (tmp_path / "report.html").read_text()
-    assert "<script>alert" not in text and "<img src=http" not in text
+    assert "of another checkpoint" not in text and "<script>alert" not in text and "<img src=http" not in text
     assert "are not (only) the training set" in text
 
 
@@ -215,6 +216,23 @@ def test_the_picture_of_a_run_with_its_evaluation(run, tmp_path):
         pixels = np.asarray(image.convert("RGB")).astype(int)
     orange = np.abs(pixels - (0xC2, 0x7A, 0x1D)).sum(2) < 20  # the floors' ticks
     assert orange.sum() > 50 and (pixels.sum(2) > 750).mean() > 0.3 and (pixels.sum(2) < 120).mean() > 0.02
+
+
+def test_an_evaluation_of_another_checkpoint_is_said(run, tmp_path):
+    """Such as one made before the training went on; on the page, the card and the picture."""
+    old = evaluated(
+        run, tmp_path, [], kind="run", volumes=9, checkpoint="3d-000000004.safetensors", checkpoint_sha256="0"
+    )
+    assert "of another checkpoint (3d-000000004.safetensors)" in old.metrics_note
+    assert go(run, tmp_path / "report.html", "--metrics", tmp_path / "m.json", "--count", 1) == 0
+    for text in ((tmp_path / "report.html").read_text(), (run / "MODEL_CARD.md").read_text()):
+        assert "of another checkpoint" in text
+    own = evaluated(run, tmp_path, [], kind="run", volumes=9, checkpoint="x", checkpoint_sha256=old.sha256)
+    assert own.metrics_note == ""
+    for facts_, drawn in ((old, True), (own, False)):
+        with Image.open(report_picture.draw(facts_, tmp_path / "a.png")) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)[:80]
+        assert (np.abs(pixels - (0xC2, 0x7A, 0x1D)).sum(2) < 20).any() == drawn
 
 
 def test_the_picture_needs_an_evaluation_and_volumes(run, tmp_path, capsys):
