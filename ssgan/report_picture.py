@@ -179,7 +179,7 @@ def _metrics(axes: Axes, facts: Facts, rows: list[tuple[str, dict[str, Any]]]) -
     count = len(rows) + (5.1 if spaces else 2.1)
     axes.set_xlim(0, 1)
     axes.set_ylim(count, 0)
-    columns = {"metric": (0.0, "left"), "value": (0.345, "right"), "95 % interval": (0.58, "right")}
+    columns = {"metric": (0.0, "left"), "value": (0.335, "right"), "95 % interval": (0.56, "right")}
     columns |= {"floor": (0.69, "right"), "better": (0.715, "left")}
     for name, (x, side) in columns.items():
         axes.text(x, 0.5, name, ha=side, va="center", color=SOFT, fontsize=8)
@@ -203,7 +203,7 @@ def _metrics(axes: Axes, facts: Facts, rows: list[tuple[str, dict[str, Any]]]) -
         ratios = " and ".join(f"{_number(check[s]['ratio'])} ({s})" for s in spaces)
         shares = " and ".join(f"{check[s]['below_5_percent']:.0%} ({s})" for s in spaces)
         held = "held-out" if "held-out" in check.get("reference", "") else "other training"
-        axes.text(0, y + 1.75, f"Distance to the nearest training volume, against that of {held} volumes", va="center",
+        axes.text(0, y + 1.75, f"Copies: distance to training volumes, against that of {held} ones", va="center",
                   fontsize=9, weight="bold")  # fmt: skip
         axes.text(0, y + 2.7, f"ratio of the medians {ratios}: about 1 without copies, well below with", va="center",
                   fontsize=8)  # fmt: skip
@@ -253,6 +253,7 @@ def _curve(figure: Figure, box: tuple[float, float, float, float], facts: Facts)
         axes.text(before, facts.floor, "floor of volumes", ha="right", va="bottom", fontsize=7, color=ORANGE)
     highest = 1.3 * max(highest, facts.floor or 0.0, 1e-9)
     axes.set_ylim(0, highest)
+    axes.set_xlim(0, 1.01 * before or 1)
     for x, name, colour in names:
         axes.text(x, 0.97 * highest, name, ha="center", va="top", fontsize=7.5, color=colour)
     axes.set_title("Training: sliced Wasserstein distance to the data", fontsize=9, weight="bold", loc="left", x=-0.09)
