@@ -50,8 +50,11 @@ def measure(volumes: np.ndarray, axis: int, seed: int = 0) -> dict[str, dict[str
     for name, fault in FAULTS.items():
         fake = np.ascontiguousarray(fault(other, real, rng, axis), np.float32)
         features = extract(fake)
-        row = {n: metric(features_real, features) for n, metric in FEATURE_METRICS.items()}
-        row |= {n: metric(real, fake) for n, metric in VOXEL_METRICS.items()}
+        row: dict[str, float] = {}
+        for group in FEATURE_METRICS.values():
+            row |= group(features_real, features)
+        for group in VOXEL_METRICS.values():
+            row |= group(real, fake)
         copies = memorisation(features, features_real, features_held)
         result[name] = row | {"nearest / held out": copies["ratio"], "below 5 %": copies["below_5_percent"]}
     return result

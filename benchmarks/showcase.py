@@ -2,7 +2,8 @@
 
     python -m benchmarks.showcase --run RUN --data DATASET --out benchmarks/results/NAME [--truncation 0.9]
 
-Volumes are the first seeds and the data set's first volumes, not chosen ones.
+Volumes are the first seeds and the data set's first volumes, not chosen ones. Where the run has a metrics.json of
+`ssgan evaluate`, report.png shows it too: volumes, metrics with intervals and floors, closest pairs and the curve.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import torch
 from PIL import Image
 
 from ssgan.data.dataset import VolumeDataset, to_axial
+from ssgan.facts import gather
 from ssgan.files import read_json, write_json_atomic
 from ssgan.generate import class_labels, load_generator
 from ssgan.images import plot_curves, three_plane_grid
+from ssgan.report_picture import draw
 from ssgan.sampling import latents, synthesise
 
 
@@ -82,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary["result"] = read_json(args.run / "result.json")
     write_json_atomic(args.out / "summary.json", summary)
     print(f"{args.out / 'real-and-generated.png'}, curves.png, summary.json")
+    metrics = args.run / "metrics.json"
+    if metrics.is_file():
+        print(draw(gather(args.run, args.data, metrics, None, args.count), args.out / "report.png"))
     return 0
 
 

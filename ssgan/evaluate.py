@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,116 +16,30 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
-from ssgan.data.dataset import DatasetInfo, VolumeDataset, to_array_axes, to_axial
-from ssgan.data.nifti import SUFFIXES, load_nifti
-from ssgan.data.sources import find_files
-from ssgan.data.volume import VolumeError
-from ssgan.errors import UserError, run_command
+from ssgan.compared import EvaluateError, Source, check_alike, check_apart, is_folder, load_source
+from ssgan.data.axes import to_axial
+from ssgan.errors import run_command
 from ssgan.files import atomic_path, write_json_atomic
-from ssgan.generate import class_labels, load_generator
 from ssgan.images import contact_sheet
 from ssgan.metrics import sets, voxels
 from ssgan.metrics.extractors.choose import NAMES, make_extractor
 from ssgan.metrics.features import Extractor, per_volume, views
-from ssgan.sampling import latents, synthesise
 
 FORMAT, VERSION = "ssgan-metrics", 1
-LEAST, NEIGHBOURS, DIGITS, PAIRS_SHOWN = 12, 5, 5, 8
+LEAST, MOST, NEIGHBOURS, DIGITS, PAIRS_SHOWN = 12, 200, 5, 5, 8  # MOST: volumes made by a run, unless asked for more
+REFERENCE_ROWS = 500
 FEW, PAIR_REPEATS = 10, 1000  # resamples of metrics that cost much, and of the pairs of MS-SSIM, which cost nothing
 
 
-class EvaluateError(UserError):
-    """Sets that cannot be compared, or a bad argument of `evaluate`."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """volumes: (N, D, H, W) float32 in [-1, 1]. spacing: (x, y, z) mm. info: None for a folder."""
-
-    kind: str
-    volumes: np.ndarray
-    spacing: tuple[float, ...]
-    slice_axis: str
-    info: DatasetInfo | None
-
-    @property
-    def content(self) -> str:
-        return hashlib.sha256(np.ascontiguousarray(self.volumes, dtype="<f4").tobytes()).hexdigest()
-
-
-def load_source(path: Path, option: str, like: Source | None, count: int) -> Source:
-    """A data set, a run (`count` volumes of G_ema by seeds 0, 1, ...) or a folder of NIfTI.
-
-    The raw intensities of a folder are taken to [-1, 1] by the scale of `like`, if that is a data set, and clipped; a
-    folder without one by the 0.5 and 99.5 percentiles of all its voxels.
-    """
-    if (path / "dataset.json").is_file():
-        data = VolumeDataset(path)
-        return _checked(Source("dataset", data.volumes, data.info.spacing, data.info.slice_axis, data.info), option)
-    if (path / "config.json").is_file():
-        G, meta, info, _ = load_generator(path, None)
-        if meta.stage == "2d":
-            raise EvaluateError(
-                f"{option} {path}: the last checkpoint is of stage 2d, which makes slices; train the 3D stage"
-            )
-        c = class_labels(path, G, count)
-        parts = [
-            synthesise(
-                G, latents(range(i, min(i + 4, count)), G.cfg.z_dim), batch=4, c=None if c is None else c[i : i + 4]
-            )
-            for i in tqdm(range(0, count, 4), desc="generating", disable=None)
-        ]
-        made = np.clip(np.concatenate(parts), -1, 1)
-        return _checked(Source("run", made, info.spacing, info.slice_axis, info), option)
-    if not path.is_dir():
-        raise EvaluateError(f"{option} {path} does not exist; expected a data set, a folder of NIfTI files or a run")
-    files = [f for f in find_files(path).files if f.name.lower().endswith(SUFFIXES)]
-    if not files:
-        raise EvaluateError(f"{option} {path}: no NIfTI files, dataset.json or config.json in it")
-    axis = like.slice_axis if like else "axial"
-    loaded: list[np.ndarray] = []
-    spacing: np.ndarray | None = None
-    for file in tqdm(files, desc=f"reading {option}", disable=None):
-        try:
-            volume = load_nifti(file)
-        except VolumeError as error:
-            raise EvaluateError(f"{option} {file}: {error}") from error
-        array = to_array_axes(volume.data, axis)
-        if loaded and (array.shape != loaded[0].shape or not np.allclose(volume.spacing, spacing, rtol=1e-3)):
-            raise EvaluateError(
-                f"{option} {file}: expected the first file's shape {loaded[0].shape} and spacing {spacing}; "
-                f"got {array.shape} and {volume.spacing}; make one data set of them with `ssgan prepare`"
-            )
-        loaded.append(array)
-        spacing = volume.spacing
-    raw = np.stack(loaded)
-    info = like.info if like else None
-    low, high = (info.intensity_low, info.intensity_high) if info else np.percentile(raw, (0.5, 99.5))
-    if like is not None and info is None:
-        raise EvaluateError(f"{option} {path} is a folder and so is --real: no common intensity scale; prepare --real")
-    scaled = np.clip((raw - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
-    return _checked(Source("folder", scaled, tuple(map(float, spacing)), axis, None), option)
-
-
-def _checked(source: Source, option: str) -> Source:
-    bad = [i for i, v in enumerate(source.volumes) if not np.isfinite(v).all()]
-    if bad:
-        raise EvaluateError(f"{option}: volumes {bad[:5]} hold NaN or infinite values; repair or leave them out")
-    return source
-
-
-def check_alike(real: Source, other: Source, option: str) -> None:
-    """Raises EvaluateError unless shape, spacing (to 1 %) and axes agree."""
-    for what, a, b in (
-        ("shape (D, H, W)", real.volumes.shape[1:], other.volumes.shape[1:]),
-        ("slice axis", real.slice_axis, other.slice_axis),
-    ):
-        if a != b:
-            raise EvaluateError(f"{option}: expected the {what} of --real, {a}; got {b}; prepare both alike")
-    if not np.allclose(real.spacing, other.spacing, rtol=0.01):
-        raise EvaluateError(
-            f"{option}: expected the spacing of --real, {real.spacing} mm; got {other.spacing}; prepare both alike"
-        )
+def check_files(args: argparse.Namespace) -> None:
+    """What can be known of the arguments' files before the work."""
+    if args.out.suffix != ".json" or args.out.is_dir():
+        raise EvaluateError(f"--out {args.out}: expected a file name that ends in .json")
+    for option, folder in (("--out", args.out.parent), ("--cache", args.cache)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise EvaluateError(f"{option}: {folder} is a file; expected a folder")
+    if args.checkpoint is not None and not (args.fake / "config.json").is_file():
+        raise EvaluateError(f"--checkpoint {args.checkpoint}: --fake {args.fake} is no run; leave --checkpoint out")
 
 
 def cached_features(extractor: Extractor, source: Source, cache: Path | None) -> np.ndarray:
@@ -150,26 +63,32 @@ def cached_features(extractor: Extractor, source: Source, cache: Path | None) ->
     return values
 
 
-def _over_views(measure: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.ndarray, np.ndarray], float]:
-    return lambda a, b: float(np.mean([measure(x, y) for x, y in zip(views(a), views(b), strict=True)]))
+def _over_views(measure: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.mean([measure(x, y) for x, y in zip(views(a), views(b), strict=True)]))
 
 
+# Names of what is computed in one go -> (real, fake) -> value by name; of features, and of volumes.
+Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 NEIGHBOUR_METRICS = ("precision", "recall", "density", "coverage")
-FEATURE_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "frechet": _over_views(sets.frechet),
-    "kid": _over_views(sets.kid),
-} | {
-    name: lambda a, b, name=name: sets.prdc(per_volume(a), per_volume(b), NEIGHBOURS)[name]
-    for name in NEIGHBOUR_METRICS
+FEATURE_METRICS: dict[tuple[str, ...], Measure] = {
+    ("frechet",): lambda a, b: {"frechet": _over_views(sets.frechet, a, b)},
+    ("kid",): lambda a, b: {"kid": _over_views(sets.kid, a, b)},
+    NEIGHBOUR_METRICS: lambda a, b: sets.prdc(per_volume(a), per_volume(b), NEIGHBOURS),
 }
-VOXEL_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "mmd": lambda a, b: sets.mmd_linear(a.reshape(len(a), -1), b.reshape(len(b), -1)),
-    "msssim": lambda a, b: float(voxels.pairwise_msssim(b).mean()),
-    "histogram": voxels.histogram_distance,
-    "spectrum": voxels.spectrum_distance,
-} | {f"profile_{axis}": lambda a, b, axis=axis: voxels.profile_distances(a, b)[axis] for axis in "DHW"}
-BETTER = dict.fromkeys((*FEATURE_METRICS, *VOXEL_METRICS), "lower")
+VOXEL_METRICS: dict[tuple[str, ...], Measure] = {
+    ("mmd",): lambda a, b: {"mmd": sets.mmd_linear(a.reshape(len(a), -1), b.reshape(len(b), -1))},
+    ("msssim",): lambda a, b: {"msssim": float(voxels.pairwise_msssim(b).mean())},
+    ("histogram",): lambda a, b: {"histogram": voxels.histogram_distance(a, b)},
+    ("spectrum",): lambda a, b: {"spectrum": voxels.spectrum_distance(a, b)},
+    ("profile_D", "profile_H", "profile_W"): lambda a, b: {
+        f"profile_{axis}": value for axis, value in voxels.profile_distances(a, b).items()
+    },
+}
+BETTER = {name: "lower" for names in (*FEATURE_METRICS, *VOXEL_METRICS) for name in names}
 BETTER |= dict.fromkeys(NEIGHBOUR_METRICS, "higher") | {"msssim": "as floor"}
+# What a metric can be; an interval does not go beyond. KID is unbiased, hence below 0 at times.
+RANGE = dict.fromkeys(BETTER, (0.0, float("inf"))) | {"kid": (float("-inf"), float("inf"))}
+RANGE |= dict.fromkeys(("precision", "recall", "coverage", "msssim"), (0.0, 1.0))
 INTERVALS = ("half", "bootstrap")
 
 
@@ -192,27 +111,31 @@ def compare(
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Every metric of fake, and of spare (other real volumes: the floor), against real; each (features, volumes)."""
     result = {}
-    for name in tqdm(BETTER, desc="metrics", disable=None):
-        part = 0 if name in FEATURE_METRICS else 1
-        measure = (FEATURE_METRICS | VOXEL_METRICS)[name]
+    for names, measure in tqdm((FEATURE_METRICS | VOXEL_METRICS).items(), desc="metrics", disable=None):
+        part = 0 if names in FEATURE_METRICS else 1
         a, b, c = real[part], fake[part], spare[part]
         # Voxel metrics and networks with many samples a volume cost far more.
         steps = repeats if part == 0 and a.ndim == 2 else min(repeats, FEW)
-        method, value = interval_method(name, interval, len(a)), None
+        method = interval_method(names[0], interval, len(a))
+        bounds: dict[str, list[float]] = {}
         if method == "pairs":
             pairs = voxels.pairwise_msssim(b)
-            value, bounds = float(pairs.mean()), sets.mean_interval(pairs, PAIR_REPEATS, seed)
-        elif method:
-            resample = sets.half_interval if method == "half" else sets.bootstrap_interval
-            bounds = resample(measure, a, b, steps, seed)
-        value = measure(a, b) if value is None else value
-        result[name] = {
-            "value": significant(value),
-            "interval": [significant(x) for x in bounds] if method else None,
-            "method": method,
-            "floor": significant(measure(a, c)),
-            "better": BETTER[name],
-        }
+            values, bounds = {"msssim": float(pairs.mean())}, {"msssim": sets.mean_interval(pairs, PAIR_REPEATS, seed)}
+        else:
+            values = measure(a, b)
+        if method in INTERVALS:
+            draw = sets.halves if method == "half" else sets.replicates
+            drawn = [measure(x, y) for x, y in draw(a, b, steps, seed)]
+            bounds = {name: sets.interval(values[name], [d[name] for d in drawn]) for name in names}
+        floors = measure(a, c)
+        for name in names:
+            result[name] = {
+                "value": significant(values[name]),
+                "interval": [significant(x) for x in np.clip(bounds[name], *RANGE[name])] if method else None,
+                "method": method,
+                "floor": significant(floors[name]),
+                "better": BETTER[name],
+            }
     return result
 
 
@@ -221,21 +144,32 @@ def significant(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
+def distances(a: np.ndarray, b: np.ndarray, block: int = 64) -> np.ndarray:
+    """Euclidean distances (len(a), len(b)) in float64; of rows such as memory-mapped volumes, few in memory at once."""
+    found = np.empty((len(a), len(b)))
+    for i in range(0, len(a), block):
+        for j in range(0, len(b), block):
+            found[i : i + block, j : j + block] = cdist(a[i : i + block], b[j : j + block])
+    return found
+
+
 def memorisation(fake: np.ndarray, train: np.ndarray, held: np.ndarray | None) -> dict[str, Any]:
     """Distances of each fake row to its nearest training row, against the same for held-out rows.
 
     All training rows serve for both, so their counts need not agree. Without held-out rows the reference is the
-    distance of each training row to the nearest other one. ratio: median over median, about 1 without copies;
-    below_5_percent: the fraction of fakes nearer than the reference's 5 % quantile, about 0.05 without copies.
+    distance of training rows (500 of them, evenly spaced, where there are more) to the nearest other one. ratio: median
+    over median, about 1 without copies; below_5_percent: the fraction of fakes nearer than the reference's 5 %
+    quantile, about 0.05 without copies.
     """
-    nearest = cdist(fake, train)
+    nearest = distances(fake, train)
     to_train = nearest.min(1)
     if held is None:
-        own = cdist(train, train)
-        np.fill_diagonal(own, np.inf)
+        rows = np.linspace(0, len(train) - 1, min(len(train), REFERENCE_ROWS)).astype(int)
+        own = distances(train[rows], train)
+        own[np.arange(len(rows)), rows] = np.inf
         other = own.min(1)
     else:
-        other = cdist(held, train).min(1)
+        other = distances(held, train).min(1)
     order = np.argsort(to_train, kind="stable")
     return {
         "median_to_training": significant(np.median(to_train)),
@@ -249,6 +183,7 @@ def memorisation(fake: np.ndarray, train: np.ndarray, held: np.ndarray | None) -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real", type=Path, required=True, help="training volumes: a data set or a folder of NIfTI")
     parser.add_argument("--fake", type=Path, required=True, help="generated volumes: a folder, a data set or a run")
+    parser.add_argument("--checkpoint", type=Path, help="of a run: a checkpoint file (default: the run's last)")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file; closest pairs go beside it as a PNG")
     parser.add_argument("--held-out", type=Path, help="real volumes not trained on, for the check for copies")
     parser.add_argument(
@@ -275,15 +210,23 @@ def run(args: argparse.Namespace) -> int:
         raise EvaluateError(f"--seed: expected 0 or more; got {args.seed}")
     if args.count is not None and args.count < LEAST:
         raise EvaluateError(f"--count: expected at least {LEAST}; got {args.count}")
-    extractor = make_extractor(args.extractor, args.weights)
-    real = load_source(args.real, "--real", None, args.count or 200)
-    if real.kind == "run":
+    check_files(args)
+    if (args.real / "config.json").is_file() and not (args.real / "dataset.json").is_file():
         raise EvaluateError(f"--real {args.real} is a run; expected a data set or a folder of NIfTI")
-    fake = load_source(args.fake, "--fake", real, args.count or min(200, len(real.volumes) // 2))
-    held = load_source(args.held_out, "--held-out", real, 0) if args.held_out else None
-    for source, option in ((fake, "--fake"), (held, "--held-out")):
-        if source:
-            check_alike(real, source, option)
+    extractor = make_extractor(args.extractor, args.weights)
+    if is_folder(args.real):  # its greys are on the scale of the other side, which knows it
+        fake = load_source(args.fake, "--fake", None, args.count or MOST, args.checkpoint)
+        real = load_source(args.real, "--real", fake, 0)
+    else:
+        real = load_source(args.real, "--real", None, 0)
+        most = args.count or min(MOST, len(real.volumes) // 2)
+        fake = load_source(args.fake, "--fake", real, most, args.checkpoint)
+    like = real if real.info else fake
+    held = load_source(args.held_out, "--held-out", like, 0) if args.held_out else None
+    check_alike(real, fake, "--fake")
+    if held:
+        check_alike(real, held, "--held-out")
+        check_apart(real, held)
     possible = min(len(fake.volumes), len(real.volumes) // 2)
     count = args.count or possible
     if count > possible or count < LEAST:
@@ -312,16 +255,21 @@ def run(args: argparse.Namespace) -> int:
     for i, j, distance in copies["voxels"]["closest"]:
         shown += [fake.volumes[i], real.volumes[j]]
         names += [f"generated {i}", f"training {j}, {distance:g}"]
-    contact_sheet(to_axial(np.stack(shown), real.slice_axis), names, picture, spacing=real.spacing, columns=2)
+    contact_sheet(to_axial(np.stack(shown), real.slice_axis), names, picture, spacing=real.spacing, columns=4)
     scales, window = voxels.msssim_scales(real.volumes.shape[1:])
     few = min(args.repeats, FEW)
     steps = f"{args.repeats} (voxel metrics {few})" if features["real"].ndim == 2 else f"{few}"
+    size, mm = "x".join(map(str, real.volumes.shape[1:])), " x ".join(f"{x:g}" for x in real.spacing)
+    made = (
+        f"; generated by seeds 0 to {len(fake.volumes) - 1}, no truncation, constant noise" if fake.checkpoint else ""
+    )
     how = "random halves" if args.interval == "half" else "bootstrap replicates (PRDC: random halves)"
     protocol = (
-        f"{count} against {count} volumes, seed {args.seed}; {extractor.protocol}; Frechet over N-1; KID cubic, "
-        f"unbiased, one block; PRDC k={NEIGHBOURS}; MMD linear kernel on voxels, biased, batches of 8; MS-SSIM of "
-        f"disjoint generated pairs, {scales} scales, window {window}; intervals 95 %, 1.96 standard deviations over "
-        f"{steps} {how}, MS-SSIM by a percentile bootstrap of its pairs; {DIGITS} significant digits"
+        f"{count} against {count} volumes of {size} voxels, {mm} mm, seed {args.seed}{made}; {extractor.protocol}; "
+        f"Frechet over N-1; KID cubic, unbiased, one block; PRDC k={NEIGHBOURS}; MMD linear kernel on voxels, biased, "
+        f"batches of 8; MS-SSIM of disjoint generated pairs, {scales} scales, window {window}; intervals 95 %, 1.96 "
+        f"standard deviations over {steps} {how}, cut at a metric's range, MS-SSIM by a percentile bootstrap of its "
+        f"pairs; {DIGITS} significant digits"
     )
     record = {"format": FORMAT, "version": VERSION, "protocol": protocol, "count": count}
     record["extractor"] = {"name": extractor.name, "sha256": extractor.checksum}
@@ -332,6 +280,8 @@ def run(args: argparse.Namespace) -> int:
             "volumes": len(source.volumes),
             "sha256": source.content,
         }
+    if fake.checkpoint:
+        record["fake"] |= {"checkpoint": fake.checkpoint[0], "checkpoint_sha256": fake.checkpoint[1]}
     reference = "nearest training volume of held-out volumes" if held else "nearest other training volume"
     record |= {"metrics": metrics, "memorisation": copies | {"reference": reference, "picture": picture.name}}
     write_json_atomic(args.out, record)

@@ -114,9 +114,10 @@ def gather(run: Path, data: Path | None, metrics: Path | None, file: Path | None
         real = np.array(dataset.volumes[: min(count, len(dataset))])
         if fake is not None:
             neighbours = nearest(fake, dataset.volumes)
-    about, note = (None, "") if metrics is None else read_metrics(metrics, record)
+    sha256 = checkpoint.checksum(path)
+    about, note = (None, "") if metrics is None else read_metrics(metrics, record, sha256)
     return Facts(
-        run, cfg, record, JsonLog(run / "log.jsonl").rows, result, meta, path, checkpoint.checksum(path), info, dataset,
+        run, cfg, record, JsonLog(run / "log.jsonl").rows, result, meta, path, sha256, info, dataset,
         real, fake, no_real, no_fake, seeds, neighbours, about, metrics, note, environment(), record.get("environment"),
     )  # fmt: skip
 
@@ -135,8 +136,9 @@ def open_data(run: Path, given: Path | None, record: dict[str, Any]) -> tuple[Vo
     return dataset, ""
 
 
-def read_metrics(path: Path, record: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """metrics.json of `ssgan evaluate`, and a word where its real volumes are not the training set."""
+def read_metrics(path: Path, record: dict[str, Any], sha256: str) -> tuple[dict[str, Any], str]:
+    """metrics.json of `ssgan evaluate`, and a word where its volumes are not the training set's or not those of the
+    checkpoint with this SHA-256."""
     found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != METRICS_FORMAT:
         raise ReportError(f"--metrics {path} was not written by `ssgan evaluate` (no format {METRICS_FORMAT!r})")
@@ -145,9 +147,13 @@ def read_metrics(path: Path, record: dict[str, Any]) -> tuple[dict[str, Any], st
     missing = [key for key in ("protocol", "count", "extractor", "real", "fake", "metrics") if key not in found]
     if missing:
         raise ReportError(f"--metrics {path} lacks {', '.join(missing)}; evaluate again")
-    same = found["real"].get("sha256") == record["data"]["content_hash"]
-    note = "" if same else "The real volumes of this evaluation are not (only) the training set of this run."
-    return found, note
+    notes = []
+    if found["real"].get("sha256") != record["data"]["content_hash"]:
+        notes.append("The real volumes of this evaluation are not (only) the training set of this run.")
+    if found["fake"].get("checkpoint_sha256", sha256) != sha256:
+        name = found["fake"].get("checkpoint")
+        notes.append(f"This evaluation is of another checkpoint ({name}) than the one reported here; evaluate again.")
+    return found, " ".join(notes)
 
 
 def nearest(fake: np.ndarray, volumes: np.ndarray) -> Neighbours:

@@ -89,6 +89,36 @@ def save_gif(
     return path
 
 
+def slices_gif(
+    volumes: np.ndarray,
+    names: Sequence[str],
+    path: Path,
+    *,
+    spacing: Spacing | None = None,
+    milliseconds: int = 90,
+) -> Path:
+    """Looping GIF through the axial slices of volumes (N, Z, Y, X) side by side, each under its name, and back."""
+    volumes = _volumes(volumes, 4)
+    if len(names) != len(volumes):
+        raise ImageError(f"names: expected {len(volumes)}, one per volume; got {len(names)}")
+    sx, sy, _ = spacing or (1.0, 1.0, 1.0)
+    scale, font = 2 * CELL / max(volumes.shape[2] * sy, volumes.shape[3] * sx), ImageFont.load_default(12)
+    pages = []
+    for z in range(volumes.shape[1]):
+        planes = [_plane(volume[z], (sy, sx), scale) for volume in volumes]
+        step = max(planes[0].width, *(math.ceil(font.getlength(name)) for name in names)) + MARGIN
+        page = Image.new("RGB", (MARGIN + len(planes) * step, planes[0].height + TITLE + MARGIN), PAPER)
+        draw = ImageDraw.Draw(page)
+        for i, (plane, name) in enumerate(zip(planes, names, strict=True)):
+            draw.text((MARGIN + i * step, 5), name, fill=INK, font=font)
+            page.paste(plane.convert("RGB"), (MARGIN + i * step, TITLE))
+        pages.append(page.quantize(256, dither=Image.Dither.NONE))
+    pages += pages[-2:0:-1]
+    with atomic_path(path) as temporary:
+        pages[0].save(temporary, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0)
+    return path
+
+
 def three_plane_cell(volume: np.ndarray, spacing: Spacing | None = None) -> Image.Image:
     """The axial, coronal and sagittal middle slices of a volume (Z, Y, X) side by side: for `table` and `cells_gif`."""
     return _cell(_volumes(np.asarray(volume)[None], 4)[0], spacing)

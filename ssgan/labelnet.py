@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.out.suffix != ".safetensors":
         raise UserError(f"--out {args.out}: expected a name that ends in .safetensors")
+    if args.out.exists():
+        raise UserError(f"--out {args.out} exists already; give a new name")
     if args.steps < 1 or args.seed < 0:
         raise UserError(f"--steps, --seed: expected at least 1 and at least 0; got {args.steps} and {args.seed}")
     data = VolumeDataset(args.data)

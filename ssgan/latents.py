@@ -42,7 +42,7 @@ from ssgan.data.volume import VolumeError
 from ssgan.errors import run_command
 from ssgan.files import atomic_path, read_json, write_json_atomic
 from ssgan.generate import class_names, load_generator, parse_class, parse_seeds
-from ssgan.images import cells_gif, contact_sheet, save_gif, table, three_plane_cell
+from ssgan.images import cells_gif, contact_sheet, slices_gif, table, three_plane_cell
 from ssgan.latentfiles import LatentError, load_tensors, save_tensors
 from ssgan.machine import pick_device
 from ssgan.networks import Discriminator, Generator
@@ -104,7 +104,7 @@ def _seed_ws(run: Opened, seeds: Sequence[int], truncation: float) -> Tensor:
 
 
 def _by_columns(name: str, rows: int, columns: Sequence[str]) -> dict[str, Any]:
-    return {name: ([(label, [(r, c) for r in range(rows)]) for c, label in enumerate(columns)], True)}
+    return {name: ([(f"{name} {label}", [(r, c) for r in range(rows)]) for c, label in enumerate(columns)], True)}
 
 
 def interpolate(args: argparse.Namespace, run: Opened) -> Grid:
@@ -380,15 +380,15 @@ def load_discriminator(run: Opened) -> Discriminator:
 
 def draw_projection(target: np.ndarray, found: np.ndarray, info: DatasetInfo, own: DatasetInfo, out: Path) -> list[str]:
     """Target, reconstruction, difference: NIfTI in the target's own geometry and scale, PNG, GIF through the slices."""
-    difference = np.minimum(np.abs(target - found) * 4, 2) - 1
+    difference = np.minimum(np.abs(target - found) * 4, 2) - 1  # white from a quarter of the range
     volumes = to_axial(np.stack([target, np.clip(found, -1, 1), difference]), info.slice_axis)
-    names = ["target", "reconstruction", "|difference|, white from 25 % of the range"]
+    names = ["target", "reconstruction", "difference x 4"]
     files = [
         save_nifti(target, own, out / "target.nii.gz"),
         save_nifti(found, own, out / "reconstruction.nii.gz"),
-        contact_sheet(volumes, names, out / "projection.png", spacing=info.spacing, columns=1).name,
+        contact_sheet(volumes, names, out / "projection.png", spacing=info.spacing, columns=3).name,
     ]
-    return [*files, save_gif(np.concatenate(list(volumes), 2), out / "projection.gif", spacing=info.spacing).name]
+    return [*files, slices_gif(volumes, names, out / "projection.gif", spacing=info.spacing).name]
 
 
 # ---- the command ----

@@ -1,6 +1,6 @@
 """`ssgan report`: a run on one HTML page that opens offline, and its model card.
 
-python -m ssgan.report --run RUN [--metrics RUN/metrics.json] [--data DATASET]
+python -m ssgan.report --run RUN [--metrics RUN/metrics.json] [--data DATASET] [--picture FILE.png]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ssgan.facts import ReportError, gather
 from ssgan.files import atomic_write_bytes
 from ssgan.model_card import card
 from ssgan.report_page import MAX_PAGE, page
+from ssgan.report_picture import draw
 
 MOST = 64
 CARD = "MODEL_CARD.md"
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="the run's data set (default: where the run found it)")
     parser.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the run's last)")
+    parser.add_argument("--picture", type=Path, help="also the run and its evaluation on one PNG")
     parser.add_argument("--count", type=int, default=8, help="real and generated volumes on the page (default 8)")
 
 
@@ -37,10 +39,14 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or args.run / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         raise ReportError(f"--out {out}: expected a file name that ends in .html")
+    if args.picture is not None and args.picture.suffix.lower() != ".png":
+        raise ReportError(f"--picture {args.picture}: expected a file name that ends in .png")
     metrics = args.metrics
     if metrics is None and (args.run / "metrics.json").is_file():
         metrics = args.run / "metrics.json"
     facts = gather(args.run, args.data, metrics, args.checkpoint, args.count)
+    if args.picture is not None:
+        print(f"{draw(facts, args.picture)}: the run and its evaluation on one picture")
     text = page(facts).encode()
     atomic_write_bytes(out, text)
     atomic_write_bytes(args.run / CARD, card(facts).encode())

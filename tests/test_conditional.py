@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import stylegan2_cases as cases
 from ssgan import evaluate, generate, inflate, report, train, trainer
@@ -124,7 +125,11 @@ def test_from_the_command_to_volumes_of_a_class(tmp_path, capsys):
     for stage in ("2d", "3d"):
         assert all(np.isfinite(r[n]) for r in rows if r["stage"] == stage and "loss_g" in r and "frechet" in r
                    for n in ("distance", "frechet", "msssim", "coverage"))  # fmt: skip
-        assert any("frechet" in r for r in rows if r["stage"] == stage)
+        measured = [(r["images"], r["frechet"]) for r in rows if r["stage"] == stage and "frechet" in r]
+        events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / stage)).Reload()
+        assert measured and [e.step for e in events.Scalars("frechet")] == [i for i, _ in measured if i]
+        values = [e.value for e in events.Scalars("frechet")]
+        np.testing.assert_allclose(values, [v for i, v in measured if i], rtol=1e-6)
     assert run(data, tmp_path / "run", "--conditional", *metrics) == 0  # finished
     out = ["--out", str(tmp_path / "made"), "--seeds", "0", "--device", "cpu"]
     assert generate.main(["--run", str(tmp_path / "run"), "--class", "MCI", "--truncation", "0.5", *out]) == 0

@@ -176,7 +176,7 @@ def test_views_and_rows_of_volumes():
     assert views(flat)[0] is flat and per_volume(flat) is flat
     other = rng(1).normal(size=(4, 3, 2, 5))
     expected = np.mean([evaluate.sets.kid(features[:, v].reshape(8, 5), other[:, v].reshape(8, 5)) for v in range(3)])
-    assert evaluate.FEATURE_METRICS["kid"](features, other) == pytest.approx(expected)
+    assert evaluate.FEATURE_METRICS[("kid",)](features, other)["kid"] == pytest.approx(expected)
 
 
 def test_wrong_files_are_named(files, tmp_path):
@@ -279,5 +279,8 @@ def test_label_network_errors(two_classes, tmp_path, capsys):
 
     fails(["--data", str(two_classes), "--out", str(tmp_path / "a.pth")], "ends in .safetensors")
     fails(["--data", str(two_classes), "--out", str(tmp_path / "a.safetensors"), "--steps", "0"], "--steps")
+    (tmp_path / "kept.safetensors").write_bytes(b"trained before")
+    fails(["--data", str(two_classes), "--out", str(tmp_path / "kept.safetensors")], "exists already; give a new name")
+    assert (tmp_path / "kept.safetensors").read_bytes() == b"trained before"
     make_run(tmp_path)
     fails(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "a.safetensors")], "no classes")

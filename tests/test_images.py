@@ -8,11 +8,13 @@ from ssgan.images import (
     CELL,
     GAP,
     MARGIN,
+    TITLE,
     ImageError,
     contact_sheet,
     plot_curves,
     save_gif,
     slice_grid,
+    slices_gif,
     three_plane_grid,
 )
 
@@ -113,6 +115,18 @@ def test_a_gif_runs_through_the_slices_and_back(tmp_path):
             seen.append(np.asarray(gif.convert("L")).mean())
     assert seen[:9] == sorted(seen[:9])
     assert seen[8:] == sorted(seen[8:], reverse=True)
+
+
+def test_a_gif_shows_volumes_side_by_side_under_their_names(tmp_path):
+    ramp = np.linspace(-1, 1, 9)[:, None, None] * np.ones((9, 6, 4))
+    with Image.open(slices_gif(np.stack([ramp, ramp[::-1]]), ["up", "down"], tmp_path / "a.gif")) as gif:
+        assert gif.n_frames == 9 + 7 and gif.size[1] == MARGIN + TITLE + 2 * CELL
+        page = np.asarray(gif.convert("L"))
+        half = page.shape[1] // 2
+        assert page[TITLE + CELL, MARGIN + 20] < 5 and page[TITLE + CELL, half + 20] > 250
+        assert all((page[:TITLE, part] > 150).any() for part in (slice(0, half), slice(half, None)))
+    with pytest.raises(ImageError, match="names: expected 1, one per volume; got 2"):
+        slices_gif(ramp[None], ["a", "b"], tmp_path / "b.gif")
 
 
 def test_curves_are_drawn_for_what_was_logged(tmp_path):

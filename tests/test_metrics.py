@@ -71,16 +71,37 @@ def test_mmd_of_a_shift_is_its_square():
     assert sets.mmd_linear(x, x + 0.5) == pytest.approx(0.25)
 
 
-def test_half_interval_has_the_spread_of_the_mean():
+@pytest.mark.parametrize("draw", [sets.halves, sets.replicates])
+def test_intervals_have_the_spread_of_the_mean(draw):
     x, y = rng().normal(size=(400, 1)), np.zeros((400, 1))
-    low, high = sets.half_interval(lambda a, b: float(a.mean() - b.mean()), x, y, 400, 0)
+    drawn = [float(a.mean() - b.mean()) for a, b in draw(x, y, 400, 0)]
+    low, high = sets.interval(float(x.mean()), drawn)
     assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15)
+    assert (high + low) / 2 == pytest.approx(x.mean())
 
 
-def test_bootstrap_has_the_spread_of_the_mean():
-    x, y = rng().normal(size=(400, 1)), np.zeros((400, 1))
-    low, high = sets.bootstrap_interval(lambda a, b: float(a.mean() - b.mean()), x, y, 400, 0)
-    assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15)
+@pytest.mark.parametrize(
+    ("draw", "measure"),
+    [
+        (sets.halves, sets.kid), (sets.replicates, sets.kid),
+        (sets.halves, lambda a, b: sets.prdc(a, b)["coverage"]),
+    ],
+    ids=["halves-kid", "bootstrap-kid", "halves-coverage"],
+)  # fmt: skip
+def test_intervals_hold_what_they_promise(draw, measure):
+    """Of 40 pairs of sets from the same two distributions, most intervals contain the mean over all pairs."""
+    random, found = rng(3), []
+    for _ in range(40):
+        x, y = random.normal(size=(80, 8)), random.normal(size=(80, 8)) + 0.5
+        value = measure(x, y)
+        found.append((value, *sets.interval(value, [measure(a, b) for a, b in draw(x, y, 30, 0)])))
+    values, low, high = np.array(found).T
+    held = np.mean((low <= values.mean()) & (values.mean() <= high))
+    assert 0.85 <= held <= 1 and np.mean(high - low) < 6 * values.std()  # 95 % in truth; and not by being wide
+
+
+def test_the_interval_of_a_mean_is_its_percentiles():
+    x = rng().normal(size=(400, 1))
     low, high = sets.mean_interval(x[:, 0], 1000, 0)
     assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15) and low < x.mean() < high
 
@@ -88,10 +109,9 @@ def test_bootstrap_has_the_spread_of_the_mean():
 def test_percentiles_of_the_bootstrap_would_leave_the_frechet_distance_out():
     """Why only its spread is used: nearly every replicate lies above the value of the sets themselves."""
     x, y = rng().normal(size=(60, 10)), rng(1).normal(size=(60, 10))
-    draw, value = rng(2), sets.frechet(x, y)
-    replicates = [sets.frechet(x[draw.integers(0, 60, 60)], y[draw.integers(0, 60, 60)]) for _ in range(200)]
-    assert np.quantile(replicates, 0.025) > value
-    low, high = sets.bootstrap_interval(sets.frechet, x, y, 200, 0)
+    value, drawn = sets.frechet(x, y), [sets.frechet(a, b) for a, b in sets.replicates(x, y, 200, 0)]
+    assert np.quantile(drawn, 0.025) > value
+    low, high = sets.interval(value, drawn)
     assert low < value < high
 
 

@@ -12,9 +12,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 
-from ssgan import facts, report, report_page
+from ssgan import facts, report, report_page, report_picture
 from ssgan.data.axes import to_axial
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
@@ -50,6 +51,7 @@ def go(run, out, *arguments):
 def made(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "report.html"
     assert go(run, out, "--metrics", run.parent / "metrics.json", "--count", 3) == 0
+    shutil.copy(run / "MODEL_CARD.md", out.parent)  # later tests write it anew
     return out
 
 
@@ -129,7 +131,7 @@ def test_it_says_what_was_measured(run, made):
     assert "did not record where it was trained" not in text and text.count(torch.__version__) >= 2
     counts = next(row for row in facts.parameters(load_facts(run).cfg) if row[0] == "split_depth")
     assert f"{counts[1] + counts[2]:,}" in text
-    card = (run / "MODEL_CARD.md").read_text()
+    card = (made.parent / "MODEL_CARD.md").read_text()
     for part in ("Not intended", "| frechet | 11.5 | 10.25 to 12.75 | 0.5 | lower |", "12.5% nearer", "no patients"):
         assert part in card, part
 
@@ -172,8 +174,73 @@ def test_hostile_names_stay_text(run, tmp_path):
     (tmp_path / "m.json").write_text(json.dumps(bad))
     assert go(run, tmp_path / "report.html", "--metrics", tmp_path / "m.json", "--count", 1) == 0
     text = (tmp_path / "report.html").read_text()
-    assert "<script>alert" not in text and "<img src=http" not in text
+    assert "of another checkpoint" not in text and "<script>alert" not in text and "<img src=http" not in text
     assert "are not (only) the training set" in text
+
+
+# ---- the picture ----
+
+
+def evaluated(run, folder, closest, **fake):
+    """Facts with an evaluation whose closest pairs are `closest`."""
+    found = json.loads((run.parent / "metrics.json").read_text())
+    found["fake"] |= fake
+    found["memorisation"]["voxels"]["closest"] = closest
+    (folder / "m.json").write_text(json.dumps(found))
+    return load_facts(run, data=run.parent / "data", metrics=folder / "m.json")
+
+
+def test_the_picture_shows_the_closest_pairs_of_the_evaluation(run, tmp_path):
+    """Where its volumes are this checkpoint's own; else those of the page, in order of their distances."""
+    G, data = load_generator(run, None)[0], VolumeDataset(run.parent / "data")
+    with torch.no_grad():
+        fake = np.clip(G(latents([4], 6), noise="const")[0, 0].numpy(), -1, 1)
+    distance = float(np.linalg.norm(fake - data.volumes[3]))
+    own = evaluated(run, tmp_path, [[4, 3, distance]], kind="run", volumes=9)
+    ((generated, name, training, other),), what = report_picture.closest_pairs(own)
+    np.testing.assert_allclose(generated, fake, atol=1e-5)
+    np.testing.assert_array_equal(training, data.volumes[3])
+    assert name == "seed 4" and other == f"training 3, distance {distance:.3g}" and "1 closest of 9" in what
+    for closest, kind in (([[4, 3, 1.01 * distance]], "run"), ([[4, 3, distance]], "folder"), ([[4, 99, 1.0]], "run")):
+        pairs, what = report_picture.closest_pairs(evaluated(run, tmp_path, closest, kind=kind, volumes=9))
+        assert "2 first seeds" in what and sorted(p[1] for p in pairs) == ["seed 0", "seed 1"]
+        distances = [float(p[3].split()[-1]) for p in pairs]
+        assert distances == sorted(distances)
+
+
+def test_the_picture_of_a_run_with_its_evaluation(run, tmp_path):
+    arguments = ["--metrics", run.parent / "metrics.json", "--count", 2, "--picture", tmp_path / "a.png"]
+    assert go(run, tmp_path / "report.html", *arguments) == 0
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width == report_picture.WIDTH * report_picture.DPI
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    orange = np.abs(pixels - (0xC2, 0x7A, 0x1D)).sum(2) < 20  # the floors' ticks
+    assert orange.sum() > 50 and (pixels.sum(2) > 750).mean() > 0.3 and (pixels.sum(2) < 120).mean() > 0.02
+
+
+def test_an_evaluation_of_another_checkpoint_is_said(run, tmp_path):
+    """Such as one made before the training went on; on the page, the card and the picture."""
+    old = evaluated(
+        run, tmp_path, [], kind="run", volumes=9, checkpoint="3d-000000004.safetensors", checkpoint_sha256="0"
+    )
+    assert "of another checkpoint (3d-000000004.safetensors)" in old.metrics_note
+    assert go(run, tmp_path / "report.html", "--metrics", tmp_path / "m.json", "--count", 1) == 0
+    for text in ((tmp_path / "report.html").read_text(), (run / "MODEL_CARD.md").read_text()):
+        assert "of another checkpoint" in text
+    own = evaluated(run, tmp_path, [], kind="run", volumes=9, checkpoint="x", checkpoint_sha256=old.sha256)
+    assert own.metrics_note == ""
+    for facts_, drawn in ((old, True), (own, False)):
+        with Image.open(report_picture.draw(facts_, tmp_path / "a.png")) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)[:80]
+        assert (np.abs(pixels - (0xC2, 0x7A, 0x1D)).sum(2) < 20).any() == drawn
+
+
+def test_the_picture_needs_an_evaluation_and_volumes(run, tmp_path, capsys):
+    assert go(run, tmp_path / "report.html", "--count", 1, "--picture", tmp_path / "a.png") == 2
+    assert "has no evaluation; `ssgan evaluate` first" in capsys.readouterr().err
+    assert go(run, tmp_path / "report.html", "--picture", "a.pdf") == 2
+    assert "--picture a.pdf: expected a file name that ends in .png" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

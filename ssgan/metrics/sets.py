@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -75,34 +75,34 @@ def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
     }
 
 
-def half_interval(
-    measure: Callable[[np.ndarray, np.ndarray], float], real: np.ndarray, fake: np.ndarray, repeats: int, seed: int
-) -> list[float]:
-    """95 % interval: value +- 1.96 standard deviations over random halves drawn without replacement.
+def halves(real: np.ndarray, fake: np.ndarray, repeats: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`repeats` random halves of both sets, drawn without replacement, for `interval`.
 
     The delete-half jackknife: a half drawn from N varies about the whole as the whole does about the truth. Drawing
     with replacement would put copies into a set, which distances to nearest neighbours take for memorisation.
     """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    for _ in range(repeats):
+        first, second = (np.sort(rng.permutation(len(x))[: len(x) // 2]) for x in (real, fake))
+        yield real[first], fake[second]
 
-    def half(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-        return x[np.sort(rng.permutation(len(x))[: len(x) // 2])]
 
-    return _spread(measure, real, fake, repeats, seed, half)
-
-
-def bootstrap_interval(
-    measure: Callable[[np.ndarray, np.ndarray], float], real: np.ndarray, fake: np.ndarray, repeats: int, seed: int
-) -> list[float]:
-    """95 % interval: value +- 1.96 standard deviations over bootstrap replicates (N rows with replacement; Efron 1979).
+def replicates(real: np.ndarray, fake: np.ndarray, repeats: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`repeats` bootstrap replicates of both sets (N rows with replacement; Efron 1979), for `interval`.
 
     Only the spread of the replicates is used. Their percentiles would be wrong for distances between sets: a
     replicate holds about 63 % of the rows, some twice, so its Frechet distance and KID lie above the set's own.
     """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    for _ in range(repeats):
+        first, second = (rng.integers(0, len(x), len(x)) for x in (real, fake))
+        yield real[first], fake[second]
 
-    def again(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-        return x[rng.integers(0, len(x), len(x))]
 
-    return _spread(measure, real, fake, repeats, seed, again)
+def interval(value: float, drawn: Sequence[float]) -> list[float]:
+    """95 % interval of a metric: its value +- 1.96 standard deviations over what it is for halves or replicates."""
+    spread = float(np.std(drawn))
+    return [value - 1.96 * spread, value + 1.96 * spread]
 
 
 def mean_interval(values: np.ndarray, repeats: int, seed: int) -> list[float]:
@@ -110,13 +110,3 @@ def mean_interval(values: np.ndarray, repeats: int, seed: int) -> list[float]:
     rng = np.random.Generator(np.random.PCG64(seed))
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(repeats)]
     return [float(x) for x in np.quantile(means, (0.025, 0.975))]
-
-
-def _spread(
-    measure: Callable[[np.ndarray, np.ndarray], float], real: np.ndarray, fake: np.ndarray, repeats: int, seed: int,
-    draw: Callable[[np.random.Generator, np.ndarray], np.ndarray],
-) -> list[float]:  # fmt: skip
-    rng = np.random.Generator(np.random.PCG64(seed))
-    spread = np.std([measure(draw(rng, real), draw(rng, fake)) for _ in range(repeats)])
-    value = measure(real, fake)
-    return [value - 1.96 * float(spread), value + 1.96 * float(spread)]
