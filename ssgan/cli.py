@@ -17,6 +17,7 @@ DISTRIBUTION = "split-shuffle-gan"
 COMMANDS: dict[str, str] = {
     "prepare": "turn folders of scans into a data set: orientation, spacing, shape, intensity",
     "phantom": "make a data set of random ellipsoid heads; nothing to download",
+    "split": "hold volumes of a data set out: one to train on, one to evaluate with",
     "train": "train a GAN: 2D on slices, inflation, 3D on volumes; the same command resumes",
     "generate": "write volumes of a trained run as NIfTI, PNG and GIF",
     "evaluate": "measure generated volumes against real ones: distances, variety, copies",

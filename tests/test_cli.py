@@ -55,7 +55,9 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     [
         pytest.param("trian", "unknown command 'trian'; did you mean 'train'?", id="typo"),
         pytest.param("generat", "unknown command 'generat'; did you mean 'generate'?", id="cut short"),
-        pytest.param("zzz", "unknown command 'zzz'; expected one of prepare, phantom, train,", id="nothing near"),
+        pytest.param(
+            "zzz", "unknown command 'zzz'; expected one of prepare, phantom, split, train,", id="nothing near"
+        ),
         pytest.param("--versoin", "unknown option '--versoin'; did you mean '--version'?", id="option"),
     ],
 )

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.experiments.grids import Scale
-from ssgan.data.dataset import DatasetError, DatasetWriter, VolumeDataset
+from ssgan.data import split
+from ssgan.data.dataset import DatasetError, VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 
-SPLIT_SEED, PHANTOM_SEEDS = 0, (1001, 2002)
+PHANTOM_SEEDS = (1001, 2002)
 TRAIN = 160
 LEAST_HELD_OUT = 8  # neighbours for precision and recall, and some more
 
@@ -29,18 +30,14 @@ class Split:
 def split_indices(names: list[str], train: int = TRAIN) -> tuple[list[int], list[int]]:
     """Indices that train and those held out, of volumes by their names; the order that they come in is of no matter.
 
-    A permutation of the sorted names with seed 0: of the 199 hippocampus volumes these are the same 160 and 39 that
+    As `ssgan split` with seed 0: of the 199 hippocampus volumes these are the same 160 and 39 that
     `benchmarks.segmentation` trains on and validates with.
     """
-    if len(set(names)) < len(names):
-        raise DatasetError("--data: two volumes have the same source name; a split by names needs different ones")
     if len(names) < train + LEAST_HELD_OUT:
         raise DatasetError(
             f"--data: {len(names)} volumes; expected at least {train} to train and {LEAST_HELD_OUT} held out (--train)"
         )
-    ordered = sorted(range(len(names)), key=lambda i: names[i])
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(names))
-    return sorted(ordered[i] for i in order[:train]), sorted(ordered[i] for i in order[train:])
+    return split.split_indices(names, len(names) - train)
 
 
 def open_split(data: str, scale: Scale, folder: Path, train: int = TRAIN) -> Split:
@@ -65,20 +62,10 @@ def open_split(data: str, scale: Scale, folder: Path, train: int = TRAIN) -> Spl
     for name, indices in zip(("train", "held"), chosen, strict=True):
         path = folder / name
         if not path.exists():
-            _copy(whole, indices, path)
+            split.copy_part(whole, indices, path)
         part = VolumeDataset(path)
         expected = whole.volumes[indices]
         if part.volumes.shape != expected.shape or not np.array_equal(part.volumes, expected):
             raise DatasetError(f"{path} holds other volumes than --data {data} splits into; choose another --out")
         parts.append(part)
     return Split(*parts)
-
-
-def _copy(whole: VolumeDataset, indices: list[int], path: Path) -> None:
-    info = whole.info
-    with DatasetWriter(path, info.shape) as writer:
-        for i in indices:
-            writer.add(whole.volumes[i], whole.records[i])
-        writer.finish(
-            spacing=info.spacing, affine=np.asarray(info.affine), slice_axis=info.slice_axis, recipe=info.recipe
-        )

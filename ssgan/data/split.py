@@ -1,0 +1,59 @@
+"""A data set in two: volumes that train and volumes held out, by a seed, a subject's volumes never in both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ssgan.data.dataset import DatasetError, DatasetWriter, VolumeDataset
+
+SUBJECT = r"sub-[0-9A-Za-z]+|\d{3}_S_\d{4}"  # BIDS and ADNI
+
+
+def split_indices(
+    names: Sequence[str], hold_out: int, seed: int = 0, subject: str = SUBJECT
+) -> tuple[list[int], list[int]]:
+    """Indices of the volumes that train and of those held out, each sorted; the order of `names` is of no matter.
+
+    Volumes are of one subject where the first match of the pattern `subject` in their names is the same; a volume
+    without a match is a subject of its own. Of a permutation of the sorted subjects by numpy's default_rng(seed) the
+    last ones are held out, as many as have at least `hold_out` volumes together.
+
+    Raises:
+        DatasetError: two names are the same, or either part would be empty.
+    """
+    if len(set(names)) < len(names):
+        raise DatasetError("two volumes have the same source name; a split by names needs different ones")
+    pattern = re.compile(subject)
+    members: dict[str, list[int]] = {}
+    for i in sorted(range(len(names)), key=lambda i: names[i]):
+        found = pattern.search(names[i])
+        members.setdefault(f"subject {found[0]}" if found else f"volume {names[i]}", []).append(i)
+    held: list[int] = []
+    groups = sorted(members.values(), key=lambda group: names[group[0]])
+    order = np.random.default_rng(seed).permutation(len(groups))
+    for k in order[::-1]:
+        if len(held) >= hold_out:
+            break
+        held += groups[k]
+    train = sorted(set(range(len(names))) - set(held))
+    if not 0 < hold_out or not train:
+        raise DatasetError(
+            f"{hold_out} held out of {len(names)} volumes of {len(groups)} subjects leave "
+            f"{'nothing held out' if train else 'none to train on'}; expected at least 1 of each"
+        )
+    return train, sorted(held)
+
+
+def copy_part(whole: VolumeDataset, indices: Sequence[int], path: Path) -> VolumeDataset:
+    """Writes some volumes of a data set as one of their own and opens it. Raises DatasetError where `path` is taken."""
+    info = whole.info
+    with DatasetWriter(path, info.shape) as writer:
+        for i in indices:
+            writer.add(whole.volumes[i], whole.records[i])
+        return writer.finish(
+            spacing=info.spacing, affine=np.asarray(info.affine), slice_axis=info.slice_axis, recipe=info.recipe
+        )
