@@ -64,6 +64,7 @@ ORDER = {
         "distributed",
         "precision",
         "schedule",
+        "graphs",
         "gan",
         "starts",
         "metrics.__init__",
