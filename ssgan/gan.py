@@ -273,7 +273,7 @@ class Gan:
 
             def judge(seen: Tensor, label: Tensor | None, factor: Tensor, part: Part = part) -> tuple[Tensor, ...]:
                 seen = seen.detach().requires_grad_(True)
-                logits = self._once[1](seen, label)
+                logits = self._once[1](seen.view_as(seen), label)  # PyTorch's FLOP counter cannot follow grad to a leaf
                 loss = losses.generator_loss(logits) * part.weight
                 (slope,) = torch.autograd.grad(loss, seen, factor)
                 return loss.detach(), logits.detach().sign().mean() * part.weight, slope
@@ -377,7 +377,7 @@ class Gan:
             # D's slope at what it sees; through the augmentation to the images; and back to D's weights.
             def slope_at(seen: Tensor, label: Tensor | None) -> Tensor:
                 seen = seen.detach().requires_grad_(True)
-                (slope,) = torch.autograd.grad(self._logits(seen, label).sum(), seen, create_graph=True)
+                (slope,) = torch.autograd.grad(self._logits(seen.view_as(seen), label).sum(), seen, create_graph=True)
                 return slope
 
             images = reals.detach().requires_grad_(True)

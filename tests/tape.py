@@ -58,12 +58,21 @@ class Tape(TorchDispatchMode):
                     if isinstance(result, Tensor) and returns[min(i, len(returns) - 1)].alias_info is None:
                         place.copy_(result)
 
+    def forget(self) -> None:
+        """Spoils everything that it made, as another graph in the same memory may."""
+        for func, _, _, found in self.operations:
+            for result, returned in zip(tree_leaves(found), func._schema.returns):
+                if isinstance(result, Tensor) and returned.alias_info is None and result.is_floating_point():
+                    with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(result):
+                        result.fill_(torch.nan)
+
 
 class TapeRecorder:
     """`ssgan.graphs.Recorder` on a CPU. Like a capture, a recording leaves no values behind before it is replayed."""
 
     def __init__(self) -> None:
         self.warmed = self.recordings = 0
+        self.tapes: list[Tape] = []
 
     def warm(self, work: Callable[..., Any], inputs: Iterable[Tensor | None]) -> Any:
         self.warmed += 1
@@ -72,11 +81,8 @@ class TapeRecorder:
     def record(self, work: Callable[..., Any], inputs: Iterable[Tensor | None]) -> tuple[Any, Callable[[], None]]:
         self.recordings += 1
         tape = Tape()
+        self.tapes.append(tape)
         with tape:
             outputs = work(*inputs)
-        with torch.no_grad():
-            for tensor in tree_leaves(outputs):
-                if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                    with torch.autograd._unsafe_preserve_version_counter(tensor):
-                        tensor.fill_(torch.nan)
+        tape.forget()
         return outputs, tape.run

@@ -22,15 +22,17 @@ from tests.process_checks import CONFIG, SHAPE
 from tests.tape import HostDecides, TapeRecorder
 
 CPU = torch.device("cpu")
-BATCH, STEPS, WARMUP = 8, 9, 1
+BATCH, STEPS, WARMUP = 8, 6, 1
 # R1 and path length at steps 0, 2, 4, ..: recorded at their second, replayed from then on. p changes every 2 steps.
 BASE = dataclasses.replace(CONFIG, stage_3d=dataclasses.replace(CONFIG.stage_3d, batch=BATCH))
+ALONE = dataclasses.replace(BASE.network, mbstd_group=1)
 LABELLED = dataclasses.replace(BASE, network=dataclasses.replace(BASE.network, classes=3))
 PLAIN = dataclasses.replace(BASE, augment=AugmentConfig())
 CASES = {
     "plain": (PLAIN, Execution()),
     "ada": (BASE, Execution()),
     "accumulate": (BASE, Execution(accumulate=2)),
+    "more-parts-than-paths": (dataclasses.replace(BASE, pl_batch_shrink=8, network=ALONE), Execution(accumulate=4)),
     "recompute": (PLAIN, Execution(recompute=True)),
     "classes": (LABELLED, Execution()),
     "bf16": (dataclasses.replace(BASE, precision="bf16"), Execution()),
@@ -39,10 +41,24 @@ CASES = {
 }
 
 
+class OneMemory(Graphs):
+    """Graphs of one memory pool: when another phase begins, nothing of the phases before is left."""
+
+    phase = ""
+
+    def __call__(self, key, work, *inputs):
+        phase = key[0].split(":")[0]
+        if phase != self.phase:
+            self.phase = phase
+            for tape in self.recorder.tapes:
+                tape.forget()
+        return super().__call__(key, work, *inputs)
+
+
 def made(cfg, execution=None, graphs=False):
     gan = Gan(cfg, "3d", CPU, execution, class_counts=(1, 4, 2) if cfg.network.classes else None)
     if graphs:
-        gan.call = Graphs(TapeRecorder(), WARMUP)
+        gan.call = OneMemory(TapeRecorder(), WARMUP)
     return gan
 
 
@@ -74,7 +90,7 @@ def test_replayed_pieces_are_the_same_training_bit_for_bit(name):
     assert recorder.recordings == len(graphed.call.recorded) == len(graphed.call.calls)  # each piece once
     phases = {str(key[0]).split(":")[0] for key in graphed.call.recorded}
     assert phases == {"generator", "path length", "discriminator", "R1"}
-    assert len(seen) > 2 or not gan.cfg.augment.active  # p moved
+    assert len(seen) > 1 or not gan.cfg.augment.active  # p moved
 
 
 def test_what_changes_between_steps_is_seen():
