@@ -1,4 +1,5 @@
-"""A training step of each preset: dense on PyTorch's own convolutions, split_depth on each GPU backend of ssconv.
+"""A training step of each preset: dense on PyTorch's own convolutions, split_depth on each GPU backend of ssconv; each
+called, and replayed as CUDA graphs.
 
     python -m benchmarks.gpu_training --out training.jsonl [--presets demo heart] [--precision tf32] [--budget 90]
 
@@ -38,10 +39,13 @@ from benchmarks.gpu_run import SKIPPED, Record, precision
 from benchmarks.gpu_timing import CudaDevice, Device
 from ssgan.config import PRESETS, TrainConfig
 from ssgan.gan import Gan
+from ssgan.graphs import WARMUP
+from ssgan.precision import Execution
 
 KIND = "gpu training"
 PLACE = "cuda"
 PLAIN = "nn.Conv3d"
+GRAPHS = ", CUDA graphs"  # ends the name of an implementation whose pieces are replayed
 ENOUGH = 5.0  # seconds without which a measurement is not begun
 
 
@@ -108,15 +112,16 @@ def variants(backends: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple
     """(architecture, implementation): those that are compared, and those that tell where a difference comes from, which
     are measured after the first of all presets."""
     compared = [("dense", PLAIN), *(("split_depth", name) for name in backends)]
-    further = [("dense", f"{PLAIN}, upfirdn {name}") for name in backends]
+    further = [(arch, name + GRAPHS) for arch, name in compared]
+    further += [("dense", f"{PLAIN}, upfirdn {name}") for name in backends]
     return compared, further + [("dense", name) for name in backends]
 
 
 class TimedGan(Gan):
     """Marks the end of every phase of a step."""
 
-    def __init__(self, cfg: TrainConfig, place: str, device: Device) -> None:
-        super().__init__(cfg, "3d", torch.device(place))
+    def __init__(self, cfg: TrainConfig, place: str, device: Device, execution: Execution | None = None) -> None:
+        super().__init__(cfg, "3d", torch.device(place), execution)
         self.timer = device
         self.marks: list[tuple[str, Any]] = []
 
@@ -171,15 +176,18 @@ def measure_step(
     """Times the steps of one variant at the batch of `cfg`: medians per phase, images per second, peak memory."""
     batch = cfg.stage_3d.batch
     times: dict[str, list[float]] = defaultdict(list)
-    with computed_by(implementation):
-        gan = TimedGan(cfg, place, device)
+    graphs = implementation.endswith(GRAPHS)
+    with computed_by(implementation.removesuffix(GRAPHS)):
+        gan = TimedGan(cfg, place, device, Execution(cuda_graphs=graphs))
         reals = torch.rand(batch, cfg.network.image_channels, *cfg.network.shape) * 2 - 1
         begun = clock()
-        for turn in range(warmup):
-            if turn and clock() - begun > budget / 2:
+        device.reset_peak()
+        for turn in range(WARMUP + 1 if graphs else warmup):  # with graphs, until all pieces are recorded
+            if turn and not graphs and clock() - begun > budget / 2:
                 break
             gan.timed_step(reals)
-        device.reset_peak()
+        if not graphs:  # a replay allocates nothing: its memory is that of the recording
+            device.reset_peak()
         for turn in range(repeats):
             if turn >= least and clock() - begun > budget:
                 break
@@ -257,7 +265,7 @@ def run(
                 record |= fitting(cfg, measure, forget)
             except Exception as error:  # of any library: the others are still to be measured
                 record["error"] = f"{type(error).__name__}: {str(error).strip()[:500]}"
-            failed += "error" in record and implementation != PLAIN
+            failed += "error" in record and implementation not in (PLAIN, PLAIN + GRAPHS)
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(_line(record), flush=True)

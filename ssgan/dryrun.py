@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ssgan.config import TrainConfig
 from ssgan.gan import Gan
+from ssgan.graphs import WARMUP
 from ssgan.precision import Execution
 
 MARGIN = 0.85  # share of the free memory that a proposed batch may fill; kernels have scratch of their own
@@ -109,6 +110,11 @@ class Memory:
         return self.fixed + self.each * images
 
 
+def _plain(execution: Execution) -> Execution:
+    """Without what PyTorch's dispatcher does not show."""
+    return dataclasses.replace(execution, accumulate=1, compile="", cuda_graphs=False)
+
+
 def measure_memory(cfg: TrainConfig, stage: str, device: torch.device, execution: Execution) -> Memory:
     """The line through the peaks of a first step, with all phases, at 2 and 4 images at a time, times `HOLDS`.
 
@@ -118,9 +124,7 @@ def measure_memory(cfg: TrainConfig, stage: str, device: torch.device, execution
     for images in (2, 4):
         live = LiveBytes()
         with live:
-            gan = Gan(
-                with_batch(cfg, stage, images), stage, device, dataclasses.replace(execution, accumulate=1, compile="")
-            )
+            gan = Gan(with_batch(cfg, stage, images), stage, device, _plain(execution))
             gan.train_step(*stand_ins(gan))
             del gan
         peaks.append(live.peak)
@@ -171,8 +175,9 @@ def step_seconds(gan: Gan, repeats: int = 2) -> float:
     path, r1 = gan.cfg.g_reg_interval, gan.cfg.d_reg_interval
     every = math.lcm(path, r1)
     first = every * max(1, math.ceil(gan.cfg.warmup_kimg * 1000 / gan.hyper.batch / every))
-    gan.step = first
-    gan.train_step(*inputs)  # warm-up
+    for _ in range(1 + (WARMUP if gan.execution.cuda_graphs else 0)):
+        gan.step = first
+        gan.train_step(*inputs)  # warm-up
     kinds = {(i % path == 0, i % r1 == 0) for i in range(every)}
     seconds = {
         kind: timed(next(first + i for i in range(every) if (i % path == 0, i % r1 == 0) == kind)) for kind in kinds
@@ -194,7 +199,7 @@ def dry_run(cfg: TrainConfig, device: torch.device, execution: Execution | None 
 def _stage(cfg: TrainConfig, stage: str, device: torch.device, execution: Execution, say: Say) -> float:
     hyper = cfg.stage_2d if stage == "2d" else cfg.stage_3d
     batch, accumulate = hyper.batch, execution.accumulate
-    one = Gan(with_batch(cfg, stage, 1), stage, device, dataclasses.replace(execution, accumulate=1, compile=""))
+    one = Gan(with_batch(cfg, stage, 1), stage, device, _plain(execution))
     image, label = stand_ins(one)
     draws = one.draw("g_main", 1)
     for net in (one.G, one.D):  # PyTorch's counter follows gradients otherwise

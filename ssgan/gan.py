@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,11 @@ from ssgan.augment import Draws as AugmentDraws
 from ssgan.checkpoint import CheckpointMeta
 from ssgan.config import ConfigError, StageConfig, TrainConfig
 from ssgan.distributed import SINGLE, Group, split_batch, split_evenly, std_group
+from ssgan.graphs import CudaRecorder, Graphs, directly
+from ssgan.graphs import check as check_graphs
 from ssgan.inflation import inflate_network
 from ssgan.layers import ModulatedConv
-from ssgan.networks import Discriminator, Generator
+from ssgan.networks import Discriminator, Generator, one_hot
 from ssgan.precision import DTYPES, Execution, LossScale, lower_convolutions, recompute_blocks
 from ssgan.schedule import rate_factor, trainable
 
@@ -134,9 +137,13 @@ class Gan:
         def synthesis(ws: Tensor, noise: list[Tensor]) -> Tensor:
             return self.G.synthesis(ws, noise=iter(noise))
 
-        self._synthesis: Callable[[Tensor, list[Tensor]], Tensor] = synthesis
+        self._synthesis: Callable[[Tensor, list[Tensor]], Tensor] = synthesis  # of what is differentiated twice
         self._logits: Callable[[Tensor, Tensor | None], Tensor] = self.D
         self._once: tuple[Callable[..., Tensor], Callable[..., Tensor]] = (synthesis, self.D)
+        self.call: Callable[..., Any] = directly
+        if self.execution.cuda_graphs:
+            check_graphs(self.device, self.group.size)
+            self.call = Graphs(CudaRecorder(self.device))
         if self.execution.compile:  # what is differentiated once only
             self._once = tuple(torch.compile(f, backend=self.execution.compile) for f in self._once)  # type: ignore[assignment]
 
@@ -169,13 +176,27 @@ class Gan:
             labels = torch.multinomial(counts, batch, replacement=True, generator=cpu).to(self.device)
         return Draws(z, other, crossover, drawn, labels)
 
-    def fakes(self, draws: Draws, part: Part, twice: bool = False) -> tuple[Tensor, Tensor]:
-        """Generated images (n, C, D, H, W) of a part and their ws, with style mixing. twice: differentiated twice."""
+    def fakes(self, draws: Draws, part: Part, phase: str = "fakes") -> tuple[Tensor, Tensor]:
+        """Generated images (n, C, D, H, W) of a part and their ws, with style mixing."""
+
+        def generate(*drawn: Tensor) -> tuple[Tensor, Tensor]:
+            return self._generate(self._once[0], *drawn)
+
+        return self._piece(f"{phase}: fakes", part, generate, *self._rows(draws, part))
+
+    def _rows(self, draws: Draws, part: Part) -> tuple[Tensor | None, ...]:
+        """What `_generate` takes for a part of the batch."""
         rows = torch.tensor(part.samples, device=self.device)
-        z, other = draws.z[rows], draws.other[rows]
-        label = self._label(draws.labels, part)
-        ws = losses.mixed_styles(self.G.mapping, z, other, self.G.num_ws, draws.crossover, c=label)
-        return (self._synthesis if twice else self._once[0])(ws, [n[rows] for n in draws.noise]), ws
+        crossover = torch.full((), draws.crossover, device=self.device)
+        label, noise = self._label(draws.labels, part), (n[rows] for n in draws.noise)
+        return draws.z[rows], draws.other[rows], crossover, label, *noise
+
+    def _generate(
+        self, synthesis: Callable[..., Tensor], z: Tensor, other: Tensor, crossover: Tensor, label: Tensor | None,
+        *noise: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ws = losses.mixed_styles(self.G.mapping, z, other, self.G.num_ws, crossover, c=label)
+        return synthesis(ws, list(noise)), ws
 
     def train_step(self, reals: Tensor, labels: Tensor | None = None) -> dict[str, float]:
         """One step on the real images (n, C, D, H, W) of the samples `local`; gives the whole batch's losses and mean
@@ -199,7 +220,9 @@ class Gan:
         trainable(self.D, self.frozen)
         reals = reals.to(self.device).contiguous(memory_format=torch.channels_last_3d)
         sizes = [len(part.samples) for part in self.parts]
-        known = [None] * len(sizes) if labels is None else labels.to(self.device).split(sizes)
+        known = [None] * len(sizes)
+        if labels is not None:
+            known = one_hot(labels.to(self.device), self.cfg.network.classes).split(sizes)
         shares = list(zip(reals.split(sizes), known, strict=True))
         stats["loss_d"] = self._discriminator_phase(shares)
         if hyper.r1_gamma > 0 and self.step % cfg.d_reg_interval == 0:
@@ -228,8 +251,10 @@ class Gan:
         return images if draws is None else self.augment(images, draws.take(part.samples))
 
     def _label(self, labels: Tensor | None, part: Part) -> Tensor | None:
-        """A part's classes out of a batch's."""
-        return None if labels is None else labels[torch.tensor(part.samples, device=self.device)]
+        """A part's classes out of a batch's, one-hot: numbers are checked by reading them."""
+        if labels is None:
+            return None
+        return one_hot(labels[torch.tensor(part.samples, device=self.device)], self.cfg.network.classes)
 
     def _set_rates(self) -> None:
         inflated = self.images_before > 0
@@ -240,13 +265,31 @@ class Gan:
 
     def _generator_phase(self) -> float:
         draws, augment = self.draw("g_main", self.hyper.batch), self._augment_draws("aug_g")
+        factor = self._factor(self.scale_g)
         w_sum = torch.zeros_like(self.G.mapping.w_avg)
         total = torch.zeros((), device=self.device)
         for part in self._each(self.opt_g, self.parts):
-            images, ws = self.fakes(draws, part)
-            logits = self._once[1](self._seen(images, augment, part), self._label(draws.labels, part))
-            total += self._backward(self.scale_g, losses.generator_loss(logits) * part.weight)
-            self._sums["sign_fake"] += logits.detach().sign().mean() * part.weight
+            images, ws = self.fakes(draws, part, phase="generator")
+
+            def judge(seen: Tensor, label: Tensor | None, factor: Tensor, part: Part = part) -> tuple[Tensor, ...]:
+                seen = seen.detach().requires_grad_(True)
+                logits = self._once[1](seen.view_as(seen), label)  # PyTorch's FLOP counter cannot follow grad to a leaf
+                loss = losses.generator_loss(logits) * part.weight
+                (slope,) = torch.autograd.grad(loss, seen, factor)
+                return loss.detach(), logits.detach().sign().mean() * part.weight, slope
+
+            def gradients(slope: Tensor, images: Tensor = images) -> list[Tensor | None]:
+                return self._gradients(self.G, images, slope)
+
+            leaf = images.detach().requires_grad_(augment is not None)
+            seen = self._seen(leaf, augment, part)
+            label = self._label(draws.labels, part)
+            loss, sign, slope = self._piece("generator: D", part, judge, seen.detach(), label, factor)
+            if augment is not None:
+                (slope,) = torch.autograd.grad(seen, leaf, slope)
+            self._add(self.G, self._piece("generator: G", part, gradients, slope))
+            total += loss
+            self._sums["sign_fake"] += sign
             w_sum += ws[:, 0].detach().sum(0)
         self.group.sum([w_sum])
         mapping = self.G.mapping
@@ -255,16 +298,14 @@ class Gan:
 
     def _path_length_phase(self) -> float:
         hyper, cfg = self.hyper, self.cfg
-        draws = self.draw("g_path", self.path_batch)
+        draws, factor = self.draw("g_path", self.path_batch), self._factor(self.scale_g)
         seed = stream_seed(cfg.seed, self.stage, self.step, "pl_noise")
         generator = torch.Generator(self.device).manual_seed(seed)
         shape = (self.path_batch, cfg.network.image_channels, *self.G.cfg.shape)
         noise = torch.randn(shape, generator=generator, device=self.device)
-        scale = self.scale_g.scale if self.scale_g.enabled else 1.0
 
-        def mean_over_batch(values: Sequence[tuple[Part, Tensor]]) -> Tensor:
-            weighted = [lengths.mean() * part.weight for part, lengths in values]
-            mean = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+        def mean_over_batch(weighted: Sequence[Tensor]) -> Tensor:
+            mean = torch.stack(list(weighted)).sum() if len(weighted) > 1 else weighted[0]
             self.group.sum([mean])
             return mean
 
@@ -272,58 +313,116 @@ class Gan:
         if len(self.path_parts) > 1:  # the penalty needs the mean of all lengths before the first backward pass
             found = []
             for part in self.path_parts:
-                images, ws = self.fakes(draws, part, twice=True)
-                found.append((part, losses.path_lengths(images, ws, noise[part.samples] * scale, False) / scale))
+
+                def lengths(y: Tensor, factor: Tensor, *drawn: Tensor, part: Part = part) -> Tensor:
+                    images, ws = self._generate(self._synthesis, *drawn)
+                    return (losses.path_lengths(images, ws, y * factor, False) / factor).mean() * part.weight
+
+                inputs = (noise[part.samples], factor, *self._rows(draws, part))
+                found.append(self._piece("path length: mean", part, lengths, *inputs))
             mean_length = mean_over_batch(found)
         total, mean = torch.zeros((), device=self.device), self.pl_mean
         for part in self._each(self.opt_g, self.path_parts):
-            images, ws = self.fakes(draws, part, twice=True)
 
-            def batch_mean(lengths: Tensor, part: Part = part) -> Tensor:
-                return mean_over_batch([(part, lengths)]) if mean_length is None else mean_length
+            def penalise(
+                y: Tensor, factor: Tensor, before: Tensor, known: Tensor | None, *drawn: Tensor, part: Part = part
+            ) -> tuple[Any, ...]:
+                images, ws = self._generate(self._synthesis, *drawn)
 
-            path = losses.path_length_penalty(images, ws, noise[part.samples], self.pl_mean, cfg.pl_decay, batch_mean)
-            mean = path.mean
-            penalty = path.penalty.mean() * hyper.pl_weight * cfg.g_reg_interval
-            total += self._backward(self.scale_g, penalty * part.weight)
-            self._sums["path_length"] += path.lengths.mean() * part.weight
-        self.pl_mean = mean
+                def batch_mean(lengths: Tensor) -> Tensor:
+                    return mean_over_batch([lengths.mean() * part.weight]) if known is None else known
+
+                path = losses.path_length_penalty(images, ws, y, before, cfg.pl_decay, batch_mean)
+                penalty = path.penalty.mean() * hyper.pl_weight * cfg.g_reg_interval * part.weight
+                length = path.lengths.mean() * part.weight
+                return penalty.detach(), length, path.mean, self._gradients(self.G, penalty, factor)
+
+            inputs = (noise[part.samples], factor, self.pl_mean, mean_length, *self._rows(draws, part))
+            penalty, length, mean, found = self._piece("path length", part, penalise, *inputs)
+            self._add(self.G, found)
+            total += penalty
+            self._sums["path_length"] += length
+        self.pl_mean = mean.clone()  # a replayed piece overwrites what it gave
         return self._apply("path length", total)
 
     def _discriminator_phase(self, shares: Sequence[tuple[Tensor, Tensor | None]]) -> float:
-        draws = self.draw("d_main", self.hyper.batch)
+        draws, factor = self.draw("d_main", self.hyper.batch), self._factor(self.scale_d)
         of_fakes, of_reals = self._augment_draws("aug_fake"), self._augment_draws("aug_real")
         total = torch.zeros((), device=self.device)
         for part, (reals, labels) in zip(self._each(self.opt_d, self.parts), shares, strict=True):
+
+            def tell_apart(
+                fakes: Tensor, label: Tensor | None, reals: Tensor, known: Tensor | None, factor: Tensor,
+                part: Part = part,
+            ) -> tuple[Any, ...]:  # fmt: skip
+                logits = self._once[1](reals, known)
+                loss = losses.discriminator_loss(self._once[1](fakes, label), logits) * part.weight
+                sign = logits.detach().sign().mean() * part.weight
+                return loss.detach(), sign, self._gradients(self.D, loss, factor)
+
             with torch.no_grad():
-                fakes = self._seen(self.fakes(draws, part)[0], of_fakes, part)
+                fakes = self._seen(self.fakes(draws, part, phase="discriminator")[0], of_fakes, part)
                 reals = self._seen(reals, of_reals, part)
-            real_logits = self._once[1](reals, labels)
-            loss = losses.discriminator_loss(self._once[1](fakes, self._label(draws.labels, part)), real_logits)
-            total += self._backward(self.scale_d, loss * part.weight)
-            self._sums["sign_real"] += real_logits.detach().sign().mean() * part.weight
+            inputs = (fakes, self._label(draws.labels, part), reals, labels, factor)
+            loss, sign, found = self._piece("discriminator: D", part, tell_apart, *inputs)
+            self._add(self.D, found)
+            total += loss
+            self._sums["sign_real"] += sign
         return self._apply("discriminator", total)
 
     def _r1_phase(self, shares: Sequence[tuple[Tensor, Tensor | None]]) -> float:
-        augment = self._augment_draws("aug_r1")
+        augment, factor = self._augment_draws("aug_r1"), self._factor(self.scale_d)
         total = torch.zeros((), device=self.device)
         for part, (reals, labels) in zip(self._each(self.opt_d, self.parts), shares, strict=True):
+            # D's slope at what it sees; through the augmentation to the images; and back to D's weights.
+            def slope_at(seen: Tensor, label: Tensor | None) -> Tensor:
+                seen = seen.detach().requires_grad_(True)
+                (slope,) = torch.autograd.grad(self._logits(seen.view_as(seen), label).sum(), seen, create_graph=True)
+                return slope
+
             images = reals.detach().requires_grad_(True)
-            logits = self._logits(self._seen(images, augment, part), labels)
-            penalty = losses.r1_penalty(logits, images).mean()
-            loss = penalty * (self.hyper.r1_gamma / 2) * self.cfg.d_reg_interval
-            total += self._backward(self.scale_d, loss * part.weight)
+            seen = self._seen(images, augment, part)
+            slope = self._piece("R1: slope", part, slope_at, seen.detach(), labels)
+
+            def gradients(upstream: Tensor, slope: Tensor = slope) -> list[Tensor | None]:
+                return self._gradients(self.D, slope, upstream)
+
+            leaf = slope.detach().requires_grad_(True)
+            penalty = losses.r1_penalty(seen * leaf, images).mean()
+            loss = penalty * (self.hyper.r1_gamma / 2) * self.cfg.d_reg_interval * part.weight
+            (upstream,) = torch.autograd.grad(loss, leaf, factor)
+            self._add(self.D, self._piece("R1: D", part, gradients, upstream))
+            total += loss.detach()
             self._sums["r1"] += penalty.detach() * part.weight
         return self._apply("R1", total)
+
+    def _piece(self, name: str, part: Part, work: Callable[..., Any], *inputs: Tensor | None) -> Any:
+        """work(*inputs), called or replayed: `ssgan.graphs` says what it may not do."""
+        return self.call((name, id(part), self.frozen), work, *inputs)
 
     def _each(self, optimiser: torch.optim.Adam, parts: list[Part]) -> list[Part]:
         optimiser.zero_grad(set_to_none=True)
         return parts
 
-    def _backward(self, scale: LossScale, loss: Tensor) -> Tensor:
-        """Adds a part's gradients; its loss, detached."""
-        (loss * scale.scale if scale.enabled else loss).backward()
-        return loss.detach()
+    def _factor(self, scale: LossScale) -> Tensor:
+        """The loss scale, () float32: what a loss's gradient starts from."""
+        return torch.full((), scale.scale, device=self.device)
+
+    def _gradients(self, net: nn.Module, output: Tensor, upstream: Tensor) -> list[Tensor | None]:
+        """Those of the parameters of `net` that train, laid out as these are; None where output does not depend."""
+        parameters = [p for p in net.parameters() if p.requires_grad]
+        found = torch.autograd.grad(output, parameters, upstream, allow_unused=True)
+        return [
+            g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+            for g, p in zip(found, parameters, strict=True)
+        ]
+
+    def _add(self, net: nn.Module, gradients: Sequence[Tensor | None]) -> None:
+        """Adds a part's gradients to those of the parts before."""
+        parameters = [p for p in net.parameters() if p.requires_grad]
+        for p, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
     def _apply(self, phase: str, loss: Tensor) -> float:
         """One optimiser step down the gradients of all parts; stops the training instead if anything is not finite.

@@ -93,18 +93,17 @@ def draw_crossover(num_ws: int, probability: float, generator: torch.Generator) 
 
 
 def mixed_styles(
-    mapping: nn.Module, z: Tensor, z_mixed: Tensor, num_ws: int, crossover: int, update_w_avg: bool = False,
+    mapping: nn.Module, z: Tensor, z_mixed: Tensor, num_ws: int, crossover: int | Tensor, update_w_avg: bool = False,
     c: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """ws (N, num_ws, w_dim) of latents `z` (N, z_dim), with layers `crossover` .. num_ws - 1 from `z_mixed`.
 
-    `mapping` is `Generator.mapping`; only `z` moves its running mean, if `update_w_avg`. c: labels, for both latents.
+    crossover: a number, or an integer tensor () whose value is not read. `mapping` is `Generator.mapping`; only `z`
+    moves its running mean, if `update_w_avg`. c: labels, for both latents.
     """
-    ws = mapping(z, c, update_w_avg=update_w_avg).unsqueeze(1).repeat(1, num_ws, 1)
-    if crossover < num_ws:
-        other = mapping(z_mixed, c).unsqueeze(1).expand(-1, num_ws - crossover, -1)
-        ws = torch.cat([ws[:, :crossover], other], dim=1)
-    return ws
+    ws, other = mapping(z, c, update_w_avg=update_w_avg), mapping(z_mixed, c)
+    own = (torch.arange(num_ws, device=z.device) < crossover)[:, None]
+    return torch.where(own, ws.unsqueeze(1), other.unsqueeze(1))
 
 
 def ema_beta(batch: int, images: float, half_life: float, rampup: float | None) -> float:
@@ -121,8 +120,8 @@ def ema_beta(batch: int, images: float, half_life: float, rampup: float | None) 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, beta: float) -> None:
     """average = beta * average + (1 - beta) * model for every parameter; buffers are copied. In place."""
-    for target, source in zip(average.parameters(), model.parameters(), strict=True):
-        target.copy_(source.lerp(target, beta))
+    targets, sources = list(average.parameters()), list(model.parameters())
+    torch._foreach_copy_(targets, torch._foreach_lerp(sources, targets, beta))
     for target, source in zip(average.buffers(), model.buffers(), strict=True):
         target.copy_(source)
 

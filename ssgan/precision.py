@@ -25,12 +25,13 @@ class Execution:
 
     accumulate: the batch is worked through in so many parts, with the memory of one. recompute: activations within a
     block are computed again in the backward pass. compile: a backend of torch.compile for the main phases, "" for
-    none (the regularisers differentiate twice, which torch.compile cannot).
+    none (the regularisers differentiate twice, which torch.compile cannot). cuda_graphs: `ssgan.graphs`.
     """
 
     accumulate: int = 1
     recompute: bool = False
     compile: str = ""
+    cuda_graphs: bool = False
 
 
 def lower_convolutions(net: nn.Module, dtype: torch.dtype) -> None:

@@ -26,6 +26,7 @@ from ssgan.distributed import TIMEOUT, Group, join, leave
 from ssgan.dryrun import dry_run
 from ssgan.errors import run_command
 from ssgan.files import read_json
+from ssgan.graphs import check as check_graphs
 from ssgan.machine import keep_freed_memory, pick_device
 from ssgan.policies import FLIPS, POLICIES, AugmentConfig, policy
 from ssgan.precision import DTYPES, Execution
@@ -166,6 +167,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--compile", action="store_true", help="torch.compile for G and D in the main phases")
     group.add_argument(
+        "--cuda-graphs", action="store_true", help="record the phases as CUDA graphs and replay them; one process"
+    )
+    group.add_argument(
         "--timeout", type=number, default=TIMEOUT, help="seconds to wait for another process of torchrun"
     )
     parser.add_argument(
@@ -239,11 +243,14 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     if device.type == "cpu":
         keep_freed_memory()
+    if args.cuda_graphs:
+        check_graphs(device, int(os.environ.get("WORLD_SIZE", "1")))
     if not args.dry_run:
         check_folder(args.out)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(args.threads or max((os.cpu_count() or 1) // local, 1))
-    execution = Execution(args.accumulate, args.checkpoint_activations, "inductor" if args.compile else "")
+    compiler = "inductor" if args.compile else ""
+    execution = Execution(args.accumulate, args.checkpoint_activations, compiler, args.cuda_graphs)
     if args.dry_run:
         info = None if args.data is None else VolumeDataset(args.data).info
         cfg = config_from(args, info.shape if info else preset(args.preset).shape, info.classes if info else None)

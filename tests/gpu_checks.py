@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ import ssconv
 from benchmarks.gpu_training import computed_by
 from ssgan.config import PRESETS
 from ssgan.gan import Gan
+from ssgan.policies import policy
+from ssgan.precision import Execution
 from strategies import _FULL, CONV_CASES, Case, ConvCase, UpfirdnCase, tensors_of
 
 # Relative to the norm of the float64 result. 16 bit: an input product, a sum and a result are each rounded, by half an
@@ -237,21 +240,27 @@ def train(
     steps: int,
     device: str,
     shape: tuple[int, int, int] = (8, 12, 8),
+    execution: Execution | None = None,
+    **changes: Any,
 ) -> dict[str, np.ndarray]:
-    """The losses of every step, (steps,) by name, of the demo preset's split_depth GAN on phantoms, all seeds fixed.
+    """The losses of every step, (steps,) by name, of the demo preset's split_depth GAN on phantoms, all seeds fixed;
+    with `changes` to its configuration.
 
     Training at the preset's own rates is chaotic: Adam divides the rounding of a gradient near zero by itself, and from
     float32's 1e-7 the losses of two runs are 1 apart after 100 steps. With a tenth of the rates, and an epsilon that
     lets small gradients stay small, two runs stay together (see `TOGETHER`).
     """
-    cfg = PRESETS["demo"].train_config("demo", shape=shape, arch="split_depth", adam_eps=1e-3)
-    hyper = dataclasses.replace(cfg.stage_3d, lr_g=cfg.stage_3d.lr_g / 10, lr_d=cfg.stage_3d.lr_d / 10)
+    cfg = PRESETS["demo"].train_config("demo", shape=shape, arch="split_depth", adam_eps=1e-3, **changes)
+    hyper, execution = cfg.stage_3d, execution or Execution()
+    hyper = dataclasses.replace(
+        hyper, lr_g=hyper.lr_g / 10, lr_d=hyper.lr_d / 10, batch=hyper.batch * execution.accumulate
+    )
     cfg = dataclasses.replace(cfg, stage_3d=hyper)
     data = phantoms(32, shape, seed=1)
     order = np.random.default_rng(2).integers(0, len(data), (steps, cfg.stage_3d.batch))
     losses: dict[str, list[float]] = {"loss_g": [], "loss_d": []}
     with computed_by(backend):
-        gan = Gan(cfg, "3d", torch.device(device))
+        gan = Gan(cfg, "3d", torch.device(device), execution)
         for chosen in order:
             stats = gan.train_step(data[torch.from_numpy(chosen)])
             for name, values in losses.items():
@@ -267,7 +276,28 @@ TOGETHER = 1e-3
 
 def check_training_together(backend: str, other: str, steps: int, device: str) -> None:
     """Two backends, the same seeds: the losses stay within `TOGETHER`, and move."""
-    found, expected = train(backend, steps, device), train(other, steps, device)
+    _together(train(backend, steps, device), train(other, steps, device))
+
+
+# Configuration and execution of runs that are replayed; R1 and path length at every second step.
+OFTEN = {"d_reg_interval": 2, "g_reg_interval": 2}
+GRAPHED: dict[str, tuple[dict[str, Any], Execution]] = {
+    "plain": (OFTEN, Execution()),
+    "ada": (OFTEN | {"augment": policy("default", p_start=0.5, interval=2, kimg=0.1)}, Execution()),
+    "accumulate": (OFTEN | {"precision": "bf16"}, Execution(accumulate=2)),
+    "fp16": (OFTEN | {"precision": "fp16", "freeze_d": 1}, Execution(recompute=True)),
+}
+
+
+def check_replayed_training(case: str, backend: str, steps: int, device: str) -> None:
+    """`--cuda-graphs` and without, the same seeds: the losses stay within `TOGETHER`, and move."""
+    changes, execution = GRAPHED[case]
+    graphs = dataclasses.replace(execution, cuda_graphs=True)
+    found = train(backend, steps, device, execution=graphs, **changes)
+    _together(found, train(backend, steps, device, execution=execution, **changes))
+
+
+def _together(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     for name, values in expected.items():
         apart = np.abs(found[name] - values)
         assert np.isfinite(found[name]).all()

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,7 +159,8 @@ def blank_picture(folder: Path) -> None:
 
 
 def death(folder: Path) -> None:
-    """Process 1 of 2 is killed in a step of the 3D stage; three processes finish the run. And one process alone."""
+    """Process 1 of 2 gets SIGTERM in the 2D stage, and in the next attempt SIGKILL in the 3D stage; three processes
+    finish the run. And one process alone."""
     data = write_phantom_dataset(folder / "data", count=7, shape=SHAPE, seed=1)
     blank_picture(folder)
 
@@ -173,11 +175,24 @@ def death(folder: Path) -> None:
         Gan._r1_phase = kill  # type: ignore[method-assign]
         return train(folder / "run", data, group)
 
+    def stopping(group: Group) -> int:
+        real = Gan.train_step
+
+        def stop(self: Gan, *arguments: Any) -> dict[str, float]:
+            if group.rank == 1 and self.step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(self, *arguments)
+
+        Gan.train_step = stop  # type: ignore[method-assign]
+        return train(folder / "run", data, group)
+
+    stopped = together(2, stopping)
+    (folder / "said-0.txt").rename(folder / "stopped-0.txt")
     first = together(2, dying)
     (folder / "said-0.txt").rename(folder / "died-0.txt")
     second = together(3, lambda group: train(folder / "run", data, group))
     alone = ended(fork(lambda: train(folder / "alone", data)))
-    (folder / "statuses.json").write_text(json.dumps([first, second, alone]))
+    (folder / "statuses.json").write_text(json.dumps([stopped, first, second, alone]))
 
 
 def fifty_kills(folder: Path, kills: int = 50) -> None:

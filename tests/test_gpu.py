@@ -249,3 +249,9 @@ def test_autocast_computes_in_its_dtype(backend):
 @pytest.mark.parametrize("backend", MADE_FOR_IT)
 def test_two_hundred_steps_stay_with_the_reference(backend):
     gpu_checks.check_training_together(backend, "reference", 200, "cuda")
+
+
+@pytest.mark.parametrize("backend", MADE_FOR_IT)
+@pytest.mark.parametrize("case", gpu_checks.GRAPHED)
+def test_replayed_as_cuda_graphs_it_is_the_same_training(case, backend):
+    gpu_checks.check_replayed_training(case, backend, 16, "cuda")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -26,8 +27,11 @@ from benchmarks.check import WrongResult, check
 from benchmarks.gpu_cases import GPU_LAYERS, PASSES, Work, gpu_contenders, part, serving, work
 from benchmarks.gpu_environment import cudnn_warning, folder
 from benchmarks.gpu_timing import Ceilings, CudaDevice, HostDevice, ceilings, measure_on
+from ssgan import gan as gan_module
+from ssgan import graphs
 from ssgan.config import PRESETS
 from strategies import CONV_CASES
+from tests.tape import TapeRecorder
 
 ROOT = Path(__file__).parent.parent
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -501,7 +505,15 @@ def test_a_run_measures_every_contender_and_pass_and_goes_on_where_it_was(tmp_pa
 
 
 @pytest.fixture
-def a_card(monkeypatch) -> None:
+def graphs_on_a_tape(monkeypatch) -> None:
+    """CUDA graphs without a GPU, after a single warm-up."""
+    monkeypatch.setattr(gan_module, "Graphs", functools.partial(graphs.Graphs, warmup=1))
+    monkeypatch.setattr(gan_module, "check_graphs", lambda device, processes: None)
+    monkeypatch.setattr(gan_module, "CudaRecorder", lambda device: TapeRecorder())
+
+
+@pytest.fixture
+def a_card(monkeypatch, graphs_on_a_tape) -> None:
     """Lets the commands believe in a GPU and compute on the CPU."""
     card = SimpleNamespace(
         name="Fictitious GPU", major=9, minor=0, multi_processor_count=1, total_memory=2**30, L2_cache_size=1
@@ -611,6 +623,7 @@ def test_the_switches_of_a_run_are_put_back():
 # ----------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.usefixtures("graphs_on_a_tape")
 @pytest.mark.parametrize("arch_and_implementation", all_variants(["reference"]), ids=str)
 def test_a_training_step_of_the_demo_preset(arch_and_implementation):
     arch, implementation = arch_and_implementation
@@ -665,6 +678,7 @@ def networks_as_they_were() -> Iterator[None]:
     assert (ssgan.layers.split_shuffle_conv3d, ssgan.layers.upfirdn3d) == before
 
 
+@pytest.mark.usefixtures("graphs_on_a_tape")
 def test_a_run_records_figures_errors_and_what_it_did_not_reach(tmp_path, networks_as_they_were, monkeypatch):
     path = tmp_path / "training.jsonl"
     small = dataclasses.replace(PRESETS["demo"], shape=(8, 12, 8))
@@ -673,13 +687,15 @@ def test_a_run_records_figures_errors_and_what_it_did_not_reach(tmp_path, networ
     )
     head = {"device": "here", "commit": "c"}
     options = {"head": head, "device": HostDevice(), "place": "cpu", "dtype": "fp32", "budget": 60.0}
-    assert gpu_training.run(["demo"], path, backends=["nonsense"], **options) == 3
+    assert gpu_training.run(["demo"], path, backends=["nonsense"], **options) == 4
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert records[0]["images_per_second"] > 0 and records[0]["shape"] == [8, 12, 8]
     assert [(r["arch"], r["implementation"]) for r in records] == all_variants(["nonsense"])
-    assert all("nonsense" in r["error"] for r in records[1:])
+    replayed = ("dense", gpu_training.PLAIN + gpu_training.GRAPHS)
+    assert all("nonsense" in r["error"] for r in records[1:] if (r["arch"], r["implementation"]) != replayed)
+    assert sum("images_per_second" in r for r in records) == 2
     gpu_training.run(["demo"], path, backends=[], **options)
-    assert len(path.read_text().splitlines()) == 4, "what has a figure is not measured again"
+    assert len(path.read_text().splitlines()) == 6, "what has a figure is not measured again"
 
 
 def test_variants_are_ordered_by_what_is_compared(tmp_path, networks_as_they_were):
@@ -688,7 +704,7 @@ def test_variants_are_ordered_by_what_is_compared(tmp_path, networks_as_they_wer
     options = {"head": head, "device": HostDevice(), "place": "cpu", "dtype": "fp32"}
     assert gpu_training.run(["demo"], path, backends=["nonsense"], budget=0.0, **options) == 0
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [r["skipped"] for r in records] == ["out of time"] * 4
+    assert [r["skipped"] for r in records] == ["out of time"] * 6
     assert [(r["arch"], r["implementation"]) for r in records] == all_variants(["nonsense"])
 
 
@@ -915,6 +931,19 @@ def test_training_on_a_wrong_backend_does_not(monkeypatch):
     monkeypatch.setattr(gpu_checks, "train", train)
     with pytest.raises(AssertionError, match="apart"):
         gpu_checks.check_training_together("wrong", "reference", 8, "cpu")
+
+
+@pytest.mark.usefixtures("graphs_on_a_tape")
+@pytest.mark.parametrize("case", gpu_checks.GRAPHED)
+def test_replayed_training_stays_together(case):
+    gpu_checks.check_replayed_training(case, BACKENDS[-1], 5, "cpu")
+
+
+@pytest.mark.usefixtures("graphs_on_a_tape")
+def test_a_replay_that_forgets_its_inputs_does_not(monkeypatch):
+    monkeypatch.setattr(graphs.Recorded, "fill", lambda self, key, inputs: None)
+    with pytest.raises(AssertionError, match="apart"):
+        gpu_checks.check_replayed_training("plain", BACKENDS[-1], 5, "cpu")
 
 
 def test_phantoms_differ_and_repeat():

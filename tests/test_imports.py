@@ -65,6 +65,7 @@ ORDER = {
         "distributed",
         "precision",
         "schedule",
+        "graphs",
         "gan",
         "starts",
         "metrics.__init__",

@@ -97,9 +97,13 @@ def test_too_many_parts_are_refused_in_every_process(stepped):
 
 def test_one_process_dies_the_others_stop_and_another_number_goes_on(tmp_path):
     check("death", tmp_path)
-    (survivor, killed), second, alone = json.loads((tmp_path / "statuses.json").read_text())
+    stopped, (survivor, killed), second, alone = json.loads((tmp_path / "statuses.json").read_text())
+    assert stopped == [143, 143]  # 128 + SIGTERM, which only one of them got
+    said = (tmp_path / "stopped-0.txt").read_text()
+    assert "stopped by a signal to another process in stage 2d after 24 images; saved" in said
     assert (survivor, killed) == (2, -9) and second == [0, 0, 0] and alone == 0
     said = (tmp_path / "died-0.txt").read_text()
+    assert "resuming" in said and "stage 2d, 24 images" in said
     assert "another process of this run has ended" in said and "start the same command again" in said
     assert "resuming" in (tmp_path / "said-0.txt").read_text()
     for stage in ("2d", "3d"):
