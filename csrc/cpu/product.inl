@@ -14,6 +14,8 @@ struct Product {
   bool accumulate;
 };
 
+constexpr int AHEAD = 32;  // positions: a gradient's inputs are asked for that long before they are used
+
 template <int N>
 struct Constant {
   static constexpr int value = N;
@@ -250,6 +252,8 @@ void paired_product(const Product& p) {
     for (int v = 0; v < 2; ++v) w[v] = Lines<LANES, SIDES>::load(b + v * WIDTH, other_b + v * WIDTH);
     const auto add = [&](int first) __attribute__((always_inline)) {
       w[(first + 2) % 3] = Lines<LANES, SIDES>::load(b + 2 * WIDTH, other_b + 2 * WIDTH);
+      __builtin_prefetch(a + AHEAD * p.step_a);
+      __builtin_prefetch(other_a + AHEAD * p.step_a);
 #pragma GCC unroll 8
       for (int i = 0; i < M; ++i) {
         const auto input = Lines<LANES, SIDES>::spread(a + i, other_a + i);
