@@ -16,10 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssconv import cuda_hopper
 from ssconv import cuda_plans as plans
 from ssconv.cuda_plans import Launch, Layout, Noise
 from ssconv.cuda_table import TABLE, Config, Key
-from ssconv.gpu import architecture, arithmetic, check_size, contiguous, empty, median_seconds, on, per_sample
+from ssconv.gpu import (
+    architecture,
+    arithmetic,
+    check_size,
+    contiguous,
+    empty,
+    median_seconds,
+    multiprocessors,
+    on,
+    per_sample,
+)
 from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,6 +40,7 @@ Tensors = dict[str, Tensor | None]
 
 # `_C.cuda_call`, set by `backends`; tests put the emulator's here.
 call: Callable[[str, list[int], list[float]], None] | None = None
+has_sm90a = True  # whether the module was compiled for it; set by `backends`, too
 
 
 def _run(launch: Launch, tensors: Tensors, floats: Sequence[float] = ()) -> None:
@@ -110,20 +122,38 @@ def _product(
     numbers = (n for n, kernel in enumerate(spec.branches) if kernel not in (IDENTITY, ABSENT))
     tensors |= {f"weight{n}": w for n, w in zip(numbers, weights, strict=True)}
     floats = [slope, gain, 0.0 if clamp is None else clamp]
+    described = (
+        layout, channels, tuple(w.stride() for w in weights), swap, _noise(noise), spec, adjoint, tuple(size), columns,
+        groups, clamp is not None, plans.arithmetic_kind(x.dtype, kind),
+    )  # fmt: skip
 
-    def run(config: Config) -> None:
-        plan = plans.product(
-            layout, channels, tuple(w.stride() for w in weights), swap, _noise(noise), spec, adjoint, tuple(size),
-            columns, groups, clamp is not None, plans.arithmetic_kind(x.dtype, kind), key, config,
-        )  # fmt: skip
+    def launch(plan: plans.Product) -> None:
         for (pack, product), elements in zip(plan.launches, plan.packed, strict=True):
             tensors["packed"] = x.new_empty(elements)
             if pack is not None:
                 _run(pack, tensors)
             _run(product, tensors, floats)
 
+    if not key.singly and hopper_refusal(x, spec, adjoint, size, columns, groups) is None:
+        launch(cuda_hopper.product(*described, multiprocessors(x.device)))
+        return y, z
+
+    def run(config: Config) -> None:
+        launch(plans.product(*described, key, config))
+
     _launch(key, run, x.device)
     return y, z
+
+
+def hopper_refusal(
+    x: Tensor, spec: ConvSpec, adjoint: bool, size: Sequence[int], columns: int, groups: int
+) -> str | None:
+    """Why not sm_90a's product but sm_80's computes a call, or None. x: as it is read; columns: outputs of a branch."""
+    if reason := cuda_hopper.switched_off():
+        return reason
+    if not has_sm90a:
+        return "the compiled module has no code for sm_90a"
+    return cuda_hopper.refusal(Layout.of(x), spec, adjoint, tuple(size), columns, groups, architecture(x.device))
 
 
 def convolve(

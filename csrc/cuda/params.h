@@ -80,6 +80,37 @@ struct ProductParams {
   Branch branch[BRANCHES];
 };
 
+// A CUtensorMap.
+struct alignas(64) TensorMap {
+  uint64_t opaque[16];
+};
+
+// As ProductParams, for sm_90a: x comes through tensor maps, one of each branch's channels. Every branch has
+// weights, and the adjoint has stride 1.
+struct TensorProductParams {
+  TensorMap map[FUSED];
+  Volume x;
+  const void* weights;   // packed and swizzled, K per tap padded to whole boxes
+  void *y, *z;
+  int size[3];           // of y: d, h, w
+  uint32_t outputs;      // voxels of y, all samples
+  int channels;          // of a branch, in x
+  int box_channels;      // of a bulk copy: 16, 32 or 64
+  int padded_channels;   // of a tap in K
+  int out_channels;      // of a branch
+  int branches;          // all of them
+  Geometry geometry;
+  EpilogueParams epilogue;
+  Divider column_blocks, tiles, d, h, w;
+  uint32_t work;         // tiles of all column blocks and branches that are computed apart
+  int parts;
+  struct Part {
+    int extent[3], number;
+    int lower[3];        // input position of the first output's first tap
+    int64_t start;       // of its packed weights, in chunks of 16 bytes
+  } part[FUSED];
+};
+
 struct PackParams {
   const void* weight[BRANCHES];
   int64_t stride[BRANCHES][5];  // the product's output channel, its input channel, kd, kh, kw
@@ -90,6 +121,7 @@ struct PackParams {
   int out_channels;
   int columns;           // of a block, per branch
   int run;               // columns that a lane owns side by side
+  int swizzled;          // rows of 128 bytes as wgmma reads them
   Geometry geometry;
 };
 

@@ -1,0 +1,79 @@
+// The products of sm_90a, the only file that is compiled for it; a build without has the refusal.
+#include "launch.h"
+
+#if defined(SSCONV_SM90A) || !defined(__CUDACC__)
+#include "product_sm90.cuh"
+
+namespace ssconv {
+namespace {
+
+// x as a branch reads it. The corners hold exactly the outputs' first taps: that many positions along each dimension.
+const char* map_branch(TensorProductParams& p, int s, bool half, int pixels) {
+  TensorProductParams::Part& b = p.part[s];
+  Im2col box = {};
+  box.data = static_cast<const char*>(p.x.data) + int64_t(b.number) * p.channels * 2;
+  box.half = half;
+  box.channels_there = p.channels;
+  box.channels = p.box_channels;
+  box.pixels = pixels;
+  int64_t whole = int64_t(p.branches) * p.channels * 2;  // bytes of what lies inside the next dimension
+  for (int i = 3; i >= 0; --i) {
+    box.size[i] = p.x.size[i];
+    const int64_t stride = p.x.stride[i == 0 ? 0 : i + 1] * 2;
+    box.stride[i] = p.x.size[i] > 1 ? stride : whole;
+    whole = box.stride[i] * box.size[i];
+  }
+  for (int i = 0; i < 3; ++i) {
+    const int before = (b.extent[i] - 1) / 2;
+    b.lower[i] = (p.geometry.adjoint ? -p.geometry.first[i] : p.geometry.first[i]) - before;
+    box.step[i] = p.geometry.stride[i];
+    box.lower[i] = b.lower[i];
+    box.upper[i] = b.lower[i] + (p.size[i] - 1) * box.step[i] - (box.size[i + 1] - 1);
+  }
+  return make_map(box, p.map[s]);
+}
+
+template <class A, int S, int BN, int MI>
+const char* launch_tiles(TensorProductParams& p, Grid grid, void* stream) {
+  using Kernel = TensorProduct<A, S, BN, MI>;
+  for (int s = 0; s < p.parts; ++s) {
+    if (const char* error = map_branch(p, s, A::NAME[0] == 'f', Kernel::BM)) return error;
+  }
+  return launch<Kernel>(p, grid, Kernel::SHARED, stream);
+}
+
+template <class A>
+const char* launch_kind(int fused, int columns, TensorProductParams& p, Grid grid, void* stream) {
+#define SSCONV_PRODUCT(S, BN, MI) \
+  if (fused == S && columns == BN) return launch_tiles<A, S, BN, MI>(p, grid, stream)
+  SSCONV_PRODUCT(1, 64, 2);
+  SSCONV_PRODUCT(1, 128, 2);
+  SSCONV_PRODUCT(2, 32, 2);
+  SSCONV_PRODUCT(2, 64, 2);
+  SSCONV_PRODUCT(2, 128, 1);
+  SSCONV_PRODUCT(4, 32, 2);
+  SSCONV_PRODUCT(4, 64, 1);
+#undef SSCONV_PRODUCT
+  return "there is no such product kernel";
+}
+
+}  // namespace
+
+const char* product_sm90(Arithmetic arithmetic, int fused, int columns, TensorProductParams& p, Grid grid, void* stream) {
+  if (arithmetic == Arithmetic::bf16) return launch_kind<Bf16>(fused, columns, p, grid, stream);
+  if (arithmetic == Arithmetic::f16) return launch_kind<F16>(fused, columns, p, grid, stream);
+  return "the products of sm_90a are of 16 bits";
+}
+
+}  // namespace ssconv
+
+#else
+
+namespace ssconv {
+
+const char* product_sm90(Arithmetic, int, int, TensorProductParams&, Grid, void*) {
+  return "the module was compiled without sm_90a (SSCONV_CUDA_ARCHS)";
+}
+
+}  // namespace ssconv
+#endif

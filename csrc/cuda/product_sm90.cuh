@@ -1,0 +1,236 @@
+// Forward and input gradient of stride 1 on sm_90a: implicit GEMM with bulk copies (im2col) and wgmma.
+//
+// A block stays on its multiprocessor and takes tile after tile: 128 MI outputs, side by side in the order n, d, h, w, of BN
+// columns of each of S branches. One warp fills a ring of stages; two warpgroups, each with half of the outputs, multiply.
+// A stage is 64 of K: the outputs' inputs at one tap and 64 channels, or at 2 taps and 32, or 4 and 16, each a box of its
+// own, and the packed weights, which lie in memory as they lie in the stage. K ends in zeros: beyond a branch's channels
+// its map has none, and neither have the weights.
+//
+// The packed weights' columns are permuted such that a lane's accumulators are RUN columns side by side; the shuffle
+// interleaves S of those to 8 channels, which are one store of 16 bytes, four lanes 64 bytes side by side.
+#pragma once
+
+#include "../hopper.cuh"
+#include "common.cuh"
+
+#if !defined(__CUDACC__)
+#include <cstdio>
+#endif
+
+namespace ssconv {
+
+template <class A, int S, int BN, int MI>
+struct TensorProduct {
+  using T = typename A::Element;
+  using Params = TensorProductParams;
+  static constexpr int CONSUMERS = 2;              // warpgroups
+  static constexpr int THREADS = 128 * CONSUMERS + 128;  // registers are given and taken by warpgroups
+  static constexpr int BLOCKS = 1;
+  static constexpr int ROWS = 64 * MI;             // of a warpgroup
+  static constexpr int BM = ROWS * CONSUMERS;
+  static constexpr int BK = 64;
+  static constexpr int RUN = 8 / S;
+  static constexpr int GROUPS = BN / (4 * RUN);    // of columns, 4 RUN each
+  static constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE = A_BYTES + B_BYTES;
+  static constexpr int STAGES = 220 * 1024 / STAGE < 6 ? 220 * 1024 / STAGE : 6;
+  static constexpr int FULL = STAGES * STAGE, FREE = FULL + 8 * STAGES;  // mbarriers
+  static constexpr int SHARED = FREE + 8 * STAGES;
+  static_assert(STAGES >= 3 && GROUPS >= 1, "a ring, and whole runs");
+
+#if !defined(__CUDACC__)
+  static const char* name() {
+    static char text[64];
+    std::snprintf(text, sizeof text, "product_sm90<%s, %d, %d, %d>", A::NAME, S, BN, MI);
+    return text;
+  }
+#endif
+
+  SSCONV_DEVICE static int steps_of(const Params& p, const Params::Part& b) {
+    return (b.extent[0] * b.extent[1] * b.extent[2] * p.padded_channels + BK - 1) / BK;
+  }
+
+  // A stage of the ring, and the parity of its current use.
+  struct Ring {
+    int stage = 0;
+    uint32_t parity = 0;
+    SSCONV_DEVICE void next() {
+      if (++stage < STAGES) return;
+      stage = 0;
+      parity ^= 1;
+    }
+  };
+
+  struct Tile {
+    int column_block, first_branch;
+    uint32_t output;  // the first of the tile
+
+    SSCONV_DEVICE Tile(const Params& p, uint32_t number) {
+      column_block = divide_off(p.column_blocks, number);
+      output = divide_off(p.tiles, number) * BM;
+      first_branch = S == 1 ? number : 0;
+    }
+  };
+
+  // Sample and coordinates of an output.
+  SSCONV_DEVICE static void unfold(const Params& p, uint32_t output, int (&at)[4]) {
+    at[3] = divide_off(p.w, output);
+    at[2] = divide_off(p.h, output);
+    at[1] = divide_off(p.d, output);
+    at[0] = output;
+  }
+
+  // One thread fills the stages of all of the block's tiles.
+  SSCONV_DEVICE static void produce(const Params& p) {
+    Ring ring;
+    for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
+      const Tile tile(p, number);
+      int at[4];
+      unfold(p, tile.output, at);
+#pragma unroll 1
+      for (int s = tile.first_branch; s < tile.first_branch + S; ++s) {
+        const Params::Part& b = p.part[s];
+        const int steps = steps_of(p, b);
+        const Bits16* weights = static_cast<const Bits16*>(p.weights) + b.start +
+                                static_cast<int64_t>(tile.column_block) * steps * (B_BYTES / 16);
+        const int base[4] = {at[0], at[1] * p.geometry.stride[0] + b.lower[0],
+                             at[2] * p.geometry.stride[1] + b.lower[1], at[3] * p.geometry.stride[2] + b.lower[2]};
+        int tap[3] = {0, 0, 0}, channel = 0;
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+          const uint32_t stage = ring.stage * STAGE, full = FULL + 8 * ring.stage;
+          mbarrier_wait(FREE + 8 * ring.stage, ring.parity ^ 1);
+          mbarrier_expect(full, STAGE);
+          for (int first = 0; first < BK; first += p.box_channels) {
+            const bool real = tap[0] < b.extent[0];  // else K is at its end: zeros
+            int shift[3] = {0, 0, 0};
+            if (real) {
+#pragma unroll
+              for (int i = 0; i < 3; ++i) shift[i] = p.geometry.adjoint ? b.extent[i] - 1 - tap[i] : tap[i];
+            }
+            copy_im2col(stage + first * BM * 2, &p.map[s], full, real ? channel : p.padded_channels, base, shift);
+            channel += p.box_channels;
+            if (channel < p.padded_channels) continue;
+            channel = 0;
+            if (++tap[2] < b.extent[2]) continue;
+            tap[2] = 0;
+            if (++tap[1] < b.extent[1]) continue;
+            tap[1] = 0;
+            ++tap[0];
+          }
+          copy_bulk(stage + A_BYTES, weights, B_BYTES, full);
+          weights += B_BYTES / 16;
+          ring.next();
+        }
+      }
+    }
+  }
+
+  // The branches' sums of this thread's rows: those of a warpgroup's MI matrices of 64 rows.
+  using Sums = float[S][MI][BN / 2];
+
+  SSCONV_DEVICE static void write(const Params& p, const Tile& tile, const Sums& sums) {
+    const int warp = thread_index() / 32, lane = thread_index() % 32;
+    const int64_t voxels = static_cast<int64_t>(p.size[0]) * p.size[1] * p.size[2];
+    const int channels = p.branches * p.out_channels;
+    const int number = p.part[tile.first_branch].number;
+#pragma unroll
+    for (int g = 0; g < GROUPS; ++g) {
+      const int first = tile.column_block * BN + g * 4 * RUN + lane % 4 * RUN;
+      const int count = p.out_channels - first;  // columns that there are, if less than RUN
+      if (count <= 0) continue;
+      const int channel = S > 1 ? first * S : number * p.out_channels + first;
+      Finisher<S * RUN> finisher(p.epilogue, channels, channel, 1, count * S);
+#pragma unroll
+      for (int row = 0; row < 2 * MI; ++row) {
+        const int m = row / 2, half = row % 2;
+        const uint32_t output = tile.output + warp / 4 * ROWS + 64 * m + warp % 4 * 16 + lane / 4 + 8 * half;
+        if (output >= p.outputs) continue;
+        const int64_t n = output / static_cast<uint32_t>(voxels), voxel = output - n * voxels;
+        const int64_t begin = static_cast<int64_t>(output) * channels;
+        float run[S * RUN];
+#pragma unroll
+        for (int s = 0; s < S; ++s) {
+          float own[RUN];
+#pragma unroll
+          for (int c = 0; c < RUN; ++c) {
+            own[c] = sums[s][m][(g * RUN / 2 + c / 2) * 4 + 2 * half + c % 2];
+            run[c * S + s] = own[c];
+          }
+          const int64_t place = static_cast<int64_t>(p.part[tile.first_branch + s].number) * p.out_channels + first;
+          if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + place, own, count);
+        }
+        finisher.finish(run, n, voxel);
+        store_run<T, S * RUN>(static_cast<T*>(p.y) + begin + channel, run, count * S);
+      }
+    }
+  }
+
+  SSCONV_DEVICE static void consume(const Params& p) {
+    const int group = thread_index() / 128;
+    const int span = 2 * p.box_channels;  // bytes of a row of inputs
+    uint64_t inputs[BK / 16];             // the 16 of K after one another, in stage 0
+#pragma unroll
+    for (int k = 0; k < BK / 16; ++k) {
+      const int box = 16 * k / p.box_channels, within = 16 * k % p.box_channels;
+      inputs[k] = matrix(shared_address(box * BM * span + group * ROWS * span + within * 2), span, 0, 8 * span);
+    }
+    const uint64_t columns = matrix(shared_address(A_BYTES), 128, 0, 1024);
+    Ring ring;
+    for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
+      const Tile tile(p, number);
+      Sums sums;
+      int reading = -1;  // the stage of the step before
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        const int steps = steps_of(p, p.part[tile.first_branch + s]);
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+          mbarrier_wait(FULL + 8 * ring.stage, ring.parity);
+          matrix_fence();
+#pragma unroll
+          for (int k = 0; k < BK / 16; ++k) {
+            const uint64_t b = further(columns, ring.stage * STAGE + 32 * k);
+#pragma unroll
+            for (int m = 0; m < MI; ++m)
+              matrix_multiply<T, BN>(sums[s][m], further(inputs[k], ring.stage * STAGE + 64 * m * span), b,
+                                     step > 0 || k > 0);
+          }
+          matrix_commit();
+          matrix_wait<1>();
+          release(reading);
+          reading = ring.stage;
+          ring.next();
+        }
+      }
+      matrix_wait<0>();
+      release(reading);
+      write(p, tile, sums);
+    }
+  }
+
+  // This warp is done with a stage.
+  SSCONV_DEVICE static void release(int stage) {
+    if (stage >= 0 && thread_index() % 32 == 0) mbarrier_arrive(FREE + 8 * stage);
+  }
+
+  SSCONV_DEVICE static void run(const Params& p) {
+    if (thread_index() == 0) {
+#pragma unroll
+      for (int i = 0; i < STAGES; ++i) {
+        mbarrier_init(FULL + 8 * i, 1);
+        mbarrier_init(FREE + 8 * i, 4 * CONSUMERS);
+      }
+      mbarrier_fence();
+    }
+    sync_threads();
+    if (thread_index() >= 128 * CONSUMERS) {
+      give_registers<40>();
+      if (thread_index() == 128 * CONSUMERS) produce(p);
+      return;
+    }
+    take_registers<232>();
+    consume(p);
+  }
+};
+
+}  // namespace ssconv

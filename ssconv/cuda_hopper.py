@@ -1,0 +1,135 @@
+"""The products of sm_90a: when they serve a call, and what they launch. Pure functions of shapes, as `cuda_plans`.
+
+They multiply by wgmma what bulk copies bring, forward and input gradient of stride 1 in bf16 and fp16; the products of
+sm_80 serve the rest, and all with SSCONV_HOPPER=0 in the environment. csrc/cuda/product_sm90.cuh computes.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+
+import torch
+
+from ssconv.cuda_plans import Launch, Layout, Noise, Numbers, Product, _epilogue, _geometry, _grid
+from ssconv.gpu import FUSED, first
+from ssconv.spec import ABSENT, IDENTITY, ConvSpec
+
+SWITCH = "SSCONV_HOPPER"
+ARCHITECTURE = 90  # wgmma is in no other
+DTYPES = (torch.bfloat16, torch.float16)
+BRANCHES = 4  # the most of a launch
+BOXES = (64, 32, 16)  # channels of a bulk copy
+STEP = 64  # of a product's inner dimension
+# Columns of a block by the branches that it computes; outputs of a block where it is not 256.
+COLUMNS = {1: (64, 128), 2: (32, 64, 128), 4: (32, 64)}
+FEW_OUTPUTS = {(2, 128): 128, (4, 64): 128}
+LEAST = 32  # channels of a branch, in and out, below which most of a tile is padding [estimate]
+CORNERS = range(-16, 16)  # of an im2col box in five dimensions
+MOST_OFFSET = 31
+MAX_OUTPUTS = 2**31 - 2**10
+MAX_STRIDE = 2**40  # bytes
+
+
+def box_channels(channels: int) -> int:
+    """Channels of a bulk copy: as little padding as can be, and the widest box of those. 16 only where they are all."""
+    boxes = BOXES if channels <= BOXES[-1] else BOXES[:-1]
+    return min(boxes, key=lambda box: (-(-channels // box) * box, -box))
+
+
+def _corners(x: Layout, spec: ConvSpec, adjoint: bool, size: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Lower and upper corners of the branches' boxes along every dimension, as csrc/cuda/product_sm90.cu has them."""
+    found = []
+    for kernel in spec.branches:
+        for d in range(3):
+            lower = (-1 if adjoint else 1) * first(spec)[d] - (kernel[d] - 1) // 2
+            found.append((lower, lower + (size[d] - 1) * spec.stride[d] - (x.shape[2 + d] - 1)))
+    return found
+
+
+@functools.lru_cache(4096)
+def refusal(
+    x: Layout, spec: ConvSpec, adjoint: bool, size: tuple[int, ...], columns: int, groups: int, architecture: int
+) -> str | None:
+    """Why sm_90a's product does not serve a call, or None where it does. x: as products read it."""
+    count = len(spec.branches)
+    channels = x.shape[1] // count
+    if architecture != ARCHITECTURE:
+        return f"compute capability {architecture // 10}.{architecture % 10}, not 9.0"
+    if x.dtype not in DTYPES:
+        return f"{x.dtype}, not of 16 bits"
+    if adjoint and spec.stride != (1, 1, 1):
+        return "the adjoint of a stride"
+    if any(kernel in (IDENTITY, ABSENT) for kernel in spec.branches):
+        return "a branch without weights"
+    if count > BRANCHES or (groups > 1 and count not in FUSED):
+        return f"{count} branches"
+    if channels < LEAST or columns < LEAST:
+        return f"{channels} channels to {columns} of a branch, fewer than {LEAST}"
+    if not x.in_chunks(channels):
+        return "channels that are not side by side in steps of 16 bytes"
+    strides = [x.stride[i] * x.dtype.itemsize for i in (4, 3, 2, 0) if x.shape[i if i else 0] > 1]
+    if any(s <= 0 or s >= MAX_STRIDE for s in strides) or any(b % a for a, b in itertools.pairwise(strides)):
+        return "strides that no tensor map takes"
+    if any(n > MOST_OFFSET + 1 for kernel in spec.branches for n in kernel):
+        return f"a kernel of more than {MOST_OFFSET + 1} taps along a dimension"
+    if any(c not in CORNERS for pair in _corners(x, spec, adjoint, size) for c in pair):
+        return "a window too far outside"
+    if x.shape[0] * size[0] * size[1] * size[2] > MAX_OUTPUTS:
+        return "more outputs than 32 bits number"
+    return None
+
+
+def switched_off() -> str | None:
+    """What the environment says against them."""
+    return f"{SWITCH}=0" if os.environ.get(SWITCH) == "0" else None
+
+
+@functools.lru_cache(4096)
+def product(
+    x: Layout,
+    channels: int,
+    weights: tuple[tuple[int, ...], ...],
+    swap: bool,
+    noise: Noise | None,
+    spec: ConvSpec,
+    adjoint: bool,
+    size: tuple[int, ...],
+    columns: int,
+    groups: int,
+    clamped: bool,
+    kind: int,
+    multiprocessors: int,
+) -> Product:
+    """As `cuda_plans.product`, for a call that is not refused."""
+    count = len(spec.branches)
+    together = count if groups > 1 else 1
+    own = next((c for c in COLUMNS[together] if c >= columns), COLUMNS[together][-1])
+    there = x.shape[1] // count
+    box = box_channels(there)
+    padded = -(-there // box) * box
+    outputs = x.shape[0] * size[0] * size[1] * size[2]
+    blocks, tiles = -(-columns // own), -(-outputs // FEW_OUTPUTS.get((together, own), 256))
+    work = blocks * tiles * count // together
+    rows, packs, total = [], [], 0
+    for number, (kernel, stride) in enumerate(zip(spec.branches, weights, strict=True)):
+        row = [*kernel, number, total, *[0] * 7]
+        rows.append(row)
+        swapped = (stride[1], stride[0], *stride[2:]) if swap else stride
+        packs.append([f"weight{number}", *swapped, *row])
+        total += blocks * -(-kernel[0] * kernel[1] * kernel[2] * padded // STEP) * own * STEP // x.per_chunk
+    pack_numbers: Numbers = [
+        *_grid(min(256, -(-total // 128)), count), "packed", channels, padded, columns, own, 8 // together, 1,
+        *_geometry(spec, adjoint), count, *itertools.chain.from_iterable(packs),
+    ]  # fmt: skip
+    numbers: Numbers = [
+        *_grid(min(work, multiprocessors)), together, own, *x.volume("x"), "packed", "y", "z", *size, there, box,
+        padded, columns, count, *_geometry(spec, adjoint), *_epilogue(noise, clamped), outputs, work, blocks, tiles,
+        *size, count, *itertools.chain.from_iterable(rows),
+    ]  # fmt: skip
+    launches = (
+        Launch.make("pack", kind, pack_numbers, ["packed"]),
+        Launch.make("product_sm90", kind, numbers, ["y", "z"]),
+    )
+    return Product((launches,), (total * x.per_chunk,))
