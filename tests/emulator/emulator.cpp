@@ -303,6 +303,10 @@ void note_write(uint32_t at, size_t bytes, int16_t thread, bool arriving) {
            thread);
     if (cell.read == machine.stretch && cell.reader != thread)
       fail(byte(i) + "was read by another thread since the last barrier, and is written", thread);
+    check_cell(i, thread, true);
+    cell.generic = true;
+    cell.fences = machine.threads[thread].proxy_fences;
+    cell.source = ~0u;
     cell.written = machine.stretch;
     cell.writer = thread;
     cell.arriving = arriving;

@@ -281,7 +281,7 @@ void read_operand(const Operand& o, int rows, float (*value)(uint16_t), std::vec
         Cell& cell = machine.cells[i];
         if (cell.arriving) fail(byte(i) + "is read by a wgmma while an asynchronous copy to it is under way", first);
         check_proxy(cell, i, "read by a wgmma");
-        if (cell.written == machine.stretch && cell.writer / GROUP != first / GROUP)
+        if (cell.written == machine.stretch)  // of another warp than most of those that read it
           fail(byte(i) + "was written since the last barrier, and is read by a wgmma", first);
         for (int w = 0; w < GROUP; w += WARP) check_cell(i, static_cast<int16_t>(first + w), false);
         ++cell.locked;
@@ -320,7 +320,8 @@ void perform(void* const* threads, int first) {
     matrix->accumulators[t] = d;
     Pending& p = pending[d];
     if (p.users == 0) {
-      if (fenced[first + t] <= returned[d]) fail("accumulators enter a wgmma with no wgmma.fence since they were registers", first + t);
+      if (fenced[first + t] <= returned[d])
+        fail("accumulators enter a wgmma with no wgmma.fence since they were registers", first + t);
       p.values.assign(d, d + n / 2);
       std::memset(d, 0xff, n / 2 * sizeof(float));
     } else if (p.values.size() != static_cast<size_t>(n / 2)) {
