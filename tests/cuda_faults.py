@@ -30,6 +30,7 @@ def build(folder: Path) -> Path:
 PRODUCT = ("product_bf16",)
 WEIGHTS = ("weight_kinds",)
 MEMORY = ("memory_bound",)
+HOPPER = ("product_sm90",)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Fault:
     new: str
     units: tuple[str, ...] = PRODUCT
     check: str = "quick"
+
+
+def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+    return Fault(what, file, old, new, units, "hopper_quick")
 
 
 FAULTS = [
@@ -127,6 +132,62 @@ FAULTS = [
     Fault("a result over what is still read", "filter.cuh", "(in > out ? in : out)", "in", MEMORY, "quick_filters"),
     Fault("taps not flipped", "filter.cuh", "p.length[i] - 1 - t)", "t)", MEMORY, "quick_filters"),
     Fault("zeros between samples forgotten", "filter.cuh", "t += p.up[i], at", "t += 1, at", MEMORY, "quick_filters"),
+    # sm_90a's products: the ring
+    _hopper("no wait for a full stage", "product_sm90.cuh",
+            "          mbarrier_wait(FULL + 8 * ring.stage, ring.parity);\n", ""),
+    _hopper("no wait for a free stage", "product_sm90.cuh",
+            "          mbarrier_wait(FREE + 8 * ring.stage, ring.parity ^ 1);\n", ""),
+    _hopper("a phase bit that stays", "product_sm90.cuh", "      parity ^= 1;\n", ""),
+    _hopper("the consumers' phase bit is the other", "product_sm90.cuh",
+            "mbarrier_wait(FULL + 8 * ring.stage, ring.parity);",
+            "mbarrier_wait(FULL + 8 * ring.stage, ring.parity ^ 1);"),
+    _hopper("fewer bytes expected than come", "product_sm90.cuh", "mbarrier_expect(full, STAGE);",
+            "mbarrier_expect(full, A_BYTES);"),
+    _hopper("more bytes expected than come", "product_sm90.cuh", "mbarrier_expect(full, STAGE);",
+            "mbarrier_expect(full, STAGE + 16);"),
+    _hopper("a stage freed before its wgmmas are done", "product_sm90.cuh",
+            "          release(reading);\n          reading = ring.stage;\n",
+            "          reading = ring.stage;\n          release(reading);\n"),
+    _hopper("a stage freed by one warpgroup of two", "product_sm90.cuh", "mbarrier_init(FREE + 8 * i, 4 * CONSUMERS);",
+            "mbarrier_init(FREE + 8 * i, 4);"),
+    _hopper("no fence after the mbarriers' initialisation", "product_sm90.cuh", "      mbarrier_fence();\n", ""),
+    _hopper("no barrier after the mbarriers' initialisation", "product_sm90.cuh",
+            "    sync_threads();\n    if (thread_index() >= 128", "    if (thread_index() >= 128"),
+    # what its bulk copies bring
+    _hopper("corners in the order of the tensor", "product_sm90.cu", "box.lower[i] = b.lower[i];",
+            "box.lower[2 - i] = b.lower[i];"),
+    _hopper("an upper corner one too far", "product_sm90.cu", "- (box.size[i + 1] - 1);", "- (box.size[i + 1] - 2);"),
+    _hopper("corners that ignore the window", "product_sm90.cu", "p.geometry.first[i] : p.geometry.first[i]) - before",
+            "p.geometry.first[i] : 0) - before"),
+    _hopper("steps of one", "product_sm90.cu", "box.step[i] = p.geometry.stride[i];", "box.step[i] = 1;"),
+    _hopper("a map of all branches' channels", "product_sm90.cu", "box.channels_there = p.channels;",
+            "box.channels_there = p.channels * p.branches - b.number * p.channels;"),
+    _hopper("the first branch's channels for all", "product_sm90.cu", "int64_t(b.number) * p.channels * 2",
+            "int64_t(0) * p.channels * 2"),
+    _hopper("taps beyond the last", "product_sm90.cuh", "const bool real = tap[0] < b.extent[0];",
+            "const bool real = true;"),
+    _hopper("taps in the forward's order", "product_sm90.cuh", "p.geometry.adjoint ? b.extent[i] - 1 - tap[i] : tap[i]",
+            "tap[i]"),
+    _hopper("taps along H and W in turn swapped", "product_sm90.cuh", "if (++tap[2] < b.extent[2]) continue;",
+            "if (++tap[2] < b.extent[1]) continue;"),
+    # what it multiplies
+    _hopper("a swizzle that is not the copy's", "product_sm90.cuh",
+            "group * ROWS * span + within * 2), span, 0, 8 * span)",
+            "group * ROWS * span + within * 2), 128, 0, 8 * span)"),
+    _hopper("groups of rows too near", "product_sm90.cuh", "span, 0, 8 * span)", "span, 0, 4 * span)"),
+    _hopper("the first warpgroup's rows for both", "product_sm90.cuh", "group * ROWS * span", "0 * ROWS * span"),
+    _hopper("the first 16 of K four times", "product_sm90.cuh", "ring.stage * STAGE + 32 * k", "ring.stage * STAGE"),
+    _hopper("no wgmma fence", "product_sm90.cuh", "          matrix_fence();\n", ""),
+    _hopper("no commit", "product_sm90.cuh", "          matrix_commit();\n", ""),
+    _hopper("no wait before the sums are read", "product_sm90.cuh", "      matrix_wait<0>();\n", ""),
+    _hopper("sums of the tile before", "product_sm90.cuh", "step > 0 || k > 0", "true"),
+    # what it stores, and the weights as it reads them
+    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (output >= p.outputs) continue;", ""),
+    _hopper("its branches side by side", "product_sm90.cuh", "run[c * S + s] = own[c];", "run[s * RUN + c] = own[c];"),
+    _hopper("the first sample's noise for all", "product_sm90.cuh", "voxel = output - n * voxels", "voxel = output"),
+    _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", MEMORY),
+    _hopper("a tap's weights padded otherwise than its inputs", "cuda_hopper.py", '"packed", channels, padded, columns',
+          '"packed", channels, there, columns', ()),
     # the calls
     Fault("weights' strides not swapped", "cuda_plans.py", "if swap else stride", "if False else stride", ()),
     Fault("a filter's tile without its halo", "cuda_plans.py", "((t - 1) * s + n - 1) // u + 1",

@@ -234,7 +234,7 @@ def multiply(
     out = np.zeros((4, 8, 4, n // 8, 2, 2), np.float32)  # warp, lane / 4, lane % 4, i, half, e
     module.set_ranges([*((address(k), k.nbytes, False) for k in kept), (address(out), out.nbytes, True)])
     if change >= 0:
-        sides[1][change] = {0: 64, 2: sides[1][2] * 2, 3: sides[1][3] + 32}[change]
+        sides[1][change] = {0: 192 - sides[1][0], 2: sides[1][2] * 2, 3: sides[1][3] * 2}[change]
     module.multiply(
         half, n, address(kept[0]), kept[0].nbytes, address(kept[1]), kept[1].nbytes, *map(list, sides), depth // 16,
         address(out), faults,
@@ -269,8 +269,10 @@ def matrix_faults(module: ModuleType) -> None:
         must_fail(faulty, "never waited for", faults="no wait")
         must_fail(faulty, "touched while a wgmma was under way", faults="accumulators touched")
         must_fail(faulty, "written while a wgmma reads it", faults="stored while")
-    for change in (0, 2, 3):
-        found, wanted = multiply(module, Operand(128), Operand(128), 64, change=change)
+    for change in (0, 3):
+        must_fail(functools.partial(multiply, module, Operand(128), Operand(128), 64), "base offset", change=change)
+    for span, change in ((64, 0), (128, 2)):
+        found, wanted = multiply(module, Operand(span), Operand(span), 64, change=change)
         assert not np.array_equal(found, wanted), f"number {change} of a descriptor does not show"
 
 
@@ -381,12 +383,16 @@ def _output_and_gradient(case: ConvCase, tensors: dict[str, torch.Tensor], backe
 
 
 def no_infinity_spreads() -> None:
-    """The channels of the next branch, and what pads a step of K, meet zeros only."""
-    case = dataclasses.replace(PRODUCTS["split-depth-narrow"], epilogue=Epilogue(), shuffle=False)
-    tensors = tensors_of(case, torch.bfloat16)
-    tensors["x"][:, 24:] = torch.inf
-    y = case.call(ssconv, tensors, "cuda")
-    assert y[:, :20].isfinite().all() and not y[:, 20:].isfinite().any(), "an infinity shows in another branch"
+    """An infinity shows where a weight carries it: not in another branch, though steps of K end within one, and not
+    beyond the taps, though there are steps with fewer of them."""
+    case = dataclasses.replace(PRODUCTS["split-depth-narrow"], epilogue=Epilogue(), batch=1)
+    for at in ((0, slice(24, None)), (0, 3, 1, 2, 2), (0, 40, 2, 4, 6)):
+        tensors = tensors_of(case, torch.bfloat16)
+        tensors["x"][at] = torch.inf
+        ones = {n: torch.ones_like(t).double() for n, t in tensors.items()}
+        ones["x"] = tensors["x"].isinf().double()
+        reached = case.call(ssconv, ones, "reference") != 0
+        assert torch.equal(~case.call(ssconv, tensors, "cuda").isfinite(), reached), f"an infinity at {at} spreads"
 
 
 def refusals() -> None:
