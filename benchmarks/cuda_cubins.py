@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import itertools
 import json
 import re
 import shutil
@@ -32,7 +33,8 @@ from ssconv.cuda_table import Key
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = ROOT / "tests" / "cuda_budget.json"
 ARITHMETIC = {"Bf16": "16bit", "F16": "16bit", "Tf32": "tf32", "Ieee": "ieee"}
-MOST_REGISTERS = {"Product": 255, "WeightGradient": 255}  # two blocks of 128 threads have room for as many
+# Two blocks of 128 threads have room for 255 each; one of 384 has for 168, which its warpgroups then share out anew.
+MOST_REGISTERS = {"Product": 255, "WeightGradient": 255, "TensorProduct": 168}
 # Below this many, four blocks of 128 threads fit: what memory limits hides its latency with threads.
 MEMORY_BOUND_REGISTERS = 128
 # Sums for the gradients of four branches of 16-bit chunks take more; two blocks fit.
@@ -103,19 +105,25 @@ def _plain_name(mangled: str) -> str:
     return found.group(1) if found else said.strip()
 
 
-def _usage(module: Path, architecture: int) -> dict[str, tuple[int, int, int]]:
+def _variants(module: Path, architecture: int) -> list[str]:
+    """The code for an architecture: sm_90, and sm_90a, which only cards of 9.0 run."""
+    listed = subprocess.run([tool("cuobjdump"), "-lelf", module], capture_output=True, text=True, check=True).stdout
+    return sorted(set(re.findall(rf"(sm_{architecture}a?)\b", listed)))
+
+
+def _usage(module: Path, variant: str) -> dict[str, tuple[int, int, int]]:
     """Registers, stack and static shared memory by mangled name."""
     said = subprocess.run(
-        [tool("cuobjdump"), "-res-usage", "-arch", f"sm_{architecture}", module],
+        [tool("cuobjdump"), "-res-usage", "-arch", variant, module],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     return {n: (int(r), max(int(st), int(lo)), int(sh)) for n, r, st, sh, lo in re.findall(pattern, said)}
 
 
-def _code(module: Path, architecture: int) -> Iterator[tuple[str, Counter[str]]]:
+def _code(module: Path, variant: str) -> Iterator[tuple[str, Counter[str]]]:
     """Instructions by mangled name. The text is a hundred megabytes: it is read as it comes."""
-    command = [tool("cuobjdump"), "-sass", "-arch", f"sm_{architecture}", str(module)]
+    command = [tool("cuobjdump"), "-sass", "-arch", variant, str(module)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         name, lines = "", []
@@ -136,6 +144,8 @@ def launched_shared(name: str, architecture: int) -> int:
     """Bytes that the launch gives a block: of products and weight gradients, the most that the committed table asks
     for; of the others what their code states."""
     kind, arguments = name.split("<")[0], re.findall(r"\w+", name)[1:]
+    if kind == "TensorProduct":
+        return tensor_product_shared(*map(int, arguments[1:]))
     if kind not in ("Product", "WeightGradient"):
         return 0
     table = cuda_table.TABLE.read(cuda_table.TABLE.committed)
@@ -154,11 +164,21 @@ def launched_shared(name: str, architecture: int) -> int:
     return max((cuda_table.stage_bytes(k, c.width) * c.stages for k, c in rows), default=0)
 
 
+def tensor_product_shared(branches: int, columns: int, matrices: int) -> int:
+    """Bytes of the ring and its mbarriers, as csrc/cuda/product_sm90.cuh has them."""
+    stage = (128 * matrices + columns) * 128
+    stages = min(6, 220 * 1024 // stage)
+    return stages * (stage + 16)
+
+
 def cubins(architecture: int, module: Path, code: bool = True) -> list[Cubin]:
     """Every kernel of the module for one architecture; without `code` its instructions are not read, which takes most
     of the time."""
-    usage = _usage(module, architecture)
-    read = _code(module, architecture) if code else ((name, Counter()) for name in usage)
+    variants = _variants(module, architecture)
+    usage = {name: row for v in variants for name, row in _usage(module, v).items()}
+    read = ((name, Counter()) for name in usage)
+    if code:
+        read = itertools.chain.from_iterable(_code(module, v) for v in variants)
     found = []
     for mangled, instructions in tqdm(
         read, desc=f"sm_{architecture}", total=len(usage), unit="kernel", disable=None, leave=False
@@ -178,6 +198,8 @@ def stores_whole_chunks(cubin: Cubin) -> bool:
         return int(cubin.arguments[2]) // 8 * element >= 16
     if cubin.kind in ("WeightGradient", "Reduce"):
         return False
+    if cubin.kind == "TensorProduct":
+        return True
     return "0" not in cubin.arguments
 
 
@@ -197,6 +219,20 @@ def faults(cubin: Cubin) -> list[str]:
         found.append("no asynchronous copies of 16 bytes (LDGSTS)")
     if cubin.tensor_cores and "Tf32" not in cubin.arguments and not cubin.count("LDSM"):
         found.append("no matrix loads (LDSM)")
+    if cubin.kind == "TensorProduct":
+        found += [
+            f"no {what} ({name})"
+            for name, what in (
+                ("HGMMA", "tensor-core instruction of a warpgroup"),
+                ("UTMALDG.5D.IM2COL", "bulk copy of an im2col box"),
+                ("UBLKCP", "bulk copy of packed weights"),
+                ("SYNCS.PHASECHK.TRANS64.TRYWAIT", "wait at an mbarrier"),
+                ("USETMAXREG", "change of a warpgroup's registers"),
+            )
+            if not cubin.count(name)
+        ]
+        if cubin.count("WARPGROUP.DEPBAR") >= cubin.count("HGMMA") > 0:
+            found.append("a wait after every HGMMA: the compiler serialised them")
     if stores_whole_chunks(cubin) and not cubin.count("STG.E.128"):
         found.append("no store of 16 bytes (STG.E.128)")
     if cubin.kind in ("Finish", "FinishBackward") and "0" not in cubin.arguments and not cubin.count("LDG.E.128"):

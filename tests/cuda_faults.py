@@ -172,8 +172,9 @@ FAULTS = [
     _hopper("no wait before the sums are read", "product_sm90.cuh", "      matrix_wait<0>();\n", ""),
     _hopper("sums of the tile before", "product_sm90.cuh", "step > 0 || k > 0", "true"),
     # what it stores, and the weights as it reads them
-    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (output >= p.outputs) continue;", ""),
-    _hopper("the first sample's noise for all", "product_sm90.cuh", "voxel = output - n * voxels", "voxel = output"),
+    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (place[row] >= p.outputs) continue;", ""),
+    _hopper("the first sample's noise for all", "product_sm90.cuh", "voxel = place[row] - n * voxels",
+            "voxel = place[row]"),
     _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", MEMORY),
     _hopper("a tap's weights padded otherwise than its inputs", "cuda_hopper.py", '"packed", channels, padded, columns',
           '"packed", channels, there, columns', ()),

@@ -133,6 +133,15 @@ struct TensorProduct {
     const int64_t voxels = static_cast<int64_t>(p.size[0]) * p.size[1] * p.size[2];
     const int channels = p.branches * p.out_channels;
     const int number = p.part[tile.first_branch].number;
+    int sample[2 * MI];  // of each row
+    uint32_t place[2 * MI];
+#pragma unroll
+    for (int row = 0; row < 2 * MI; ++row) {
+      place[row] = tile.output + warp / 4 * ROWS + 64 * (row / 2) + warp % 4 * 16 + lane / 4 + 8 * (row % 2);
+      int at[4];
+      unfold(p, place[row], at);
+      sample[row] = at[0];
+    }
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
       const int first = tile.column_block * BN + g * 4 * RUN + lane % 4 * RUN;
@@ -143,10 +152,9 @@ struct TensorProduct {
 #pragma unroll
       for (int row = 0; row < 2 * MI; ++row) {
         const int m = row / 2, half = row % 2;
-        const uint32_t output = tile.output + warp / 4 * ROWS + 64 * m + warp % 4 * 16 + lane / 4 + 8 * half;
-        if (output >= p.outputs) continue;
-        const int64_t n = output / static_cast<uint32_t>(voxels), voxel = output - n * voxels;
-        const int64_t begin = static_cast<int64_t>(output) * channels;
+        if (place[row] >= p.outputs) continue;
+        const int64_t n = sample[row], voxel = place[row] - n * voxels;
+        const int64_t begin = static_cast<int64_t>(place[row]) * channels;
         float run[S * RUN];
 #pragma unroll
         for (int s = 0; s < S; ++s) {
@@ -156,8 +164,8 @@ struct TensorProduct {
             own[c] = sums[s][m][(g * RUN / 2 + c / 2) * 4 + 2 * half + c % 2];
             run[c * S + s] = own[c];
           }
-          const int64_t place = static_cast<int64_t>(p.part[tile.first_branch + s].number) * p.out_channels + first;
-          if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + place, own, count);
+          const int64_t in_branches = int64_t(p.part[tile.first_branch + s].number) * p.out_channels + first;
+          if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + in_branches, own, count);
         }
         finisher.finish(run, n, voxel);
         store_run<T, S * RUN>(static_cast<T*>(p.y) + begin + channel, run, count * S);
