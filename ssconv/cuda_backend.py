@@ -145,15 +145,21 @@ def _product(
     return y, z
 
 
-def hopper_refusal(
-    x: Tensor, spec: ConvSpec, adjoint: bool, size: Sequence[int], columns: int, groups: int
-) -> str | None:
-    """Why not sm_90a's product but sm_80's computes a call, or None. x: as it is read; columns: outputs of a branch."""
+def hopper_missing(device: torch.device) -> str | None:
+    """Why no call on a device is computed by sm_90a's products, or None."""
     if reason := cuda_hopper.switched_off():
         return reason
     if not has_sm90a:
         return "the compiled module has no code for sm_90a"
-    return cuda_hopper.refusal(Layout.of(x), spec, adjoint, tuple(size), columns, groups, architecture(x.device))
+    found = architecture(device)
+    return None if found == cuda_hopper.ARCHITECTURE else f"compute capability {found // 10}.{found % 10}, not 9.0"
+
+
+def hopper_refusal(
+    x: Tensor, spec: ConvSpec, adjoint: bool, size: Sequence[int], columns: int, groups: int
+) -> str | None:
+    """Why not sm_90a's product but sm_80's computes a call, or None. x: as it is read; columns: outputs of a branch."""
+    return hopper_missing(x.device) or cuda_hopper.refusal(Layout.of(x), spec, adjoint, tuple(size), columns, groups)
 
 
 def convolve(

@@ -49,14 +49,10 @@ def _corners(x: Layout, spec: ConvSpec, adjoint: bool, size: tuple[int, ...]) ->
 
 
 @functools.lru_cache(4096)
-def refusal(
-    x: Layout, spec: ConvSpec, adjoint: bool, size: tuple[int, ...], columns: int, groups: int, architecture: int
-) -> str | None:
+def refusal(x: Layout, spec: ConvSpec, adjoint: bool, size: tuple[int, ...], columns: int, groups: int) -> str | None:
     """Why sm_90a's product does not serve a call, or None where it does. x: as products read it."""
     count = len(spec.branches)
     channels = x.shape[1] // count
-    if architecture != ARCHITECTURE:
-        return f"compute capability {architecture // 10}.{architecture % 10}, not 9.0"
     if x.dtype not in DTYPES:
         return f"{x.dtype}, not of 16 bits"
     if adjoint and spec.stride != (1, 1, 1):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -280,7 +281,7 @@ def matrix_faults(module: ModuleType) -> None:
 
 
 @contextmanager
-def hopper(least: int = 8) -> Iterator[list[tuple[Any, ...]]]:
+def hopper(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, ...]]]:
     """The emulator stands for a card of 9.0, also for few channels; the list fills with the products that ran there, as
     (arithmetic, branches, columns of a block, channels of a copy)."""
     used: list[tuple[Any, ...]] = []
@@ -291,7 +292,7 @@ def hopper(least: int = 8) -> Iterator[list[tuple[Any, ...]]]:
             used.append((launch.numbers[1], *launch.numbers[5:7], launch.numbers[24]))
         run(launch, *rest)
 
-    cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST = noted, lambda device: 90, least
+    cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST = noted, lambda device: architecture, least
     cuda_hopper.refusal.cache_clear()
     try:
         yield used
@@ -402,15 +403,13 @@ def refusals() -> None:
 
     def said(**changes: Any) -> str | None:
         call: dict[str, Any] = {
-            "x": x, "spec": spec, "adjoint": False, "size": (8, 8, 8), "columns": 32, "groups": 2, "architecture": 90,
+            "x": x, "spec": spec, "adjoint": False, "size": (8, 8, 8), "columns": 32, "groups": 2,
         }  # fmt: skip
         return cuda_hopper.refusal(**(call | changes))
 
     assert said() is None
     views = dataclasses.replace(x, stride=(2**18, 1, 0, 512, 64)), dataclasses.replace(x, aligned=False)
     for text, reason in {
-        "8.0, not 9.0": said(architecture=80),
-        "12.0, not 9.0": said(architecture=120),
         "float32, not of 16": said(x=Layout.native(torch.float32, (2, 64, 8, 8, 8))),
         "adjoint of a stride": said(adjoint=True, spec=ConvSpec(SPLIT, stride=(1, 2, 1)), size=(8, 16, 8)),
         "without weights": said(spec=ConvSpec(((3, 3, 3), IDENTITY))),
@@ -426,6 +425,18 @@ def refusals() -> None:
         "more outputs": said(x=Layout.native(torch.bfloat16, (8, 64, 1024, 512, 512)), size=(1024, 512, 512)),
     }.items():
         assert reason is not None and text in reason, f"{text}: {reason}"
+    with hopper():
+        cpu = torch.device("cpu")
+        assert cuda_backend.hopper_missing(cpu) is None
+        os.environ[cuda_hopper.SWITCH] = "0"
+        assert cuda_backend.hopper_missing(cpu) == "SSCONV_HOPPER=0"
+        del os.environ[cuda_hopper.SWITCH]
+        cuda_backend.has_sm90a = False
+        assert "no code for sm_90a" in str(cuda_backend.hopper_missing(cpu))
+        cuda_backend.has_sm90a = True
+    for architecture in (80, 100, 120):
+        with hopper(architecture=architecture):
+            assert "not 9.0" in str(cuda_backend.hopper_missing(cpu))
 
 
 MODULES: list[ModuleType] = []  # the emulator, where products_agree finds it
