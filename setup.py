@@ -155,9 +155,9 @@ def code_flags(archs: list[str]) -> list[str]:
 
 
 def flags_of(source: Path, archs: list[str]) -> list[str]:
-    """What a file is compiled for. Only the product_sm90 file has wgmma, which sm_90a alone takes: it is compiled for
-    that where 9.0 is wanted, else for what the others are, and says that it computes nothing."""
-    if source.stem == "product_sm90" and "90" in {a.removesuffix("+PTX") for a in archs}:
+    """What a file is compiled for. Those named for sm_90 have wgmma, which sm_90a alone takes: they are compiled for
+    that where 9.0 is wanted, else for what the others are, and then refuse every call."""
+    if source.stem.endswith("_sm90") and "90" in {a.removesuffix("+PTX") for a in archs}:
         return ["-gencode", "arch=compute_90a,code=sm_90a", "-DSSCONV_SM90A"]
     return code_flags(archs)
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET = ROOT / "tests" / "cuda_budget.json"
 ARITHMETIC = {"Bf16": "16bit", "F16": "16bit", "Tf32": "tf32", "Ieee": "ieee"}
 # Two blocks of 128 threads have room for 255 each; one of 384 has for 168, which its warpgroups then share out anew.
-MOST_REGISTERS = {"Product": 255, "WeightGradient": 255, "TensorProduct": 168}
+MOST_REGISTERS = {"Product": 255, "WeightGradient": 255, "TensorProduct": 168, "TensorWeights": 168}
 # Below this many, four blocks of 128 threads fit: what memory limits hides its latency with threads.
 MEMORY_BOUND_REGISTERS = 128
 # Sums for the gradients of four branches of 16-bit chunks take more; two blocks fit.
@@ -146,6 +146,9 @@ def launched_shared(name: str, architecture: int) -> int:
     kind, arguments = name.split("<")[0], re.findall(r"\w+", name)[1:]
     if kind == "TensorProduct":
         return tensor_product_shared(*map(int, arguments[1:]))
+    if kind == "TensorWeights":
+        stage = (int(arguments[1]) + (512 if arguments[1] == "64" else 256)) * 128
+        return 220 * 1024 // stage * (stage + 16)
     if kind not in ("Product", "WeightGradient"):
         return 0
     table = cuda_table.TABLE.read(cuda_table.TABLE.committed)
@@ -196,7 +199,7 @@ def stores_whole_chunks(cubin: Cubin) -> bool:
     if cubin.kind == "Product":
         element = 2 if {"Bf16", "F16"} & set(cubin.arguments) else 4
         return int(cubin.arguments[2]) // 8 * element >= 16
-    if cubin.kind in ("WeightGradient", "Reduce"):
+    if cubin.kind in ("WeightGradient", "TensorWeights", "Reduce"):
         return False
     if cubin.kind == "TensorProduct":
         return True
@@ -219,7 +222,7 @@ def faults(cubin: Cubin) -> list[str]:
         found.append("no asynchronous copies of 16 bytes (LDGSTS)")
     if cubin.tensor_cores and "Tf32" not in cubin.arguments and not cubin.count("LDSM"):
         found.append("no matrix loads (LDSM)")
-    if cubin.kind == "TensorProduct":
+    if cubin.kind in ("TensorProduct", "TensorWeights"):
         found += [
             f"no {what} ({name})"
             for name, what in (
@@ -229,7 +232,7 @@ def faults(cubin: Cubin) -> list[str]:
                 ("SYNCS.PHASECHK.TRANS64.TRYWAIT", "wait at an mbarrier"),
                 ("USETMAXREG", "change of a warpgroup's registers"),
             )
-            if not cubin.count(name)
+            if not cubin.count(name) and (cubin.kind, name) != ("TensorWeights", "UBLKCP")
         ]
         if cubin.count("WARPGROUP.DEPBAR") >= cubin.count("HGMMA") > 0:
             found.append("a wait after every HGMMA: the compiler serialised them")

@@ -24,6 +24,27 @@ struct Im2col {
   int channels, pixels;
 };
 
+// The channels of branch `number`, all voxels; its box is still to be told. An extent of 1 has any stride.
+inline Im2col im2col_of(const Volume& x, int number, int channels, bool half) {
+  Im2col box = {};
+  box.data = static_cast<const char*>(x.data) + int64_t(number) * channels * 2;
+  box.half = half;
+  box.channels_there = channels;
+  int64_t whole = int64_t(channels) * 2;  // bytes of what lies inside the next dimension
+  for (int i = 3; i >= 0; --i) {
+    box.size[i] = x.size[i];
+    box.stride[i] = x.size[i] > 1 ? x.stride[i == 0 ? 0 : i + 1] * 2 : whole;
+    whole = box.stride[i] * box.size[i];
+  }
+  return box;
+}
+// Along dimension i, `count` base positions from `lower` on: the corners hold exactly those.
+inline void window(Im2col& box, int i, int lower, int step, int count) {
+  box.lower[i] = lower;
+  box.step[i] = step;
+  box.upper[i] = lower + (count - 1) * step - (box.size[i + 1] - 1);
+}
+
 // A matrix in shared memory for wgmma: rows of `span` bytes (32, 64, 128: as swizzled; 0: core matrices of 8 rows of 16
 // bytes). K along the rows: stride is between groups of 8 rows, leading only matters without swizzle (the next 8 of K).
 // Else: stride is to the next 8 of K, leading to the next span of M or N; without swizzle the other way round.

@@ -236,17 +236,22 @@ def _weight_grad(
             torch.add(a, b, out=t)
         return
     kind = arithmetic(low.dtype)
-    key = plans.weights_key(rows, architecture(low.device), kind)
     layouts = Layout.of(low), Layout.of(high)
+    described = (*layouts, numbers, spec, rows, columns, plans.arithmetic_kind(low.dtype, kind))
     tensors: Tensors = {"low": low, "high": high, **{f"out{i}": t for i, t in enumerate(out)}}
 
-    def run(config: Config) -> None:
-        multiply, add, elements = plans.weights(
-            *layouts, numbers, spec, rows, columns, plans.arithmetic_kind(low.dtype, kind), config
-        )
+    def launch(multiply: Launch, add: Launch, elements: int) -> None:
         tensors["workspace"] = low.new_empty(elements, dtype=torch.float32)
         _run(multiply, tensors)
         _run(add, tensors)
+
+    if hopper_missing(low.device) is None and cuda_hopper.weights_refusal(*layouts, numbers, spec) is None:
+        launch(*cuda_hopper.weights(*described, multiprocessors(low.device)))
+        return
+    key = plans.weights_key(rows, architecture(low.device), kind)
+
+    def run(config: Config) -> None:
+        launch(*plans.weights(*described, config))
 
     _launch(key, run, low.device)
 

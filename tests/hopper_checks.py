@@ -290,15 +290,22 @@ def hopper(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, .
     def noted(launch: Launch, *rest: Any) -> None:
         if launch.kernel == "product_sm90":
             used.append((launch.numbers[1], *launch.numbers[5:7], launch.numbers[24]))
+        if launch.kernel == "weight_gradient_sm90":
+            used.append((launch.numbers[1], "rows", launch.numbers[5], "split" if launch.numbers[3] > 1 else "whole"))
         run(launch, *rest)
 
     cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST = noted, lambda device: architecture, least
-    cuda_hopper.refusal.cache_clear()
+    _forget()
     try:
         yield used
     finally:
         cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST = run, before, smallest
-        cuda_hopper.refusal.cache_clear()
+        _forget()
+
+
+def _forget() -> None:
+    cuda_hopper.refusal.cache_clear()
+    cuda_hopper.weights_refusal.cache_clear()
 
 
 SPLIT = ((3, 3, 3), (1, 3, 3))
@@ -334,8 +341,9 @@ def products() -> None:
             assert used, f"sm_80's product served {case}"
             every |= set(used)
     wanted = {(a, s, c) for a in (0, 1) for s, columns in cuda_hopper.COLUMNS.items() for c in columns}
+    wanted |= {(a, "rows", rows) for a in (0, 1) for rows in (64, 128)}
     assert wanted == {row[:3] for row in every}, f"never ran: {wanted - {row[:3] for row in every}}"
-    assert {row[3] for row in every} == set(cuda_hopper.BOXES)
+    assert {row[3] for row in every} >= {*cuda_hopper.BOXES, "split", "whole"}
 
 
 def products_agree() -> None:
@@ -357,7 +365,7 @@ def products_agree() -> None:
 
 
 def products_quick() -> None:
-    """Enough to notice a planted fault: outputs and gradients of x, in bf16."""
+    """Enough to notice a planted fault: outputs, gradients of x and the weights, in bf16."""
     for name in QUICK:
         case = dataclasses.replace(PRODUCTS[name], batch=min(PRODUCTS[name].batch, 9))
         tensors = tensors_of(case, torch.bfloat16, requires_grad=True)
@@ -380,7 +388,8 @@ def _output_and_gradient(case: ConvCase, tensors: dict[str, torch.Tensor], backe
         ssconv, tensors, backend
     )
     upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y.dtype)
-    return [y.detach(), *torch.autograd.grad(y, [tensors["x"]], upstream)]
+    leaves = [t for n, t in tensors.items() if n == "x" or n.startswith("weights")]
+    return [y.detach(), *torch.autograd.grad(y, leaves, upstream)]
 
 
 def no_infinity_spreads() -> None:

@@ -47,21 +47,23 @@ def test_every_kernel_is_as_it_should_be(architecture, module):
 
 
 @pytest.mark.slow
-def test_the_compiler_serialises_no_wgmma_and_spills_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "count"), [("product_sm90", 2 * sum(map(len, cuda_hopper.COLUMNS.values()))), ("weights_sm90", 4)]
+)
+def test_the_compiler_serialises_no_wgmma_and_spills_nothing(name, count, tmp_path):
     """It says so itself: C7508, C7510 and their like."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("needs nvcc")
     options = ["-std=c++17", "-O3", "-arch=sm_90a", "-DSSCONV_SM90A", "-Xptxas", "-v", "-cubin"]
-    source = cuda_cubins.ROOT / "csrc" / "cuda" / "product_sm90.cu"
+    source = cuda_cubins.ROOT / "csrc" / "cuda" / f"{name}.cu"
     command = [nvcc, *options, "-o", str(tmp_path / "out.cubin"), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-3000:]
-    kernels = said.count("Compiling entry function")
-    assert kernels == 2 * sum(map(len, cuda_hopper.COLUMNS.values()))
+    assert said.count("Compiling entry function") == count
     assert "C75" not in said and "Potential Performance Loss" not in said
-    assert said.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == kernels
+    assert said.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == count
 
 
 def test_the_hopper_products_stay_within_a_block():
@@ -96,6 +98,22 @@ GOOD = {
                 "SYNCS.PHASECHK.TRANS64.TRYWAIT": 4,
                 "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
                 "STG.E.128": 16,
+            }
+        ),
+    ),
+    "TensorWeights<F16, 64>": Cubin(
+        90,
+        "TensorWeights<F16, 64>",
+        168,
+        0,
+        221232,
+        Counter(
+            {
+                "HGMMA.64x128x16.F32": 8,
+                "WARPGROUP.DEPBAR.LE": 2,
+                "UTMALDG.5D.IM2COL": 2,
+                "SYNCS.PHASECHK.TRANS64.TRYWAIT": 2,
+                "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
             }
         ),
     ),

@@ -229,6 +229,34 @@ const char* call_weight_gradient(Arguments& a, Arithmetic arithmetic, void* stre
   return weight_gradient(arithmetic, rows, p, grid, stream);
 }
 
+const char* call_weight_gradient_sm90(Arguments& a, Arithmetic arithmetic, void* stream) {
+  const Grid grid = a.grid();
+  const int rows = a.integer();
+  TensorWeightParams p = {};
+  p.low = a.volume();
+  p.high = a.volume();
+  p.workspace = a.pointer<float>();
+  p.geometry = a.geometry();
+  p.low_channels = a.integer();
+  p.high_channels = a.integer();
+  p.low_box = a.integer();
+  p.high_box = a.integer();
+  p.boxes = a.integer();
+  p.row_blocks = a.integer();
+  p.steps = a.integer();
+  p.steps_per_split = a.integer();
+  p.d = a.divider();
+  p.h = a.divider();
+  p.w = a.divider();
+  p.parts = a.count(FUSED);
+  for (int s = 0; s < p.parts; ++s) {
+    a.integers(p.part[s].extent);
+    p.part[s].number = a.integer();
+    p.part[s].first_tile = a.integer();
+  }
+  return a.complete() ? weight_gradient_sm90(arithmetic, rows, p, grid, stream) : WRONG_COUNT;
+}
+
 const char* call_reduce(Arguments& a, void* stream) {
   const Grid grid = a.grid();
   ReduceParams p = {};
@@ -326,6 +354,7 @@ const char* cuda_call(const char* kernel, const int64_t* integers, int64_t integ
   if (is("pack")) return call_pack(a, static_cast<Arithmetic>(kind), stream);
   if (is("arrange")) return call_arrange(a, static_cast<Format>(kind), stream);
   if (is("weight_gradient")) return call_weight_gradient(a, static_cast<Arithmetic>(kind), stream);
+  if (is("weight_gradient_sm90")) return call_weight_gradient_sm90(a, static_cast<Arithmetic>(kind), stream);
   if (is("reduce")) return call_reduce(a, stream);
   if (is("epilogue")) return call_epilogue(a, static_cast<Format>(kind), stream);
   if (is("epilogue_backward")) return call_epilogue_backward(a, static_cast<Format>(kind), stream);

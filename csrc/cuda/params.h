@@ -155,6 +155,27 @@ struct WeightParams {
   } part[BRANCHES + 1];  // one more: the number of all column tiles
 };
 
+// As WeightParams, for sm_90a: low and high come through tensor maps, one of each branch's channels. Columns are a branch's
+// taps times the boxes of high's channels, as one line. workspace (splits, tiles, rows of a block, 128).
+struct TensorWeightParams {
+  TensorMap low_map[FUSED], high_map[FUSED];
+  Volume low, high;
+  float* workspace;
+  Geometry geometry;
+  int low_channels, high_channels;  // of a branch
+  int low_box, high_box;            // channels of a bulk copy: 16, 32 or 64
+  int boxes;                        // of high's channels, of a tap
+  int row_blocks;
+  int steps, steps_per_split;       // of 64 voxels of low, all samples
+  Divider d, h, w;                  // of low's voxels
+  int parts;
+  struct Part {
+    int extent[3], number;
+    int lower[3];                   // of high, of the first window's first tap
+    int first_tile;                 // tiles of 128 columns of the branches before
+  } part[FUSED];
+};
+
 struct ReduceParams {
   const float* workspace;
   float* out[BRANCHES];  // (Cout/S, Cin/S, taps) of each branch

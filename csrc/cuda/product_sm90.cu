@@ -7,28 +7,15 @@
 namespace ssconv {
 namespace {
 
-// x as a branch reads it. The corners hold exactly the outputs' first taps: that many positions along each dimension.
+// x as a branch reads it.
 const char* map_branch(TensorProductParams& p, int s, bool half, int pixels) {
   TensorProductParams::Part& b = p.part[s];
-  Im2col box = {};
-  box.data = static_cast<const char*>(p.x.data) + int64_t(b.number) * p.channels * 2;
-  box.half = half;
-  box.channels_there = p.channels;
+  Im2col box = im2col_of(p.x, b.number, p.channels, half);
   box.channels = p.box_channels;
   box.pixels = pixels;
-  int64_t whole = int64_t(p.branches) * p.channels * 2;  // bytes of what lies inside the next dimension
-  for (int i = 3; i >= 0; --i) {
-    box.size[i] = p.x.size[i];
-    const int64_t stride = p.x.stride[i == 0 ? 0 : i + 1] * 2;
-    box.stride[i] = p.x.size[i] > 1 ? stride : whole;
-    whole = box.stride[i] * box.size[i];
-  }
   for (int i = 0; i < 3; ++i) {
-    const int before = (b.extent[i] - 1) / 2;
-    b.lower[i] = (p.geometry.adjoint ? -p.geometry.first[i] : p.geometry.first[i]) - before;
-    box.step[i] = p.geometry.stride[i];
-    box.lower[i] = b.lower[i];
-    box.upper[i] = b.lower[i] + (p.size[i] - 1) * box.step[i] - (box.size[i + 1] - 1);
+    b.lower[i] = (p.geometry.adjoint ? -p.geometry.first[i] : p.geometry.first[i]) - (b.extent[i] - 1) / 2;
+    window(box, i, b.lower[i], p.geometry.stride[i], p.size[i]);
   }
   return make_map(box, p.map[s]);
 }

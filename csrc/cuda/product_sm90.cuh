@@ -12,6 +12,7 @@
 
 #include "../hopper.cuh"
 #include "common.cuh"
+#include "ring.cuh"
 
 #if !defined(__CUDACC__)
 #include <cstdio>
@@ -33,8 +34,8 @@ struct TensorProduct {
   static constexpr int GROUPS = BN / (4 * RUN);    // of columns, 4 RUN each
   static constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE = A_BYTES + B_BYTES;
   static constexpr int STAGES = 220 * 1024 / STAGE < 6 ? 220 * 1024 / STAGE : 6;
-  static constexpr int FULL = STAGES * STAGE, FREE = FULL + 8 * STAGES;  // mbarriers
-  static constexpr int SHARED = FREE + 8 * STAGES;
+  using Ring = ssconv::Ring<STAGES, STAGE, CONSUMERS>;
+  static constexpr int SHARED = Ring::SHARED;
   static_assert(STAGES >= 3 && GROUPS >= 1, "a ring, and whole runs");
 
 #if !defined(__CUDACC__)
@@ -48,17 +49,6 @@ struct TensorProduct {
   SSCONV_DEVICE static int steps_of(const Params& p, const Params::Part& b) {
     return (b.extent[0] * b.extent[1] * b.extent[2] * p.padded_channels + BK - 1) / BK;
   }
-
-  // A stage of the ring, and the parity of its current use.
-  struct Ring {
-    int stage = 0;
-    uint32_t parity = 0;
-    SSCONV_DEVICE void next() {
-      if (++stage < STAGES) return;
-      stage = 0;
-      parity ^= 1;
-    }
-  };
 
   struct Tile {
     int column_block, first_branch;
@@ -97,8 +87,8 @@ struct TensorProduct {
         int tap[3] = {0, 0, 0}, channel = 0;
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-          const uint32_t stage = ring.stage * STAGE, full = FULL + 8 * ring.stage;
-          mbarrier_wait(FREE + 8 * ring.stage, ring.parity ^ 1);
+          const uint32_t stage = ring.at(), full = ring.full();
+          ring.wait_free();
           mbarrier_expect(full, STAGE);
           for (int first = 0; first < BK; first += p.box_channels) {
             const bool real = tap[0] < b.extent[0];  // else K is at its end: zeros
@@ -193,44 +183,31 @@ struct TensorProduct {
         const int steps = steps_of(p, p.part[tile.first_branch + s]);
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-          mbarrier_wait(FULL + 8 * ring.stage, ring.parity);
+          ring.wait_full();
           matrix_fence();
 #pragma unroll
           for (int k = 0; k < BK / 16; ++k) {
-            const uint64_t b = further(columns, ring.stage * STAGE + 32 * k);
+            const uint64_t b = further(columns, ring.at() + 32 * k);
 #pragma unroll
             for (int m = 0; m < MI; ++m)
-              matrix_multiply<T, BN>(sums[s][m], further(inputs[k], ring.stage * STAGE + 64 * m * span), b,
+              matrix_multiply<T, BN>(sums[s][m], further(inputs[k], ring.at() + 64 * m * span), b,
                                      step > 0 || k > 0);
           }
           matrix_commit();
           matrix_wait<1>();
-          release(reading);
+          Ring::release(reading);
           reading = ring.stage;
           ring.next();
         }
       }
       matrix_wait<0>();
-      release(reading);
+      Ring::release(reading);
       write(p, tile, sums);
     }
   }
 
-  // This warp is done with a stage.
-  SSCONV_DEVICE static void release(int stage) {
-    if (stage >= 0 && thread_index() % 32 == 0) mbarrier_arrive(FREE + 8 * stage);
-  }
-
   SSCONV_DEVICE static void run(const Params& p) {
-    if (thread_index() == 0) {
-#pragma unroll
-      for (int i = 0; i < STAGES; ++i) {
-        mbarrier_init(FULL + 8 * i, 1);
-        mbarrier_init(FREE + 8 * i, 4 * CONSUMERS);
-      }
-      mbarrier_fence();
-    }
-    sync_threads();
+    Ring::begin();
     if (thread_index() >= 128 * CONSUMERS) {
       give_registers<40>();
       if (thread_index() == 128 * CONSUMERS) produce(p);
