@@ -286,6 +286,10 @@ def hopper(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, .
     (arithmetic, branches, columns of a block, channels of a copy)."""
     used: list[tuple[Any, ...]] = []
     run, before, smallest = cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST
+    multiprocessors, counts = (
+        cuda_backend.multiprocessors,
+        itertools.cycle((1, 9)),
+    )  # all tiles by one block, and splits
 
     def noted(launch: Launch, *rest: Any) -> None:
         if launch.kernel == "product_sm90":
@@ -295,11 +299,13 @@ def hopper(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, .
         run(launch, *rest)
 
     cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST = noted, lambda device: architecture, least
+    cuda_backend.multiprocessors = lambda device: next(counts)
     _forget()
     try:
         yield used
     finally:
         cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST = run, before, smallest
+        cuda_backend.multiprocessors = multiprocessors
         _forget()
 
 
