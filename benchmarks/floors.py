@@ -14,8 +14,8 @@ from ssconv import cuda_hopper
 # Dense bf16 products per second and bytes per second, from NVIDIA's data sheets of the SXM cards.
 PEAKS = {"H100": (989.4e12, 3.35e12), "H200": (989.4e12, 4.8e12)}
 ITEM_SIZE = 2
-# For the expectation: multiprocessors, clock under load, multiply-adds and bytes of shared memory of a multiprocessor and
-# clock, and bytes per second from the L2 cache to all of them [estimates but for the first].
+# For the expectation: multiprocessors, clock under load, multiply-adds and bytes of shared memory of a multiprocessor
+# and clock, and bytes per second from the L2 cache to all of them [estimates but for the first].
 MULTIPROCESSORS, CLOCK, MULTIPLY_ADDS, SHARED, L2 = 132, 1.755e9, 2048, 128, 5.5e12
 
 

@@ -18,7 +18,7 @@ import torch
 import ssconv
 from gpu_checks import check_against_float64, deviation
 from kernel_checks import ACS4
-from ssconv import cuda_backend, cuda_hopper
+from ssconv import cuda_backend, cuda_hopper, reference
 from ssconv.cuda_plans import Launch, Layout
 from ssconv.spec import IDENTITY, ConvSpec
 from strategies import ConvCase, Epilogue, tensors_of
@@ -384,6 +384,22 @@ def products_quick() -> None:
             assert off < 1e-2, f"{name}: off by {off:.3g} of its norm"
     with hopper():
         no_infinity_spreads()
+    split_sums()
+
+
+def split_sums() -> None:
+    """Gradients of weights over more voxels than the stages hold: in one piece, and in splits."""
+    case = dataclasses.replace(PRODUCTS["dense-few"], epilogue=Epilogue(), size=(4, 9, 10), batch=3)
+    tensors = tensors_of(case, torch.bfloat16)
+    g = torch.randn(3, 48, 4, 9, 10).bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    spec = ConvSpec(case.kernels)
+    (exact,) = reference.weight_grad(g.double(), tensors["x"].double(), None, spec)
+    with hopper() as used:
+        for _ in range(2):
+            (found,) = cuda_backend.weight_grad(g, tensors["x"], None, spec)
+            off = deviation(found, exact)
+            assert off < 1e-5, f"off by {off:.3g} of its norm"
+    assert {row[3] for row in used} == {"split", "whole"}
 
 
 QUICK = ("grouped-valid", "transposed", "many-samples", "acs4-narrow", "grouped-stride", "split-depth-scaled")
