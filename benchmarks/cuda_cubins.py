@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
-import itertools
 import json
 import re
 import shutil
@@ -105,25 +104,19 @@ def _plain_name(mangled: str) -> str:
     return found.group(1) if found else said.strip()
 
 
-def _variants(module: Path, architecture: int) -> list[str]:
-    """The code for an architecture: sm_90, and sm_90a, which only cards of 9.0 run."""
-    listed = subprocess.run([tool("cuobjdump"), "-lelf", module], capture_output=True, text=True, check=True).stdout
-    return sorted(set(re.findall(rf"(sm_{architecture}a?)\b", listed)))
-
-
-def _usage(module: Path, variant: str) -> dict[str, tuple[int, int, int]]:
+def _usage(module: Path, architecture: int) -> dict[str, tuple[int, int, int]]:
     """Registers, stack and static shared memory by mangled name."""
     said = subprocess.run(
-        [tool("cuobjdump"), "-res-usage", "-arch", variant, module],
+        [tool("cuobjdump"), "-res-usage", "-arch", f"sm_{architecture}", module],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     return {n: (int(r), max(int(st), int(lo)), int(sh)) for n, r, st, sh, lo in re.findall(pattern, said)}
 
 
-def _code(module: Path, variant: str) -> Iterator[tuple[str, Counter[str]]]:
+def _code(module: Path, architecture: int) -> Iterator[tuple[str, Counter[str]]]:
     """Instructions by mangled name. The text is a hundred megabytes: it is read as it comes."""
-    command = [tool("cuobjdump"), "-sass", "-arch", variant, str(module)]
+    command = [tool("cuobjdump"), "-sass", "-arch", f"sm_{architecture}", str(module)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         name, lines = "", []
@@ -175,13 +168,10 @@ def tensor_product_shared(branches: int, columns: int, matrices: int) -> int:
 
 
 def cubins(architecture: int, module: Path, code: bool = True) -> list[Cubin]:
-    """Every kernel of the module for one architecture; without `code` its instructions are not read, which takes most
-    of the time."""
-    variants = _variants(module, architecture)
-    usage = {name: row for v in variants for name, row in _usage(module, v).items()}
-    read = ((name, Counter()) for name in usage)
-    if code:
-        read = itertools.chain.from_iterable(_code(module, v) for v in variants)
+    """Every kernel of the module for one architecture, those of sm_90a with 90's; without `code` its instructions are
+    not read, which takes most of the time."""
+    usage = _usage(module, architecture)
+    read = _code(module, architecture) if code else ((name, Counter()) for name in usage)
     found = []
     for mangled, instructions in tqdm(
         read, desc=f"sm_{architecture}", total=len(usage), unit="kernel", disable=None, leave=False
@@ -290,16 +280,15 @@ def write_budget(found: Sequence[Cubin], release: str, accept: bool) -> list[str
 
 
 HEAD = (
-    "| architecture | kernel | registers | stack, B | shared, KiB | HMMA | LDGSTS | 16-byte loads | 16-byte stores |\n"
-    + "|---" * 9
-    + "|"
+    "| architecture | kernel | registers | stack, B | shared, KiB | HMMA, HGMMA | LDGSTS, UTMALDG, UBLKCP "
+    "| 16-byte loads | 16-byte stores |\n" + "|---" * 9 + "|"
 )
 
 
 def row(c: Cubin) -> str:
     return (
-        f"| sm_{c.architecture} | {c.name} | {c.registers} | {c.stack} | {c.shared / 1024:.1f} | {c.count('HMMA')} "
-        f"| {c.count('LDGSTS')} | {c.count('LDG.E.128')} | {c.count('STG.E.128')} |"
+        f"| sm_{c.architecture} | {c.name} | {c.registers} | {c.stack} | {c.shared / 1024:.1f} "
+        f"| {c.count('HMMA', 'HGMMA')} | {c.count('LDGSTS', 'UTMALDG', 'UBLKCP')} | {c.count('LDG.E.128')} | {c.count('STG.E.128')} |"
     )
 
 
