@@ -286,9 +286,10 @@ HEAD = (
 
 
 def row(c: Cubin) -> str:
+    products, copies = c.count("HMMA", "HGMMA"), c.count("LDGSTS", "UTMALDG", "UBLKCP")
     return (
-        f"| sm_{c.architecture} | {c.name} | {c.registers} | {c.stack} | {c.shared / 1024:.1f} "
-        f"| {c.count('HMMA', 'HGMMA')} | {c.count('LDGSTS', 'UTMALDG', 'UBLKCP')} | {c.count('LDG.E.128')} | {c.count('STG.E.128')} |"
+        f"| sm_{c.architecture} | {c.name} | {c.registers} | {c.stack} | {c.shared / 1024:.1f} | {products} | {copies} "
+        f"| {c.count('LDG.E.128')} | {c.count('STG.E.128')} |"
     )
 
 
