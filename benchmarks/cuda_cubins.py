@@ -26,7 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.cubins import count_instructions, tool
-from ssconv import cuda_table
+from ssconv import cuda_hopper, cuda_table
 from ssconv.cuda_table import Key
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,7 +138,7 @@ def launched_shared(name: str, architecture: int) -> int:
     for; of the others what their code states."""
     kind, arguments = name.split("<")[0], re.findall(r"\w+", name)[1:]
     if kind == "TensorProduct":
-        return tensor_product_shared(*map(int, arguments[1:]))
+        return tensor_product_shared(int(arguments[2]))
     if kind == "TensorWeights":
         stage = (int(arguments[1]) + (512 if arguments[1] == "64" else 256)) * 128
         return 220 * 1024 // stage * (stage + 16)
@@ -160,9 +160,9 @@ def launched_shared(name: str, architecture: int) -> int:
     return max((cuda_table.stage_bytes(k, c.width) * c.stages for k, c in rows), default=0)
 
 
-def tensor_product_shared(branches: int, columns: int, matrices: int) -> int:
+def tensor_product_shared(columns: int) -> int:
     """Bytes of the ring and its mbarriers, as csrc/cuda/product_sm90.cuh has them."""
-    stage = (128 * matrices + columns) * 128
+    stage = (cuda_hopper.OUTPUTS + columns) * 128
     stages = min(6, 220 * 1024 // stage)
     return stages * (stage + 16)
 

@@ -44,9 +44,9 @@ def floors() -> str:
     return "\n".join(rows)
 
 
-def step_clocks(together: int, own: int) -> tuple[float, float, float]:
+def step_clocks(own: int) -> tuple[float, float, float]:
     """Clocks of a stage of a product's ring by what may limit it: tensor cores, shared memory, the L2 cache."""
-    outputs = cuda_hopper.FEW_OUTPUTS.get((together, own), 256)
+    outputs = cuda_hopper.OUTPUTS
     tensor = outputs * own * cuda_hopper.STEP / MULTIPLY_ADDS
     read = outputs / 64 * cuda_hopper.STEP / 16 * (64 + own) * 16 * ITEM_SIZE  # by the warpgroups' wgmmas
     brought = (outputs + own) * cuda_hopper.STEP * ITEM_SIZE
@@ -62,8 +62,8 @@ def expected_forward(layer: Layer, kernels: str) -> tuple[tuple[float, float, fl
     box = cuda_hopper.box_channels(cin)
     steps = sum(-(-math.prod(k) * -(-cin // box) * box // cuda_hopper.STEP) for k in branches)
     outputs = layer.batch * layer.out_edge**3
-    tiles = -(-outputs // cuda_hopper.FEW_OUTPUTS.get((count, own), 256)) * -(-cout // own)
-    clocks = step_clocks(count, own)
+    tiles = -(-outputs // cuda_hopper.OUTPUTS) * -(-cout // own)
+    clocks = step_clocks(own)
     return clocks, -(-tiles // MULTIPROCESSORS) * steps * max(clocks) / CLOCK
 
 

@@ -25,9 +25,9 @@ BRANCHES = 4  # the most of a launch
 BOXES = (64, 32, 16)  # channels of a bulk copy
 STEP = 64  # of a product's inner dimension, and voxels of a weight gradient's
 LEAST_STEPS = 4  # of a split
-# Columns of a block by the branches that it computes; outputs of a block where it is not 256.
+# Columns of a block by the branches that it computes, and its outputs.
 COLUMNS = {1: (64, 128), 2: (32, 64, 128), 4: (32, 64)}
-FEW_OUTPUTS = {(2, 128): 128, (4, 64): 128}
+OUTPUTS = 256
 LEAST = 32  # channels of a branch, in and out, below which most of a tile is padding [estimate]
 CORNERS = range(-16, 16)  # of an im2col box in five dimensions
 MOST_OFFSET = 31
@@ -132,7 +132,7 @@ def product(
     box = box_channels(there)
     padded = -(-there // box) * box
     outputs = x.shape[0] * size[0] * size[1] * size[2]
-    blocks, tiles = -(-columns // own), -(-outputs // FEW_OUTPUTS.get((together, own), 256))
+    blocks, tiles = -(-columns // own), -(-outputs // OUTPUTS)
     work = blocks * tiles * count // together
     rows, packs, total = [], [], 0
     for number, (kernel, stride) in enumerate(zip(spec.branches, weights, strict=True)):

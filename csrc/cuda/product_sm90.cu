@@ -20,9 +20,9 @@ const char* map_branch(TensorProductParams& p, int s, bool half, int pixels) {
   return make_map(box, p.map[s]);
 }
 
-template <class A, int S, int BN, int MI>
+template <class A, int S, int BN>
 const char* launch_tiles(TensorProductParams& p, Grid grid, void* stream) {
-  using Kernel = TensorProduct<A, S, BN, MI>;
+  using Kernel = TensorProduct<A, S, BN>;
   for (int s = 0; s < p.parts; ++s) {
     if (const char* error = map_branch(p, s, A::NAME[0] == 'f', Kernel::BM)) return error;
   }
@@ -31,15 +31,15 @@ const char* launch_tiles(TensorProductParams& p, Grid grid, void* stream) {
 
 template <class A>
 const char* launch_kind(int fused, int columns, TensorProductParams& p, Grid grid, void* stream) {
-#define SSCONV_PRODUCT(S, BN, MI) \
-  if (fused == S && columns == BN) return launch_tiles<A, S, BN, MI>(p, grid, stream)
-  SSCONV_PRODUCT(1, 64, 2);
-  SSCONV_PRODUCT(1, 128, 2);
-  SSCONV_PRODUCT(2, 32, 2);
-  SSCONV_PRODUCT(2, 64, 2);
-  SSCONV_PRODUCT(2, 128, 1);
-  SSCONV_PRODUCT(4, 32, 2);
-  SSCONV_PRODUCT(4, 64, 1);
+#define SSCONV_PRODUCT(S, BN) \
+  if (fused == S && columns == BN) return launch_tiles<A, S, BN>(p, grid, stream)
+  SSCONV_PRODUCT(1, 64);
+  SSCONV_PRODUCT(1, 128);
+  SSCONV_PRODUCT(2, 32);
+  SSCONV_PRODUCT(2, 64);
+  SSCONV_PRODUCT(2, 128);
+  SSCONV_PRODUCT(4, 32);
+  SSCONV_PRODUCT(4, 64);
 #undef SSCONV_PRODUCT
   return "there is no such product kernel";
 }

@@ -1,13 +1,14 @@
 // Forward and input gradient of stride 1 on sm_90a: implicit GEMM with bulk copies (im2col) and wgmma.
 //
-// A block stays on its multiprocessor and takes tile after tile: 128 MI outputs, side by side in the order n, d, h, w, of BN
+// A block stays on its multiprocessor and takes tile after tile: 256 outputs, side by side in the order n, d, h, w, of BN
 // columns of each of S branches. One warp fills a ring of stages; two warpgroups, each with half of the outputs, multiply.
 // A stage is 64 of K: the outputs' inputs at one tap and 64 channels, or at 2 taps and 32, or 4 and 16, each a box of its
 // own, and the packed weights, which lie in memory as they lie in the stage. K ends in zeros: beyond a branch's channels
 // its map has none, and neither have the weights.
 //
-// The packed weights' columns are permuted such that a lane's accumulators are RUN columns side by side; the shuffle
-// interleaves S of those to 8 channels, which are one store of 16 bytes, four lanes 64 bytes side by side.
+// The branches come one after the other into the same accumulators; what is finished of them waits in registers, rounded,
+// for the last. The packed weights' columns are permuted such that a lane's accumulators are RUN columns side by side: the
+// shuffle interleaves S of those to 8 channels, one store of 16 bytes, and four lanes 64 bytes side by side.
 #pragma once
 
 #include "../hopper.cuh"
@@ -20,14 +21,14 @@
 
 namespace ssconv {
 
-template <class A, int S, int BN, int MI>
+template <class A, int S, int BN>
 struct TensorProduct {
   using T = typename A::Element;
   using Params = TensorProductParams;
   static constexpr int CONSUMERS = 2;              // warpgroups
   static constexpr int THREADS = 128 * CONSUMERS + 128;  // registers are given and taken by warpgroups
   static constexpr int BLOCKS = 1;
-  static constexpr int ROWS = 64 * MI;             // of a warpgroup
+  static constexpr int MI = 2, ROWS = 64 * MI;     // of a warpgroup: matrices, and their rows
   static constexpr int BM = ROWS * CONSUMERS;
   static constexpr int BK = 64;
   static constexpr int RUN = 8 / S;
@@ -41,7 +42,7 @@ struct TensorProduct {
 #if !defined(__CUDACC__)
   static const char* name() {
     static char text[64];
-    std::snprintf(text, sizeof text, "product_sm90<%s, %d, %d, %d>", A::NAME, S, BN, MI);
+    std::snprintf(text, sizeof text, "product_sm90<%s, %d, %d>", A::NAME, S, BN);
     return text;
   }
 #endif
@@ -115,14 +116,17 @@ struct TensorProduct {
     }
   }
 
-  // The branches' sums of this thread's rows: those of a warpgroup's MI matrices of 64 rows.
-  using Sums = float[S][MI][BN / 2];
+  // One branch's sums of this thread's rows: those of a warpgroup's MI matrices of 64 rows; and the other branches'
+  // finished outputs, two to a word.
+  using Sums = float[MI][BN / 2];
+  using Finished = uint32_t[S][GROUPS][2 * MI][RUN / 2];
 
-  SSCONV_DEVICE static void write(const Params& p, const Tile& tile, const Sums& sums) {
+  // Finishes branch s of the tile; the last one's outputs are stored with those of the branches before.
+  SSCONV_DEVICE static void finish(const Params& p, const Tile& tile, int s, const Sums& sums, Finished& finished) {
     const int warp = thread_index() / 32, lane = thread_index() % 32;
     const int64_t voxels = static_cast<int64_t>(p.size[0]) * p.size[1] * p.size[2];
     const int channels = p.branches * p.out_channels;
-    const int number = p.part[tile.first_branch].number;
+    const int in_branches = p.part[tile.first_branch + s].number * p.out_channels;  // the branch's first channel there
     int sample[2 * MI];  // of each row
     uint32_t place[2 * MI];
 #pragma unroll
@@ -137,29 +141,39 @@ struct TensorProduct {
       const int first = tile.column_block * BN + g * 4 * RUN + lane % 4 * RUN;
       const int count = p.out_channels - first;  // columns that there are, if less than RUN
       if (count <= 0) continue;
-      const int channel = S > 1 ? first * S : number * p.out_channels + first;
-      Finisher<S * RUN> finisher(p.epilogue, channels, channel, 1, count * S);
+      const int channel = S > 1 ? first * S : in_branches + first;
+      Finisher<RUN> finisher(p.epilogue, channels, channel + s, S, count);
 #pragma unroll
       for (int row = 0; row < 2 * MI; ++row) {
-        const int m = row / 2, half = row % 2;
         if (place[row] >= p.outputs) continue;
         const int64_t n = sample[row], voxel = place[row] - n * voxels;
         const int64_t begin = static_cast<int64_t>(place[row]) * channels;
-        float run[S * RUN];
+        float own[RUN];
 #pragma unroll
-        for (int s = 0; s < S; ++s) {
-          float own[RUN];
+        for (int c = 0; c < RUN; ++c) own[c] = sums[row / 2][(g * RUN / 2 + c / 2) * 4 + 2 * (row % 2) + c % 2];
+        if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + in_branches + first, own, count);
+        finisher.finish(own, n, voxel);
 #pragma unroll
-          for (int c = 0; c < RUN; ++c) {
-            own[c] = sums[s][m][(g * RUN / 2 + c / 2) * 4 + 2 * half + c % 2];
-            run[c * S + s] = own[c];
-          }
-          const int64_t in_branches = int64_t(p.part[tile.first_branch + s].number) * p.out_channels + first;
-          if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + in_branches, own, count);
-        }
-        finisher.finish(run, n, voxel);
-        store_run<T, S * RUN>(static_cast<T*>(p.y) + begin + channel, run, count * S);
+        for (int i = 0; i < RUN / 2; ++i) finished[s][g][row][i] = pack_word<T>(own + 2 * i);
+        if (s == S - 1) store_shuffled(finished, g, row, static_cast<T*>(p.y) + begin + channel, count * S);
       }
+    }
+  }
+
+  // A run of 8 channels to y, of which the first `count` are wanted.
+  SSCONV_DEVICE static void store_shuffled(const Finished& finished, int g, int row, T* y, int count) {
+    uint16_t channel[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) channel[i] = finished[i % S][g][row][i / S / 2] >> 16 * (i / S % 2);
+    if (count >= 8 && reinterpret_cast<uintptr_t>(y) % 16 == 0) {
+      Bits16 all;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) all.word[i] = channel[2 * i] | uint32_t(channel[2 * i + 1]) << 16;
+      store(reinterpret_cast<Bits16*>(y), all);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (i < count) store(y + i, T{channel[i]});
     }
   }
 
@@ -177,10 +191,11 @@ struct TensorProduct {
     for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
       const Tile tile(p, number);
       Sums sums;
-      int reading = -1;  // the stage of the step before
+      Finished finished;
 #pragma unroll
       for (int s = 0; s < S; ++s) {
         const int steps = steps_of(p, p.part[tile.first_branch + s]);
+        int reading = -1;  // the stage of the step before
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
           ring.wait_full();
@@ -190,8 +205,7 @@ struct TensorProduct {
             const uint64_t b = further(columns, ring.at() + 32 * k);
 #pragma unroll
             for (int m = 0; m < MI; ++m)
-              matrix_multiply<T, BN>(sums[s][m], further(inputs[k], ring.at() + 64 * m * span), b,
-                                     step > 0 || k > 0);
+              matrix_multiply<T, BN>(sums[m], further(inputs[k], ring.at() + 64 * m * span), b, step > 0 || k > 0);
           }
           matrix_commit();
           matrix_wait<1>();
@@ -199,21 +213,21 @@ struct TensorProduct {
           reading = ring.stage;
           ring.next();
         }
+        matrix_wait<0>();
+        Ring::release(reading);
+        finish(p, tile, s, sums, finished);
       }
-      matrix_wait<0>();
-      Ring::release(reading);
-      write(p, tile, sums);
     }
   }
 
   SSCONV_DEVICE static void run(const Params& p) {
     Ring::begin();
     if (thread_index() >= 128 * CONSUMERS) {
-      give_registers<40>();
+      give_registers<24>();
       if (thread_index() == 128 * CONSUMERS) produce(p);
       return;
     }
-    take_registers<232>();
+    take_registers<240>();
     consume(p);
   }
 };

@@ -141,11 +141,11 @@ struct TensorWeights {
     const Place place(p);
     Ring::begin();
     if (thread_index() >= 128 * CONSUMERS) {
-      give_registers<40>();
+      give_registers<24>();
       if (thread_index() == 128 * CONSUMERS) produce(p, place);
       return;
     }
-    take_registers<232>();
+    take_registers<240>();
     consume(p, place);
   }
 };
