@@ -148,7 +148,7 @@ def product(
     numbers: Numbers = [
         *_grid(min(work, multiprocessors)), together, own, *x.volume("x"), "packed", "y", "z", *size, there, box,
         padded, columns, count, *_geometry(spec, adjoint), *_epilogue(noise, clamped), outputs, work, blocks, tiles,
-        *size, count, *itertools.chain.from_iterable(rows),
+        size[0] * size[1] * size[2], *size, count, *itertools.chain.from_iterable(rows),
     ]  # fmt: skip
     launches = (
         Launch.make("pack", kind, pack_numbers, ["packed"]),

@@ -151,6 +151,7 @@ const char* call_product_sm90(Arguments& a, Arithmetic arithmetic, void* stream)
   p.work = static_cast<uint32_t>(a.wide());
   p.column_blocks = a.divider();
   p.tiles = a.divider();
+  p.voxels = a.divider();
   p.d = a.divider();
   p.h = a.divider();
   p.w = a.divider();

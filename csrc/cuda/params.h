@@ -101,8 +101,9 @@ struct TensorProductParams {
   int branches;          // all of them
   Geometry geometry;
   EpilogueParams epilogue;
-  Divider column_blocks, tiles, d, h, w;
+  Divider column_blocks, tiles, voxels, d, h, w;  // voxels: of a sample of y
   uint32_t work;         // tiles of all column blocks and branches that are computed apart
+  uint32_t slices[4];    // where in a stage's inputs the 16 of K after one another begin, bytes
   int parts;
   struct Part {
     int extent[3], number;

@@ -23,6 +23,10 @@ const char* map_branch(TensorProductParams& p, int s, bool half, int pixels) {
 template <class A, int S, int BN>
 const char* launch_tiles(TensorProductParams& p, Grid grid, void* stream) {
   using Kernel = TensorProduct<A, S, BN>;
+  for (int k = 0; k < Kernel::BK / 16; ++k) {
+    const int box = 16 * k / p.box_channels, within = 16 * k % p.box_channels;
+    p.slices[k] = (box * Kernel::BM * p.box_channels + within) * 2;
+  }
   for (int s = 0; s < p.parts; ++s) {
     if (const char* error = map_branch(p, s, A::NAME[0] == 'f', Kernel::BM)) return error;
   }

@@ -124,18 +124,9 @@ struct TensorProduct {
   // Finishes branch s of the tile; the last one's outputs are stored with those of the branches before.
   SSCONV_DEVICE static void finish(const Params& p, const Tile& tile, int s, const Sums& sums, Finished& finished) {
     const int warp = thread_index() / 32, lane = thread_index() % 32;
-    const int64_t voxels = static_cast<int64_t>(p.size[0]) * p.size[1] * p.size[2];
     const int channels = p.branches * p.out_channels;
     const int in_branches = p.part[tile.first_branch + s].number * p.out_channels;  // the branch's first channel there
-    int sample[2 * MI];  // of each row
-    uint32_t place[2 * MI];
-#pragma unroll
-    for (int row = 0; row < 2 * MI; ++row) {
-      place[row] = tile.output + warp / 4 * ROWS + 64 * (row / 2) + warp % 4 * 16 + lane / 4 + 8 * (row % 2);
-      int at[4];
-      unfold(p, place[row], at);
-      sample[row] = at[0];
-    }
+    const uint32_t first_row = tile.output + warp / 4 * ROWS + warp % 4 * 16 + lane / 4;
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
       const int first = tile.column_block * BN + g * 4 * RUN + lane % 4 * RUN;
@@ -145,9 +136,11 @@ struct TensorProduct {
       Finisher<RUN> finisher(p.epilogue, channels, channel + s, S, count);
 #pragma unroll
       for (int row = 0; row < 2 * MI; ++row) {
-        if (place[row] >= p.outputs) continue;
-        const int64_t n = sample[row], voxel = place[row] - n * voxels;
-        const int64_t begin = static_cast<int64_t>(place[row]) * channels;
+        const uint32_t output = first_row + 64 * (row / 2) + 8 * (row % 2);
+        if (output >= p.outputs) continue;
+        uint32_t n = output;
+        const uint32_t voxel = divide_off(p.voxels, n);
+        const int64_t begin = static_cast<int64_t>(output) * channels;
         float own[RUN];
 #pragma unroll
         for (int c = 0; c < RUN; ++c) own[c] = sums[row / 2][(g * RUN / 2 + c / 2) * 4 + 2 * (row % 2) + c % 2];
@@ -180,12 +173,7 @@ struct TensorProduct {
   SSCONV_DEVICE static void consume(const Params& p) {
     const int group = thread_index() / 128;
     const int span = 2 * p.box_channels;  // bytes of a row of inputs
-    uint64_t inputs[BK / 16];             // the 16 of K after one another, in stage 0
-#pragma unroll
-    for (int k = 0; k < BK / 16; ++k) {
-      const int box = 16 * k / p.box_channels, within = 16 * k % p.box_channels;
-      inputs[k] = matrix(shared_address(box * BM * span + group * ROWS * span + within * 2), span, 0, 8 * span);
-    }
+    const uint64_t inputs = matrix(shared_address(group * ROWS * span), span, 0, 8 * span);
     const uint64_t columns = matrix(shared_address(A_BYTES), 128, 0, 1024);
     Ring ring;
     for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
@@ -205,7 +193,7 @@ struct TensorProduct {
             const uint64_t b = further(columns, ring.at() + 32 * k);
 #pragma unroll
             for (int m = 0; m < MI; ++m)
-              matrix_multiply<T, BN>(sums[m], further(inputs[k], ring.at() + 64 * m * span), b, step > 0 || k > 0);
+              matrix_multiply<T, BN>(sums[m], further(inputs, ring.at() + p.slices[k] + 64 * m * span), b, step > 0 || k > 0);
           }
           matrix_commit();
           matrix_wait<1>();
