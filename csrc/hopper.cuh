@@ -184,12 +184,13 @@ inline const char* make_map(const Im2col& box, TensorMap& map) {
   static_assert(sizeof(TensorMap) == sizeof(CUtensorMap), "a tensor map has 128 bytes");
   static const auto encode = [] {
     void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
 #if CUDART_VERSION >= 12050
+    cudaDriverEntryPointQueryResult result;
     cudaGetDriverEntryPointByVersion("cuTensorMapEncodeIm2col", &found, 12000, cudaEnableDefault, &result);
 #else
-    cudaGetDriverEntryPoint("cuTensorMapEncodeIm2col", &found, cudaEnableDefault, &result);
+    cudaGetDriverEntryPoint("cuTensorMapEncodeIm2col", &found, cudaEnableDefault);
 #endif
+    cudaGetLastError();  // ours to report: nobody else shall find it
     return reinterpret_cast<decltype(&cuTensorMapEncodeIm2col)>(found);
   }();
   if (encode == nullptr) return "the driver has no cuTensorMapEncodeIm2col";
