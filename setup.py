@@ -154,6 +154,14 @@ def code_flags(archs: list[str]) -> list[str]:
     return ["-gencode", f"arch=compute_{numbers[0]},code=[{','.join(codes)}]"]
 
 
+def flags_of(source: Path, archs: list[str]) -> list[str]:
+    """What a file is compiled for. Those named for sm_90 have wgmma, which sm_90a alone takes: they are compiled for
+    that where 9.0 is wanted, else for what the others are, and then refuse every call."""
+    if source.stem.endswith("_sm90") and "90" in {a.removesuffix("+PTX") for a in archs}:
+        return ["-gencode", "arch=compute_90a,code=sm_90a", "-DSSCONV_SM90A"]
+    return code_flags(archs)
+
+
 def cuda_runtime(nvcc: str) -> str | None:
     """The folder of the toolkit's static runtime library, or None. nvcc may be a script that starts another: it tells
     where its toolkit is."""
@@ -178,7 +186,8 @@ def compile_kernels(nvcc: str, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     sources = sorted(CUDA_SOURCES.glob("*.cu"))
     objects = [folder / f"{s.stem}.o" for s in sources]
-    command = [nvcc, *NVCC_ARGS, *code_flags(architectures())]
+    command = [nvcc, *NVCC_ARGS]
+    flags = [flags_of(s, architectures()) for s in sources]
     if host := os.environ.get("CXX", "").strip():
         command += ["-ccbin", shlex.split(host)[0]]
     print(
@@ -188,10 +197,13 @@ def compile_kernels(nvcc: str, folder: Path) -> list[str]:
     if tool := ninja():
         lines = [
             "rule nvcc",
-            f"  command = {shlex.join(command)} -MD -MF $out.d -c $in -o $out",
+            f"  command = {shlex.join(command)} $flags -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
-            *(f"build {o.absolute()}: nvcc {s.absolute()}" for s, o in zip(sources, objects)),
+            *(
+                f"build {o.absolute()}: nvcc {s.absolute()}\n  flags = {shlex.join(f)}"
+                for s, o, f in zip(sources, objects, flags)
+            ),
         ]
         (folder / "build.ninja").write_text("\n".join(lines) + "\n")
         done = subprocess.run([tool, "-C", str(folder)], capture_output=True, text=True)
@@ -199,11 +211,12 @@ def compile_kernels(nvcc: str, folder: Path) -> list[str]:
     else:
         print("ssconv: ninja is not installed: every kernel is compiled anew (pip install ninja)", flush=True)
 
-        def compile_one(pair: tuple[Path, Path]) -> subprocess.CompletedProcess[str]:
-            return subprocess.run([*command, "-c", str(pair[0]), "-o", str(pair[1])], capture_output=True, text=True)
+        def compile_one(one: tuple[Path, str, list[str]]) -> subprocess.CompletedProcess[str]:
+            source, out, own = one
+            return subprocess.run([*command, *own, "-c", str(source), "-o", out], capture_output=True, text=True)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            failed = [r for r in pool.map(compile_one, zip(sources, objects)) if r.returncode != 0]
+            failed = [r for r in pool.map(compile_one, zip(sources, map(str, objects), flags)) if r.returncode != 0]
     if failed:
         said = "\n".join((r.stdout + r.stderr).strip() for r in failed)
         raise BuildError(f"{nvcc} failed; mend it, or set SSCONV_CUDA=0 to build without:\n{said}")

@@ -10,8 +10,10 @@ time against the best dense layer in the same run.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +82,7 @@ class Contender:
     count, bias last. expand: from tensors shaped like the parameters without the bias, weights or their gradients, to
     one dense (Cout, Cin, 3, 3, 3) with explicit zeros, rows in output order. expand_bias: the same for (Cout,).
     memory_format: of the input. twice: whether it can be differentiated twice. scales: of a layer that is `scaled`, the
-    leaves in_scale (N, Cin) and out_scale (N, Cout).
+    leaves in_scale (N, Cin) and out_scale (N, Cout). environment: variables that are set while it runs.
     """
 
     kernels: str
@@ -92,6 +94,20 @@ class Contender:
     expand_bias: Callable[[Tensor], Tensor] = lambda bias: bias
     twice: bool = True
     scales: tuple[Tensor, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Sets `environment`, for everything that calls the forward or its gradients."""
+        before = {name: os.environ.get(name) for name in self.environment}
+        os.environ.update(self.environment)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
     @property
     def name(self) -> str:

@@ -26,13 +26,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.cubins import count_instructions, tool
-from ssconv import cuda_table
+from ssconv import cuda_hopper, cuda_table
 from ssconv.cuda_table import Key
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = ROOT / "tests" / "cuda_budget.json"
 ARITHMETIC = {"Bf16": "16bit", "F16": "16bit", "Tf32": "tf32", "Ieee": "ieee"}
-MOST_REGISTERS = {"Product": 255, "WeightGradient": 255}  # two blocks of 128 threads have room for as many
+# Two blocks of 128 threads have room for 255 each; one of 384 has for 168, which its warpgroups then share out anew.
+MOST_REGISTERS = {"Product": 255, "WeightGradient": 255, "TensorProduct": 168, "TensorWeights": 168}
 # Below this many, four blocks of 128 threads fit: what memory limits hides its latency with threads.
 MEMORY_BOUND_REGISTERS = 128
 # Sums for the gradients of four branches of 16-bit chunks take more; two blocks fit.
@@ -136,6 +137,11 @@ def launched_shared(name: str, architecture: int) -> int:
     """Bytes that the launch gives a block: of products and weight gradients, the most that the committed table asks
     for; of the others what their code states."""
     kind, arguments = name.split("<")[0], re.findall(r"\w+", name)[1:]
+    if kind == "TensorProduct":
+        return tensor_product_shared(int(arguments[2]))
+    if kind == "TensorWeights":
+        stage = (int(arguments[1]) + (512 if arguments[1] == "64" else 256)) * 128
+        return 220 * 1024 // stage * (stage + 16)
     if kind not in ("Product", "WeightGradient"):
         return 0
     table = cuda_table.TABLE.read(cuda_table.TABLE.committed)
@@ -154,9 +160,16 @@ def launched_shared(name: str, architecture: int) -> int:
     return max((cuda_table.stage_bytes(k, c.width) * c.stages for k, c in rows), default=0)
 
 
+def tensor_product_shared(columns: int) -> int:
+    """Bytes of the ring and its mbarriers, as csrc/cuda/product_sm90.cuh has them."""
+    stage = (cuda_hopper.OUTPUTS + columns) * 128
+    stages = min(6, 220 * 1024 // stage)
+    return stages * (stage + 16)
+
+
 def cubins(architecture: int, module: Path, code: bool = True) -> list[Cubin]:
-    """Every kernel of the module for one architecture; without `code` its instructions are not read, which takes most
-    of the time."""
+    """Every kernel of the module for one architecture, those of sm_90a with 90's; without `code` its instructions are
+    not read, which takes most of the time."""
     usage = _usage(module, architecture)
     read = _code(module, architecture) if code else ((name, Counter()) for name in usage)
     found = []
@@ -176,8 +189,10 @@ def stores_whole_chunks(cubin: Cubin) -> bool:
     if cubin.kind == "Product":
         element = 2 if {"Bf16", "F16"} & set(cubin.arguments) else 4
         return int(cubin.arguments[2]) // 8 * element >= 16
-    if cubin.kind in ("WeightGradient", "Reduce"):
+    if cubin.kind in ("WeightGradient", "TensorWeights", "Reduce"):
         return False
+    if cubin.kind == "TensorProduct":
+        return True
     return "0" not in cubin.arguments
 
 
@@ -197,6 +212,20 @@ def faults(cubin: Cubin) -> list[str]:
         found.append("no asynchronous copies of 16 bytes (LDGSTS)")
     if cubin.tensor_cores and "Tf32" not in cubin.arguments and not cubin.count("LDSM"):
         found.append("no matrix loads (LDSM)")
+    if cubin.kind in ("TensorProduct", "TensorWeights"):
+        found += [
+            f"no {what} ({name})"
+            for name, what in (
+                ("HGMMA", "tensor-core instruction of a warpgroup"),
+                ("UTMALDG.5D.IM2COL", "bulk copy of an im2col box"),
+                ("UBLKCP", "bulk copy of packed weights"),
+                ("SYNCS.PHASECHK.TRANS64.TRYWAIT", "wait at an mbarrier"),
+                ("USETMAXREG", "change of a warpgroup's registers"),
+            )
+            if not cubin.count(name) and (cubin.kind, name) != ("TensorWeights", "UBLKCP")
+        ]
+        if cubin.count("WARPGROUP.DEPBAR") >= cubin.count("HGMMA") > 0:
+            found.append("a wait after every HGMMA: the compiler serialised them")
     if stores_whole_chunks(cubin) and not cubin.count("STG.E.128"):
         found.append("no store of 16 bytes (STG.E.128)")
     if cubin.kind in ("Finish", "FinishBackward") and "0" not in cubin.arguments and not cubin.count("LDG.E.128"):
@@ -251,16 +280,16 @@ def write_budget(found: Sequence[Cubin], release: str, accept: bool) -> list[str
 
 
 HEAD = (
-    "| architecture | kernel | registers | stack, B | shared, KiB | HMMA | LDGSTS | 16-byte loads | 16-byte stores |\n"
-    + "|---" * 9
-    + "|"
+    "| architecture | kernel | registers | stack, B | shared, KiB | HMMA, HGMMA | LDGSTS, UTMALDG, UBLKCP "
+    "| 16-byte loads | 16-byte stores |\n" + "|---" * 9 + "|"
 )
 
 
 def row(c: Cubin) -> str:
+    products, copies = c.count("HMMA", "HGMMA"), c.count("LDGSTS", "UTMALDG", "UBLKCP")
     return (
-        f"| sm_{c.architecture} | {c.name} | {c.registers} | {c.stack} | {c.shared / 1024:.1f} | {c.count('HMMA')} "
-        f"| {c.count('LDGSTS')} | {c.count('LDG.E.128')} | {c.count('STG.E.128')} |"
+        f"| sm_{c.architecture} | {c.name} | {c.registers} | {c.stack} | {c.shared / 1024:.1f} | {products} | {copies} "
+        f"| {c.count('LDG.E.128')} | {c.count('STG.E.128')} |"
     )
 
 

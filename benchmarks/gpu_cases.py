@@ -109,6 +109,16 @@ def gpu_backends() -> list[str]:
     return [name for name in serving("cuda") if name != "reference"]
 
 
+def hopper_state(device: str) -> str:
+    """Whether the cuda backend has products of sm_90a there: "available", or why not."""
+    if ssconv.backends()["cuda"] != "available":
+        return ssconv.backends()["cuda"]
+    from ssconv import cuda_backend  # imports only where it can serve
+
+    reason = cuda_backend.hopper_missing(torch.device(device))
+    return "available" if reason is None else f"not available: {reason}"
+
+
 def gpu_contenders(
     layer: Layer,
     dtype: torch.dtype = torch.bfloat16,
@@ -118,15 +128,18 @@ def gpu_contenders(
 ) -> list[Contender]:
     """Everything that computes the layer: PyTorch's own ways, and ssconv with each of `backends`.
 
-    compiled: with the grouped convolution under torch.compile, whose first call takes seconds.
+    compiled: with the grouped convolution under torch.compile, whose first call takes seconds. Where the cuda backend
+    has products of sm_90a, its products of sm_80 are contenders of their own.
     """
     place = {"dtype": dtype, "device": device}
+    hopper = "cuda" in backends and dtype.itemsize == 2 and hopper_state(device) == "available"
     return [
         *(_torch_conv(layer, "dense", name, **place) for name in LAYOUTS),
         *([_modulated(layer, **place)] if layer.scaled else []),
         *(_torch_conv(layer, "grouped", name, **place) for name in LAYOUTS),
         *([_torch_conv(layer, "grouped", "channels_last", compiled=True, **place)] if compiled else []),
         *(_ssconv(layer, kernels, backend, **place) for backend in backends for kernels in KERNELS),
+        *(_ssconv(layer, kernels, "cuda", only_sm80=True, **place) for kernels in KERNELS if hopper),
     ]
 
 
@@ -212,7 +225,9 @@ def _modulated(layer: Layer, *, dtype: torch.dtype, device: str) -> Contender:
     )
 
 
-def _ssconv(layer: Layer, kernels: str, backend: str, *, dtype: torch.dtype, device: str) -> Contender:
+def _ssconv(
+    layer: Layer, kernels: str, backend: str, *, dtype: torch.dtype, device: str, only_sm80: bool = False
+) -> Contender:
     torch.manual_seed(1)
     conv = ssconv.SplitShuffleConv3d(layer.channels, layer.out, KERNELS[kernels]).to(device=device, dtype=dtype)
     weights, bias, scales = tuple(conv.weights), conv.bias, _drawn_scales(layer, dtype, device)
@@ -225,5 +240,6 @@ def _ssconv(layer: Layer, kernels: str, backend: str, *, dtype: torch.dtype, dev
         )  # fmt: skip
 
     return Contender(
-        kernels, f"ssconv {backend}", forward, (*weights, bias), shuffled, torch.channels_last_3d, scales=scales
-    )
+        kernels, f"ssconv {backend}{', sm_80' if only_sm80 else ''}", forward, (*weights, bias), shuffled,
+        torch.channels_last_3d, scales=scales, environment={"SSCONV_HOPPER": "0"} if only_sm80 else {},
+    )  # fmt: skip

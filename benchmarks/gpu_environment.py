@@ -136,9 +136,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(folder(found["device"], found["commit"]))
         return 0
     import ssconv
-    from benchmarks.gpu_cases import serving
+    from benchmarks.gpu_cases import hopper_state, serving
 
-    found |= {"backends": ssconv.backends(), "serving_gpu": serving("cuda"), "missing": missing()}
+    found |= {
+        "backends": ssconv.backends(),
+        "sm_90a products": hopper_state("cuda"),
+        "serving_gpu": serving("cuda"),
+        "missing": missing(),
+    }
     if args.build is not None:
         found["build"] = args.build
     args.write.write_text(json.dumps(found, indent=2) + "\n")

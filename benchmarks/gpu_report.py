@@ -232,6 +232,8 @@ def environment_report(about: Record) -> list[str]:
     extra = [f"* warning: {about['warning']}"] if about.get("warning") else []
     extra += [f"* build: {about['build']}"] if about.get("build") else []
     extra += [f"* backend {key}: {state}" for key, state in about.get("backends", {}).items()]
+    if "sm_90a products" in about:
+        extra.append(f"* products of sm_90a: {about['sm_90a products']}")
     extra += [f"* not installed: {', '.join(about['missing'])}"] if about.get("missing") else []
     return [text + ("\n\n" + "\n".join(extra) if extra else "")]
 

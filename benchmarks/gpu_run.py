@@ -68,6 +68,24 @@ def inputs(layer: Layer, contender: Contender) -> Inputs:
 
 
 def prepared(contender: Contender, what: str, data: Inputs) -> Prepare:
+    """One pass on `data`, in the contender's surroundings; see `_prepared`."""
+    prepare = _prepared(contender, what, data)
+    if not contender.environment:
+        return prepare
+
+    def inside(function: Callable[[], object]) -> object:
+        with contender.surroundings():
+            return function()
+
+    def outer() -> Callable[[], object]:
+        with contender.surroundings():
+            function = prepare()
+        return lambda: inside(function)
+
+    return outer
+
+
+def _prepared(contender: Contender, what: str, data: Inputs) -> Prepare:
     """One pass on `data`. What comes before it (the graph of a gradient) is prepared untimed.
 
     "full step" is forward and all gradients, those of the scales too; "double backward" is what R1 asks of a layer: the
@@ -154,7 +172,7 @@ def measure_layer(
         _forget(device)
 
     for contender in entrants:
-        with guarded(contender, "check"):
+        with guarded(contender, "check"), contender.surroundings():
             check(layer, contender, tolerance, twice=contender.twice)
             good.append(contender)
     data = {c.memory_format: inputs(layer, c) for c in good}  # shared by those of one layout

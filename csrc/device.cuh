@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/params.h"
 
@@ -65,7 +66,11 @@ SSCONV_DEVICE void store(T* p, T value) {
   *p = value;
 }
 
+#if defined(SSCONV_SM90A)
+extern __shared__ __align__(1024) Bits16 shared_memory[];  // as swizzled tiles want it
+#else
 extern __shared__ Bits16 shared_memory[];
+#endif
 
 template <class T>
 SSCONV_DEVICE T shared_load(uint32_t at) {

@@ -59,6 +59,7 @@ def _cuda() -> tuple[ModuleType | None, str]:
         return None, "not available: no NVIDIA GPU"
     module = importlib.import_module("ssconv.cuda_backend")
     module.call = _COMPILED.cuda_call
+    module.has_sm90a = "90" in (a.removesuffix("+PTX") for a in info["cuda_arch_list"])
     return module, "available"
 
 

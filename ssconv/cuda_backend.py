@@ -2,7 +2,8 @@
 
 The same functions as `reference` has, for float32, bfloat16 and float16 on NVIDIA GPUs from compute capability 8.0 on.
 float32 products use TF32 where PyTorch's own convolutions may (`torch.backends.cudnn.conv.fp32_precision`, or
-`torch.backends.cudnn.allow_tf32`), else exact float32.
+`torch.backends.cudnn.allow_tf32`), else exact float32. 16-bit products on cards of 9.0 have kernels of their own
+(`cuda_hopper`; SSCONV_HOPPER=0 in the environment turns them off).
 
 Nothing here waits for the GPU, and a CUDA graph can capture every call. The kernels know nothing of torch: a call is a
 list of numbers, `_C.cuda_call`, which `cuda_plans` works out once per kind of call.
@@ -16,10 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssconv import cuda_hopper
 from ssconv import cuda_plans as plans
 from ssconv.cuda_plans import Launch, Layout, Noise
 from ssconv.cuda_table import TABLE, Config, Key
-from ssconv.gpu import architecture, arithmetic, check_size, contiguous, empty, median_seconds, on, per_sample
+from ssconv.gpu import (
+    architecture,
+    arithmetic,
+    check_size,
+    contiguous,
+    empty,
+    median_seconds,
+    multiprocessors,
+    on,
+    per_sample,
+)
 from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,6 +41,7 @@ Tensors = dict[str, Tensor | None]
 
 # `_C.cuda_call`, set by `backends`; tests put the emulator's here.
 call: Callable[[str, list[int], list[float]], None] | None = None
+has_sm90a = True  # whether the module was compiled for it; set by `backends`, too
 
 
 def _run(launch: Launch, tensors: Tensors, floats: Sequence[float] = ()) -> None:
@@ -110,20 +123,44 @@ def _product(
     numbers = (n for n, kernel in enumerate(spec.branches) if kernel not in (IDENTITY, ABSENT))
     tensors |= {f"weight{n}": w for n, w in zip(numbers, weights, strict=True)}
     floats = [slope, gain, 0.0 if clamp is None else clamp]
+    described = (
+        layout, channels, tuple(w.stride() for w in weights), swap, _noise(noise), spec, adjoint, tuple(size), columns,
+        groups, clamp is not None, plans.arithmetic_kind(x.dtype, kind),
+    )  # fmt: skip
 
-    def run(config: Config) -> None:
-        plan = plans.product(
-            layout, channels, tuple(w.stride() for w in weights), swap, _noise(noise), spec, adjoint, tuple(size),
-            columns, groups, clamp is not None, plans.arithmetic_kind(x.dtype, kind), key, config,
-        )  # fmt: skip
+    def launch(plan: plans.Product) -> None:
         for (pack, product), elements in zip(plan.launches, plan.packed, strict=True):
             tensors["packed"] = x.new_empty(elements)
             if pack is not None:
                 _run(pack, tensors)
             _run(product, tensors, floats)
 
+    if not key.singly and hopper_refusal(x, spec, adjoint, size, columns, groups) is None:
+        launch(cuda_hopper.product(*described, multiprocessors(x.device)))
+        return y, z
+
+    def run(config: Config) -> None:
+        launch(plans.product(*described, key, config))
+
     _launch(key, run, x.device)
     return y, z
+
+
+def hopper_missing(device: torch.device) -> str | None:
+    """Why no call on a device is computed by sm_90a's products, or None."""
+    if reason := cuda_hopper.switched_off():
+        return reason
+    if not has_sm90a:
+        return "the compiled module has no code for sm_90a"
+    found = architecture(device)
+    return None if found == cuda_hopper.ARCHITECTURE else f"compute capability {found // 10}.{found % 10}, not 9.0"
+
+
+def hopper_refusal(
+    x: Tensor, spec: ConvSpec, adjoint: bool, size: Sequence[int], columns: int, groups: int
+) -> str | None:
+    """Why not sm_90a's product but sm_80's computes a call, or None. x: as it is read; columns: outputs of a branch."""
+    return hopper_missing(x.device) or cuda_hopper.refusal(Layout.of(x), spec, adjoint, tuple(size), columns, groups)
 
 
 def convolve(
@@ -200,17 +237,22 @@ def _weight_grad(
             torch.add(a, b, out=t)
         return
     kind = arithmetic(low.dtype)
-    key = plans.weights_key(rows, architecture(low.device), kind)
     layouts = Layout.of(low), Layout.of(high)
+    described = (*layouts, numbers, spec, rows, columns, plans.arithmetic_kind(low.dtype, kind))
     tensors: Tensors = {"low": low, "high": high, **{f"out{i}": t for i, t in enumerate(out)}}
 
-    def run(config: Config) -> None:
-        multiply, add, elements = plans.weights(
-            *layouts, numbers, spec, rows, columns, plans.arithmetic_kind(low.dtype, kind), config
-        )
+    def launch(multiply: Launch, add: Launch, elements: int) -> None:
         tensors["workspace"] = low.new_empty(elements, dtype=torch.float32)
         _run(multiply, tensors)
         _run(add, tensors)
+
+    if hopper_missing(low.device) is None and cuda_hopper.weights_refusal(*layouts, numbers, spec) is None:
+        launch(*cuda_hopper.weights(*described, multiprocessors(low.device)))
+        return
+    key = plans.weights_key(rows, architecture(low.device), kind)
+
+    def run(config: Config) -> None:
+        launch(*plans.weights(*described, config))
 
     _launch(key, run, low.device)
 

@@ -262,7 +262,7 @@ def product(
         if total:
             pack_numbers: Numbers = [
                 *_grid(min(256, -(-total // THREADS)), len(group), len(parities)), "packed", channels, padded, columns,
-                own, own // 8, *_geometry(spec, adjoint), len(group), *itertools.chain.from_iterable(packs),
+                own, own // 8, 0, *_geometry(spec, adjoint), len(group), *itertools.chain.from_iterable(packs),
             ]  # fmt: skip
             pack = Launch.make("pack", kind, pack_numbers, ["packed"])
         launches.append((pack, Launch.make("product", kind, numbers, ["y", "z"])))

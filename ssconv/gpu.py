@@ -34,6 +34,12 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a GPU has; the emulator counts as having two."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 def arithmetic(dtype: torch.dtype) -> str:
     """The kind of product: "16bit", or for float32 "tf32" where PyTorch's own convolutions may use it, else "ieee"."""
     if dtype != torch.float32:

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 import emulated
 import gpu_checks
+import hopper_checks
 import kernel_checks
 import ssconv
 from gpu_checks import check_against_float64, check_compiled, deviation
@@ -326,11 +327,30 @@ def quick_filters() -> None:
     check(dataclasses.replace(UPFIRDN_CASES["up-2"], size=(9, 8, 17), channels=9), torch.bfloat16)
 
 
+def hopper_primitives() -> None:
+    hopper_checks.bulk_copies(EMULATOR)
+    hopper_checks.bulk_faults(EMULATOR)
+    hopper_checks.matrices(EMULATOR)
+    hopper_checks.matrix_faults(EMULATOR)
+
+
+def hopper_products() -> None:
+    hopper_checks.MODULES.append(EMULATOR)
+    hopper_checks.refusals()
+    hopper_checks.products()
+    hopper_checks.products_agree()
+
+
+def hopper_quick() -> None:
+    hopper_checks.products_quick()
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     c.__name__: c
     for c in (
         serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters,
         second_derivatives, filters, surroundings, kinks, batches, orders, halves, quick, quick_filters,
+        hopper_primitives, hopper_products, hopper_quick,
     )
 }  # fmt: skip
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
+import subprocess
 from collections import Counter
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from benchmarks import cuda_cubins
 from benchmarks.cubins import count_instructions, tool
 from benchmarks.cuda_cubins import Cubin, architectures, cubins, faults, module_path, over_budget, write_budget
+from ssconv import cuda_hopper
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,33 @@ def test_every_kernel_is_as_it_should_be(architecture, module):
     assert {c.name for c in found} == set(cuda_cubins.read_budget()[f"sm_{architecture}"]), "the budget has others"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "count"), [("product_sm90", 2 * sum(map(len, cuda_hopper.COLUMNS.values()))), ("weights_sm90", 4)]
+)
+def test_the_compiler_serialises_no_wgmma_and_spills_nothing(name, count, tmp_path):
+    """It says so itself: C7508, C7510 and their like."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    options = ["-std=c++17", "-O3", "-arch=sm_90a", "-DSSCONV_SM90A", "-Xptxas", "-v", "-cubin"]
+    source = cuda_cubins.ROOT / "csrc" / "cuda" / f"{name}.cu"
+    command = [nvcc, *options, "-o", str(tmp_path / "out.cubin"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-3000:]
+    assert said.count("Compiling entry function") == count
+    assert "C75" not in said and "Potential Performance Loss" not in said
+    assert said.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == count
+
+
+def test_the_hopper_products_stay_within_a_block():
+    """Shared memory as the header has it, for each number of columns."""
+    for columns in {c for widths in cuda_hopper.COLUMNS.values() for c in widths}:
+        shared = cuda_cubins.tensor_product_shared(columns)
+        assert 100 * 1024 < shared <= 227 * 1024
+
+
 CODE = Counter(
     {"HMMA.16816.F32.BF16": 64, "LDGSTS.E.BYPASS.128": 20, "LDSM.16.M88.4": 20, "STG.E.128": 8, "LDG.E.128": 1}
 )
@@ -52,6 +82,40 @@ GOOD = {
         90, "Product<Ieee, 1, 64, true>", 163, 0, 50000, Counter({"LDGSTS.E.BYPASS.128": 9, "STG.E.128": 8})
     ),
     "WeightGradient<Tf32, 64>": Cubin(86, "WeightGradient<Tf32, 64>", 155, 0, 50000, CODE - Counter("LDSM.16.M88.4")),
+    "TensorProduct<Bf16, 2, 128>": Cubin(
+        90,
+        "TensorProduct<Bf16, 2, 128>",
+        168,
+        0,
+        196672,
+        Counter(
+            {
+                "HGMMA.64x128x16.F32.BF16": 8,
+                "WARPGROUP.DEPBAR.LE": 3,
+                "UTMALDG.5D.IM2COL": 1,
+                "UBLKCP": 1,
+                "SYNCS.PHASECHK.TRANS64.TRYWAIT": 4,
+                "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
+                "STG.E.128": 16,
+            }
+        ),
+    ),
+    "TensorWeights<F16, 64>": Cubin(
+        90,
+        "TensorWeights<F16, 64>",
+        168,
+        0,
+        221232,
+        Counter(
+            {
+                "HGMMA.64x128x16.F32": 8,
+                "WARPGROUP.DEPBAR.LE": 2,
+                "UTMALDG.5D.IM2COL": 2,
+                "SYNCS.PHASECHK.TRANS64.TRYWAIT": 2,
+                "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
+            }
+        ),
+    ),
     "FinishBackward<f16, 2>": Cubin(89, "FinishBackward<f16, 2>", 138, 0, 0, Counter({"STG.E.128": 2, "LDG.E.128": 6})),
 }
 
@@ -67,6 +131,7 @@ def without(cubin: Cubin, start: str) -> Cubin:
 
 
 PRODUCT, BACKWARD = GOOD["Product<Bf16, 2, 128, false>"], GOOD["FinishBackward<f16, 2>"]
+TENSOR = GOOD["TensorProduct<Bf16, 2, 128>"]
 BAD = {
     "stack": (dataclasses.replace(PRODUCT, stack=8), "8 bytes of stack"),
     "local memory": (
@@ -78,6 +143,13 @@ BAD = {
     "no asynchronous copies": (without(PRODUCT, "LDGSTS"), "LDGSTS"),
     "no matrix loads": (without(PRODUCT, "LDSM"), "LDSM"),
     "narrow stores": (without(PRODUCT, "STG"), "STG.E.128"),
+    "no wgmma": (without(TENSOR, "HGMMA"), "HGMMA"),
+    "no im2col": (without(TENSOR, "UTMALDG"), "UTMALDG.5D.IM2COL"),
+    "serialised": (
+        dataclasses.replace(TENSOR, instructions=TENSOR.instructions + Counter({"WARPGROUP.DEPBAR.LE": 9})),
+        "serialised",
+    ),
+    "too many registers for three warpgroups": (dataclasses.replace(TENSOR, registers=176), "176 registers"),
     "narrow loads": (without(BACKWARD, "LDG"), "LDG.E.128"),
     "narrow stores of what memory limits": (without(BACKWARD, "STG"), "STG.E.128"),
 }  # fmt: skip

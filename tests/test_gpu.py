@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 import gpu_checks
+import hopper_checks
 import ssconv
-from benchmarks.gpu_cases import serving
+from benchmarks.gpu_cases import hopper_state, serving
 from gpu_checks import check_against_float64, check_both_ends, check_compiled, smooth, split_depth
 from strategies import CONV_CASES, UPFIRDN_CASES, check_forward, check_gradients, tensors_of
 
@@ -74,6 +75,27 @@ def test_large_odd_shapes_and_second_derivatives(case, dtype, backend):
 @pytest.mark.parametrize("case", gpu_checks.SMALL.values(), ids=gpu_checks.SMALL)
 def test_second_derivatives_of_every_option(case, backend):
     check_against_float64(case, torch.float32, backend, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("case", hopper_checks.PRODUCTS.values(), ids=hopper_checks.PRODUCTS)
+def test_products_of_sm_90a(case, dtype, monkeypatch):
+    """Every instantiation, also where it would leave few channels to sm_80's; and the same bits twice."""
+    if (state := hopper_state("cuda")) != "available":
+        pytest.skip(f"the products of sm_90a are {state}")
+    from ssconv import cuda_hopper
+
+    monkeypatch.setattr(cuda_hopper, "LEAST", 8)
+    cuda_hopper.refusal.cache_clear()
+    try:
+        check_against_float64(case, dtype, "cuda", "cuda")
+        tensors = tensors_of(case, dtype, "cuda")
+        first, second = (case.call(ssconv, tensors, "cuda") for _ in range(2))
+        assert torch.equal(first, second)
+        monkeypatch.setenv(cuda_hopper.SWITCH, "0")
+        assert gpu_checks.deviation(first, case.call(ssconv, tensors, "cuda").double()) < gpu_checks.NORMS[dtype]
+    finally:
+        cuda_hopper.refusal.cache_clear()
 
 
 @pytest.mark.parametrize("backend", MADE_FOR_IT)

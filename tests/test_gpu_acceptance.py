@@ -530,6 +530,31 @@ def a_card(monkeypatch, graphs_on_a_tape) -> None:
     monkeypatch.setenv("COMMIT", "c0ffee")
 
 
+def test_the_products_of_sm_80_are_contenders_of_their_own_where_those_of_sm_90a_serve(monkeypatch):
+    layer = TINY[0]
+    monkeypatch.setattr("benchmarks.gpu_cases.hopper_state", lambda device: "available")
+    found = gpu_contenders(layer, torch.bfloat16, "cpu", ("cuda",), compiled=False)
+    names = [c.implementation for c in found if c.implementation.startswith("ssconv")]
+    assert names == ["ssconv cuda"] * 3 + ["ssconv cuda, sm_80"] * 3
+    assert not any("sm_80" in c.implementation for c in gpu_contenders(layer, torch.float32, "cpu", ("cuda",), False))
+
+    said = []
+    plain = _good(layer)
+    contender = dataclasses.replace(
+        plain,
+        forward=lambda x: (said.append(os.environ.get("SSCONV_HOPPER")), plain.forward(x))[1],
+        environment=found[-1].environment,
+    )
+    data = gpu_run.inputs(layer, contender)
+    for what in PASSES:
+        said.clear()
+        gpu_run.prepared(contender, what, data)()()
+        assert set(said) == {"0"} and "SSCONV_HOPPER" not in os.environ
+    monkeypatch.setenv("SSCONV_HOPPER", "1")
+    gpu_run.prepared(contender, "forward", data)()()
+    assert os.environ["SSCONV_HOPPER"] == "1"
+
+
 def test_the_commands_from_end_to_end(a_card, tmp_path, monkeypatch, capsys):
     small = dataclasses.replace(PRESETS["demo"], shape=(8, 12, 8))
     monkeypatch.setitem(PRESETS, "demo", small)

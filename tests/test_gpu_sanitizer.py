@@ -24,10 +24,15 @@ ROOT = Path(__file__).parent.parent
 
 PROGRAM = """
 import torch, ssconv
+from hopper_checks import PRODUCTS
 from kernel_checks import LARGE
+from ssconv import cuda_hopper
 from strategies import CONV_CASES, UPFIRDN_CASES, tensors_of
 
-cases = [*LARGE.values(), CONV_CASES["split-depth-full"], CONV_CASES["transposed-stride-2"], *UPFIRDN_CASES.values()]
+cuda_hopper.LEAST = 8
+hopper = [PRODUCTS[name] for name in ("split-depth-narrow", "grouped-stride", "dense-few", "many-samples")]
+cases = [*LARGE.values(), *hopper]
+cases += [CONV_CASES["split-depth-full"], CONV_CASES["transposed-stride-2"], *UPFIRDN_CASES.values()]
 for number, case in enumerate(cases):
     for dtype in (torch.bfloat16, torch.float32):
         torch.backends.cudnn.allow_tf32 = number % 2 == 0

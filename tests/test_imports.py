@@ -18,6 +18,7 @@ ORDER = {
         "triton_backend",
         "cuda_table",
         "cuda_plans",
+        "cuda_hopper",
         "cuda_backend",
         "backends",
         "vmap",

@@ -238,6 +238,18 @@ def test_kernels_are_compiled_by_default_for_every_card_from_8_0_on(kernels: Pat
     assert "arch=compute_80,code=[sm_80,sm_86,sm_89,sm_90,compute_80]" in said
 
 
+@pytest.mark.parametrize("archs", ["80;90+PTX", "86"])
+def test_wgmma_is_compiled_for_sm_90a_alone(kernels: Path, tmp_path: Path, archs: str) -> None:
+    (kernels / "csrc" / "cuda" / "product_sm90.cu").write_text("")
+    built_info(kernels, tmp_path, CUDACXX=toolkit(tmp_path), SSCONV_CUDA_ARCHS=archs)
+    said = {("product_sm90" in line): line for line in (tmp_path / "calls").read_text().splitlines()}
+    assert "sm_90a" not in said[False] and "SSCONV_SM90A" not in said[False]
+    if "90" in archs:
+        assert "-gencode arch=compute_90a,code=sm_90a -DSSCONV_SM90A" in said[True] and "sm_80" not in said[True]
+    else:
+        assert "sm_90a" not in said[True] and "SSCONV_SM90A" not in said[True]
+
+
 @pytest.mark.parametrize(
     ("archs", "message"),
     [

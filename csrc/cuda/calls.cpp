@@ -131,6 +131,40 @@ const char* call_product(Arguments& a, Arithmetic arithmetic, void* stream) {
   }
 }
 
+const char* call_product_sm90(Arguments& a, Arithmetic arithmetic, void* stream) {
+  const Grid grid = a.grid();
+  const int fused = a.integer(), block_columns = a.integer();
+  TensorProductParams p = {};
+  p.x = a.volume();
+  p.weights = a.pointer();
+  p.y = a.pointer();
+  p.z = a.pointer();
+  a.integers(p.size);
+  p.channels = a.integer();
+  p.box_channels = a.integer();
+  p.padded_channels = a.integer();
+  p.out_channels = a.integer();
+  p.branches = a.integer();
+  p.geometry = a.geometry();
+  p.epilogue = a.epilogue();
+  p.outputs = static_cast<uint32_t>(a.wide());
+  p.work = static_cast<uint32_t>(a.wide());
+  p.column_blocks = a.divider();
+  p.tiles = a.divider();
+  p.voxels = a.divider();
+  p.d = a.divider();
+  p.h = a.divider();
+  p.w = a.divider();
+  p.parts = a.count(FUSED);
+  for (int s = 0; s < p.parts; ++s) {
+    const Branch b = a.branch();
+    for (int i = 0; i < 3; ++i) p.part[s].extent[i] = b.extent[i];
+    p.part[s].number = b.number;
+    p.part[s].start = b.start[0];
+  }
+  return a.complete() ? product_sm90(arithmetic, fused, block_columns, p, grid, stream) : WRONG_COUNT;
+}
+
 const char* call_pack(Arguments& a, Arithmetic arithmetic, void* stream) {
   const Grid grid = a.grid();
   PackParams p = {};
@@ -140,6 +174,7 @@ const char* call_pack(Arguments& a, Arithmetic arithmetic, void* stream) {
   p.out_channels = a.integer();
   p.columns = a.integer();
   p.run = a.integer();
+  p.swizzled = a.integer();
   p.geometry = a.geometry();
   const int count = a.count(BRANCHES);
   for (int s = 0; s < count; ++s) {
@@ -193,6 +228,34 @@ const char* call_weight_gradient(Arguments& a, Arithmetic arithmetic, void* stre
   }
   if (!a.complete() || p.stages < 2 || p.stages > 4) return WRONG_COUNT;
   return weight_gradient(arithmetic, rows, p, grid, stream);
+}
+
+const char* call_weight_gradient_sm90(Arguments& a, Arithmetic arithmetic, void* stream) {
+  const Grid grid = a.grid();
+  const int rows = a.integer();
+  TensorWeightParams p = {};
+  p.low = a.volume();
+  p.high = a.volume();
+  p.workspace = a.pointer<float>();
+  p.geometry = a.geometry();
+  p.low_channels = a.integer();
+  p.high_channels = a.integer();
+  p.low_box = a.integer();
+  p.high_box = a.integer();
+  p.boxes = a.integer();
+  p.row_blocks = a.integer();
+  p.steps = a.integer();
+  p.steps_per_split = a.integer();
+  p.d = a.divider();
+  p.h = a.divider();
+  p.w = a.divider();
+  p.parts = a.count(FUSED);
+  for (int s = 0; s < p.parts; ++s) {
+    a.integers(p.part[s].extent);
+    p.part[s].number = a.integer();
+    p.part[s].first_tile = a.integer();
+  }
+  return a.complete() ? weight_gradient_sm90(arithmetic, rows, p, grid, stream) : WRONG_COUNT;
 }
 
 const char* call_reduce(Arguments& a, void* stream) {
@@ -288,9 +351,11 @@ const char* cuda_call(const char* kernel, const int64_t* integers, int64_t integ
   const int kind = a.integer();  // arithmetic, or format
   const auto is = [kernel](const char* name) { return std::strcmp(kernel, name) == 0; };
   if (is("product")) return call_product(a, static_cast<Arithmetic>(kind), stream);
+  if (is("product_sm90")) return call_product_sm90(a, static_cast<Arithmetic>(kind), stream);
   if (is("pack")) return call_pack(a, static_cast<Arithmetic>(kind), stream);
   if (is("arrange")) return call_arrange(a, static_cast<Format>(kind), stream);
   if (is("weight_gradient")) return call_weight_gradient(a, static_cast<Arithmetic>(kind), stream);
+  if (is("weight_gradient_sm90")) return call_weight_gradient_sm90(a, static_cast<Arithmetic>(kind), stream);
   if (is("reduce")) return call_reduce(a, stream);
   if (is("epilogue")) return call_epilogue(a, static_cast<Format>(kind), stream);
   if (is("epilogue_backward")) return call_epilogue_backward(a, static_cast<Format>(kind), stream);

@@ -17,6 +17,8 @@ const char* product_bf16(const ProductKind& kind, const ProductParams& p, Grid g
 const char* product_f16(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream);
 const char* product_tf32(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream);
 const char* product_ieee(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream);
+const char* product_sm90(Arithmetic arithmetic, int fused, int columns, TensorProductParams& p, Grid grid, void* stream);
+const char* weight_gradient_sm90(Arithmetic arithmetic, int rows, TensorWeightParams& p, Grid grid, void* stream);
 const char* weight_gradient(Arithmetic arithmetic, int rows, const WeightParams& p, Grid grid, void* stream);
 const char* reduce(const ReduceParams& p, Grid grid, void* stream);
 const char* pack(Arithmetic arithmetic, const PackParams& p, Grid grid, void* stream);

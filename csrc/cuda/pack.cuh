@@ -36,11 +36,11 @@ struct Pack {
     const T* const weight = static_cast<const T*>(p.weight[block_y()]);
     Bits16* const packed = static_cast<Bits16*>(p.packed) + b.start[block_z()];
     for (int64_t j = int64_t(block_x()) * THREADS + thread_index(); j < total; j += int64_t(blocks_x()) * THREADS) {
-      const int chunk = j % CHUNKS;
       const int place = j / CHUNKS % p.columns;  // in the tile; a lane's columns are `run` side by side
+      const int chunk = j % CHUNKS ^ (p.swizzled ? place % 8 : 0);
       const int step = j / CHUNKS / p.columns % steps;
       const int block = j / CHUNKS / p.columns / steps;
-      const int half = p.columns / 2, in_half = place % half;
+      const int half = 4 * p.run, in_half = place % half;
       const int lane = in_half % 8 / 2, within = in_half / 8 * 2 + in_half % 2;
       const int column = block * p.columns + place / half * half + lane * p.run + within;
       float values[SIZE];

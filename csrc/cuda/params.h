@@ -80,6 +80,38 @@ struct ProductParams {
   Branch branch[BRANCHES];
 };
 
+// A CUtensorMap.
+struct alignas(64) TensorMap {
+  uint64_t opaque[16];
+};
+
+// As ProductParams, for sm_90a: x comes through tensor maps, one of each branch's channels. Every branch has
+// weights, and the adjoint has stride 1.
+struct TensorProductParams {
+  TensorMap map[FUSED];
+  Volume x;
+  const void* weights;   // packed and swizzled, K per tap padded to whole boxes
+  void *y, *z;
+  int size[3];           // of y: d, h, w
+  uint32_t outputs;      // voxels of y, all samples
+  int channels;          // of a branch, in x
+  int box_channels;      // of a bulk copy: 16, 32 or 64
+  int padded_channels;   // of a tap in K
+  int out_channels;      // of a branch
+  int branches;          // all of them
+  Geometry geometry;
+  EpilogueParams epilogue;
+  Divider column_blocks, tiles, voxels, d, h, w;  // voxels: of a sample of y
+  uint32_t work;         // tiles of all column blocks and branches that are computed apart
+  uint32_t slices[4];    // where in a stage's inputs the 16 of K after one another begin, bytes
+  int parts;
+  struct Part {
+    int extent[3], number;
+    int lower[3];        // input position of the first output's first tap
+    int64_t start;       // of its packed weights, in chunks of 16 bytes
+  } part[FUSED];
+};
+
 struct PackParams {
   const void* weight[BRANCHES];
   int64_t stride[BRANCHES][5];  // the product's output channel, its input channel, kd, kh, kw
@@ -90,6 +122,7 @@ struct PackParams {
   int out_channels;
   int columns;           // of a block, per branch
   int run;               // columns that a lane owns side by side
+  int swizzled;          // rows of 128 bytes as wgmma reads them
   Geometry geometry;
 };
 
@@ -121,6 +154,27 @@ struct WeightParams {
     int extent[3], number;
     int first_tile;      // column tiles of the branches before
   } part[BRANCHES + 1];  // one more: the number of all column tiles
+};
+
+// As WeightParams, for sm_90a: low and high come through tensor maps, one of each branch's channels. Columns are a branch's
+// taps times the boxes of high's channels, as one line. workspace (splits, tiles, rows of a block, 128).
+struct TensorWeightParams {
+  TensorMap low_map[FUSED], high_map[FUSED];
+  Volume low, high;
+  float* workspace;
+  Geometry geometry;
+  int low_channels, high_channels;  // of a branch
+  int low_box, high_box;            // channels of a bulk copy: 16, 32 or 64
+  int boxes;                        // of high's channels, of a tap
+  int row_blocks;
+  int steps, steps_per_split;       // of 64 voxels of low, all samples
+  Divider d, h, w;                  // of low's voxels
+  int parts;
+  struct Part {
+    int extent[3], number;
+    int lower[3];                   // of high, of the first window's first tap
+    int first_tile;                 // tiles of 128 columns of the branches before
+  } part[FUSED];
 };
 
 struct ReduceParams {

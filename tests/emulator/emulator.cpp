@@ -1,5 +1,3 @@
-#include "emulator.h"
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -8,9 +6,7 @@
 #include <random>
 #include <sstream>
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
+#include "machine.h"
 
 #if defined(__x86_64__)
 // Saves the registers that a function keeps on the stack, exchanges stacks, restores.
@@ -42,100 +38,43 @@ ssconv_emulator_switch:
 namespace emulator {
 namespace {
 
-constexpr int WARP = 32;
-constexpr size_t STACK = 128 * 1024;
 constexpr int SHARED_LIMIT = 227 * 1024;  // of a block on the largest card
-
-struct Failure {
-  std::string text;
-};
 
 // ---------------------------------------------------------------------------------------------------------- fibers
 
 #if defined(__x86_64__)
-struct Fiber {
-  void* stack_pointer = nullptr;
-  std::vector<char> stack;
-  void start(void (*entry)()) {
-    if (stack.empty()) stack.resize(STACK);
-    auto top = reinterpret_cast<uintptr_t>(stack.data() + stack.size()) & ~uintptr_t(63);
-    auto* words = reinterpret_cast<uintptr_t*>(top) - 8;  // six registers, the entry, and an aligned frame below it
-    std::fill(words, words + 8, 0);
-    words[6] = reinterpret_cast<uintptr_t>(entry);
-    stack_pointer = words;
-  }
-};
 void switch_to(Fiber& from, Fiber& to) { ssconv_emulator_switch(&from.stack_pointer, to.stack_pointer); }
 #else
-struct Fiber {
-  ucontext_t context;
-  std::vector<char> stack;
-  void start(void (*entry)()) {
-    if (stack.empty()) stack.resize(STACK);
-    getcontext(&context);
-    context.uc_stack.ss_sp = stack.data();
-    context.uc_stack.ss_size = stack.size();
-    context.uc_link = nullptr;
-    makecontext(&context, entry, 0);
-  }
-};
 void switch_to(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
 #endif
 
-// ------------------------------------------------------------------------------------------------------ the machine
-
-enum class State { ready, barrier, collective, done };
-
-struct Copy {
-  uint32_t at;
-  char bytes[16];
-};
-
-struct Thread {
-  Fiber fiber;
-  Position position;
-  State state = State::ready;
-  const char* operation = "";
-  std::vector<std::vector<Copy>> groups;  // committed and under way, oldest first
-  std::vector<Copy> open;
-};
-
-struct Warp {
-  void* lanes[WARP];
-  int arrived = 0;
-  const char* operation = "";
-  int ready = 0;
-};
-
-// Two bytes of shared memory: who touched them last, in which stretch between barriers.
-struct Cell {
-  uint32_t written = 0, read = 0;
-  int16_t writer = -1, reader = -1;
-  bool arriving = false;
-};
-constexpr int16_t MANY = -2;
-
-struct Machine {
-  Fiber scheduler;
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  std::vector<char> shared;
-  std::vector<Cell> cells;
-  int count = 0, at_barrier = 0, done = 0;
-  uint32_t stretch = 1;
-  Thread* running = nullptr;
-  const char* name = "";
-  void (*run)(const void*) = nullptr;
-  const void* params = nullptr;
-  bool failed = false;
-  std::string failure;
-  const Range* last = nullptr;
-};
-
-Machine machine;
 Settings the_settings;
 
-[[noreturn]] void fail(const std::string& what, int thread = -1) {
+}  // namespace
+
+Machine machine;
+
+#if defined(__x86_64__)
+void Fiber::start(void (*entry)()) {
+  if (stack.empty()) stack.resize(STACK);
+  auto top = reinterpret_cast<uintptr_t>(stack.data() + stack.size()) & ~uintptr_t(63);
+  auto* words = reinterpret_cast<uintptr_t*>(top) - 8;  // six registers, the entry, and an aligned frame below it
+  std::fill(words, words + 8, 0);
+  words[6] = reinterpret_cast<uintptr_t>(entry);
+  stack_pointer = words;
+}
+#else
+void Fiber::start(void (*entry)()) {
+  if (stack.empty()) stack.resize(STACK);
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack.data();
+  context.uc_stack.ss_size = stack.size();
+  context.uc_link = nullptr;
+  makecontext(&context, entry, 0);
+}
+#endif
+
+void fail(const std::string& what, int thread) {
   std::ostringstream text;
   const Position& p = machine.running->position;
   text << machine.name << ", block (" << p.block[0] << ", " << p.block[1] << ", " << p.block[2] << "), thread "
@@ -150,16 +89,21 @@ void give_way(State state) {
   switch_to(self->fiber, machine.scheduler);
 }
 
+void pause() { switch_to(machine.running->fiber, machine.scheduler); }
+
 void wake(Thread& t) {
   t.state = State::ready;
   ++machine.warps[t.position.thread / WARP].ready;
 }
+
+namespace {
 
 void enter() {
   try {
     machine.run(machine.params);
     if (!machine.running->open.empty()) fail("asynchronous copies that were never committed");
     if (!machine.running->groups.empty()) fail("asynchronous copies that were never waited for");
+    end_asynchronous();
   } catch (const Failure& failure) {
     machine.failed = true;
     machine.failure = failure.text;
@@ -175,6 +119,7 @@ void enter() {
 void release_barrier() {
   machine.at_barrier = 0;
   ++machine.stretch;
+  share_what_was_seen();
   for (int t = 0; t < machine.count; ++t) wake(machine.threads[t]);
 }
 
@@ -185,9 +130,10 @@ std::string where_they_stand() {
   std::map<std::string, std::pair<int, int>> groups;  // what they wait at -> how many, the first
   for (int t = 0; t < machine.count; ++t) {
     const Thread& thread = machine.threads[t];
-    const std::string what = thread.state == State::barrier ? "at a barrier"
-                             : thread.state == State::done  ? "done"
-                                                            : std::string("at ") + thread.operation;
+    const std::string what = thread.state == State::barrier    ? "at a barrier"
+                             : thread.state == State::done     ? "done"
+                             : thread.state == State::mbarrier ? "at the mbarrier at byte " + std::to_string(thread.waiting)
+                                                               : std::string("at ") + thread.operation;
     auto [entry, fresh] = groups.try_emplace(what, 0, t);
     ++entry->second.first;
   }
@@ -208,6 +154,8 @@ void run_block(std::mt19937_64& random, const uint32_t block[3], const uint32_t 
   m.stretch = 1;
   const int warps = (m.count + WARP - 1) / WARP;
   for (int w = 0; w < warps; ++w) m.warps[w].arrived = m.warps[w].ready = 0;
+  m.random = &random;
+  begin_asynchronous();
   for (int t = 0; t < m.count; ++t) {
     Thread& thread = m.threads[t];
     thread.position = {t, {block[0], block[1], block[2]}, {grid[0], grid[1], grid[2]}};
@@ -221,9 +169,14 @@ void run_block(std::mt19937_64& random, const uint32_t block[3], const uint32_t 
     ready.clear();
     for (int w = 0; w < warps; ++w)
       if (m.warps[w].ready > 0) ready.push_back(w);
-    if (ready.empty()) throw Failure{where_they_stand()};
+    if (ready.empty() && m.transfers.empty()) throw Failure{where_they_stand()};
     const uint64_t draw = random();
-    const int warp = ready[draw % ready.size()];
+    const size_t drawn = draw % (ready.size() + m.transfers.size());
+    if (drawn >= ready.size()) {
+      deliver(drawn - ready.size());
+      continue;
+    }
+    const int warp = ready[drawn];
     const int first = static_cast<int>(draw >> 32 & 31);
     const int step = 1 + 2 * static_cast<int>(draw >> 40 & 15);  // odd: it comes by every lane
     for (int i = 0; i < WARP; ++i) {
@@ -234,6 +187,7 @@ void run_block(std::mt19937_64& random, const uint32_t block[3], const uint32_t 
       if (m.failed) throw Failure{m.failure};
     }
   }
+  if (!m.transfers.empty()) fail("a block ended while a bulk copy was under way");
 }
 
 }  // namespace
@@ -252,6 +206,7 @@ const char* launch(const char* name, uint32_t x, uint32_t y, uint32_t z, int thr
   m.last = nullptr;
   if (m.threads.size() < static_cast<size_t>(threads)) m.threads.resize(threads);
   m.warps.assign((threads + WARP - 1) / WARP, Warp{});
+  m.warpgroups.assign((threads + GROUP - 1) / GROUP, Warpgroup{});
   try {
     if (shared_bytes > SHARED_LIMIT || x == 0 || y == 0 || z == 0 || x > 0x7fffffff || y > 65535 || z > 65535)
       throw Failure{std::string(name) + ": a launch that no card takes: grid (" + std::to_string(x) + ", " +
@@ -328,8 +283,6 @@ void check_global(const void* p, size_t bytes, bool write) {
   fail(text.str());
 }
 
-namespace {
-
 void check_shared(uint32_t at, size_t bytes, int thread) {
   if (at % bytes != 0) fail("shared memory: misaligned at byte " + std::to_string(at), thread);
   if (at + bytes > machine.shared.size())
@@ -338,6 +291,8 @@ void check_shared(uint32_t at, size_t bytes, int thread) {
 }
 
 std::string byte(uint32_t cell) { return "shared memory: byte " + std::to_string(2 * cell) + " "; }
+
+namespace {
 
 void note_write(uint32_t at, size_t bytes, int16_t thread, bool arriving) {
   for (uint32_t i = at / 2; i < (at + bytes + 1) / 2; ++i) {
@@ -348,6 +303,10 @@ void note_write(uint32_t at, size_t bytes, int16_t thread, bool arriving) {
            thread);
     if (cell.read == machine.stretch && cell.reader != thread)
       fail(byte(i) + "was read by another thread since the last barrier, and is written", thread);
+    check_cell(i, thread, true);
+    cell.generic = true;
+    cell.fences = machine.threads[thread].proxy_fences;
+    cell.source = ~0u;
     cell.written = machine.stretch;
     cell.writer = thread;
     cell.arriving = arriving;
@@ -366,6 +325,7 @@ const char* shared_read(uint32_t at, size_t bytes, int lane) {
     if (cell.written == machine.stretch && cell.writer != thread)
       fail(byte(i) + "was written by thread " + std::to_string(cell.writer) + " since the last barrier, and is read",
            thread);
+    check_cell(i, thread, false);
     if (cell.read != machine.stretch) {
       cell.read = machine.stretch;
       cell.reader = thread;

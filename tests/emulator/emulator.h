@@ -6,6 +6,10 @@
 //   - shared memory: an access outside, misaligned, or in a race: another thread wrote it, or wants to write what another
 //     read, with no barrier in between; it begins as NaN;
 //   - asynchronous copies: their bytes arrive when their thread waits for them; until then the place is NaN and closed;
+//   - bulk copies (TMA) arrive when the scheduler draws them; their bytes may be touched by who waited for the phase of the
+//     mbarrier that they complete; too many bytes for what it expects fail, too few leave its waiters in a deadlock;
+//   - wgmma: until the wait, the accumulators are NaN and shall stay so, and its operands in shared memory may not be
+//     written; a thread's own stores are there for it, and for bulk copies, only after a proxy fence;
 //   - a barrier that not all threads reach, a collective that not all lanes of a warp reach or that they disagree on.
 // Every failure names kernel, block and thread.
 #pragma once
@@ -53,5 +57,39 @@ char* shared_write(uint32_t at, size_t bytes);
 void copy_begin(uint32_t at, const void* from);  // 16 bytes; zeros where `from` is null
 void copy_commit();
 void copy_wait(int groups);
+
+// An mbarrier is 8 bytes of shared memory.
+void mbarrier_init(uint32_t at, uint32_t count);
+void mbarrier_fence();  // makes initialisations known to bulk copies
+void mbarrier_arrive(uint32_t at, uint32_t bytes);
+void mbarrier_wait(uint32_t at, uint32_t parity);
+void proxy_fence();
+
+// A tensor map; dimensions are innermost first (C, W, H, D, N).
+struct Map {
+  const char* base;
+  int64_t stride[4];  // bytes, of W, H, D, N
+  int32_t size[5];
+  int32_t box[5];     // elements; im2col: channels, pixels
+  int8_t lower[3], upper[3];
+  uint8_t step[3];
+  uint8_t element, swizzle;  // bytes; swizzle 0, 32, 64 or 128
+  bool im2col;
+};
+void copy_map(uint32_t at, const Map& map, uint32_t mbarrier, const int32_t (&place)[5], const uint16_t (&offset)[3]);
+void copy_bulk(uint32_t at, const void* from, uint32_t bytes, uint32_t mbarrier);
+
+// d (64, n) = a (64, 16) * b (16, n) of 16-bit elements by a warpgroup, or with `add` += that; d holds n / 2 numbers of this thread.
+struct Multiplication {
+  float* d;
+  int n;
+  uint64_t a, b;
+  bool a_transposed, b_transposed, add;
+  float (*value)(uint16_t);
+};
+void matrix_fence();
+void matrix_multiply(const Multiplication& m);
+void matrix_commit();
+void matrix_wait(int groups);
 
 }  // namespace emulator

@@ -10,7 +10,10 @@
 
 namespace py = pybind11;
 
+void bind_primitives(py::module_& m);
+
 PYBIND11_MODULE(SSCONV_MODULE, m) {
+  bind_primitives(m);
   m.def(
       "call",
       [](const std::string& kernel, const std::vector<int64_t>& integers, const std::vector<double>& floats) {

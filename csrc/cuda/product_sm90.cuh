@@ -1,0 +1,223 @@
+// Forward and input gradient of stride 1 on sm_90a: implicit GEMM with bulk copies (im2col) and wgmma.
+//
+// A block stays on its multiprocessor and takes tile after tile: 256 outputs, side by side in the order n, d, h, w, of BN
+// columns of each of S branches. One warp fills a ring of stages; two warpgroups, each with half of the outputs, multiply.
+// A stage is 64 of K: the outputs' inputs at one tap and 64 channels, or at 2 taps and 32, or 4 and 16, each a box of its
+// own, and the packed weights, which lie in memory as they lie in the stage. K ends in zeros: beyond a branch's channels
+// its map has none, and neither have the weights.
+//
+// The branches come one after the other into the same accumulators; what is finished of them waits in registers, rounded,
+// for the last. The packed weights' columns are permuted such that a lane's accumulators are RUN columns side by side: the
+// shuffle interleaves S of those to 8 channels, one store of 16 bytes, and four lanes 64 bytes side by side.
+#pragma once
+
+#include "../hopper.cuh"
+#include "common.cuh"
+#include "ring.cuh"
+
+#if !defined(__CUDACC__)
+#include <cstdio>
+#endif
+
+namespace ssconv {
+
+template <class A, int S, int BN>
+struct TensorProduct {
+  using T = typename A::Element;
+  using Params = TensorProductParams;
+  static constexpr int CONSUMERS = 2;              // warpgroups
+  static constexpr int THREADS = 128 * CONSUMERS + 128;  // registers are given and taken by warpgroups
+  static constexpr int BLOCKS = 1;
+  static constexpr int MI = 2, ROWS = 64 * MI;     // of a warpgroup: matrices, and their rows
+  static constexpr int BM = ROWS * CONSUMERS;
+  static constexpr int BK = 64;
+  static constexpr int RUN = 8 / S;
+  static constexpr int GROUPS = BN / (4 * RUN);    // of columns, 4 RUN each
+  static constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE = A_BYTES + B_BYTES;
+  static constexpr int STAGES = 220 * 1024 / STAGE < 6 ? 220 * 1024 / STAGE : 6;
+  using Ring = ssconv::Ring<STAGES, STAGE, CONSUMERS>;
+  static constexpr int SHARED = Ring::SHARED;
+  static_assert(STAGES >= 3 && GROUPS >= 1, "a ring, and whole runs");
+
+#if !defined(__CUDACC__)
+  static const char* name() {
+    static char text[64];
+    std::snprintf(text, sizeof text, "product_sm90<%s, %d, %d>", A::NAME, S, BN);
+    return text;
+  }
+#endif
+
+  SSCONV_DEVICE static int steps_of(const Params& p, const Params::Part& b) {
+    return (b.extent[0] * b.extent[1] * b.extent[2] * p.padded_channels + BK - 1) / BK;
+  }
+
+  struct Tile {
+    int column_block, first_branch;
+    uint32_t output;  // the first of the tile
+
+    SSCONV_DEVICE Tile(const Params& p, uint32_t number) {
+      column_block = divide_off(p.column_blocks, number);
+      output = divide_off(p.tiles, number) * BM;
+      first_branch = S == 1 ? number : 0;
+    }
+  };
+
+  // Sample and coordinates of an output.
+  SSCONV_DEVICE static void unfold(const Params& p, uint32_t output, int (&at)[4]) {
+    at[3] = divide_off(p.w, output);
+    at[2] = divide_off(p.h, output);
+    at[1] = divide_off(p.d, output);
+    at[0] = output;
+  }
+
+  // One thread fills the stages of all of the block's tiles.
+  SSCONV_DEVICE static void produce(const Params& p) {
+    Ring ring;
+    for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
+      const Tile tile(p, number);
+      int at[4];
+      unfold(p, tile.output, at);
+#pragma unroll 1
+      for (int s = tile.first_branch; s < tile.first_branch + S; ++s) {
+        const Params::Part& b = p.part[s];
+        const int steps = steps_of(p, b);
+        const Bits16* weights = static_cast<const Bits16*>(p.weights) + b.start +
+                                static_cast<int64_t>(tile.column_block) * steps * (B_BYTES / 16);
+        const int base[4] = {at[0], at[1] * p.geometry.stride[0] + b.lower[0],
+                             at[2] * p.geometry.stride[1] + b.lower[1], at[3] * p.geometry.stride[2] + b.lower[2]};
+        int tap[3] = {0, 0, 0}, channel = 0;
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+          const uint32_t stage = ring.at(), full = ring.full();
+          ring.wait_free();
+          mbarrier_expect(full, STAGE);
+          for (int first = 0; first < BK; first += p.box_channels) {
+            const bool real = tap[0] < b.extent[0];  // else K is at its end: zeros
+            int shift[3] = {0, 0, 0};
+            if (real) {
+#pragma unroll
+              for (int i = 0; i < 3; ++i) shift[i] = p.geometry.adjoint ? b.extent[i] - 1 - tap[i] : tap[i];
+            }
+            copy_im2col(stage + first * BM * 2, &p.map[s], full, real ? channel : p.padded_channels, base, shift);
+            channel += p.box_channels;
+            if (channel < p.padded_channels) continue;
+            channel = 0;
+            if (++tap[2] < b.extent[2]) continue;
+            tap[2] = 0;
+            if (++tap[1] < b.extent[1]) continue;
+            tap[1] = 0;
+            ++tap[0];
+          }
+          copy_bulk(stage + A_BYTES, weights, B_BYTES, full);
+          weights += B_BYTES / 16;
+          ring.next();
+        }
+      }
+    }
+  }
+
+  // One branch's sums of this thread's rows: those of a warpgroup's MI matrices of 64 rows; and the other branches'
+  // finished outputs, two to a word.
+  using Sums = float[MI][BN / 2];
+  using Finished = uint32_t[S][GROUPS][2 * MI][RUN / 2];
+
+  // Finishes branch s of the tile; the last one's outputs are stored with those of the branches before.
+  SSCONV_DEVICE static void finish(const Params& p, const Tile& tile, int s, const Sums& sums, Finished& finished) {
+    const int warp = thread_index() / 32, lane = thread_index() % 32;
+    const int channels = p.branches * p.out_channels;
+    const int in_branches = p.part[tile.first_branch + s].number * p.out_channels;  // the branch's first channel there
+    const uint32_t first_row = tile.output + warp / 4 * ROWS + warp % 4 * 16 + lane / 4;
+#pragma unroll
+    for (int g = 0; g < GROUPS; ++g) {
+      const int first = tile.column_block * BN + g * 4 * RUN + lane % 4 * RUN;
+      const int count = p.out_channels - first;  // columns that there are, if less than RUN
+      if (count <= 0) continue;
+      const int channel = S > 1 ? first * S : in_branches + first;
+      Finisher<RUN> finisher(p.epilogue, channels, channel + s, S, count);
+#pragma unroll
+      for (int row = 0; row < 2 * MI; ++row) {
+        const uint32_t output = first_row + 64 * (row / 2) + 8 * (row % 2);
+        if (output >= p.outputs) continue;
+        uint32_t n = output;
+        const uint32_t voxel = divide_off(p.voxels, n);
+        const int64_t begin = static_cast<int64_t>(output) * channels;
+        float own[RUN];
+#pragma unroll
+        for (int c = 0; c < RUN; ++c) own[c] = sums[row / 2][(g * RUN / 2 + c / 2) * 4 + 2 * (row % 2) + c % 2];
+        if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + in_branches + first, own, count);
+        finisher.finish(own, n, voxel);
+#pragma unroll
+        for (int i = 0; i < RUN / 2; ++i) finished[s][g][row][i] = pack_word<T>(own + 2 * i);
+        if (s == S - 1) store_shuffled(finished, g, row, static_cast<T*>(p.y) + begin + channel, count * S);
+      }
+    }
+  }
+
+  // A run of 8 channels to y, of which the first `count` are wanted.
+  SSCONV_DEVICE static void store_shuffled(const Finished& finished, int g, int row, T* y, int count) {
+    uint16_t channel[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) channel[i] = finished[i % S][g][row][i / S / 2] >> 16 * (i / S % 2);
+    if (count >= 8 && reinterpret_cast<uintptr_t>(y) % 16 == 0) {
+      Bits16 all;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) all.word[i] = channel[2 * i] | uint32_t(channel[2 * i + 1]) << 16;
+      store(reinterpret_cast<Bits16*>(y), all);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (i < count) store(y + i, T{channel[i]});
+    }
+  }
+
+  SSCONV_DEVICE static void consume(const Params& p) {
+    const int group = thread_index() / 128;
+    const int span = 2 * p.box_channels;  // bytes of a row of inputs
+    const uint64_t inputs = matrix(shared_address(group * ROWS * span), span, 0, 8 * span);
+    const uint64_t columns = matrix(shared_address(A_BYTES), 128, 0, 1024);
+    Ring ring;
+    for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
+      const Tile tile(p, number);
+      Sums sums;
+      Finished finished;
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        const int steps = steps_of(p, p.part[tile.first_branch + s]);
+        int reading = -1;  // the stage of the step before
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+          ring.wait_full();
+          matrix_fence();
+#pragma unroll
+          for (int k = 0; k < BK / 16; ++k) {
+            const uint64_t b = further(columns, ring.at() + 32 * k);
+#pragma unroll
+            for (int m = 0; m < MI; ++m)
+              matrix_multiply<T, BN>(sums[m], further(inputs, ring.at() + p.slices[k] + 64 * m * span), b, step > 0 || k > 0);
+          }
+          matrix_commit();
+          matrix_wait<1>();
+          Ring::release(reading);
+          reading = ring.stage;
+          ring.next();
+        }
+        matrix_wait<0>();
+        Ring::release(reading);
+        finish(p, tile, s, sums, finished);
+      }
+    }
+  }
+
+  SSCONV_DEVICE static void run(const Params& p) {
+    Ring::begin();
+    if (thread_index() >= 128 * CONSUMERS) {
+      give_registers<24>();
+      if (thread_index() == 128 * CONSUMERS) produce(p);
+      return;
+    }
+    take_registers<240>();
+    consume(p);
+  }
+};
+
+}  // namespace ssconv

@@ -1,0 +1,46 @@
+// The ring of stages through which one warp hands what bulk copies bring to warpgroups that multiply it.
+#pragma once
+
+#include "../hopper.cuh"
+
+namespace ssconv {
+
+// A thread's place in the ring: a stage, and the parity of its current use. The stages' mbarriers follow them: one each
+// that is over when its bytes are there, one each when all consumers' warps are done with it.
+template <int STAGES, int STAGE, int CONSUMERS>
+struct Ring {
+  static constexpr int FULL = STAGES * STAGE, FREE = FULL + 8 * STAGES;
+  static constexpr int SHARED = FREE + 8 * STAGES;
+  int stage = 0;
+  uint32_t parity = 0;
+
+  // All threads of the block, before any uses it.
+  SSCONV_DEVICE static void begin() {
+    if (thread_index() == 0) {
+#pragma unroll
+      for (int i = 0; i < STAGES; ++i) {
+        mbarrier_init(FULL + 8 * i, 1);
+        mbarrier_init(FREE + 8 * i, 4 * CONSUMERS);
+      }
+      mbarrier_fence();
+    }
+    sync_threads();
+  }
+
+  SSCONV_DEVICE uint32_t at() const { return stage * STAGE; }
+  SSCONV_DEVICE uint32_t full() const { return FULL + 8 * stage; }
+  SSCONV_DEVICE void wait_full() const { mbarrier_wait(FULL + 8 * stage, parity); }
+  SSCONV_DEVICE void wait_free() const { mbarrier_wait(FREE + 8 * stage, parity ^ 1); }
+  SSCONV_DEVICE void next() {
+    if (++stage < STAGES) return;
+    stage = 0;
+    parity ^= 1;
+  }
+
+  // This warp is done with a stage; -1 is none.
+  SSCONV_DEVICE static void release(int stage) {
+    if (stage >= 0 && thread_index() % 32 == 0) mbarrier_arrive(FREE + 8 * stage);
+  }
+};
+
+}  // namespace ssconv

@@ -1,0 +1,400 @@
+// mbarriers, bulk copies and wgmma. The rules are those of PTX ISA 9.0, "Asynchronous operations", "Tensors",
+// "mbarrier" and "wgmma".
+#include <algorithm>
+#include <cstring>
+
+#include "machine.h"
+
+namespace emulator {
+
+// A wgmma under way: the cells that it reads, and the accumulators that its warps get at their wait.
+struct Matrix {
+  std::vector<uint32_t> chunks;  // of 16 bytes
+  float* accumulators[GROUP];
+  int n;
+  int warps = GROUP / WARP;  // that have not waited for it
+};
+
+namespace {
+
+// What an accumulator will hold; `users`: wgmmas under way that add to it.
+struct Pending {
+  std::vector<float> values;
+  int users = 0;
+};
+std::map<float*, Pending> pending;                // by the address of a thread's accumulators
+std::map<float*, uint64_t> returned;              // when their last wait was
+std::map<int, uint64_t> fenced;                   // when a thread last executed wgmma.fence
+uint64_t now = 0;
+constexpr uint32_t POISON = 0xffffffff;
+
+std::string at_byte(uint32_t at) { return "at byte " + std::to_string(at); }
+
+Mbarrier& mbarrier(uint32_t at) {
+  auto found = machine.mbarriers.find(at);
+  if (found == machine.mbarriers.end()) fail("an mbarrier " + at_byte(at) + " that was never initialised");
+  Mbarrier& b = found->second;
+  if (b.initialiser != machine.running->position.thread && b.stretch == machine.stretch)
+    fail("the mbarrier " + at_byte(at) + " is used with no barrier since its initialisation");
+  return b;
+}
+
+void complete(uint32_t at, Mbarrier& b) {
+  if (b.pending > 0 || b.bytes != 0) return;
+  ++b.phase;
+  b.pending = b.count;
+  for (int t = 0; t < machine.count; ++t) {
+    Thread& thread = machine.threads[t];
+    if (thread.state == State::mbarrier && thread.waiting == at) wake(thread);
+  }
+}
+
+// The asynchronous proxy is about to touch a cell that threads may have written.
+void check_proxy(const Cell& cell, uint32_t i, const char* what) {
+  if (cell.generic && machine.threads[cell.writer].proxy_fences == cell.fences)
+    fail(byte(i) + "was stored by thread " + std::to_string(cell.writer) + " with no proxy fence since, and is " + what);
+}
+
+void begin_write(uint32_t at, uint32_t bytes, uint32_t barrier) {
+  for (uint32_t i = at / 2; i < (at + bytes) / 2; ++i) {
+    Cell& cell = machine.cells[i];
+    if (cell.arriving) fail(byte(i) + "is written by two asynchronous copies at once");
+    if (cell.locked > 0) fail(byte(i) + "is written by a bulk copy while a wgmma reads it");
+    if (cell.mbarrier) fail(byte(i) + "is an mbarrier, and a bulk copy writes it");
+    check_proxy(cell, i, "written by a bulk copy");
+    cell.arriving = true;
+    cell.generic = false;
+    cell.written = cell.read = 0;
+    cell.source = barrier;
+    cell.phase = machine.mbarriers[barrier].phase;
+  }
+  std::memset(machine.shared.data() + at, 0xff, bytes);
+}
+
+Transfer& begin_transfer(uint32_t at, uint32_t barrier) {
+  Mbarrier& b = mbarrier(barrier);
+  if (!b.fenced) fail("a bulk copy to the mbarrier " + at_byte(barrier) + ", whose initialisation no fence made known");
+  machine.transfers.push_back({at, barrier, static_cast<int16_t>(machine.running->position.thread), {}, {}});
+  return machine.transfers.back();
+}
+
+uint32_t swizzled(uint32_t at, int span) {
+  return span == 0 ? at : at ^ ((at >> 3) & (span - 16));
+}
+
+}  // namespace
+
+void begin_asynchronous() {
+  machine.mbarriers.clear();
+  machine.transfers.clear();
+  for (Warp& w : machine.warps) {
+    w.open.clear();
+    w.groups.clear();
+  }
+  for (Warpgroup& g : machine.warpgroups) g.arrived = 0;
+  for (Thread& t : machine.threads) {
+    t.seen.clear();
+    t.proxy_fences = 0;
+  }
+  pending.clear();
+  returned.clear();
+  fenced.clear();
+}
+
+void end_asynchronous() {
+  const Warp& warp = machine.warps[machine.running->position.thread / WARP];
+  if (!warp.open.empty()) fail("wgmmas that were never committed");
+  if (!warp.groups.empty()) fail("wgmmas that were never waited for");
+}
+
+void share_what_was_seen() {
+  for (auto& [at, b] : machine.mbarriers) {
+    uint32_t most = 0;
+    for (int t = 0; t < machine.count; ++t) most = std::max(most, machine.threads[t].seen[at]);
+    for (int t = 0; t < machine.count; ++t) machine.threads[t].seen[at] = most;
+  }
+}
+
+void check_cell(uint32_t i, int16_t thread, bool write) {
+  const Cell& cell = machine.cells[i];
+  if (cell.mbarrier) fail(byte(i) + "is an mbarrier, and a thread touches it", thread);
+  if (write && cell.locked > 0) fail(byte(i) + "is written while a wgmma reads it", thread);
+  if (cell.source == ~0u) return;
+  auto& seen = machine.threads[thread].seen;
+  const auto found = seen.find(cell.source);
+  if (found == seen.end() || found->second <= cell.phase)
+    fail(byte(i) + "comes by a bulk copy, and this thread has not waited for that phase of its mbarrier", thread);
+}
+
+// ------------------------------------------------------------------------------------------------------- mbarriers
+
+void mbarrier_init(uint32_t at, uint32_t count) {
+  check_shared(at, 8, machine.running->position.thread);
+  for (uint32_t i = at / 2; i < at / 2 + 4; ++i) machine.cells[i].mbarrier = true;
+  Mbarrier b;
+  b.count = b.pending = count;
+  b.stretch = machine.stretch;
+  b.initialiser = static_cast<int16_t>(machine.running->position.thread);
+  machine.mbarriers[at] = b;
+}
+
+void mbarrier_fence() {
+  for (auto& [at, b] : machine.mbarriers)
+    if (b.initialiser == machine.running->position.thread) b.fenced = true;
+}
+
+void mbarrier_arrive(uint32_t at, uint32_t bytes) {
+  Mbarrier& b = mbarrier(at);
+  if (b.pending == 0) fail("more arrivals at the mbarrier " + at_byte(at) + " than it counts");
+  b.bytes += bytes;
+  --b.pending;
+  complete(at, b);
+  if ((*machine.random)() & 1) pause();
+}
+
+void mbarrier_wait(uint32_t at, uint32_t parity) {
+  Thread& self = *machine.running;
+  if ((*machine.random)() & 1) pause();
+  for (;;) {
+    Mbarrier& b = mbarrier(at);
+    if ((b.phase & 1) != parity) {
+      self.seen[at] = b.phase;
+      return;
+    }
+    self.waiting = at;
+    give_way(State::mbarrier);
+  }
+}
+
+void proxy_fence() { ++machine.running->proxy_fences; }
+
+// ------------------------------------------------------------------------------------------------------ bulk copies
+
+void copy_bulk(uint32_t at, const void* from, uint32_t bytes, uint32_t barrier) {
+  if (at % 16 != 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
+    fail("a bulk copy whose addresses or size are no multiples of 16");
+  if (at + bytes > machine.shared.size()) fail("a bulk copy beyond the end of shared memory");
+  Transfer& t = begin_transfer(at, barrier);
+  begin_write(at, bytes, barrier);
+  for (uint32_t i = 0; i < bytes; i += 16) {
+    check_global(static_cast<const char*>(from) + i, 16, false);
+    t.places.push_back(at + i);
+  }
+  t.bytes.assign(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
+}
+
+void copy_map(uint32_t at, const Map& map, uint32_t barrier, const int32_t (&place)[5], const uint16_t (&offset)[3]) {
+  if (at % 128 != 0) fail("a tensor copy to an address that is not a multiple of 128");
+  const uint32_t row = map.box[0] * map.element;
+  if (row % 16 != 0 || (map.swizzle != 0 && row != map.swizzle)) fail("a tensor copy whose rows its swizzle does not hold");
+  uint32_t rows = map.box[1];
+  if (!map.im2col) rows *= map.box[2] * map.box[3] * map.box[4];
+  if (at + rows * row > machine.shared.size()) fail("a tensor copy beyond the end of shared memory");
+  Transfer& t = begin_transfer(at, barrier);
+  begin_write(at, rows * row, barrier);
+  t.bytes.assign(rows * row, 0);
+  int32_t base[4] = {place[1], place[2], place[3], place[4]};  // W, H, D, N of the pixel, before offsets
+  for (uint32_t r = 0; r < rows; ++r) {
+    bool inside = true;
+    const char* from = map.base;
+    for (int i = 0; i < 4; ++i) {
+      const int32_t x = base[i] + (map.im2col && i < 3 ? offset[i] : 0);
+      inside = inside && x >= 0 && x < map.size[1 + i];
+      from += x * map.stride[i];
+    }
+    for (int32_t c = 0; inside && c < map.box[0]; ++c) {
+      const int32_t channel = place[0] + c;
+      if (channel < 0 || channel >= map.size[0]) continue;
+      check_global(from + channel * map.element, map.element, false);
+      std::memcpy(&t.bytes[r * row + c * map.element], from + channel * map.element, map.element);
+    }
+    for (uint32_t b = 0; b < row; b += 16) t.places.push_back(swizzled(at + r * row + b, map.swizzle));
+    for (int i = 0; i < 4; ++i) {  // the next pixel
+      if (map.im2col) {
+        base[i] += i < 3 ? map.step[i] : 1;
+        if (i == 3 || base[i] <= map.size[1 + i] - 1 + map.upper[i]) break;
+        base[i] = map.lower[i];
+      } else {
+        if (++base[i] < place[1 + i] + map.box[1 + i]) break;
+        base[i] = place[1 + i];
+      }
+    }
+  }
+}
+
+void deliver(size_t number) {
+  const Transfer t = std::move(machine.transfers[number]);
+  machine.transfers.erase(machine.transfers.begin() + number);
+  machine.running = &machine.threads[t.thread];
+  for (size_t i = 0; i < t.places.size(); ++i) {
+    std::memcpy(machine.shared.data() + t.places[i], &t.bytes[16 * i], 16);
+    for (uint32_t c = t.places[i] / 2; c < t.places[i] / 2 + 8; ++c) machine.cells[c].arriving = false;
+  }
+  Mbarrier& b = machine.mbarriers[t.mbarrier];
+  b.bytes -= static_cast<int64_t>(t.bytes.size());
+  if (b.bytes < 0) fail("more bytes arrive at the mbarrier " + at_byte(t.mbarrier) + " than it expects");
+  complete(t.mbarrier, b);
+}
+
+// ------------------------------------------------------------------------------------------------------------ wgmma
+
+namespace {
+
+// An operand of wgmma in shared memory, as its descriptor has it.
+struct Operand {
+  uint32_t start, leading, stride;
+  int span;  // of the swizzle, bytes
+  bool transposed;
+
+  Operand(uint64_t d, bool t)
+      : start(static_cast<uint32_t>(d & 0x3fff) << 4), leading(static_cast<uint32_t>(d >> 16 & 0x3fff) << 4),
+        stride(static_cast<uint32_t>(d >> 32 & 0x3fff) << 4), transposed(t) {
+    constexpr int SPANS[4] = {0, 128, 64, 32};
+    span = SPANS[d >> 62];
+    if ((d >> 49 & 7) != 0) fail("a matrix descriptor with a base offset, which is not emulated");
+    if (span != 0 && start % (8 * span) >= static_cast<uint32_t>(span))
+      fail("a matrix descriptor that begins in a later row of its swizzle's pattern needs a base offset");
+  }
+
+  // Where the element at index `row` of M or N and k lies; whole chunks of 16 bytes stay together.
+  uint32_t element(int row, int k) const {
+    uint32_t at = start;
+    if (!transposed && span == 0) at += row / 8 * stride + row % 8 * 16 + k / 8 * leading + k % 8 * 2;
+    if (!transposed && span != 0) at += row / 8 * stride + row % 8 * span + k * 2;
+    if (transposed && span == 0) at += row / 8 * stride + row % 8 * 2 + k / 8 * leading + k % 8 * 16;
+    if (transposed && span != 0) {
+      const int wide = span / 2;
+      at += row / wide * leading + row % wide * 2 + k / 8 * stride + k % 8 * span;
+    }
+    return swizzled(at, span);
+  }
+};
+
+// The operand (rows, 16) as floats; its cells are locked and noted.
+void read_operand(const Operand& o, int rows, float (*value)(uint16_t), std::vector<float>& out, Matrix& m, int first) {
+  out.resize(rows * 16);
+  for (int outer = 0; outer < (o.transposed ? 16 : rows); ++outer) {
+    for (int inner = 0; inner < (o.transposed ? rows : 16); inner += 8) {
+      const uint32_t at = o.transposed ? o.element(inner, outer) : o.element(outer, inner);
+      check_shared(at, 16, first);
+      for (uint32_t i = at / 2; i < at / 2 + 8; ++i) {
+        Cell& cell = machine.cells[i];
+        if (cell.arriving) fail(byte(i) + "is read by a wgmma while an asynchronous copy to it is under way", first);
+        check_proxy(cell, i, "read by a wgmma");
+        if (cell.written == machine.stretch)  // of another warp than most of those that read it
+          fail(byte(i) + "was written since the last barrier, and is read by a wgmma", first);
+        for (int w = 0; w < GROUP; w += WARP) check_cell(i, static_cast<int16_t>(first + w), false);
+        ++cell.locked;
+      }
+      m.chunks.push_back(at);
+      for (int e = 0; e < 8; ++e) {
+        uint16_t bits;
+        std::memcpy(&bits, machine.shared.data() + at + 2 * e, 2);
+        out[o.transposed ? (inner + e) * 16 + outer : outer * 16 + inner + e] = value(bits);
+      }
+    }
+  }
+}
+
+uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+// The whole warpgroup is here.
+void perform(void* const* threads, int first) {
+  const auto& one = *static_cast<const Multiplication*>(threads[0]);
+  const int n = one.n;
+  for (int t = 1; t < GROUP; ++t) {
+    const auto& m = *static_cast<const Multiplication*>(threads[t]);
+    if (m.a != one.a || m.b != one.b || m.n != n || m.add != one.add) fail("the threads of a warpgroup disagree on a wgmma", first + t);
+  }
+  auto matrix = std::make_shared<Matrix>();
+  matrix->n = n;
+  std::vector<float> a, b;
+  read_operand(Operand(one.a, one.a_transposed), 64, one.value, a, *matrix, first);
+  read_operand(Operand(one.b, one.b_transposed), n, one.value, b, *matrix, first);
+  for (int t = 0; t < GROUP; ++t) {
+    float* const d = static_cast<const Multiplication*>(threads[t])->d;
+    matrix->accumulators[t] = d;
+    Pending& p = pending[d];
+    if (p.users == 0) {
+      if (fenced[first + t] <= returned[d])
+        fail("accumulators enter a wgmma with no wgmma.fence since they were registers", first + t);
+      p.values.assign(d, d + n / 2);
+      std::memset(d, 0xff, n / 2 * sizeof(float));
+    } else if (p.values.size() != static_cast<size_t>(n / 2)) {
+      fail("accumulators of a wgmma under way enter one of another shape", first + t);
+    }
+    ++p.users;
+    for (int i = 0; i < n / 2; ++i) {
+      const float* const x = &a[(t / WARP * 16 + t % WARP / 4 + i / 2 % 2 * 8) * 16];
+      const float* const y = &b[(i / 4 * 8 + t % 4 * 2 + i % 2) * 16];
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) sum += x[k] * y[k];
+      p.values[i] = one.add ? p.values[i] + sum : sum;
+    }
+  }
+  for (int w = 0; w < GROUP / WARP; ++w) machine.warps[first / WARP + w].open.push_back(matrix);
+}
+
+// One warp has waited for it.
+void finish(Matrix& m, int first_of_warp) {
+  for (int l = 0; l < WARP; ++l) {
+    float* const d = m.accumulators[(first_of_warp + l) % GROUP];
+    Pending& p = pending[d];
+    for (int i = 0; i < m.n / 2; ++i)
+      if (bits_of(d[i]) != POISON) fail("accumulators were touched while a wgmma was under way", first_of_warp + l);
+    if (--p.users > 0) continue;
+    std::copy(p.values.begin(), p.values.end(), d);
+    pending.erase(d);
+    returned[d] = ++now;
+  }
+  if (--m.warps > 0) return;
+  for (const uint32_t at : m.chunks)
+    for (uint32_t i = at / 2; i < at / 2 + 8; ++i) --machine.cells[i].locked;
+}
+
+}  // namespace
+
+void matrix_fence() { fenced[machine.running->position.thread] = ++now; }
+
+void matrix_multiply(const Multiplication& m) {
+  Thread& self = *machine.running;
+  const int thread = self.position.thread, first = thread / GROUP * GROUP;
+  if (first + GROUP > machine.count) fail("a wgmma of less than a warpgroup");
+  Warpgroup& group = machine.warpgroups[thread / GROUP];
+  self.operation = "wgmma";
+  group.threads[thread - first] = const_cast<Multiplication*>(&m);
+  if (++group.arrived < GROUP) {
+    give_way(State::collective);
+    return;
+  }
+  group.arrived = 0;
+  perform(group.threads, first);
+  for (int t = first; t < first + GROUP; ++t)
+    if (&machine.threads[t] != &self) wake(machine.threads[t]);
+}
+
+void matrix_commit() {
+  collective("wgmma.commit_group", nullptr, [](void* const*) {
+    Warp& warp = machine.warps[machine.running->position.thread / WARP];
+    warp.groups.push_back(std::move(warp.open));
+    warp.open.clear();
+  });
+}
+
+void matrix_wait(int groups) {
+  int wanted = groups;
+  if ((*machine.random)() & 1) pause();
+  collective("wgmma.wait_group", &wanted, [](void* const* lanes) {
+    const int thread = machine.running->position.thread;
+    Warp& warp = machine.warps[thread / WARP];
+    const size_t keep = *static_cast<int*>(lanes[0]);
+    for (; warp.groups.size() > keep; warp.groups.pop_front())
+      for (const auto& matrix : warp.groups.front()) finish(*matrix, thread / WARP * WARP);
+  });
+}
+
+}  // namespace emulator
