@@ -186,7 +186,7 @@ def _metrics(axes: Axes, facts: Facts, rows: list[tuple[str, dict[str, Any]]]) -
     axes.axhline(1, color="#c9ced6", lw=0.8)
     for i, (name, row) in enumerate(rows):
         y, interval = i + 1.5, row.get("interval")
-        shown = "none" if interval is None else f"{_number(interval[0])} to {_number(interval[1])}"
+        shown = "none" if interval is None else f"{interval[0]:.2g} to {interval[1]:.2g}"
         texts = [NAMES.get(name, name), _number(row["value"]), shown, _number(row.get("floor")), row.get("better", "")]
         for text, (column, (x, side)) in zip(texts, columns.items(), strict=True):
             weight = "bold" if column == "value" else "normal"
@@ -205,7 +205,7 @@ def _metrics(axes: Axes, facts: Facts, rows: list[tuple[str, dict[str, Any]]]) -
         held = "held-out" if "held-out" in check.get("reference", "") else "other training"
         axes.text(0, y + 1.75, f"Copies: distance to training volumes, against that of {held} ones", va="center",
                   fontsize=9, weight="bold")  # fmt: skip
-        axes.text(0, y + 2.7, f"ratio of the medians {ratios}: about 1 without copies, well below with", va="center",
+        axes.text(0, y + 2.7, f"ratio of the medians {ratios}: about 1 without copies, well below 1 with", va="center",
                   fontsize=8)  # fmt: skip
         axes.text(0, y + 3.55, f"nearer than their 5 % quantile: {shares}; 5 % without copies", va="center", fontsize=8)
 
