@@ -252,9 +252,10 @@ def run(args: argparse.Namespace) -> int:
     }
     picture = args.out.with_suffix(".pairs.png")
     shown, names = [], []
-    for i, j, distance in copies["voxels"]["closest"]:
-        shown += [fake.volumes[i], real.volumes[j]]
-        names += [f"generated {i}", f"training {j}, {distance:g}"]
+    for both in zip(copies["voxels"]["closest"], copies["features"]["closest"], strict=True):  # side by side
+        for space, (i, j, distance) in zip(("voxels", "features"), both, strict=True):
+            shown += [fake.volumes[i], real.volumes[j]]
+            names += [f"generated {i}", f"{space}: training {j}, {distance:g}"]
     contact_sheet(to_axial(np.stack(shown), real.slice_axis), names, picture, spacing=real.spacing, columns=4)
     scales, window = voxels.msssim_scales(real.volumes.shape[1:])
     few = min(args.repeats, FEW)

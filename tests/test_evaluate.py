@@ -53,6 +53,7 @@ def test_record_and_again_from_the_cache(data, tmp_path):
     assert set(a["metrics"]) == set(evaluate.BETTER)
     assert a["memorisation"]["voxels"]["ratio"] == 1  # the fakes are the held-out volumes themselves
     assert (tmp_path / "a.pairs.png").is_file()
+    assert [len(a["memorisation"][space]["closest"]) for space in ("voxels", "features")] == [8, 8]
 
 
 def test_the_method_of_each_interval_is_stated(data, tmp_path):
