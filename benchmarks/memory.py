@@ -9,6 +9,8 @@ upstream gradient and parameters already exist and the libraries have been warme
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import re
 import subprocess
 import sys
@@ -34,12 +36,21 @@ def _kib(field: str) -> int:
     return int(found.group(1))
 
 
+def give_back() -> None:
+    """What was freed goes back to the system (glibc): a step that used it again would seem to need less."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def added(layer: Layer, contender: Contender) -> int:
     """Bytes that one forward + backward step adds at its peak; results are freed before it ends."""
     x, upstream = layer_input(layer, contender)
     x.requires_grad_()
     for p in contender.parameters:  # resident, not only reserved
         p.detach().mul_(1.0)
+    give_back()
     CLEAR.write_text("5")  # resets the peak
     before = _kib("VmRSS")
     torch.autograd.grad(contender.forward(x), (x, *contender.parameters), upstream)
