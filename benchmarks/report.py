@@ -96,6 +96,21 @@ def markdown(records: Records) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+FAMILIES = {"compiled": "Purples", "nn.Conv3d": "Greys", "ACSConv": "Oranges", "reference": "Greens", "": "Blues"}
+
+
+def colours(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """A colour for each contender, the same in every panel: a hue by who computes, darker from dense to split_depth."""
+    from matplotlib import colormaps
+
+    family = {name: next(f for f in FAMILIES if f in name) for name in names}
+    found = {}
+    for name in names:
+        alike = [n for n in names if family[n] == family[name]]
+        found[name] = colormaps[FAMILIES[family[name]]](0.35 + 0.6 * (alike.index(name) + 1) / len(alike))
+    return found
+
+
 def draw(records: Records, path: Path) -> None:
     """Bars of the ratios, one panel per pass, to a PNG."""
     from matplotlib.figure import Figure
@@ -103,18 +118,22 @@ def draw(records: Records, path: Path) -> None:
     layers = list(dict.fromkeys(r["layer"] for r in records))
     kinds = passes(records)
     figure = Figure(figsize=(12, 3.6 * len(kinds)), layout="constrained")
+    tables = {what: speedups(records, what) for what in kinds}
+    colour = colours(list(dict.fromkeys(name for table in tables.values() for name in table)))
+    handles: dict[str, Any] = {}
     for axes, what in zip(figure.subplots(len(kinds), 1, squeeze=False)[:, 0], kinds):
-        table = speedups(records, what)
+        table = tables[what]
         width = 0.85 / len(table)
         for i, (name, ratios) in enumerate(table.items()):
             positions = [k + (i - (len(table) - 1) / 2) * width for k in range(len(layers))]
-            axes.bar(positions, [ratios.get(n, 0.0) for n in layers], width, label=name)
+            handles[name] = axes.bar(positions, [ratios.get(n, 0.0) for n in layers], width, color=colour[name])
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xticks(range(len(layers)), layers)
         axes.set_ylabel("times less memory than best dense" if what == "memory" else "times faster than best dense")
         axes.set_title(what, loc="left")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    figure.legend(
+        [handles[n] for n in colour], list(colour), loc="outside lower center", ncols=3, frameon=False, fontsize="small"
+    )
     about = records[0]
     figure.suptitle(
         f"{about['device']}, {about['threads']} threads, torch {about['torch']}, commit {about['commit']}", fontsize=10
