@@ -123,7 +123,7 @@ def _product(
     numbers = (n for n, kernel in enumerate(spec.branches) if kernel not in (IDENTITY, ABSENT))
     tensors |= {f"weight{n}": w for n, w in zip(numbers, weights, strict=True)}
     floats = [slope, gain, 0.0 if clamp is None else clamp]
-    described = (
+    described = plans.Call(
         layout, channels, tuple(w.stride() for w in weights), swap, _noise(noise), spec, adjoint, tuple(size), columns,
         groups, clamp is not None, plans.arithmetic_kind(x.dtype, kind),
     )  # fmt: skip
@@ -136,11 +136,11 @@ def _product(
             _run(product, tensors, floats)
 
     if not key.singly and hopper_refusal(x, spec, adjoint, size, columns, groups) is None:
-        launch(cuda_hopper.product(*described, multiprocessors(x.device)))
+        launch(cuda_hopper.product(described, multiprocessors(x.device)))
         return y, z
 
     def run(config: Config) -> None:
-        launch(plans.product(*described, key, config))
+        launch(plans.product(described, key, config))
 
     _launch(key, run, x.device)
     return y, z

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ssconv.cuda_plans import Launch, Layout, Noise, Numbers, Product, _epilogue, _geometry, _grid
+from ssconv.cuda_plans import Call, Launch, Layout, Numbers, Product, epilogue_of, geometry_of, grid
 from ssconv.gpu import FUSED, first
 from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
 
@@ -109,22 +109,9 @@ def switched_off() -> str | None:
 
 
 @functools.lru_cache(4096)
-def product(
-    x: Layout,
-    channels: int,
-    weights: tuple[tuple[int, ...], ...],
-    swap: bool,
-    noise: Noise | None,
-    spec: ConvSpec,
-    adjoint: bool,
-    size: tuple[int, ...],
-    columns: int,
-    groups: int,
-    clamped: bool,
-    kind: int,
-    multiprocessors: int,
-) -> Product:
+def product(call: Call, multiprocessors: int) -> Product:
     """As `cuda_plans.product`, for a call that is not refused."""
+    x, channels, weights, swap, noise, spec, adjoint, size, columns, groups, clamped, kind = call
     count = len(spec.branches)
     together = count if groups > 1 else 1
     own = next((c for c in COLUMNS[together] if c >= columns), COLUMNS[together][-1])
@@ -142,12 +129,12 @@ def product(
         packs.append([f"weight{number}", *swapped, *row])
         total += blocks * -(-kernel[0] * kernel[1] * kernel[2] * padded // STEP) * own * STEP // x.per_chunk
     pack_numbers: Numbers = [
-        *_grid(min(256, -(-total // 128)), count), "packed", channels, padded, columns, own, 8 // together, 1,
-        *_geometry(spec, adjoint), count, *itertools.chain.from_iterable(packs),
+        *grid(min(256, -(-total // 128)), count), "packed", channels, padded, columns, own, 8 // together, 1,
+        *geometry_of(spec, adjoint), count, *itertools.chain.from_iterable(packs),
     ]  # fmt: skip
     numbers: Numbers = [
-        *_grid(min(work, multiprocessors)), together, own, *x.volume("x"), "packed", "y", "z", *size, there, box,
-        padded, columns, count, *_geometry(spec, adjoint), *_epilogue(noise, clamped), outputs, work, blocks, tiles,
+        *grid(min(work, multiprocessors)), together, own, *x.volume("x"), "packed", "y", "z", *size, there, box,
+        padded, columns, count, *geometry_of(spec, adjoint), *epilogue_of(noise, clamped), outputs, work, blocks, tiles,
         size[0] * size[1] * size[2], *size, count, *itertools.chain.from_iterable(rows),
     ]  # fmt: skip
     launches = (
@@ -182,13 +169,13 @@ def weights(
     share = max(LEAST_STEPS, -(-steps // max(1, multiprocessors // blocks)))
     splits = -(-steps // share)
     multiply: Numbers = [
-        *_grid(blocks, splits), block_rows, *low.volume("low"), *high.volume("high"), "workspace",
-        *_geometry(spec, False), low_channels, high_channels, low_box, high_box, boxes, row_blocks, steps, share,
+        *grid(blocks, splits), block_rows, *low.volume("low"), *high.volume("high"), "workspace",
+        *geometry_of(spec, False), low_channels, high_channels, low_box, high_box, boxes, row_blocks, steps, share,
         *low.shape[2:], len(numbers), *itertools.chain.from_iterable(parts),
     ]  # fmt: skip
     tile = block_rows * 128
     add: Numbers = [
-        *_grid(tiles * row_blocks * tile // 128), "workspace", splits, row_blocks, block_rows, rows, columns, high_box,
+        *grid(tiles * row_blocks * tile // 128), "workspace", splits, row_blocks, block_rows, rows, columns, high_box,
         boxes, int(spec.transposed), len(numbers), *itertools.chain.from_iterable(described), tiles,
     ]  # fmt: skip
     outs = [f"out{i}" for i in range(len(numbers))]

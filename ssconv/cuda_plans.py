@@ -13,6 +13,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ class Noise:
     stride: int
 
 
-def _grid(x: int, y: int = 1, z: int = 1) -> Numbers:
+def grid(x: int, y: int = 1, z: int = 1) -> Numbers:
     if x > MAX_GRID:
         raise ValueError(f"x: the GPU's grids end at {MAX_GRID} blocks; got {x}; cut the batch into parts")
     return [x, y, z]
@@ -125,12 +126,12 @@ def _companion(name: str, dtype: torch.dtype | None) -> Numbers:
     return [name, 0 if dtype is None else FORMATS[dtype]]
 
 
-def _epilogue(noise: Noise | None, clamped: bool) -> Numbers:
+def epilogue_of(noise: Noise | None, clamped: bool) -> Numbers:
     dtype, stride = (None, 0) if noise is None else (noise.dtype, noise.stride)
     return ["out_scale", "bias", *_companion("noise", dtype), stride, int(clamped)]
 
 
-def _geometry(spec: ConvSpec, adjoint: bool) -> Numbers:
+def geometry_of(spec: ConvSpec, adjoint: bool) -> Numbers:
     return [*first(spec), *spec.stride, int(adjoint)]
 
 
@@ -159,7 +160,7 @@ def arrange(x: Layout, count: int) -> tuple[Launch, int]:
         )
     threads = voxels * count * padded // size
     numbers = [
-        *_grid(-(-threads // THREADS)), *x.volume("source"), "in_scale", "arranged", channels, padded, count,
+        *grid(-(-threads // THREADS)), *x.volume("source"), "in_scale", "arranged", channels, padded, count,
         int(x.stride[1] != 1), voxels, *x.shape[2:],
     ]  # fmt: skip
     return Launch.make("arrange", FORMATS[x.dtype], numbers, ["arranged"]), padded
@@ -199,28 +200,31 @@ class Product:
     packed: tuple[int, ...]
 
 
-@functools.lru_cache(KEPT)
-def product(
-    x: Layout,
-    channels: int,
-    weights: tuple[tuple[int, ...], ...],
-    swap: bool,
-    noise: Noise | None,
-    spec: ConvSpec,
-    adjoint: bool,
-    size: tuple[int, ...],
-    columns: int,
-    groups: int,
-    clamped: bool,
-    kind: int,
-    key: Key,
-    config: Config,
-) -> Product:
+class Call(NamedTuple):
     """The branches' convolutions of x, or their adjoints, to an output of extents `size`, with the epilogue.
 
     channels: of a branch, without what x is padded by. weights: their strides. swap: they are read with input and
     output channels exchanged.
     """
+
+    x: Layout
+    channels: int
+    weights: tuple[tuple[int, ...], ...]
+    swap: bool
+    noise: Noise | None
+    spec: ConvSpec
+    adjoint: bool
+    size: tuple[int, ...]
+    columns: int
+    groups: int
+    clamped: bool
+    kind: int
+
+
+@functools.lru_cache(KEPT)
+def product(call: Call, key: Key, config: Config) -> Product:
+    """What a call launches on sm_80 and later."""
+    x, channels, weights, swap, noise, spec, adjoint, size, columns, groups, clamped, kind = call
     count = len(spec.branches)
     padded = x.shape[1] // count
     together, own = key.branches, config.width // key.branches
@@ -251,18 +255,18 @@ def product(
             swapped = (stride[1], stride[0], *stride[2:]) if swap else stride
             packs.append([f"weight{number}" if real else 0, *swapped, *row])
         numbers: Numbers = [
-            *_grid(boxes * blocks, len(parities), 1 if together == count else len(group)),
+            *grid(boxes * blocks, len(parities), 1 if together == count else len(group)),
             together, config.width, int(key.singly), config.stages, int(config.cached), *x.volume("x"),
             "in_scale", "packed", "y", "z",
-            *size, padded, columns, count, int(groups > 1), *_geometry(spec, adjoint), *_epilogue(noise, clamped),
+            *size, padded, columns, count, int(groups > 1), *geometry_of(spec, adjoint), *epilogue_of(noise, clamped),
             *(b.bit_length() - 1 for b in box), *(-(-n // b) for n, b in zip(counts, box[1:], strict=True)), blocks,
             len(group), *itertools.chain.from_iterable(rows),
         ]  # fmt: skip
         pack = None
         if total:
             pack_numbers: Numbers = [
-                *_grid(min(256, -(-total // THREADS)), len(group), len(parities)), "packed", channels, padded, columns,
-                own, own // 8, 0, *_geometry(spec, adjoint), len(group), *itertools.chain.from_iterable(packs),
+                *grid(min(256, -(-total // THREADS)), len(group), len(parities)), "packed", channels, padded, columns,
+                own, own // 8, 0, *geometry_of(spec, adjoint), len(group), *itertools.chain.from_iterable(packs),
             ]  # fmt: skip
             pack = Launch.make("pack", kind, pack_numbers, ["packed"])
         launches.append((pack, Launch.make("product", kind, numbers, ["y", "z"])))
@@ -302,13 +306,13 @@ def weights(
     share = max(4, -(-steps // max(1, config.programs // (tiles * row_blocks))))
     splits = -(-steps // share)
     multiply: Numbers = [
-        *_grid(tiles * row_blocks, splits), block_rows, config.stages, *low.volume("low"), *high.volume("high"),
-        low.shape[1] // count, high.shape[1] // count, "workspace", *_geometry(spec, False), row_blocks,
+        *grid(tiles * row_blocks, splits), block_rows, config.stages, *low.volume("low"), *high.volume("high"),
+        low.shape[1] // count, high.shape[1] // count, "workspace", *geometry_of(spec, False), row_blocks,
         voxels, steps, share, *low.shape[2:], len(numbers), *itertools.chain.from_iterable(parts),
     ]  # fmt: skip
     tile = block_rows * ROWS
     add: Numbers = [
-        *_grid(tiles * row_blocks * tile // THREADS), "workspace", splits, row_blocks, block_rows, rows, columns, size,
+        *grid(tiles * row_blocks * tile // THREADS), "workspace", splits, row_blocks, block_rows, rows, columns, size,
         chunks, int(spec.transposed), len(numbers), *itertools.chain.from_iterable(described), tiles,
     ]  # fmt: skip
     outs = [f"out{i}" for i in range(len(numbers))]
@@ -333,7 +337,7 @@ def epilogue(z: Layout, noise: Noise | None, groups: int, clamped: bool) -> Laun
     threads = -(-z.shape[1] // _run_length(z, groups))
     blocks = -(-z.voxels * threads // THREADS)
     numbers = [
-        *_grid(z.shape[0] * blocks), *z.volume("z"), "y", *_epilogue(noise, clamped), z.shape[1], groups, threads,
+        *grid(z.shape[0] * blocks), *z.volume("z"), "y", *epilogue_of(noise, clamped), z.shape[1], groups, threads,
         blocks, *z.shape[2:],
     ]  # fmt: skip
     return Launch.make("epilogue", FORMATS[z.dtype], numbers, ["y"])
@@ -346,7 +350,7 @@ def epilogue_backward(gy: Layout, y: Layout, z: Layout | None, groups: int, clam
     per_block = min(256, 16 * THREADS // lanes)
     blocks = -(-y.voxels // per_block)
     numbers = [
-        *_grid(y.shape[0] * blocks), *gy.volume("gy"), *y.volume("y"), *([0] * 10 if z is None else z.volume("z")),
+        *grid(y.shape[0] * blocks), *gy.volume("gy"), *y.volume("y"), *([0] * 10 if z is None else z.volume("z")),
         "gz", "out_scale", "bias_sums", "scale_sums", "noise_sums", int(clamped), y.shape[1], groups, lanes, per_block,
         blocks, *y.shape[2:],
     ]  # fmt: skip
@@ -377,7 +381,7 @@ def upfirdn(
     counts = [-(-x.shape[1] // width), *(-(-n // t) for n, t in zip(size[::-1], tile[::-1], strict=True))]
     filters = [_companion(f"taps{d}", None if t is None else t[1]) for d, t in enumerate(taps)]
     numbers = [
-        *_grid(x.shape[0] * counts[0] * counts[1] * counts[2] * counts[3]), _shared(tile, source, width),
+        *grid(x.shape[0] * counts[0] * counts[1] * counts[2] * counts[3]), _shared(tile, source, width),
         *x.volume("x"), "y", *size, x.shape[1], *itertools.chain.from_iterable(filters), *lengths, *up, *down,
         *padding[::2], *tile, *source, width, *counts,
     ]  # fmt: skip

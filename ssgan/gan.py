@@ -435,7 +435,8 @@ class Gan:
         gradients = [p.grad for p in net.parameters() if p.grad is not None]
         self.group.sum([loss, *gradients])
         if scale.enabled:
-            torch._foreach_mul_(gradients, 1.0 / scale.scale)
+            for gradient in gradients:
+                gradient.mul_(1.0 / scale.scale)
         norm = torch.nn.utils.get_total_norm(gradients)
         value = float(loss)
         finite = math.isfinite(float(norm))

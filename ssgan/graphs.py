@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ssgan.config import ConfigError
 
@@ -38,6 +37,13 @@ def check(device: torch.device, processes: int) -> None:
             f"--cuda-graphs: expected one process; got {processes}, whose sums are not recorded; leave --cuda-graphs "
             "out or start one process"
         )
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors of a piece's inputs or outputs: nested lists and tuples of tensors and None."""
+    if isinstance(values, (list, tuple)):
+        return [tensor for value in values for tensor in tensors_in(value)]
+    return [] if values is None else [values]
 
 
 class Recorder(Protocol):
@@ -67,9 +73,8 @@ class CudaRecorder:
             outputs = work(*inputs)
         current.wait_stream(self.stream)
         for tensors, stream in ((inputs, self.stream), (outputs, current)):  # each is freed on the other's stream
-            for tensor in tree_leaves(tensors):
-                if tensor is not None:
-                    tensor.record_stream(stream)
+            for tensor in tensors_in(tensors):
+                tensor.record_stream(stream)
         return outputs
 
     def record(self, work: Work, inputs: Iterable[Tensor | None]) -> tuple[Any, Callable[[], None]]:

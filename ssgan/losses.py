@@ -120,8 +120,8 @@ def ema_beta(batch: int, images: float, half_life: float, rampup: float | None) 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, beta: float) -> None:
     """average = beta * average + (1 - beta) * model for every parameter; buffers are copied. In place."""
-    targets, sources = list(average.parameters()), list(model.parameters())
-    torch._foreach_copy_(targets, torch._foreach_lerp(sources, targets, beta))
+    for target, source in zip(average.parameters(), model.parameters(), strict=True):
+        target.copy_(source.lerp(target, beta))
     for target, source in zip(average.buffers(), model.buffers(), strict=True):
         target.copy_(source)
 

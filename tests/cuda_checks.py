@@ -292,7 +292,7 @@ def serving() -> None:
     expect(lambda: ssconv.split_shuffle_conv3d(x.double(), [w.double() for w in weights], backend="cuda"))
     many = torch.zeros(1).expand(1, 2, 2**11, 2**10, 2**10)
     _refused(lambda: cuda_backend.epilogue(many, None, None, None, 1, 1.0, 1.0, None), "2048, 1024, 1024", ValueError)
-    _refused(lambda: cuda_plans._grid(2**31), "2147483647 blocks", ValueError)
+    _refused(lambda: cuda_plans.grid(2**31), "2147483647 blocks", ValueError)
     _refused(lambda: EMULATOR.call("product", [0, 0, 1, 1, 1], []), "has not the numbers")
     _refused(lambda: EMULATOR.call("produce", [0, 0], []), "there is no such kernel")
     y = torch.empty(8)

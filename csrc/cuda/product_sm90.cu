@@ -1,4 +1,4 @@
-// The products of sm_90a, the only file that is compiled for it; a build without has the refusal.
+// The products of sm_90a, compiled for it alone; a build without has the refusal.
 #include "launch.h"
 
 #if defined(SSCONV_SM90A) || !defined(__CUDACC__)
@@ -28,7 +28,7 @@ const char* launch_tiles(TensorProductParams& p, Grid grid, void* stream) {
     p.slices[k] = (box * Kernel::BM * p.box_channels + within) * 2;
   }
   for (int s = 0; s < p.parts; ++s) {
-    if (const char* error = map_branch(p, s, A::NAME[0] == 'f', Kernel::BM)) return error;
+    if (const char* error = map_branch(p, s, std::is_same<A, F16>::value, Kernel::BM)) return error;
   }
   return launch<Kernel>(p, grid, Kernel::SHARED, stream);
 }

@@ -28,7 +28,7 @@ template <class A, int ROWS>
 const char* launch_rows(TensorWeightParams& p, Grid grid, void* stream) {
   using Kernel = TensorWeights<A, ROWS>;
   for (int s = 0; s < p.parts; ++s)
-    if (const char* error = map_part(p, s, A::NAME[0] == 'f', Kernel::BK)) return error;
+    if (const char* error = map_part(p, s, std::is_same<A, F16>::value, Kernel::BK)) return error;
   return launch<Kernel>(p, grid, Kernel::SHARED, stream);
 }
 

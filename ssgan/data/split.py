@@ -26,7 +26,7 @@ def split_indices(
         DatasetError: two names are the same, or either part would be empty.
     """
     if len(set(names)) < len(names):
-        raise DatasetError("two volumes have the same source name; a split by names needs different ones")
+        raise DatasetError("--data: two volumes have the same source name; a split by names needs different ones")
     pattern = re.compile(subject)
     members: dict[str, list[int]] = {}
     for i in sorted(range(len(names)), key=lambda i: names[i]):
@@ -42,7 +42,7 @@ def split_indices(
     train = sorted(set(range(len(names))) - set(held))
     if not 0 < hold_out or not train:
         raise DatasetError(
-            f"{hold_out} held out of {len(names)} volumes of {len(groups)} subjects leave "
+            f"--hold-out: {hold_out} held out of {len(names)} volumes of {len(groups)} subjects leave "
             f"{'nothing held out' if train else 'none to train on'}; expected at least 1 of each"
         )
     return train, sorted(held)
