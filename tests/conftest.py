@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -36,3 +38,14 @@ def poisoned_memory():
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(was)
     torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+@pytest.fixture
+def graphs_on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA graphs without a GPU, after a single warm-up."""
+    from ssgan import gan, graphs
+    from tape import TapeRecorder
+
+    monkeypatch.setattr(gan, "Graphs", functools.partial(graphs.Graphs, warmup=1))
+    monkeypatch.setattr(gan, "check_graphs", lambda device, processes: None)
+    monkeypatch.setattr(gan, "CudaRecorder", lambda device: TapeRecorder())

@@ -270,7 +270,7 @@ def train(
 
 # How far the losses (about 1) of two backends may be apart in 200 steps. "reference" and "cpu", in float32 on a CPU,
 # were 7e-7 apart after 100 steps and 3e-5 after 200: thirty times that is left for another order of additions. Outputs
-# that are wrong by 1 % are noticed within eight steps (test_gpu_acceptance.py).
+# that are wrong by 1 % are noticed within eight steps (test_gpu_checks.py).
 TOGETHER = 1e-3
 
 

@@ -1,6 +1,6 @@
 """Every backend that serves the GPU: values and derivatives, streams, graphs, the compiler, size, and training.
 
-The checks are those of the other tests (`strategies`) and of `gpu_checks`, which test_gpu_acceptance.py tries on a CPU.
+The checks are those of the other tests (`strategies`) and of `gpu_checks`, which test_gpu_checks.py tries on a CPU.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from ssgan.gan import Gan
 from ssgan.graphs import Graphs
 from ssgan.policies import AugmentConfig
 from ssgan.precision import Execution
+from tape import HostDecides, TapeRecorder
 from tests.process_checks import CONFIG, SHAPE
-from tests.tape import HostDecides, TapeRecorder
 
 CPU = torch.device("cpu")
 BATCH, STEPS, WARMUP = 8, 6, 1
