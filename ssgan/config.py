@@ -84,7 +84,8 @@ class NetworkConfig:
 
     shape: (D, H, W) of a volume. base, scales: see `plan_levels`. widths: channels per level, coarse to fine,
     len(scales) + 1 of them. arch: a key of ARCHITECTURES. classes: labels to condition on, 0 for none; label_layers:
-    of the discriminator's mapping of the label, None for as many as mapping_layers.
+    of the discriminator's mapping of the label, None for as many as mapping_layers. depth_places: None, or (base's
+    depth, volume's depth): the 2D networks are told where along depth a slice lies (`depth_aware`).
     """
 
     shape: Triple
@@ -100,6 +101,7 @@ class NetworkConfig:
     conv_clamp: float | None = None
     classes: int = 0
     label_layers: int | None = None
+    depth_places: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -116,6 +118,11 @@ class NetworkConfig:
         for name in ("image_channels", "z_dim", "w_dim", "mapping_layers", "mbstd_group"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1; got {getattr(self, name)}")
+        places = self.depth_places
+        if places is not None and not self.is_flat and tuple(places) != (self.base[0], self.shape[0]):
+            raise ConfigError(f"depth_places: expected {(self.base[0], self.shape[0])}, base and shape; got {places}")
+        if places is not None and not 1 <= places[0] <= places[1]:
+            raise ConfigError(f"depth_places: expected (base's depth, volume's depth); got {places}")
         for name in ("classes", "label_layers"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name}: expected at least 0; got {getattr(self, name)}")
@@ -124,6 +131,14 @@ class NetworkConfig:
     def is_flat(self) -> bool:
         """True for the 2D GAN (depth 1)."""
         return self.shape[0] == 1
+
+    def depth_aware(self, aware: bool = True) -> NetworkConfig:
+        """The same networks with (or without) places along depth.
+
+        With them the constant of the 2D generator and the features of either discriminator's image depend on where
+        along depth a slice lies, as those of the 3D networks do; so inflation carries over what belongs where.
+        """
+        return dataclasses.replace(self, depth_places=(self.base[0], self.shape[0]) if aware else None)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NetworkConfig:

@@ -151,11 +151,12 @@ def propose_batch(memory: Memory, free: int) -> int:
     return 1 << (fits.bit_length() - 1) if fits > 0 else 0
 
 
-def stand_ins(gan: Gan) -> tuple[Tensor, Tensor | None]:
-    """Empty images for a step of `gan`, and their classes if it has any."""
+def stand_ins(gan: Gan) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Empty images for a step of `gan`, and their classes and places along depth if it has any."""
     count = len(gan.local)
     images = torch.zeros(count, gan.cfg.network.image_channels, *gan.G.cfg.shape)
-    return images, torch.zeros(count, dtype=torch.int64) if gan.class_counts else None
+    firsts = torch.zeros(count, dtype=torch.int64)
+    return images, firsts if gan.class_counts else None, firsts if gan.places else None
 
 
 def step_seconds(gan: Gan, repeats: int = 2) -> float:
@@ -200,15 +201,15 @@ def _stage(cfg: TrainConfig, stage: str, device: torch.device, execution: Execut
     hyper = cfg.stage_2d if stage == "2d" else cfg.stage_3d
     batch, accumulate = hyper.batch, execution.accumulate
     one = Gan(with_batch(cfg, stage, 1), stage, device, _plain(execution))
-    image, label = stand_ins(one)
+    inputs = stand_ins(one)
     draws = one.draw("g_main", 1)
     for net in (one.G, one.D):  # PyTorch's counter follows gradients otherwise
         net.requires_grad_(False)
     g_flops = count_flops(functools.partial(one.fakes, draws, one.parts[0]))
-    d_flops = count_flops(functools.partial(one.D, image.to(device), None if label is None else label.to(device)))
+    d_flops = count_flops(functools.partial(one.D, *(None if x is None else x.to(device) for x in inputs)))
     count = {name: sum(p.numel() for p in getattr(one, name).parameters()) for name in ("G", "D")}
     one.step = 1
-    plain = count_flops(functools.partial(one.train_step, image, label))
+    plain = count_flops(functools.partial(one.train_step, *inputs))
     say(f"stage {stage}: {'x'.join(map(str, one.G.cfg.shape))} voxels, {cfg.network.arch}, {cfg.precision}")
     say(f"  parameters: G {count['G']:,}, D {count['D']:,}")
     say(

@@ -26,7 +26,7 @@ from ssgan.graphs import CudaRecorder, Graphs, directly
 from ssgan.graphs import check as check_graphs
 from ssgan.inflation import inflate_network
 from ssgan.layers import ModulatedConv
-from ssgan.networks import Discriminator, Generator, one_hot
+from ssgan.networks import Discriminator, Generator, in_depth, one_hot
 from ssgan.precision import DTYPES, Execution, LossScale, lower_convolutions, recompute_blocks
 from ssgan.schedule import rate_factor, trainable
 
@@ -50,6 +50,9 @@ def stream_seed(seed: int, stage: str, step: int, purpose: str) -> int:
     return state
 
 
+Share = tuple[Tensor, Tensor | None, Tensor | None]  # a part's real images, their classes one-hot, their places
+
+
 @dataclass(frozen=True)
 class Part:
     """Samples of a batch that are computed at a time. weight: their share of the batch, 0 for a stand-in."""
@@ -61,13 +64,15 @@ class Part:
 @dataclass(frozen=True)
 class Draws:
     """What is drawn for a batch of generated images: latents (N, z_dim), those mixed in from layer `crossover` on, the
-    noise (N, 1, D, H, W) of each modulated convolution in the order of their use, and class numbers (N,), if any."""
+    noise (N, 1, D, H, W) of each modulated convolution in the order of their use, and class numbers (N,) and places
+    along depth (N,), if any."""
 
     z: Tensor
     other: Tensor
     crossover: int
     noise: list[Tensor]
     labels: Tensor | None = None
+    places: Tensor | None = None
 
 
 class Gan:
@@ -84,6 +89,9 @@ class Gan:
 
     Networks with classes: generated images have classes drawn as often as `class_counts` says (the data set's; default
     all alike), and both networks see an image's class in every phase (StyleGAN2-ADA).
+
+    With `network.depth_places` both 2D networks see where along depth a slice lies; those of generated slices are
+    drawn, all alike.
     """
 
     def __init__(
@@ -114,6 +122,8 @@ class Gan:
         self.images_before = 0  # shown in the stage that this one was inflated from
         self.rewinds = 0  # times that this stage went back after a NaN
         self.frozen = cfg.freeze_d if stage == "3d" else 0
+        # Along depth, that a slice may lie at; 0 where the networks are not told.
+        self.places = network.depth_places[1] if network.depth_places and stage == "2d" else 0
         self._split(network.mbstd_group)
         self._prepare(DTYPES[cfg.precision])
 
@@ -134,11 +144,13 @@ class Gan:
             if self.execution.recompute:
                 recompute_blocks(net)
 
-        def synthesis(ws: Tensor, noise: list[Tensor]) -> Tensor:
-            return self.G.synthesis(ws, noise=iter(noise))
+        def synthesis(ws: Tensor, noise: list[Tensor], place: Tensor | None) -> Tensor:
+            return self.G.synthesis(ws, noise=iter(noise), place=place)
 
-        self._synthesis: Callable[[Tensor, list[Tensor]], Tensor] = synthesis  # of what is differentiated twice
-        self._logits: Callable[[Tensor, Tensor | None], Tensor] = self.D
+        self._synthesis: Callable[[Tensor, list[Tensor], Tensor | None], Tensor] = (
+            synthesis  # of what is differentiated twice
+        )
+        self._logits: Callable[[Tensor, Tensor | None, Tensor | None], Tensor] = self.D
         self._once: tuple[Callable[..., Tensor], Callable[..., Tensor]] = (synthesis, self.D)
         self.call: Callable[..., Any] = directly
         if self.execution.cuda_graphs:
@@ -174,7 +186,10 @@ class Gan:
         if self.class_counts:
             counts = torch.tensor(self.class_counts, dtype=torch.float64)
             labels = torch.multinomial(counts, batch, replacement=True, generator=cpu).to(self.device)
-        return Draws(z, other, crossover, drawn, labels)
+        places = None
+        if self.places:
+            places = torch.randint(self.places, (batch,), generator=cpu).to(self.device)
+        return Draws(z, other, crossover, drawn, labels, places)
 
     def fakes(self, draws: Draws, part: Part, phase: str = "fakes") -> tuple[Tensor, Tensor]:
         """Generated images (n, C, D, H, W) of a part and their ws, with style mixing."""
@@ -188,25 +203,33 @@ class Gan:
         """What `_generate` takes for a part of the batch."""
         rows = torch.tensor(part.samples, device=self.device)
         crossover = torch.full((), draws.crossover, device=self.device)
-        label, noise = self._label(draws.labels, part), (n[rows] for n in draws.noise)
-        return draws.z[rows], draws.other[rows], crossover, label, *noise
+        label, place = self._condition(draws, part)
+        return draws.z[rows], draws.other[rows], crossover, label, place, *(n[rows] for n in draws.noise)
 
     def _generate(
         self, synthesis: Callable[..., Tensor], z: Tensor, other: Tensor, crossover: Tensor, label: Tensor | None,
-        *noise: Tensor,
+        place: Tensor | None, *noise: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ws = losses.mixed_styles(self.G.mapping, z, other, self.G.num_ws, crossover, c=label)
-        return synthesis(ws, list(noise)), ws
+        return synthesis(ws, list(noise), place), ws
 
-    def train_step(self, reals: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+    def train_step(
+        self, reals: Tensor, labels: Tensor | None = None, places: Tensor | None = None
+    ) -> dict[str, float]:  # fmt: skip
         """One step on the real images (n, C, D, H, W) of the samples `local`; gives the whole batch's losses and mean
-        signs of the logits. labels: (n,) int64 class numbers of these images, for networks with classes."""
+        signs of the logits. labels: (n,) int64 class numbers of these images, for networks with classes; places: (n,)
+        int64, where along depth these slices lie, for 2D networks with `depth_places`."""
         if len(reals) != len(self.local):
             raise ValueError(f"reals: expected the {len(self.local)} images of this process; got {len(reals)}")
         if (labels is None) == bool(self.class_counts) or (labels is not None and len(labels) != len(reals)):
             got = "none" if labels is None else f"{len(labels)}"
             wanted = f"{len(reals)}, one for each image" if self.class_counts else "none, the networks have no classes"
             raise ValueError(f"labels: expected {wanted}; got {got}")
+        if (places is None) == bool(self.places) or (places is not None and len(places) != len(reals)):
+            wanted = f"{len(reals)}, one for each slice" if self.places else "none, the networks take none"
+            raise ValueError(f"places: expected {wanted}; got {'none' if places is None else len(places)}")
+        if places is not None and places.device.type == "cpu":
+            in_depth(places, self.places)
         hyper, cfg = self.hyper, self.cfg
         self._set_rates()
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
@@ -220,10 +243,13 @@ class Gan:
         trainable(self.D, self.frozen)
         reals = reals.to(self.device).contiguous(memory_format=torch.channels_last_3d)
         sizes = [len(part.samples) for part in self.parts]
-        known = [None] * len(sizes)
+        known: Sequence[Tensor | None] = [None] * len(sizes)
+        where: Sequence[Tensor | None] = [None] * len(sizes)
         if labels is not None:
             known = one_hot(labels.to(self.device), self.cfg.network.classes).split(sizes)
-        shares = list(zip(reals.split(sizes), known, strict=True))
+        if places is not None:
+            where = places.to(self.device).split(sizes)
+        shares = list(zip(reals.split(sizes), known, where, strict=True))
         stats["loss_d"] = self._discriminator_phase(shares)
         if hyper.r1_gamma > 0 and self.step % cfg.d_reg_interval == 0:
             self._r1_phase(shares)
@@ -250,11 +276,11 @@ class Gan:
         """A part's images as the discriminator sees them."""
         return images if draws is None else self.augment(images, draws.take(part.samples))
 
-    def _label(self, labels: Tensor | None, part: Part) -> Tensor | None:
-        """A part's classes out of a batch's, one-hot: numbers are checked by reading them."""
-        if labels is None:
-            return None
-        return one_hot(labels[torch.tensor(part.samples, device=self.device)], self.cfg.network.classes)
+    def _condition(self, draws: Draws, part: Part) -> tuple[Tensor | None, Tensor | None]:
+        """A part's classes, one-hot (numbers are checked by reading them), and places out of a batch's."""
+        rows = torch.tensor(part.samples, device=self.device)
+        label = None if draws.labels is None else one_hot(draws.labels[rows], self.cfg.network.classes)
+        return label, None if draws.places is None else draws.places[rows]
 
     def _set_rates(self) -> None:
         inflated = self.images_before > 0
@@ -271,9 +297,12 @@ class Gan:
         for part in self._each(self.opt_g, self.parts):
             images, ws = self.fakes(draws, part, phase="generator")
 
-            def judge(seen: Tensor, label: Tensor | None, factor: Tensor, part: Part = part) -> tuple[Tensor, ...]:
+            def judge(
+                seen: Tensor, label: Tensor | None, place: Tensor | None, factor: Tensor, part: Part = part
+            ) -> tuple[Tensor, ...]:  # fmt: skip
                 seen = seen.detach().requires_grad_(True)
-                logits = self._once[1](seen.view_as(seen), label)  # PyTorch's FLOP counter cannot follow grad to a leaf
+                # A view, since PyTorch's FLOP counter cannot follow grad to a leaf.
+                logits = self._once[1](seen.view_as(seen), label, place)
                 loss = losses.generator_loss(logits) * part.weight
                 (slope,) = torch.autograd.grad(loss, seen, factor)
                 return loss.detach(), logits.detach().sign().mean() * part.weight, slope
@@ -283,8 +312,8 @@ class Gan:
 
             leaf = images.detach().requires_grad_(augment is not None)
             seen = self._seen(leaf, augment, part)
-            label = self._label(draws.labels, part)
-            loss, sign, slope = self._piece("generator: D", part, judge, seen.detach(), label, factor)
+            inputs = (seen.detach(), *self._condition(draws, part), factor)
+            loss, sign, slope = self._piece("generator: D", part, judge, *inputs)
             if augment is not None:
                 (slope,) = torch.autograd.grad(seen, leaf, slope)
             self._add(self.G, self._piece("generator: G", part, gradients, slope))
@@ -345,44 +374,45 @@ class Gan:
         self.pl_mean = mean.clone()  # a replayed piece overwrites what it gave
         return self._apply("path length", total)
 
-    def _discriminator_phase(self, shares: Sequence[tuple[Tensor, Tensor | None]]) -> float:
+    def _discriminator_phase(self, shares: Sequence[Share]) -> float:
         draws, factor = self.draw("d_main", self.hyper.batch), self._factor(self.scale_d)
         of_fakes, of_reals = self._augment_draws("aug_fake"), self._augment_draws("aug_real")
         total = torch.zeros((), device=self.device)
-        for part, (reals, labels) in zip(self._each(self.opt_d, self.parts), shares, strict=True):
+        for part, (reals, *about) in zip(self._each(self.opt_d, self.parts), shares, strict=True):
 
             def tell_apart(
-                fakes: Tensor, label: Tensor | None, reals: Tensor, known: Tensor | None, factor: Tensor,
-                part: Part = part,
+                fakes: Tensor, label: Tensor | None, place: Tensor | None, reals: Tensor, known: Tensor | None,
+                where: Tensor | None, factor: Tensor, part: Part = part,
             ) -> tuple[Any, ...]:  # fmt: skip
-                logits = self._once[1](reals, known)
-                loss = losses.discriminator_loss(self._once[1](fakes, label), logits) * part.weight
+                logits = self._once[1](reals, known, where)
+                loss = losses.discriminator_loss(self._once[1](fakes, label, place), logits) * part.weight
                 sign = logits.detach().sign().mean() * part.weight
                 return loss.detach(), sign, self._gradients(self.D, loss, factor)
 
             with torch.no_grad():
                 fakes = self._seen(self.fakes(draws, part, phase="discriminator")[0], of_fakes, part)
                 reals = self._seen(reals, of_reals, part)
-            inputs = (fakes, self._label(draws.labels, part), reals, labels, factor)
+            inputs = (fakes, *self._condition(draws, part), reals, *about, factor)
             loss, sign, found = self._piece("discriminator: D", part, tell_apart, *inputs)
             self._add(self.D, found)
             total += loss
             self._sums["sign_real"] += sign
         return self._apply("discriminator", total)
 
-    def _r1_phase(self, shares: Sequence[tuple[Tensor, Tensor | None]]) -> float:
+    def _r1_phase(self, shares: Sequence[Share]) -> float:
         augment, factor = self._augment_draws("aug_r1"), self._factor(self.scale_d)
         total = torch.zeros((), device=self.device)
-        for part, (reals, labels) in zip(self._each(self.opt_d, self.parts), shares, strict=True):
+        for part, (reals, *about) in zip(self._each(self.opt_d, self.parts), shares, strict=True):
             # D's slope at what it sees; through the augmentation to the images; and back to D's weights.
-            def slope_at(seen: Tensor, label: Tensor | None) -> Tensor:
+            def slope_at(seen: Tensor, label: Tensor | None, place: Tensor | None) -> Tensor:
                 seen = seen.detach().requires_grad_(True)
-                (slope,) = torch.autograd.grad(self._logits(seen.view_as(seen), label).sum(), seen, create_graph=True)
+                logits = self._logits(seen.view_as(seen), label, place)
+                (slope,) = torch.autograd.grad(logits.sum(), seen, create_graph=True)
                 return slope
 
             images = reals.detach().requires_grad_(True)
             seen = self._seen(images, augment, part)
-            slope = self._piece("R1: slope", part, slope_at, seen.detach(), labels)
+            slope = self._piece("R1: slope", part, slope_at, seen.detach(), *about)
 
             def gradients(upstream: Tensor, slope: Tensor = slope) -> list[Tensor | None]:
                 return self._gradients(self.D, slope, upstream)

@@ -48,7 +48,8 @@ def inflate_network(net2d: nn.Module, net3d: nn.Module, profile: str = "average"
     """Loads the weights of a 2D network into a 3D one of the same architecture and widths, in place.
 
     Convolution weights (O, I, 1, kh, kw) become (O, I, kd, kh, kw) by the depth profile ("average", "centre" or
-    "triangle", each with sum 1), the learned constant is repeated along depth, the noise buffers keep their fresh
+    "triangle", each with sum 1), the learned constant is repeated along depth (copied where the 2D generator has one
+    for every place, `depth_places`, as is the discriminator's embedding of places), the noise buffers keep their fresh
     values (a noise image has no counterpart in a volume), all else is copied. "none" leaves the 3D network as it is.
 
     After "centre" every slice of G3D(z) without noise is G2D(z), and D3D of a volume that is constant along depth is
@@ -102,7 +103,8 @@ def _special_tensors(net2d: nn.Module, net3d: nn.Module, profile: str) -> dict[s
         if isinstance(module, BranchWeights):
             special.update({dot + name: value for name, value in _branches(flat[prefix], module, profile).items()})
         elif isinstance(module, SynthesisBlock) and hasattr(module, "const"):
-            special[dot + "const"] = flat[prefix].const.expand(-1, module.const.shape[1], -1, -1)
+            const = flat[prefix].const
+            special[dot + "const"] = const.expand(-1, module.const.shape[1], -1, -1) if len(const[0]) == 1 else const
         elif isinstance(module, ModulatedConv) and module.size != flat[prefix].size:
             special[dot + "noise_const"] = None
     return special

@@ -46,6 +46,43 @@ def one_hot(c: Tensor | None, classes: int, batch: int | None = None) -> Tensor 
     return F.one_hot(c, classes).float()
 
 
+def check_places(place: Tensor | None, cfg: NetworkConfig, batch: int) -> Tensor | None:
+    """Places along depth (N,) int64 of slices, which 2D networks with `depth_places` take and no others.
+
+    Raises ValueError for places that are missing, superfluous or of another number. Their values are not read here, so
+    that a GPU need not be waited for (`in_depth`).
+    """
+    if not (cfg.is_flat and cfg.depth_places):
+        if place is not None:
+            raise ValueError("place: only 2D networks made with depth_places take places; leave place out")
+        return None
+    depth = cfg.depth_places[1]
+    if not isinstance(place, Tensor) or place.dtype != torch.int64 or place.shape != (batch,):
+        got = f"{tuple(place.shape)}, {place.dtype}" if isinstance(place, Tensor) else repr(place)
+        raise ValueError(f"place: expected places 0..{depth - 1} of shape ({batch},), int64; got {got}")
+    return place
+
+
+def in_depth(place: Tensor, depth: int) -> Tensor:
+    """Places that were read and are 0 .. depth - 1; raises ValueError for others."""
+    if bool(((place < 0) | (place >= depth)).any()):
+        raise ValueError(f"place: expected places 0..{depth - 1}; got {place.unique().tolist()[:8]}")
+    return place
+
+
+def at_places(const: Tensor, place: Tensor, depth: int) -> Tensor:
+    """The constant (C, D0, H, W) at slices `place` (N,) of a volume `depth` deep: (N, C, 1, H, W).
+
+    Linear between the centres of its own slices and constant beyond the outer ones, as upsampling would have it.
+    """
+    own = const.shape[1]
+    at = (((place + 0.5) * (own / depth)) - 0.5).clamp(0, own - 1)
+    low = at.floor().long()
+    share = (at - low).to(const.dtype)[:, None, None, None]
+    slices = const.transpose(0, 1)
+    return slices[low].lerp(slices[(low + 1).clamp(max=own - 1)], share).unsqueeze(2)
+
+
 def normalised(x: Tensor) -> Tensor:
     """(N, C) to a mean square of 1 over the channels."""
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
@@ -103,7 +140,9 @@ class SynthesisBlock(nn.Module):
         common = {"w_dim": cfg.w_dim, "stages": stages, "size": size, "clamp": cfg.conv_clamp}
         self.scale = cfg.scales[level - 1] if level else (1, 1, 1)
         if level == 0:
-            self.const = nn.Parameter(torch.randn(cout, *size))
+            # A 2D generator that knows places holds the whole volume's constant.
+            depth = cfg.depth_places[0] if cfg.depth_places else size[0]
+            self.const = nn.Parameter(torch.randn(cout, depth, *size[1:]))
         else:
             self.conv0 = ModulatedConv(cfg.widths[level - 1], cout, scale=self.scale, **common)
             self.resampler = Resampler()
@@ -112,13 +151,12 @@ class SynthesisBlock(nn.Module):
         self.num_conv = 2 if level else 1
 
     def forward(
-        self, x: Tensor | None, image: Tensor | None, ws: Tensor, noise: str, generator: torch.Generator | None
+        self, x: Tensor, image: Tensor | None, ws: Tensor, noise: str, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """x (N, Cin, D, H, W), image (N, C, D, H, W) of the level below, ws (N, num_conv + 1, w_dim)."""
+        """x (N, Cin, D, H, W), image (N, C, D, H, W) of the level below (x the constant at the coarsest, without an
+        image), ws (N, num_conv + 1, w_dim)."""
         styles = iter(ws.unbind(1))
-        if x is None:
-            x = self.const[None].expand(ws.shape[0], -1, -1, -1, -1)
-        else:
+        if image is not None:
             x = self.conv0(x, next(styles), noise, generator)
         x = self.conv1(x, next(styles), noise, generator)
         y = self.to_image(x, next(styles))
@@ -126,7 +164,7 @@ class SynthesisBlock(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """ws (N, num_ws, w_dim) -> volume (N, C, D, H, W)."""
+    """ws (N, num_ws, w_dim), place (N,) of slices by 2D networks that know them -> volume (N, C, D, H, W)."""
 
     def __init__(self, cfg: NetworkConfig):
         super().__init__()
@@ -135,13 +173,18 @@ class Synthesis(nn.Module):
         for level, scale in enumerate(cfg.scales, start=1):
             size = tuple(n * s for n, s in zip(size, scale, strict=True))
             blocks.append(SynthesisBlock(cfg, level, size))
+        self.cfg = cfg
         self.blocks = nn.ModuleList(blocks)
         self.num_ws = sum(b.num_conv for b in blocks) + 1
 
-    def forward(self, ws: Tensor, noise: str = "random", generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, ws: Tensor, noise: str = "random", generator: torch.Generator | None = None, place: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         if ws.dim() != 3 or ws.shape[1] != self.num_ws:
             raise ValueError(f"ws: expected shape (N, {self.num_ws}, w_dim); got {tuple(ws.shape)}")
-        x = image = None
+        place = check_places(place, self.cfg, len(ws))
+        const, image = self.blocks[0].const, None
+        x = const.expand(len(ws), *const.shape) if place is None else at_places(const, place, self.cfg.depth_places[1])
         first = 0
         for block in self.blocks:
             x, image = block(x, image, ws[:, first : first + block.num_conv + 1], noise, generator)
@@ -164,11 +207,14 @@ class Generator(nn.Module):
 
     def forward(
         self, z: Tensor, c: Tensor | None = None, truncation: float = 1.0, noise: str = "random",
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | None = None, place: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """noise: "random" (drawn from `generator`), "const" (the buffers) or "none"."""
+        """noise: "random" (drawn from `generator`), "const" (the buffers) or "none". place: (N,) int64, where along
+        depth the slices of a 2D network with `depth_places` lie."""
+        if place is not None and self.cfg.depth_places and place.device.type == "cpu":
+            in_depth(place, self.cfg.depth_places[1])
         w = self.mapping(z, c, truncation)
-        return self.synthesis(w[:, None].expand(-1, self.num_ws, -1), noise, generator)
+        return self.synthesis(w[:, None].expand(-1, self.num_ws, -1), noise, generator, place)
 
 
 class DiscriminatorBlock(nn.Module):
@@ -211,32 +257,43 @@ class Discriminator(nn.Module):
     """volume (N, C, D, H, W), labels c -> logits (N, 1) (Karras et al. 2020, residual discriminator).
 
     With classes the logit is <head(x), m(c)> / sqrt(widths[0]) with a mapping network m of the label's own
-    (StyleGAN2-ADA; projection discriminator, Miyato and Koyama 2018). c: as in `Generator`.
+    (StyleGAN2-ADA; projection discriminator, Miyato and Koyama 2018). c, place: as in `Generator`. With `depth_places`
+    every place along depth has a learned vector, 0 at first, that is added to its first features.
     """
 
     def __init__(self, cfg: NetworkConfig):
         super().__init__()
         self.cfg = cfg
         self.from_image = Conv(cfg.image_channels, cfg.widths[-1], ONE, clamp=cfg.conv_clamp)
+        if cfg.depth_places:
+            self.depth_embedding = nn.Parameter(torch.zeros(cfg.widths[-1], cfg.depth_places[1]))
         self.blocks = nn.ModuleList(DiscriminatorBlock(cfg, level) for level in range(len(cfg.scales), 0, -1))
         self.head = Head(cfg)
         if cfg.classes:
             layers = cfg.mapping_layers if cfg.label_layers is None else cfg.label_layers
             self.mapping = Mapping(0, cfg.widths[0], layers, cfg.classes, w_avg_beta=None)
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, C, D, H, W) -> (N, widths[0], *base), what the head sees."""
+    def first(self, x: Tensor, place: Tensor | None = None) -> Tensor:
+        """Images (N, C, D, H, W) -> the finest features (N, widths[-1], D, H, W), which the blocks take."""
         expected = (self.cfg.image_channels, *self.cfg.shape)
         if tuple(x.shape[1:]) != expected:
             raise ValueError(f"x: expected shape (N, {', '.join(map(str, expected))}); got {tuple(x.shape)}")
+        place = check_places(place, self.cfg, len(x))
         x = self.from_image(x)
+        if place is not None:
+            return x + self.depth_embedding[:, place].t()[:, :, None, None, None].to(x.dtype)
+        return x + self.depth_embedding[:, :, None, None].to(x.dtype) if self.cfg.depth_places else x
+
+    def features(self, x: Tensor, place: Tensor | None = None) -> Tensor:
+        """(N, C, D, H, W) -> (N, widths[0], *base), what the head sees."""
+        x = self.first(x, place)
         for block in self.blocks:
             x = block(x)
         return x
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor | None = None, place: Tensor | None = None) -> Tensor:
         label = one_hot(c, self.cfg.classes, len(x))
-        y = self.head(self.features(x))
+        y = self.head(self.features(x, place))
         if label is None:
             return y
         return (y * self.mapping(None, label)).sum(1, keepdim=True) / math.sqrt(y.shape[1])

@@ -84,7 +84,7 @@ class FeatureDistance:
             self.levels = list(self._features(target))
 
     def _features(self, x: Tensor) -> Iterator[Tensor]:
-        x = self.D.from_image(x)
+        x = self.D.first(x)
         yield F.normalize(x, dim=1)
         for block in self.D.blocks:
             x = block(x)

@@ -33,19 +33,25 @@ def synthesise(
 ) -> np.ndarray:  # fmt: skip
     """Volumes (N, D, H, W) float32 of latents z (N, z_dim), `batch` at a time (channel 0).
 
+    Slices by a 2D network that knows places along depth: one at each place in turn, from the first on.
+
     c: their labels, for a network with classes. centre: (w_dim,) that truncation moves towards; default the running
     mean over all classes.
     """
     device = next(G.parameters()).device
     generator = torch.Generator(device).manual_seed(noise_seed)
     labels = [None] * len(z) if c is None else c.split(batch)
+    places: Sequence[Tensor | None] = [None] * len(z)
+    if G.cfg.is_flat and G.cfg.depth_places:
+        places = (torch.arange(len(z)) % G.cfg.depth_places[1]).split(batch)
     volumes = []
-    for part, label in zip(z.split(batch), labels):
+    for part, label, place in zip(z.split(batch), labels, places):
         w = G.mapping(part.to(device), None if label is None else label.to(device))
         if truncation != 1.0:
             w = (G.mapping.w_avg if centre is None else centre).lerp(w, truncation)
         ws = w[:, None].expand(-1, G.num_ws, -1)
-        volumes.append(G.synthesis(ws, noise, generator)[:, 0].cpu())
+        place = None if place is None else place.to(device)
+        volumes.append(G.synthesis(ws, noise, generator, place)[:, 0].cpu())
     return torch.cat(volumes).numpy()
 
 

@@ -24,11 +24,14 @@ def rate_factor(cfg: TrainConfig, stage: str, images: int, inflated: bool, rewin
 
 
 def trainable(D: Discriminator, frozen: int) -> None:
-    """Lets D train but for `from_image` and the `frozen` finest blocks after it (FreezeD, Mo et al. 2020); 0: all."""
+    """Lets D train but for its first layer, embedding of places included, and the `frozen` finest blocks after it
+    (FreezeD, Mo et al. 2020); 0: all."""
     D.requires_grad_(True)
     if frozen:
         for module in (D.from_image, *list(D.blocks)[:frozen]):
             module.requires_grad_(False)
+        if D.cfg.depth_places:
+            D.depth_embedding.requires_grad_(False)
 
 
 Generate = Callable[[int], np.ndarray]  # count -> generated images (count, D, H, W), D = 1 in stage 2d

@@ -117,6 +117,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init", type=Path, help="with --stage 3d: a 2D checkpoint to inflate from, or what `ssgan inflate` wrote"
     )
     parser.add_argument(
+        "--depth-aware", action=argparse.BooleanOptionalAction,
+        help="tell the 2D stage where along depth each slice lies (default: the preset's)",
+    )  # fmt: skip
+    parser.add_argument(
         "--conditional", action="store_true", help="train on the data set's classes (`ssgan prepare --labels`)"
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -200,6 +204,8 @@ def config_from(
         changes["best_metric"] = args.metrics[0]
     cfg = preset(args.preset).train_config(args.preset, shape, args.arch, **changes)
     asked = dataclasses.replace(cfg.network, classes=len(classes or ()) if args.conditional else 0)
+    if args.depth_aware is not None:
+        asked = asked.depth_aware(args.depth_aware)
     network = start_network(args.init, asked)
     if args.mbstd_group is not None:
         network = dataclasses.replace(network, mbstd_group=args.mbstd_group)

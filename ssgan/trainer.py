@@ -85,6 +85,11 @@ class RealImages:
             return self.data.volume_batch(items)
         return self.data.slice_batch(items // self.depth, items % self.depth)
 
+    def places(self, first: int, count: int, samples: Sequence[int] | None = None) -> Tensor:
+        """(count,) int64: where along depth the slices of `batch` lie, in stage 2d."""
+        items = self.items(first, count)
+        return torch.from_numpy((items if samples is None else items[list(samples)]) % self.depth)
+
     def labels(self, first: int, count: int, samples: Sequence[int] | None = None) -> Tensor:
         """(count,) int64: the classes of the images of `batch`; a slice has its volume's."""
         items = self.items(first, count)
@@ -239,7 +244,8 @@ class Run:
             while gan.step < gan.steps and not ended:
                 clock = time.monotonic()
                 known = reals.labels(gan.images, batch, gan.local) if labelled else None
-                stats = gan.train_step(reals.batch(gan.images, batch, gan.local), known)
+                where = reals.places(gan.images, batch, gan.local) if gan.places else None
+                stats = gan.train_step(reals.batch(gan.images, batch, gan.local), known, where)
                 busy += time.monotonic() - clock
                 for name, value in stats.items():
                     sums[name].append(value)

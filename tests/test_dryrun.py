@@ -109,7 +109,7 @@ def test_lazy_phases_count_by_their_share(monkeypatch):
     gan = Gan(dataclasses.replace(CONFIG, d_reg_interval=4, g_reg_interval=2), "3d", CPU)
     clock = [0.0]
 
-    def step(reals, labels):
+    def step(*inputs):
         clock[0] += 1 + (gan.step % 2 == 0) * 0.5 + (gan.step % 4 == 0) * 2
 
     monkeypatch.setattr(gan, "train_step", step)

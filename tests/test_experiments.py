@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 from PIL import Image
 
 from benchmarks import segmentation
@@ -21,6 +22,7 @@ from ssgan.data.dataset import DatasetError, VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.losses import NonFiniteError
 from ssgan.measures import Measures
+from ssgan.networks import Discriminator
 
 TINY = Scale("tiny", "demo", (8, 8, 8), 4, 8, 6, 2, 32, 16, 8, 4, 4, (12, 8))
 KEYS = ("frechet_held", "frechet_train", "kid")
@@ -69,9 +71,9 @@ def finished(tmp_path_factory) -> Path:
         step, train_run = gan.Gan.train_step, training.train_run
         place = {}
 
-        def counted(self, reals, labels=None):
+        def counted(self, reals, *about):
             shown[place["run"]] = shown.get(place["run"], 0) + reals.numel()
-            return step(self, reals, labels)
+            return step(self, reals, *about)
 
         def named(job, cfg, folder, init=None):
             place["run"] = folder.name
@@ -89,14 +91,15 @@ def finished(tmp_path_factory) -> Path:
 
 def test_cells_of_the_first_seed_come_first_and_grids_share_theirs():
     a = grids.cells("A", TINY, TINY.shape, [0, 1])
-    assert [(c.arch, c.inflate, c.seed) for c in a[:4]] == [
-        ("dense", "none", 0), ("dense", "average", 0), ("split_depth", "none", 0), ("split_depth", "average", 0),
-    ]  # fmt: skip
-    assert [c.seed for c in a] == [0] * 4 + [1] * 4
+    starts = ("none", "average", "places")
+    assert [(c.arch, c.inflate, c.seed) for c in a[:6]] == [(n, s, 0) for n in ("dense", "split_depth") for s in starts]
+    assert [c.seed for c in a] == [0] * 6 + [1] * 6
     b, c = (grids.cells(g, TINY, TINY.shape, [0, 1]) for g in "BC")
-    assert {x.inflate for x in b} == {"none", "average", "centre", "triangle"}
-    assert len({x.folder_2d for x in b if x.seed == 0}) == 1  # one 2D stage serves every profile
-    assert a[3].folder in {x.folder for x in b} and a[3].folder in {x.folder for x in c}
+    assert {x.inflate for x in b} == {"none", "average", "centre", "triangle", "places"}
+    # One 2D stage serves every profile, but the one that knows places.
+    assert [len({x.folder_2d for x in b if x.seed == 0 and (x.inflate == "places") == own}) for own in (0, 1)] == [1, 1]
+    assert a[4].folder in {x.folder for x in b} and a[4].folder in {x.folder for x in c}
+    assert a[5].folder in {x.folder for x in b} and a[5].label == "split_depth, inflated centre, depth-aware"
     for cells in (a, b, c):
         assert len({x.folder for x in cells}) == len(cells)
     with pytest.raises(ConfigError, match="grid: expected A, B or C; got 'D'"):
@@ -147,7 +150,7 @@ def test_settings_hold_for_every_cell():
 def test_every_cell_is_shown_the_same_number_of_voxels(finished):
     shown = json.loads((finished / "shown.json").read_text())
     records = {r["cell"]: r for r in results.load(finished / "tiny.jsonl")}
-    assert len(records) == 4
+    assert len(records) == 6
     total = set()
     for cell in grids.cells("A", TINY, TINY.shape, [0]):
         voxels = shown[cell.folder] + (0 if cell.inflate == "none" else shown[cell.folder_2d])
@@ -169,9 +172,10 @@ def test_points_are_those_of_the_checkpoints_and_the_start(finished):
             assert (point["seconds_2d"] > 0) == (not scratch) and (point["seconds_3d"] > 0) == (point["volumes"] > 0)
 
 
-def test_the_first_point_of_an_inflated_cell_is_what_the_trainer_inflates(finished):
+@pytest.mark.parametrize("start", ["average", "places"])
+def test_the_first_point_of_an_inflated_cell_is_what_the_trainer_inflates(finished, start):
     """The driver inflates anew; the trainer logged the distance of what it started from."""
-    cell = Cell("split_depth", "average", (8, 4), 0)
+    cell = Cell("split_depth", start, (8, 4), 0)
     split = data.open_split("phantoms", TINY, finished / "runs" / "data")
     job = training.Job(TINY, split, finished / "runs", trainer.torch.device("cpu"), {}, say=lambda text: None)
     volumes, G = next(training.generators(job, cell))
@@ -195,11 +199,11 @@ class Killed(BaseException):
 def test_a_killed_grid_goes_on_to_the_same_table(finished, tmp_path, monkeypatch, at):
     step, done = gan.Gan.train_step, []
 
-    def killed(self, reals, labels=None):
+    def killed(self, reals, *about):
         done.append(1)
         if len(done) == at:
             raise Killed
-        return step(self, reals, labels)
+        return step(self, reals, *about)
 
     with monkeypatch.context() as patch:
         patch.setattr(gan.Gan, "train_step", killed)
@@ -212,17 +216,17 @@ def test_a_killed_grid_goes_on_to_the_same_table(finished, tmp_path, monkeypatch
         file.write('{"cell": "dense-')
     assert run(tmp_path) == 0
     assert numbers(path) == numbers(finished / "tiny.jsonl")
-    assert len(path.read_text().splitlines()) == 4
+    assert len(path.read_text().splitlines()) == 6
 
 
 def test_cells_in_the_results_are_not_run_again_without_their_folders(finished, tmp_path, monkeypatch, capsys):
-    def forbidden(self, reals, labels=None):
+    def forbidden(self, reals, *about):
         raise Killed
 
     copy = shutil.copy(finished / "tiny.jsonl", tmp_path / "copy.jsonl")
     monkeypatch.setattr(gan.Gan, "train_step", forbidden)
     assert run(tmp_path, results_in=copy) == 0
-    assert capsys.readouterr().out.count("already") == 4
+    assert capsys.readouterr().out.count("already") == 6
     with pytest.raises(Killed):  # other settings are another protocol
         run(tmp_path, "--set", "stage_3d.r1_gamma=2.5", results_in=copy)
 
@@ -230,11 +234,11 @@ def test_cells_in_the_results_are_not_run_again_without_their_folders(finished, 
 def test_a_budget_stops_with_everything_saved(finished, tmp_path, monkeypatch, capsys):
     step, done = gan.Gan.train_step, []
 
-    def slow(self, reals, labels=None):
+    def slow(self, reals, *about):
         done.append(1)
         if len(done) == 3:  # the timer's signal, between two points of the curve
             driver.os.kill(driver.os.getpid(), driver.signal.SIGINT)
-        return step(self, reals, labels)
+        return step(self, reals, *about)
 
     with monkeypatch.context() as patch:
         patch.setattr(gan.Gan, "train_step", slow)
@@ -255,7 +259,7 @@ def test_a_failed_cell_is_named_and_tried_again(finished, tmp_path, monkeypatch,
     train_run = training.train_run
 
     def fails(job, cfg, folder, init=None):
-        if folder.name.startswith("dense-2d"):
+        if folder.name.startswith("dense-2d-w"):
             raise NonFiniteError("stage 2d, step 2, generator: the loss is nan")
         return train_run(job, cfg, folder, init)
 
@@ -397,6 +401,28 @@ def test_the_report_is_made_of_the_json_lines_alone(finished, tmp_path):
     assert "| split_depth, inflated centre | 0 |" in text and "- not run: split_depth, inflated centre, seed 0" in text
 
 
+def test_other_settings_in_the_file_are_shown_with_what_came_out(finished, tmp_path):
+    path = Path(shutil.copy(finished / "tiny.jsonl", tmp_path / "tiny.jsonl"))
+    first, *rest = results.load(path)
+    assert report.tried([first, *rest], first["protocol"]) == ""
+    assert set(first["about"]["rates"]) == {"lr_g", "lr_d", "r1_gamma"}
+    about = first["about"] | {"changes": {"stage_3d.r1_gamma": 7, "warmup_kimg": 0.5}}
+    for seed, value in ((3, 5.25), (4, 6.75)):  # earlier in the file, under another protocol
+        points = [{"frechet_held": 4.5}, {"frechet_held": value}]
+        final = dict.fromkeys(("precision", "recall"), 0.25) | {"frechet_held": value}
+        rest.insert(0, first | {"protocol": "other", "seed": seed, "cell": f"c{seed}", "about": about,
+                                "points": points, "final": final})  # fmt: skip
+    failed = {k: v for k, v in first.items() if k not in ("points", "final")}
+    rest.insert(0, failed | {"protocol": "third", "error": "ValueError: no"})
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*rest, first]))
+    text, _ = report.write(results.load(path), "A", "tiny", tmp_path / "tiny", first["protocol"], [0])
+    rows = [line for line in text.splitlines() if "| r1_gamma" in line or "lr_g" in line]
+    rates = first["about"]["rates"]
+    want = f"| lr_g {rates['lr_g']}, lr_d {rates['lr_d']}, r1_gamma 7, warmup_kimg 0.5, 16 volumes | {first['label']} "
+    assert want + "| 3, 4 | 6 (5.25 to 6.75) | 4.5 (4.5 to 4.5) | 0.25 (0.25 to 0.25) | 0.25 (0.25 to 0.25) |" in rows
+    assert f"| {report.settings_of(first)} | {first['label']} | failed | – | – | – | – |" in rows and len(rows) == 2
+
+
 def curve(*rows):
     """(volumes, seconds_2d, seconds_3d, frechet_held) each."""
     names = ("volumes", "seconds_2d", "seconds_3d", "frechet_held")
@@ -480,8 +506,8 @@ def test_arms_differ_in_their_start_and_in_nothing_else(task, tmp_path, monkeypa
         assert len({row[:3] for row in seen[first : first + 4]}) == 1  # the same seed and labelled volumes
     fresh, trained, made, unlabelled = (row[3] for row in seen[:4])
     D, _ = checkpoint.load(checkpoint.final_path(task[1] / "checkpoints", "3d"))
-    trunk = [n for n in fresh if n.startswith(("from_image", "blocks"))]
-    assert all(np.array_equal(trained[n], D[f"D.{n}"]) for n in trunk)
+    trunk = [n for n in fresh if n.startswith("trunk.")]
+    assert all(np.array_equal(trained[n], D[n.replace("trunk.", "D.", 1)]) for n in trunk)
     assert not all(np.array_equal(fresh[n], trained[n]) for n in trunk)
     decoder = [n for n in fresh if n not in trunk]
     assert decoder and all(np.array_equal(fresh[n], trained[n]) for n in decoder)
@@ -497,6 +523,23 @@ def test_arms_differ_in_their_start_and_in_nothing_else(task, tmp_path, monkeypa
     assert few(task, path) == 0 and len(seen) == count + 1
     again = results.load(path)[-1]
     assert (again["cell"], again["dice"]) == (records[-1]["cell"], records[-1]["dice"])
+
+
+def test_a_trunk_that_knows_places_has_them_from_the_middle_outwards():
+    cfg = grids.network(TINY, (8, 8, 8), "split_depth", (8, 4)).depth_aware()
+    D = Discriminator(cfg)
+    torch.nn.init.normal_(D.depth_embedding)
+    model = transfer.TrunkUNet(cfg, 0)
+    model.load_trunk({f"D.{n}": t for n, t in D.state_dict().items()}, "here")
+    x = torch.rand(2, 1, 8, 8, 8)
+    assert torch.equal(model._first(x), D.first(x))
+    deep, shallow = torch.rand(2, 1, 11, 10, 6), torch.rand(2, 1, 5, 8, 8)
+    added = (model._first(deep) - D.from_image(deep))[0, :, :, 0, 0]
+    e = D.depth_embedding
+    assert torch.allclose(added, torch.cat([e[:, :1], e, e[:, -1:], e[:, -1:]], 1), atol=1e-5)
+    added = (model._first(shallow) - D.from_image(shallow))[0, :, :, 0, 0]
+    assert torch.allclose(added, e[:, 2:7], atol=1e-5)
+    assert model(deep).shape == (2, 3, 11, 10, 6) and not hasattr(model.trunk, "head")
 
 
 def test_a_run_that_has_seen_held_out_volumes_is_refused(task, tmp_path, capsys):

@@ -19,7 +19,7 @@ from ssgan.graphs import Graphs
 from ssgan.policies import AugmentConfig
 from ssgan.precision import Execution
 from tape import HostDecides, TapeRecorder
-from tests.process_checks import CONFIG, SHAPE
+from tests.process_checks import CONFIG
 
 CPU = torch.device("cpu")
 BATCH, STEPS, WARMUP = 8, 6, 1
@@ -35,6 +35,7 @@ CASES = {
     "more-parts-than-paths": (dataclasses.replace(BASE, pl_batch_shrink=8, network=ALONE), Execution(accumulate=4)),
     "recompute": (PLAIN, Execution(recompute=True)),
     "classes": (LABELLED, Execution()),
+    "places": (dataclasses.replace(BASE, stage_2d=BASE.stage_3d, network=BASE.network.depth_aware()), Execution()),
     "bf16": (dataclasses.replace(BASE, precision="bf16"), Execution()),
     "fp16": (dataclasses.replace(BASE, precision="fp16"), Execution()),
     "frozen": (dataclasses.replace(PLAIN, freeze_d=1), Execution()),
@@ -56,7 +57,8 @@ class OneMemory(Graphs):
 
 
 def made(cfg, execution=None, graphs=False):
-    gan = Gan(cfg, "3d", CPU, execution, class_counts=(1, 4, 2) if cfg.network.classes else None)
+    stage = "2d" if cfg.network.depth_places else "3d"
+    gan = Gan(cfg, stage, CPU, execution, class_counts=(1, 4, 2) if cfg.network.classes else None)
     if graphs:
         gan.call = OneMemory(TapeRecorder(), WARMUP)
     return gan
@@ -65,9 +67,10 @@ def made(cfg, execution=None, graphs=False):
 def step(gan, number):
     """A step on images and classes of this step's own."""
     generator = torch.Generator().manual_seed(number)
-    images = torch.rand(BATCH, 1, *SHAPE, generator=generator) * 2 - 1
+    images = torch.rand(BATCH, 1, *gan.G.cfg.shape, generator=generator) * 2 - 1
     labels = torch.randint(3, (BATCH,), generator=generator) if gan.class_counts else None
-    return gan.train_step(images[gan.local], None if labels is None else labels[gan.local])
+    places = torch.randint(gan.places, (BATCH,), generator=generator) if gan.places else None
+    return gan.train_step(images[gan.local], *(None if x is None else x[gan.local] for x in (labels, places)))
 
 
 def assert_same(gan, other):

@@ -234,10 +234,10 @@ def test_signal_finishes_the_step_saves_and_resumes(data, finished, tmp_path, mo
     real = trainer.Gan.train_step
     handler = signal.getsignal(number)
 
-    def step(self, reals, labels):
+    def step(self, reals, *about):
         if self.stage == "3d" and self.step == 4:
             os.kill(os.getpid(), number)
-        return real(self, reals, labels)
+        return real(self, reals, *about)
 
     said = []
     with monkeypatch.context() as patch:
@@ -252,11 +252,11 @@ def test_signal_finishes_the_step_saves_and_resumes(data, finished, tmp_path, mo
 def test_planted_nan_is_named_and_the_last_checkpoint_kept(data, tmp_path, monkeypatch):
     real = trainer.Gan.train_step
 
-    def step(self, reals, labels):
+    def step(self, reals, *about):
         if self.stage == "3d" and self.step == 4:
             with torch.no_grad():
                 self.D.head.fc.weight[1, 1] = float("nan")
-        return real(self, reals, labels)
+        return real(self, reals, *about)
 
     monkeypatch.setattr(trainer.Gan, "train_step", step)
     with pytest.raises(losses.NonFiniteError, match=r"stage 3d, step 4, generator: .*weight D\.head\.fc\.weight"):

@@ -4,10 +4,11 @@
     python -m benchmarks.experiments --grid A --scale gpu --data phantoms --out runs/grid-a-gpu --budget-minutes 25
     python -m benchmarks.experiments --grid A --scale cpu --results FILE.jsonl --report-only   # the tables again
 
-Grid A: dense and split_depth, each from scratch and inflated. B: inflation profiles on split_depth. C: architectures,
-at equal widths and at equal parameters. Cells are ordered by seed. Each is a run of `ssgan train` in OUT/NAME; a
-finished one is a line of the file of results and is not run again under the same protocol (data, sizes, settings,
-metrics), whichever grid asks. A cell that fails is a line with its error, and the next one is run.
+Grid A: dense and split_depth, each from scratch, inflated as in the paper, and inflated from a 2D stage that knows
+where along depth a slice lies. B: inflation profiles on split_depth. C: architectures, at equal widths and at equal
+parameters. Cells are ordered by seed. Each is a run of `ssgan train` in OUT/NAME; a finished one is a line of the file
+of results and is not run again under the same protocol (data, sizes, settings, metrics), whichever grid asks. A cell
+that fails is a line with its error, and the next one is run.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from ssgan.machine import keep_freed_memory, pick_device
 from ssgan.runlog import RunLock, identity
 
 RESULTS = Path("benchmarks/results/experiments")
+RATES = ("lr_g", "lr_d", "r1_gamma")
 
 
 def protocol_of(job: Job, real: scoring.Reference) -> tuple[str, dict[str, Any]]:
@@ -47,6 +49,12 @@ def protocol_of(job: Job, real: scoring.Reference) -> tuple[str, dict[str, Any]]
         "every": job.scale.every, "train": job.split.hashes[0], "held": job.split.hashes[1], "metrics": real.protocol,
     }  # fmt: skip
     return scoring.digest(json.dumps(about, sort_keys=True)), about
+
+
+def rates_of(job: Job) -> dict[str, float]:
+    """The 3D stage's learning rates and R1 weight, which a preset may change from one commit to the next."""
+    stage = job.config(Cell("split_depth", "average", grids.widths_of(job.scale, job.shape), 0), "3d").stage_3d
+    return {name: getattr(stage, name) for name in RATES}
 
 
 def machine() -> dict[str, Any]:
@@ -165,7 +173,8 @@ def run(args: argparse.Namespace) -> int:
             counts = [len(split.train), len(split.held)]
             head = {
                 "protocol": protocol, "scale": scale.name, "data": Path(args.data).name, "shape": list(job.shape),
-                "floors": real.floors(), "about": about | {"changes": job.changes, "counts": counts},
+                "floors": real.floors(),
+                "about": about | {"changes": job.changes, "counts": counts, "rates": rates_of(job)},
                 "command": " ".join(_command(args)), "environment": machine(),
             }  # fmt: skip
             cells = select(grids.cells(args.grid, scale, job.shape, parse_seeds(args.seeds)), args.only)

@@ -20,6 +20,7 @@ from ssgan.summary import build, parameter_count
 KEEP_ALL = 10**6  # checkpoints: the metric along the run is measured on them afterwards
 MATCHED = "split_depth"  # the architecture whose parameters the others of Grid C are brought to
 MULTIPLE = 4  # of channels: acs4 splits them into four
+PLACES = "places"  # a start: inflation by centre from a 2D stage that knows where along depth a slice lies
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. inflate: a depth profile, or "none" for 3D from scratch. widths: channels, coarse to fine."""
+    """One run. inflate: a depth profile, PLACES, or "none" for 3D from scratch. widths: channels, coarse to fine."""
 
     arch: str
     inflate: str
@@ -65,7 +66,8 @@ class Cell:
     @property
     def label(self) -> str:
         """What it is in the tables, without the seed."""
-        start = "scratch" if self.inflate == "none" else f"inflated {self.inflate}"
+        known = {"none": "scratch", PLACES: "inflated centre, depth-aware"}
+        start = known.get(self.inflate, f"inflated {self.inflate}")
         return f"{self.arch}, {start}" + (f", {self.note}" if self.note else "")
 
     @property
@@ -76,7 +78,7 @@ class Cell:
     @property
     def folder_2d(self) -> str:
         """Of the 2D stage, which all profiles of the same 2D networks share."""
-        return f"{self.arch}-2d-{self._widths}-seed{self.seed}"
+        return f"{self.arch}-2d{'-places' if self.inflate == PLACES else ''}-{self._widths}-seed{self.seed}"
 
     @property
     def _widths(self) -> str:
@@ -119,9 +121,10 @@ def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[
     """The cells of a grid, all of the first seed before any of the next: a grid cut short can be compared."""
     full = widths_of(scale, shape)
     if grid == "A":
-        kinds = [(arch, start, full, "") for arch in ("dense", "split_depth") for start in ("none", "average")]
+        starts = ("none", "average", PLACES)
+        kinds = [(arch, start, full, "") for arch in ("dense", "split_depth") for start in starts]
     elif grid == "B":
-        kinds = [("split_depth", start, full, "") for start in ("none", "average", "centre", "triangle")]
+        kinds = [("split_depth", start, full, "") for start in ("none", "average", "centre", "triangle", PLACES)]
     elif grid == "C":
         names = ("dense", "grouped", "split_depth", "acs4", "separable")
         kinds = [(arch, "average", full, "") for arch in names]
@@ -141,13 +144,14 @@ def config(scale: Scale, shape: Triple, cell: Cell, stage: str, changes: dict[st
     changes: dotted field of TrainConfig -> value, the same for all cells, such as {"stage_3d.lr_d": 0.002}.
     """
     volumes = scale.volumes + (scale.slices / shape[0] if cell.inflate == "none" else 0)
+    profile = "centre" if cell.inflate == PLACES else cell.inflate
     cfg = preset(scale.preset).train_config(
         scale.preset, shape, cell.arch, stage=stage, seed=cell.seed, keep_checkpoints=KEEP_ALL,
-        inflate=cell.inflate if stage == "3d" else "average", snapshot_kimg=scale.every / 1000,
+        inflate=profile if stage == "3d" else "average", snapshot_kimg=scale.every / 1000,
     )  # fmt: skip
     cfg = dataclasses.replace(
         cfg,
-        network=network(scale, shape, cell.arch, cell.widths),
+        network=network(scale, shape, cell.arch, cell.widths).depth_aware(cell.inflate == PLACES),
         stage_2d=dataclasses.replace(cfg.stage_2d, kimg=scale.slices / 1000, batch=scale.batch_2d),
         stage_3d=dataclasses.replace(cfg.stage_3d, kimg=volumes / 1000, batch=scale.batch_3d),
     )

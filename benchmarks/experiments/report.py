@@ -30,8 +30,7 @@ def write(
     found = {r["seed"] for r in known.values()}
     cells = grids.cells(grid, grids.SCALES[scale], shape, sorted(found | set(seeds)))
     page, picture = Path(f"{stem}-{grid}.md"), Path(f"{stem}-{grid}.png")
-    others = len({r["protocol"] for r in records}) - 1
-    text = markdown(grid, cells, known, protocol, others, picture.name)
+    text = markdown(grid, cells, known, protocol, picture.name) + tried(records, protocol)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     draw(cells, known, picture)
@@ -79,8 +78,8 @@ def reach(record: Record, baseline: Record) -> dict[str, float] | None:
 
 
 def markdown(
-    grid: str, cells: Sequence[grids.Cell], known: dict[str, Record], protocol: str, others: int, picture: str
-) -> str:
+    grid: str, cells: Sequence[grids.Cell], known: dict[str, Record], protocol: str, picture: str
+) -> str:  # fmt: skip
     table = done_by_label(cells, known)
     any_record = next(iter(known.values()))
     about = any_record["about"]
@@ -98,8 +97,7 @@ def markdown(
         f"Changed settings: {about['changes'] or 'none'}. Protocol {protocol}; {about['metrics']}.",
         "",
         f"Machine: {'; '.join(machines)}. Commits {', '.join(commits)}; {dates[0]} to {dates[-1]}. Command: "
-        f"`{any_record['command']}`."
-        + (f" The file has results of {others} other protocols, which are not shown." if others else ""),
+        f"`{any_record['command']}`.",
         "",
         f"![curves]({picture})",
         "",
@@ -134,6 +132,45 @@ def markdown(
     lines += _comparison(table)
     lines += _left_out(cells, known)
     return "\n".join(lines) + "\n"
+
+
+def tried(records: list[Record], protocol: str) -> str:
+    """A table of the file's other protocols: what else was tried, with what came out. "" where there is none."""
+    rows = []
+    for other in dict.fromkeys(r["protocol"] for r in records if r["protocol"] != protocol):
+        by_label: dict[str, list[Record]] = {}
+        for record in results.latest(records, other).values():
+            by_label.setdefault(record["label"], []).append(record)
+        for label, found in by_label.items():
+            done = [r for r in found if "error" not in r]
+            if not done:
+                rows.append(f"| {settings_of(found[0])} | {label} | failed | – | – | – | – |")
+                continue
+            values = [spread([r["final"][name] for r in done]) for name in (METRIC, "precision", "recall")]
+            best = spread([min(p[METRIC] for p in r["points"]) for r in done])
+            seeds = ", ".join(str(r["seed"]) for r in sorted(done, key=lambda r: r["seed"]))
+            rows.append(
+                f"| {settings_of(done[0])} | {label} | {seeds} | {' | '.join([values[0], best, *values[1:]])} |"
+            )
+    if not rows:
+        return ""
+    head = [
+        "",
+        "Other settings in the same file, in the order in which they were tried, at the end of the runs:",
+        "",
+        f"| settings | cell | seeds | {METRIC} | best | precision | recall |",
+        "|---" * 7 + "|",
+    ]
+    return "\n".join(head + rows) + "\n"
+
+
+def settings_of(record: Record) -> str:
+    """The 3D stage's rates, and what else was changed for every cell."""
+    about = record["about"]
+    rates = {f"stage_3d.{name}": value for name, value in about.get("rates", {}).items()}
+    settings = rates | about["changes"]
+    volumes = f"{about['volumes']:,} volumes"
+    return ", ".join([*(f"{name.removeprefix('stage_3d.')} {value}" for name, value in settings.items()), volumes])
 
 
 def _comparison(table: dict[str, dict[int, Record]]) -> list[str]:

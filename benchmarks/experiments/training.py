@@ -95,7 +95,7 @@ def generators(job: Job, cell: Cell) -> Iterator[tuple[int, Generator]]:
         checkpoint.load_module(flat.G_ema, "G_ema", tensors, cell.folder_2d)
         checkpoint.load_module(flat.G, "G", tensors, cell.folder_2d)
         checkpoint.load_module(flat.D, "D", tensors, cell.folder_2d)
-        start.inflate_from(flat, cell.inflate, images=meta.images)
+        start.inflate_from(flat, cfg.inflate, images=meta.images)
     yield 0, start.G_ema
     folder, every = job.out / cell.folder / "checkpoints", job.scale.every
     end = checkpoint.read_meta(checkpoint.final_path(folder, "3d")).images

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import itertools
 import json
 import sys
@@ -68,8 +69,8 @@ class TrunkUNet(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            D = Discriminator(cfg)
-            self.from_image, self.blocks = D.from_image, D.blocks
+            self.trunk = Discriminator(dataclasses.replace(cfg, classes=0))
+            del self.trunk.head
             fine_to_coarse = cfg.widths[::-1]
             self.decoder = nn.ModuleList(
                 nn.Sequential(
@@ -83,13 +84,22 @@ class TrunkUNet(nn.Module):
             self.to_image = nn.Conv3d(fine_to_coarse[0], 1, 1)
 
     def features(self, x: Tensor) -> Tensor:
-        levels = [self.from_image(x)]
-        for block in self.blocks:
+        levels = [self._first(x)]
+        for block in self.trunk.blocks:
             levels.append(block(levels[-1]))
         y = levels.pop()
         for layer, skip in zip(reversed(self.decoder), reversed(levels), strict=True):
             y = layer(torch.cat([F.interpolate(y, skip.shape[2:]), skip], 1))
         return y
+
+    def _first(self, x: Tensor) -> Tensor:
+        """The trunk's first features; places along depth from the middle outwards, the outer ones go on."""
+        y = self.trunk.from_image(x)
+        if self.trunk.cfg.depth_places is None:
+            return y
+        own, depth = self.trunk.depth_embedding.shape[1], x.shape[2]
+        places = (torch.arange(depth) - (depth - own) // 2).clamp(0, own - 1)
+        return y + self.trunk.depth_embedding[:, places, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
@@ -99,12 +109,12 @@ class TrunkUNet(nn.Module):
 
     def load_trunk(self, tensors: dict[str, Tensor], where: str) -> None:
         """The trunk of a checkpoint's discriminator; its head has no place here."""
-        own = {n: t for n, t in self.state_dict().items() if n.startswith(("from_image.", "blocks."))}
+        own = self.trunk.state_dict()
         given = checkpoint.without_prefix("D", tensors)
         wrong = [n for n, t in own.items() if n not in given or given[n].shape != t.shape]
         if wrong:
             raise TransferError(f"{where}: {wrong[0]} is missing or of another shape; is it a checkpoint of stage 3d?")
-        self.load_state_dict({n: given[n] for n in own}, strict=False)
+        self.trunk.load_state_dict({n: given[n] for n in own})
 
 
 def load_task(task: Path, cfg: NetworkConfig, spacing: Sequence[float], axis: str) -> tuple[Tensor, Tensor, list[str]]:
