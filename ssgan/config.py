@@ -248,7 +248,8 @@ class Preset:
     shape: Triple  # the shape (D, H, W) the preset was made for; phantoms take it when there is no data set
     snapshot_kimg: float = 1.0
     conv_clamp: float | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    depth_aware: bool = False  # the 2D networks know where along depth a slice lies
+    extra: dict[str, Any] = field(default_factory=dict)  # fields of TrainConfig that are not its defaults
 
     def network(self, shape: Triple | None = None, arch: str = "split_depth") -> NetworkConfig:
         """The networks of this preset for volumes of `shape` (D, H, W)."""
@@ -256,7 +257,7 @@ class Preset:
         base, scales = plan_levels(shape)
         levels = len(scales)
         widths = tuple(min(self.width_max, self.width_fine * 2 ** (levels - i)) for i in range(levels + 1))
-        return NetworkConfig(
+        cfg = NetworkConfig(
             shape=shape,
             base=base,
             scales=scales,
@@ -267,6 +268,7 @@ class Preset:
             mapping_layers=self.mapping_layers,
             conv_clamp=self.conv_clamp,
         )
+        return cfg.depth_aware(self.depth_aware)
 
     def train_config(
         self, name: str, shape: Triple | None = None, arch: str = "split_depth", **changes: Any

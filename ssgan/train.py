@@ -38,7 +38,7 @@ from ssgan.trainer import train
 PHANTOMS = 256
 # Arguments that replace the field of TrainConfig of the same name where they are given.
 OPTIONAL = (
-    "snapshot_kimg", "warmup_kimg", "freeze_d", "metrics", "metrics_every", "best_metric", "early_stop",
+    "inflate", "snapshot_kimg", "warmup_kimg", "freeze_d", "metrics", "metrics_every", "best_metric", "early_stop",
     "keep_checkpoints", "precision",
 )  # fmt: skip
 
@@ -112,7 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)} (default demo)")
     parser.add_argument("--stage", choices=("both", "2d", "3d"), default="both", help="default both")
     parser.add_argument("--arch", choices=tuple(ARCHITECTURES), default="split_depth", help="default split_depth")
-    parser.add_argument("--inflate", choices=PROFILES, default="average", help="depth profile; none starts 3D afresh")
+    parser.add_argument(
+        "--inflate", choices=PROFILES, help="depth profile (default: the preset's); none starts 3D afresh"
+    )
     parser.add_argument(
         "--init", type=Path, help="with --stage 3d: a 2D checkpoint to inflate from, or what `ssgan inflate` wrote"
     )
@@ -197,7 +199,7 @@ def config_from(
             f"--conditional: expected a data set with at least two classes, this one has {have}; give `ssgan prepare` "
             "a table of classes by --labels, or leave --conditional out"
         )
-    changes: dict[str, Any] = {"stage": args.stage, "inflate": args.inflate, "seed": args.seed}
+    changes: dict[str, Any] = {"stage": args.stage, "seed": args.seed}
     changes |= {name: getattr(args, name) for name in OPTIONAL if getattr(args, name) is not None}
     changes["augment"] = augment_config(args)
     if args.metrics and args.best_metric is None:

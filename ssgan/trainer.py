@@ -142,6 +142,12 @@ class Run:
             return gan
         tensors, meta = checkpoint.load(source)
         if meta.stage == "2d":
+            knows = "D.depth_embedding" in tensors
+            if knows != bool(self.cfg.network.depth_places):
+                raise RunError(
+                    f"--init {source}: its 2D networks {'know' if knows else 'do not know'} places along depth, this "
+                    f"run's are to {'do without' if knows else 'know them'}; give --{'' if knows else 'no-'}depth-aware"
+                )
             gan2d = Gan(self.cfg, "2d", self.device)
             gan2d.load(tensors, meta, str(source))
             report = gan.inflate_from(gan2d, self.cfg.inflate, images=meta.images)

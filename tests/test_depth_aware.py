@@ -242,8 +242,9 @@ def test_from_the_command_to_volumes(data, tmp_path, capsys):
     third, _ = checkpoint.load(checkpoint.final_path(tmp_path / "third" / "checkpoints", "3d"))
     assert all(torch.equal(first[n], third[n]) for n in first if n.startswith(("G_ema", "D.")))
     capsys.readouterr()
-    assert run(data, tmp_path / "plain", *begun, str(flat)) == 2  # a 2D checkpoint is for the preset's networks
-    assert "const" in capsys.readouterr().err
+    assert run(data, tmp_path / "plain", *begun, str(flat), "--no-depth-aware") == 2
+    assert "know places along depth, this run's are to do without; give --depth-aware" in capsys.readouterr().err
+    assert run(data, tmp_path / "again", *begun, str(flat), "--depth-aware") == 0
 
 
 def test_a_run_that_was_stopped_in_either_stage_is_the_same_run(data, tmp_path):
