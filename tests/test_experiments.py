@@ -438,6 +438,30 @@ def test_time_to_the_baselines_best_by_hand():
     assert report.reach(quick, curve((0, 0, 0, 5), (10, 0, 100, 20))) is None  # never better than its start
 
 
+def test_the_pace_of_every_kind_of_cell_takes_the_place_of_the_logs_seconds(finished, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "tiny.jsonl"
+    assert run(tmp_path, "--pace", results_in=path) == 0
+    assert "there are no cells yet" in capsys.readouterr().out
+    (timed,) = results.load(path)
+    kinds = {f"{arch}-w8x4{places}-2d" for arch in ("dense", "split_depth") for places in ("", "-places")}
+    kinds |= {k.replace("2d", "3d") for k in kinds}
+    assert set(timed["pace"]) == kinds and all(v > 0 for v in timed["pace"].values())
+    assert run(tmp_path, "--report-only", results_in=path) == 2
+    assert "there are no results yet" in capsys.readouterr().err
+    timed["pace"] = {k: 7.0 if "2d" in k else 500.0 for k in kinds}
+    timed["pace"]["dense-w8x4-places-3d"] = 250.0
+    lines = (finished / "tiny.jsonl").read_text() + json.dumps(timed) + "\n"
+    path.write_text(lines)
+    assert run(tmp_path, "--report-only", results_in=path) == 0
+    rows = [line.split(" | ") for line in (tmp_path / "tiny-A.md").read_text().splitlines() if line.startswith("| ")]
+    last = {row[0].removeprefix("| "): [x.removesuffix(" |") for x in row[-2:]] for row in rows if len(row) > 9}
+    assert last["dense, scratch"] == ["500", f"{0.02 * 500:.3g}"]
+    assert last["dense, inflated centre, depth-aware"] == ["250", f"{0.032 * 7 + 0.016 * 250:.3g}"]
+    assert "by steps timed in turns" in (tmp_path / "tiny-A.md").read_text()
+    assert run(tmp_path, results_in=path) == 0  # no cell is run again, the pace stays
+    assert results.load(path)[-1]["cell"] == "pace"
+
+
 def test_means_have_their_range():
     assert report.spread([]) == "–" and report.spread([0.12345]) == "0.123"
     assert report.spread([1.0, 2.0, 6.0]) == "3 (1 to 6)"

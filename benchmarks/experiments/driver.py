@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.experiments import grids, report, results, scoring, training
+from benchmarks.experiments import grids, pace, report, results, scoring, training
 from benchmarks.experiments.data import TRAIN, open_split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
@@ -115,7 +115,7 @@ def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
 def report_grid(args: argparse.Namespace, path: Path, protocol: str | None) -> None:
     """Tables and plots from the JSON lines alone."""
     records = results.load(path)
-    if not records:
+    if all(r["cell"] == pace.CELL for r in records):
         raise UserError(f"{path}: there are no results yet; run without --report-only")
     stem = path.with_suffix("")
     page, names = report.write(records, args.grid, args.scale, stem, protocol, parse_seeds(args.seeds))
@@ -136,6 +136,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--results", type=Path, help=f"the JSON lines (default {RESULTS}/SCALE-DATA.jsonl); tables go beside it"
+    )
+    parser.add_argument(
+        "--pace",
+        action="store_true",
+        help="time steps of every kind of cell in turns, for the tables; leave it the machine",
     )
     parser.add_argument("--report-only", action="store_true", help="train nothing, write tables and plots")
     parser.add_argument("--budget-minutes", type=float, help="stop, with everything saved, after so long")
@@ -178,7 +183,12 @@ def run(args: argparse.Namespace) -> int:
                 "command": " ".join(_command(args)), "environment": machine(),
             }  # fmt: skip
             cells = select(grids.cells(args.grid, scale, job.shape, parse_seeds(args.seeds)), args.only)
-            failed = run_grid(job, cells, path, head, real)
+            if args.pace:
+                about = {"cell": pace.CELL, "seed": -1, "protocol": protocol, "environment": head["environment"]}
+                results.append(path, about | {"command": head["command"] + " --pace", "pace": pace.measure(job, cells)})
+                failed = 0
+            else:
+                failed = run_grid(job, cells, path, head, real)
     except (Stopped, KeyboardInterrupt):
         _say("stopped; the same command goes on from there")
         if results.load(path):
@@ -187,6 +197,9 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if timer is not None:
             timer.cancel()
+    if args.pace and all(r["cell"] == pace.CELL for r in results.load(path)):
+        _say(f"{path} has the pace; there are no cells yet")
+        return 0
     report_grid(args, path, protocol)
     if failed:
         print(f"experiments: {failed} cells failed; {path} says why", file=sys.stderr)

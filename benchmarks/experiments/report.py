@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments import grids, results
+from benchmarks.experiments import grids, pace, results
 from benchmarks.experiments.scoring import BETTER
 
 BASELINE = "dense, scratch"
@@ -25,16 +25,35 @@ def write(
 ) -> tuple[str, list[Path]]:
     """Writes STEM-GRID.md and .png; the Markdown and the paths. protocol: None for that of the last record."""
     protocol = protocol or records[-1]["protocol"]
-    known = results.latest(records, protocol)
+    timed = results.latest(records, protocol).get(pace.CELL)
+    records = [r for r in records if r["cell"] != pace.CELL]
+    known = paced(results.latest(records, protocol), timed)
     shape = tuple(next(iter(known.values()))["shape"])
     found = {r["seed"] for r in known.values()}
     cells = grids.cells(grid, grids.SCALES[scale], shape, sorted(found | set(seeds)))
     page, picture = Path(f"{stem}-{grid}.md"), Path(f"{stem}-{grid}.png")
-    text = markdown(grid, cells, known, protocol, picture.name) + tried(records, protocol)
+    text = markdown(grid, cells, known, protocol, picture.name, timed) + tried(records, protocol)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     draw(cells, known, picture)
     return text, [page, picture]
+
+
+def paced(known: dict[str, Record], timed: Record | None) -> dict[str, Record]:
+    """The records with the seconds of every point by the measured pace; as they are where none was measured."""
+    if timed is None:
+        return known
+    seconds, result = timed["pace"], {}
+    for name, record in known.items():
+        each, flat = (seconds.get(pace.kind(record, stage)) if "points" in record else None for stage in ("3d", "2d"))
+        if each is not None and (flat is not None or not record["slices"]):
+            points = [
+                p | {"seconds_2d": p["slices"] * (flat or 0) / 1000, "seconds_3d": p["volumes"] * each / 1000}
+                for p in record["points"]
+            ]
+            record = record | {"points": points, "seconds_per_1000_volumes": each}
+        result[name] = record
+    return result
 
 
 def done_by_label(cells: Sequence[grids.Cell], known: dict[str, Record]) -> dict[str, dict[int, Record]]:
@@ -78,7 +97,8 @@ def reach(record: Record, baseline: Record) -> dict[str, float] | None:
 
 
 def markdown(
-    grid: str, cells: Sequence[grids.Cell], known: dict[str, Record], protocol: str, picture: str
+    grid: str, cells: Sequence[grids.Cell], known: dict[str, Record], protocol: str, picture: str,
+    timed: Record | None = None,
 ) -> str:  # fmt: skip
     table = done_by_label(cells, known)
     any_record = next(iter(known.values()))
@@ -102,7 +122,7 @@ def markdown(
         f"![curves]({picture})",
         "",
         "At the end of the runs: mean (range over the seeds). best: the lowest frechet_held along the run. Seconds: of "
-        "training, by the median row of the log; the 2D stage is in the total.",
+        f"training, {_timing(timed)}; the 2D stage is in the total.",
         "",
         f"| cell | seeds | parameters | {' | '.join(COLUMNS)} | best | s / 1,000 volumes | total s |",
         "|---" * (len(COLUMNS) + 6) + "|",
@@ -213,6 +233,13 @@ def _left_out(cells: Sequence[grids.Cell], known: dict[str, Record]) -> list[str
     missing = [c for c in cells if c.folder not in known]
     lines += [f"- not run: {c.label}, seed {c.seed} (`{c.folder}`)" for c in missing]
     return lines
+
+
+def _timing(timed: Record | None) -> str:
+    if timed is None:
+        return "by the median row of the log"
+    env = timed["environment"]
+    return f"by steps timed in turns, {env['date'][:10]} at commit {env['commit']} (`{timed['command']}`)"
 
 
 def _machine(record: Record) -> str:

@@ -1,0 +1,40 @@
+"""Seconds per 1,000 images of every kind of cell, measured in turns on a machine that does nothing else.
+
+The grids run for hours, beside other work as often as not; what their logs say of seconds is no benchmark. This times
+training steps of each kind, one after the other, in rounds, and keeps the best of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.experiments.grids import PLACES, Cell
+from benchmarks.experiments.training import Job
+from ssgan.dryrun import step_seconds
+from ssgan.gan import Gan
+
+CELL = "pace"  # the name of its record
+ROUNDS = 3
+
+
+def kind(record: dict[str, Any], stage: str) -> str:
+    """What decides the pace of a stage: architecture, widths, places."""
+    widths = "x".join(map(str, record["widths"]))
+    return f"{record['arch']}-w{widths}{'-places' if record['inflate'] == PLACES else ''}-{stage}"
+
+
+def measure(job: Job, cells: Sequence[Cell]) -> dict[str, float]:
+    """Kind -> seconds per 1,000 images, with the lazy phases by their share of the steps."""
+    gans: dict[str, Gan] = {}
+    for cell in cells:
+        for stage in ("3d",) if cell.inflate == "none" else ("2d", "3d"):
+            name = kind({"arch": cell.arch, "widths": cell.widths, "inflate": cell.inflate}, stage)
+            if name not in gans:
+                gans[name] = Gan(job.config(cell, stage), stage, job.device)
+    found: dict[str, list[float]] = {name: [] for name in gans}
+    for number in range(ROUNDS):
+        for name, gan in gans.items():
+            found[name].append(1000 * step_seconds(gan) / gan.hyper.batch)
+        job.say(f"round {number + 1} of {ROUNDS}: " + ", ".join(f"{n} {v[-1]:.3g} s" for n, v in found.items()))
+    return {name: min(values) for name, values in found.items()}
