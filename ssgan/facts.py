@@ -201,6 +201,10 @@ def train_command(record: dict[str, Any], cfg: TrainConfig, run: Path) -> str:
             words += [f"--{option.replace('_', '-')}", str(shown)]
     if cfg.network.arch != usual.network.arch:
         words += ["--arch", cfg.network.arch]
+    if bool(cfg.network.depth_places) != bool(usual.network.depth_places):
+        words += ["--depth-aware" if cfg.network.depth_places else "--no-depth-aware"]
+    if cfg.network.classes:
+        words += ["--conditional"]
     for name in ("2d", "3d"):
         own, default = getattr(cfg, f"stage_{name}"), getattr(usual, f"stage_{name}")
         for option in ("kimg", "batch", "r1_gamma"):

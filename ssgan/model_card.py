@@ -22,6 +22,7 @@ def card(facts: Facts) -> str:
         else "The licence, consent and population of the scans are not known here: **fill them in before sharing.**"
     )
     before = f", after {meta.images_before:,} in the 2D stage that it was inflated from" if meta.images_before else ""
+    places = ", the 2D stage knew where along depth each slice lies" if cfg.network.depth_places else ""
     return f"""# Model card: {facts.run.resolve().name}
 
 Written by `ssgan report` from the run's own records. What a person has to add is in bold.
@@ -63,7 +64,7 @@ Whether synthetic volumes help a task has to be shown for that task, on real hel
     {facts.command}
 
 - {meta.images:,} real images shown in stage {meta.stage}{before}; {hours(facts.seconds)}; seed {cfg.seed}
-- inflation profile `{cfg.inflate}`; every hyper-parameter is in `config.json`, every step in `log.jsonl`
+- inflation profile `{cfg.inflate}`{places}; every hyper-parameter is in `config.json`, every step in `log.jsonl`
 
 ## Evaluation
 

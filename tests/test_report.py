@@ -274,7 +274,9 @@ def test_another_data_set_or_other_json_is_refused(run, tmp_path, capsys):
         assert match in capsys.readouterr().err
 
 
-def test_the_command_it_states_gives_the_same_configuration(run, tmp_path):
+@pytest.mark.parametrize("aware", [False, True])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_the_command_it_states_gives_the_same_configuration(run, tmp_path, aware, classes):
     """Parsed by train's own parser, the stated command stands for a configuration with the same identity."""
     import argparse
     import dataclasses
@@ -285,12 +287,15 @@ def test_the_command_it_states_gives_the_same_configuration(run, tmp_path):
 
     cfg = preset("hippocampus").train_config("hippocampus", (16, 24, 16), "acs4", seed=5, stage="3d", inflate="none")
     cfg = dataclasses.replace(cfg, stage_3d=dataclasses.replace(cfg.stage_3d, kimg=1.5, batch=2, r1_gamma=0.25))
+    network = dataclasses.replace(cfg.network.depth_aware(aware), classes=classes)
+    cfg = dataclasses.replace(cfg, network=network)
     words = shlex.split(facts.train_command({"data": {"path": "some where"}, "init": None}, cfg, tmp_path))
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     args = parser.parse_args(words[3:])
     assert str(args.data) == "some where" and args.out == tmp_path
-    assert train.config_from(args, (16, 24, 16)).to_json() == cfg.to_json()
+    names = ["a", "b", "c"] if classes else None
+    assert train.config_from(args, (16, 24, 16), names).to_json() == cfg.to_json()
 
 
 def test_large_volumes_are_reduced_until_they_fit(monkeypatch):
