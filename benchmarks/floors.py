@@ -6,10 +6,12 @@ python -m benchmarks.floors          prints the Markdown tables of KERNEL_NOTES.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from benchmarks.cases import KERNELS, Layer
 from benchmarks.gpu_cases import GPU_LAYERS, PASSES, work
 from ssconv import cuda_hopper
+from ssconv.spec import ConvSpec
 
 # Dense bf16 products per second and bytes per second, from NVIDIA's data sheets of the SXM cards.
 PEAKS = {"H100": (989.4e12, 3.35e12), "H200": (989.4e12, 4.8e12)}
@@ -53,32 +55,60 @@ def step_clocks(own: int) -> tuple[float, float, float]:
     return tensor, read / SHARED, brought / (L2 / MULTIPROCESSORS / CLOCK)
 
 
-def expected_forward(layer: Layer, kernels: str) -> tuple[tuple[float, float, float], float]:
-    """Clocks of a stage, and seconds: the slowest of the three, tiles in whole waves, no time for the epilogue."""
+def dealt(slots: int, steps: Sequence[Sequence[int]]) -> int:
+    """Stages of the block that has most, with one block on every multiprocessor. steps: of a tile of each of the
+    branches computed apart, and of each parity, the longest first; as csrc/cuda/product_sm90.cuh deals tiles out."""
+    busy = [0] * MULTIPROCESSORS
+    parities, apart = len(steps[0]), slots // len(steps)
+    for first in range(0, slots, MULTIPROCESSORS):
+        wave = min(MULTIPROCESSORS, slots - first)
+        for number in range(wave * parities):
+            busy[number % MULTIPROCESSORS] += steps[(first + number % wave) // apart][number // wave]
+    return max(busy)
+
+
+def expected(layer: Layer, kernels: str, what: str) -> tuple[tuple[float, float, float], float]:
+    """Clocks of a stage and seconds of a layer's "forward" or "input gradient": the slowest of the three, no time for
+    the epilogue."""
     branches = KERNELS[kernels]
-    count = len(branches)
-    cin, cout = layer.channels // count, layer.out // count
-    own = next((c for c in cuda_hopper.COLUMNS[count] if c >= cout), cuda_hopper.COLUMNS[count][-1])
-    box = cuda_hopper.box_channels(cin)
-    steps = sum(-(-math.prod(k) * -(-cin // box) * box // cuda_hopper.STEP) for k in branches)
-    outputs = layer.batch * layer.out_edge**3
-    tiles = -(-outputs // cuda_hopper.OUTPUTS) * -(-cout // own)
+    count, forward = len(branches), what == "forward"
+    channels = (layer.channels, layer.out) if forward else (layer.out, layer.channels)
+    there, columns = (c // count for c in channels)
+    spec, adjoint = ConvSpec(branches, (layer.stride,) * 3), layer.transposed == forward
+    together = count if forward else 1
+    own = cuda_hopper.columns_of(together, columns)
+    box = cuda_hopper.box_channels(there)
+    padded = -(-there // box) * box
+    windows = cuda_hopper.windows_of(spec, adjoint, (layer.out_edge if forward else layer.edge,) * 3)
+    tiles = -(-layer.batch * math.prod(windows) // cuda_hopper.OUTPUTS) * -(-columns // own)
+    kinds = cuda_hopper.parities(spec, adjoint)
+    kinds.sort(key=lambda parity: -sum(cuda_hopper.tap_count(k, parity, spec, adjoint) for k in branches))
+    each = [
+        [-(-cuda_hopper.tap_count(k, parity, spec, adjoint) * padded // cuda_hopper.STEP) for parity in kinds]
+        for k in branches
+    ]
+    steps = [[sum(of_all) for of_all in zip(*each, strict=True)]] if forward else each
     clocks = step_clocks(own)
-    return clocks, -(-tiles // MULTIPROCESSORS) * steps * max(clocks) / CLOCK
+    return clocks, dealt(tiles * len(steps), steps) * max(clocks) / CLOCK
 
 
 def expectations() -> str:
-    rows = ["| layer | kernels | clocks of a stage: tensor / shared / L2 | forward, ms | measured |", "|---" * 5 + "|"]
+    """A row per layer and kernel set; of the two passes that the product computes."""
+    rows = [
+        "| layer | kernels | clocks of a forward's stage: tensor / shared / L2 | forward, ms | input gradient, ms "
+        "| measured |",
+        "|---" * 6 + "|",
+    ]
     for layer in plain_layers():
         for kernels, branches in KERNELS.items():
-            few = min(layer.channels, layer.out) // len(branches) < cuda_hopper.LEAST
-            if few or layer.transposed:
-                rows.append(f"| {layer.name} | {kernels} | sm_80's product | | not measured yet |")
+            if min(layer.channels, layer.out) // len(branches) < cuda_hopper.LEAST:
+                rows.append(f"| {layer.name} | {kernels} | sm_80's product | | | not measured yet |")
                 continue
-            clocks, seconds = expected_forward(layer, kernels)
+            clocks, seconds = expected(layer, kernels, "forward")
+            _, backward = expected(layer, kernels, "input gradient")
             rows.append(
-                f"| {layer.name} | {kernels} | {' / '.join(f'{c:.0f}' for c in clocks)} | {seconds * 1e3:.2f} | "
-                "not measured yet |"
+                f"| {layer.name} | {kernels} | {' / '.join(f'{c:.0f}' for c in clocks)} | {seconds * 1e3:.2f} "
+                f"| {backward * 1e3:.2f} | not measured yet |"
             )
     return "\n".join(rows)
 

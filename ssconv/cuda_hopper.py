@@ -1,6 +1,6 @@
 """The kernels of sm_90a: when they serve a call, and what they launch. Pure functions of shapes, as `cuda_plans`.
 
-They multiply by wgmma what bulk copies bring, in bf16 and fp16: forward and input gradient of stride 1
+They multiply by wgmma what bulk copies bring, in bf16 and fp16: forward, input gradient and their transposes
 (csrc/cuda/product_sm90.cuh), weight gradient (weights_sm90.cuh). Those of sm_80 serve the rest, and everything with
 SSCONV_HOPPER=0 in the environment.
 """
@@ -41,6 +41,11 @@ def box_channels(channels: int) -> int:
     return min(boxes, key=lambda box: (-(-channels // box) * box, -box))
 
 
+def columns_of(together: int, columns: int) -> int:
+    """Columns of a block, of each of the branches that it computes: the least that all of a branch's fit into."""
+    return next((c for c in COLUMNS[together] if c >= columns), COLUMNS[together][-1])
+
+
 def _unread(x: Layout, channels: int) -> str | None:
     """Why no tensor map reads branches of that many channels, or None."""
     if x.dtype not in DTYPES:
@@ -53,16 +58,49 @@ def _unread(x: Layout, channels: int) -> str | None:
     return None
 
 
+def parities(spec: ConvSpec, adjoint: bool) -> list[Triple]:
+    """Those of the outputs that different taps reach, in the order in which weights are packed: the adjoint of a stride
+    has 2, 4 or 8, all else one."""
+    return list(itertools.product(*(range(s if adjoint else 1) for s in spec.stride)))  # type: ignore[arg-type]
+
+
+def taps(extent: int, parity: int, begin: int, stride: int, adjoint: bool) -> range:
+    """Input positions, relative to an output's number among those of its parity, that the taps along one dimension
+    read. begin: of the first window centre."""
+    half = (extent - 1) // 2
+    if not adjoint:
+        return range(begin - half, begin - half + extent)
+    tap = (parity + half - begin) % stride
+    last = (parity + half - begin - tap) // stride
+    return range(last - (extent - tap + stride - 1) // stride + 1, last + 1)
+
+
+def tap_count(kernel: Triple, parity: Triple, spec: ConvSpec, adjoint: bool) -> int:
+    """Of one parity, in all dimensions."""
+    count = 1
+    for d in range(3):
+        count *= len(taps(kernel[d], parity[d], first(spec)[d], spec.stride[d], adjoint))
+    return count
+
+
+def windows_of(spec: ConvSpec, adjoint: bool, size: Sequence[int]) -> tuple[int, ...]:
+    """Outputs of a parity along D, H and W, all of them having extents `size`; some parities' last may lie outside."""
+    return tuple(-(-n // s) if adjoint else n for n, s in zip(size, spec.stride, strict=True))
+
+
 def _unreached(
     x: Layout, branches: Sequence[Triple], spec: ConvSpec, adjoint: bool, windows: tuple[int, ...]
 ) -> str | None:
-    """Why no im2col box goes over that many windows along D, H and W, or None."""
+    """Why no im2col box goes over that many windows along D, H and W, or None. One map serves all parities."""
     for kernel in branches:
         for d in range(3):
-            lower = (-1 if adjoint else 1) * first(spec)[d] - (kernel[d] - 1) // 2
-            upper = lower + (windows[d] - 1) * spec.stride[d] - (x.shape[2 + d] - 1)
-            if kernel[d] > MOST_OFFSET + 1:
-                return f"a kernel of more than {MOST_OFFSET + 1} taps along a dimension"
+            pace = 1 if adjoint else spec.stride[d]
+            kinds = range(spec.stride[d] if adjoint else 1)
+            read = [taps(kernel[d], parity, first(spec)[d], spec.stride[d], adjoint) for parity in kinds]
+            lower, last = min(r[0] for r in read if r), max(r[-1] for r in read if r)
+            upper = lower + (windows[d] - 1) * pace - (x.shape[2 + d] - 1)
+            if last - lower > MOST_OFFSET:
+                return f"a kernel that reaches more than {MOST_OFFSET + 1} positions along a dimension"
             if lower not in CORNERS or upper not in CORNERS:
                 return "a window too far outside"
     if x.shape[0] * windows[0] * windows[1] * windows[2] > MAX_OUTPUTS:
@@ -75,15 +113,13 @@ def refusal(x: Layout, spec: ConvSpec, adjoint: bool, size: tuple[int, ...], col
     """Why sm_90a's product does not serve a call, or None where it does. x: as products read it."""
     count = len(spec.branches)
     channels = x.shape[1] // count
-    if adjoint and spec.stride != (1, 1, 1):
-        return "the adjoint of a stride"
     if any(kernel in (IDENTITY, ABSENT) for kernel in spec.branches):
         return "a branch without weights"
     if count > BRANCHES or (groups > 1 and count not in FUSED):
         return f"{count} branches"
     if channels < LEAST or columns < LEAST:
         return f"{channels} channels to {columns} of a branch, fewer than {LEAST}"
-    return _unread(x, channels) or _unreached(x, spec.branches, spec, adjoint, size)
+    return _unread(x, channels) or _unreached(x, spec.branches, spec, adjoint, windows_of(spec, adjoint, size))
 
 
 @functools.lru_cache(4096)
@@ -114,28 +150,35 @@ def product(call: Call, multiprocessors: int) -> Product:
     x, channels, weights, swap, noise, spec, adjoint, size, columns, groups, clamped, kind = call
     count = len(spec.branches)
     together = count if groups > 1 else 1
-    own = next((c for c in COLUMNS[together] if c >= columns), COLUMNS[together][-1])
+    own = columns_of(together, columns)
     there = x.shape[1] // count
     box = box_channels(there)
     padded = -(-there // box) * box
-    outputs = x.shape[0] * size[0] * size[1] * size[2]
+    windows = windows_of(spec, adjoint, size)
+    outputs = x.shape[0] * windows[0] * windows[1] * windows[2]  # of a parity
     blocks, tiles = -(-columns // own), -(-outputs // OUTPUTS)
-    work = blocks * tiles * count // together
+    slots = blocks * tiles * count // together
+    kinds = parities(spec, adjoint)
     rows, packs, total = [], [], 0
     for number, (kernel, stride) in enumerate(zip(spec.branches, weights, strict=True)):
-        row = [*kernel, number, total, *[0] * 7]
+        starts = []
+        for parity in kinds:
+            starts.append(total)
+            steps = -(-tap_count(kernel, parity, spec, adjoint) * padded // STEP)
+            total += blocks * steps * own * STEP // x.per_chunk
+        row = [*kernel, number, *starts, *[0] * (8 - len(starts))]
         rows.append(row)
         swapped = (stride[1], stride[0], *stride[2:]) if swap else stride
         packs.append([f"weight{number}", *swapped, *row])
-        total += blocks * -(-kernel[0] * kernel[1] * kernel[2] * padded // STEP) * own * STEP // x.per_chunk
     pack_numbers: Numbers = [
-        *grid(min(256, -(-total // 128)), count), "packed", channels, padded, columns, own, 8 // together, 1,
-        *geometry_of(spec, adjoint), count, *itertools.chain.from_iterable(packs),
+        *grid(min(256, -(-total // 128)), count, len(kinds)), "packed", channels, padded, columns, own, 8 // together,
+        1, *geometry_of(spec, adjoint), count, *itertools.chain.from_iterable(packs),
     ]  # fmt: skip
     numbers: Numbers = [
-        *grid(min(work, multiprocessors)), together, own, *x.volume("x"), "packed", "y", "z", *size, there, box,
-        padded, columns, count, *geometry_of(spec, adjoint), *epilogue_of(noise, clamped), outputs, work, blocks, tiles,
-        size[0] * size[1] * size[2], *size, count, *itertools.chain.from_iterable(rows),
+        *grid(min(slots * len(kinds), multiprocessors)), together, own, *x.volume("x"), "packed", "y", "z", *size,
+        there, box, padded, columns, count, *geometry_of(spec, adjoint), *epilogue_of(noise, clamped), outputs, slots,
+        slots * len(kinds), blocks, tiles, size[0] * size[1] * size[2], *windows, count,
+        *itertools.chain.from_iterable(rows),
     ]  # fmt: skip
     launches = (
         Launch.make("pack", kind, pack_numbers, ["packed"]),

@@ -28,6 +28,7 @@ import emulated
 import gpu_checks
 import hopper_checks
 import kernel_checks
+import parity_checks
 import ssconv
 from gpu_checks import check_against_float64, check_compiled, deviation
 from kernel_checks import ACS4, LARGE, SHARED
@@ -345,12 +346,28 @@ def hopper_quick() -> None:
     hopper_checks.products_quick()
 
 
+def parities() -> None:
+    hopper_checks.MODULES.append(EMULATOR)
+    parity_checks.plans()
+    parity_checks.adjoints()
+    parity_checks.epilogues()
+    parity_checks.schedules()
+
+
+def parity_layers() -> None:
+    parity_checks.layers()
+
+
+def parity_quick() -> None:
+    parity_checks.quick()
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     c.__name__: c
     for c in (
         serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters,
         second_derivatives, filters, surroundings, kinks, batches, orders, halves, quick, quick_filters,
-        hopper_primitives, hopper_products, hopper_quick,
+        hopper_primitives, hopper_products, hopper_quick, parities, parity_layers, parity_quick,
     )
 }  # fmt: skip
 

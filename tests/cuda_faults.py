@@ -51,6 +51,10 @@ def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = H
     return Fault(what, file, old, new, units, "hopper_quick")
 
 
+def _parity(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+    return Fault(what, file, old, new, units, "parity_quick")
+
+
 FAULTS = [
     # the ring of stages
     Fault("no barrier before a stage is used", "product.cuh",
@@ -149,12 +153,12 @@ FAULTS = [
     # what its bulk copies bring
     _hopper("corners in the order of the tensor", "product_sm90.cu", "window(box, i, b.lower[i]",
             "window(box, 2 - i, b.lower[i]"),
-    _hopper("steps of one", "product_sm90.cu", "b.lower[i], p.geometry.stride[i],", "b.lower[i], 1,"),
+    _hopper("steps of one", "product_sm90.cu", "b.lower[i], p.pace[i],", "b.lower[i], 1,"),
     _hopper("a map of all branches' channels", "product_sm90.cu", "  box.channels = p.box_channels;",
             "  box.channels_there *= p.branches - b.number;\n  box.channels = p.box_channels;"),
-    _hopper("taps beyond the last", "product_sm90.cuh", "const bool real = tap[0] < b.extent[0];",
+    _hopper("taps beyond the last", "product_sm90.cuh", "const bool real = tap[0] < r.count[0];",
             "const bool real = true;"),
-    _hopper("taps in the forward's order", "product_sm90.cuh", "p.geometry.adjoint ? b.extent[i] - 1 - tap[i] : tap[i]",
+    _hopper("taps in the forward's order", "product_sm90.cuh", "p.geometry.adjoint ? r.shift[i] - tap[i] : tap[i]",
             "tap[i]"),
     # what it multiplies
     _hopper("a swizzle that is not the copy's", "product_sm90.cuh",
@@ -165,12 +169,30 @@ FAULTS = [
     _hopper("sums of the tile before", "product_sm90.cuh", "step > 0 || k > 0", "true"),
     # what it stores, and the weights as it reads them
     _hopper("its branches in the wrong order", "product_sm90.cuh", "finished[i % S][g]", "finished[S - 1 - i % S][g]"),
-    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (output >= p.outputs) continue;", ""),
-    _hopper("the first sample's noise for all", "product_sm90.cuh", "voxel = divide_off(p.voxels, n);",
-            "voxel = output;"),
+    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (output >= p.outputs) return false;", ""),
+    _hopper("the first sample's noise for all", "product_sm90.cuh", "finisher.finish(own, n, voxel);",
+            "finisher.finish(own, 0, voxel);"),
     _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", MEMORY),
     _hopper("a tap's weights padded otherwise than its inputs", "cuda_hopper.py", '"packed", channels, padded, columns',
           '"packed", channels, there, columns', ()),
+    # the adjoint of a stride, parity by parity
+    _parity("taps of one parity for all", "product_sm90.cuh", "const Params::Reach& r = b.reach[tile.parity];",
+            "const Params::Reach& r = b.reach[0];"),
+    _parity("outputs of one parity of sm_90a side by side", "product_sm90.cuh",
+            "divide_off(*count[i], n) * p.geometry.stride[i] +", "divide_off(*count[i], n) +"),
+    _parity("voxels of a parity that lie outside", "product_sm90.cuh",
+            "there = there && at < static_cast<uint32_t>(p.size[i]);", "there = true;"),
+    _parity("sums where no tap reaches", "product_sm90.cuh", "reach.count[0] > 0 ? sums", "true ? sums"),
+    _parity("a wave of more slots than are left", "product_sm90.cuh",
+            "p.slots - first < blocks_x() ? p.slots - first : blocks_x()", "blocks_x()"),
+    _parity("a map that begins where the last parity's taps do", "product_sm90.cu",
+            "if (taps[k].count == 0 || found) continue;", "if (taps[k].count == 0) continue;"),
+    _parity("the packed weights of one parity for all", "product_sm90.cu", "r.start = b.start[k];",
+            "r.start = b.start[0];"),
+    _parity("parities in another order than their taps", "product_sm90.cu",
+            "std::swap(p.parity[j], p.parity[j - 1]);", ""),
+    _parity("weights of the first parity alone", "cuda_hopper.py", "count, len(kinds)), \"packed\"",
+            "count, 1), \"packed\"", ()),
     # sm_90a's weight gradient
     _hopper("windows of sm_90a's weight gradient without stride", "weights_sm90.cuh",
             "at[1 + i] * p.geometry.stride[i] + b.lower[i]", "at[1 + i] + b.lower[i]", HOPPER_WEIGHTS),
