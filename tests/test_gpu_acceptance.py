@@ -95,9 +95,10 @@ def test_the_script_calls_each_part(tmp_path):
     for call in ("pip install --quiet --no-build-isolation --no-deps -e .", "pytest -m gpu", "benchmarks.gpu_training"):
         assert call in calls
     assert (
-        f"benchmarks.gpu_run --out {tmp_path}/out with a space/layers.jsonl --budget 140 --part 1/3 --dtype fp16"
+        f"benchmarks.gpu_run --out {tmp_path}/out with a space/layers.jsonl --budget 115 --part 1/3 --dtype fp16"
         in calls
     )
+    assert f"benchmarks.gpu_upsampling --out {tmp_path}/out with a space/upsampling.jsonl --budget 10" in calls
     assert "tests/test_gpu.py" in calls and "tests/test_trainer.py" not in calls
     assert "benchmarks.report" in calls
 
@@ -106,6 +107,7 @@ def test_the_script_calls_each_part(tmp_path):
     ("fails", "named"),
     [
         ("benchmarks.gpu_run", "layers"),
+        ("benchmarks.gpu_upsampling", "layers"),
         ("-m\\ pytest", "tests"),
         ("'hypothesis'", "tests"),
         ("install setup.py", "build"),
