@@ -76,7 +76,7 @@ def expected(layer: Layer, kernels: str, what: str) -> tuple[tuple[float, float,
     there, columns = (c // count for c in channels)
     spec, adjoint = ConvSpec(branches, (layer.stride,) * 3), layer.transposed == forward
     together = count if forward else 1
-    own = cuda_hopper.columns_of(together, columns)
+    own = cuda_hopper.block_columns(columns, together)
     box = cuda_hopper.box_channels(there)
     padded = -(-there // box) * box
     windows = cuda_hopper.windows_of(spec, adjoint, (layer.out_edge if forward else layer.edge,) * 3)

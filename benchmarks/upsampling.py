@@ -124,7 +124,7 @@ def expected_phases(level: Level, kernels: str) -> float:
     branches = KERNELS[kernels]
     count = len(branches)
     there, columns = level.channels // count, level.out // count
-    own, box = cuda_hopper.columns_of(count, columns), cuda_hopper.box_channels(there)
+    own, box = cuda_hopper.block_columns(columns, count), cuda_hopper.box_channels(there)
     padded = -(-there // box) * box
     steps = sum(-(-taps_of_phases(k) * padded // cuda_hopper.STEP) for k in branches)
     slots = -(-level.batch * level.edge**3 // cuda_hopper.OUTPUTS) * -(-columns // own)

@@ -3,6 +3,9 @@
 They multiply by wgmma what bulk copies bring, in bf16 and fp16: forward, input gradient and their transposes
 (csrc/cuda/product_sm90.cuh), weight gradient (weights_sm90.cuh). Those of sm_80 serve the rest, and everything with
 SSCONV_HOPPER=0 in the environment.
+
+Two blocks of a product may form a cluster, which brings weights once for both: `cluster_blocks` decides, or
+SSCONV_CLUSTER=1 or 2 in the environment.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from ssconv.gpu import FUSED, first
 from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
 
 SWITCH = "SSCONV_HOPPER"
+CLUSTER_SWITCH = "SSCONV_CLUSTER"
 ARCHITECTURE = 90  # wgmma is in no other
 DTYPES = (torch.bfloat16, torch.float16)
 BRANCHES = 4  # the most of a launch
@@ -41,12 +45,12 @@ def box_channels(channels: int) -> int:
     return min(boxes, key=lambda box: (-(-channels // box) * box, -box))
 
 
-def columns_of(together: int, columns: int) -> int:
-    """Columns of a block, of each of the branches that it computes: the least that all of a branch's fit into."""
+def block_columns(columns: int, together: int) -> int:
+    """Columns of a block that computes so many branches of so many columns."""
     return next((c for c in COLUMNS[together] if c >= columns), COLUMNS[together][-1])
 
 
-def _unread(x: Layout, channels: int) -> str | None:
+def unread(x: Layout, channels: int) -> str | None:
     """Why no tensor map reads branches of that many channels, or None."""
     if x.dtype not in DTYPES:
         return f"{x.dtype}, not of 16 bits"
@@ -119,7 +123,7 @@ def refusal(x: Layout, spec: ConvSpec, adjoint: bool, size: tuple[int, ...], col
         return f"{count} branches"
     if channels < LEAST or columns < LEAST:
         return f"{channels} channels to {columns} of a branch, fewer than {LEAST}"
-    return _unread(x, channels) or _unreached(x, spec.branches, spec, adjoint, windows_of(spec, adjoint, size))
+    return unread(x, channels) or _unreached(x, spec.branches, spec, adjoint, windows_of(spec, adjoint, size))
 
 
 @functools.lru_cache(4096)
@@ -132,8 +136,8 @@ def weights_refusal(low: Layout, high: Layout, numbers: tuple[int, ...], spec: C
     if min(channels) < LEAST:
         return f"{channels[0]} by {channels[1]} channels of a branch, fewer than {LEAST}"
     return (
-        _unread(low, channels[0])
-        or _unread(high, channels[1])
+        unread(low, channels[0])
+        or unread(high, channels[1])
         or _unreached(low, [], spec, False, low.shape[2:])
         or _unreached(high, [spec.branches[n] for n in numbers], spec, False, low.shape[2:])
     )
@@ -144,21 +148,49 @@ def switched_off() -> str | None:
     return f"{SWITCH}=0" if os.environ.get(SWITCH) == "0" else None
 
 
+def cluster_wanted() -> int:
+    """Blocks of a cluster that the environment asks for, 0 where it leaves it to `cluster_blocks`.
+
+    Raises:
+        ValueError: it asks for others than 1 or 2.
+    """
+    wanted = os.environ.get(CLUSTER_SWITCH, "0")
+    if wanted not in ("0", "1", "2"):
+        raise ValueError(
+            f"{CLUSTER_SWITCH}: expected 1 or 2 blocks, or 0 for what is expected to be faster; got {wanted!r}"
+        )
+    return int(wanted)
+
+
+def cluster_blocks(tiles: int, times: int, own: int, multiprocessors: int) -> int:
+    """Blocks of a cluster, 1 or 2, by what one of them has to bring: inputs, and weights or half of them.
+
+    tiles: of outputs, of which two are a cluster's. times: for how many columns, parities and branches. own: columns.
+    """
+    alone = -(-tiles * times // multiprocessors) * (OUTPUTS + own)
+    pairs = -(-tiles // 2) * times
+    both = -(-pairs // max(1, multiprocessors // 2)) * (OUTPUTS + own / 2)
+    return 2 if multiprocessors > 1 and both < alone else 1
+
+
 @functools.lru_cache(4096)
-def product(call: Call, multiprocessors: int) -> Product:
-    """As `cuda_plans.product`, for a call that is not refused."""
+def product(call: Call, multiprocessors: int, cluster: int = 0) -> Product:
+    """As `cuda_plans.product`, for a call that is not refused. cluster: its blocks; 0 for `cluster_blocks`."""
     x, channels, weights, swap, noise, spec, adjoint, size, columns, groups, clamped, kind = call
     count = len(spec.branches)
     together = count if groups > 1 else 1
-    own = columns_of(together, columns)
+    own = block_columns(columns, together)
     there = x.shape[1] // count
     box = box_channels(there)
     padded = -(-there // box) * box
     windows = windows_of(spec, adjoint, size)
     outputs = x.shape[0] * windows[0] * windows[1] * windows[2]  # of a parity
     blocks, tiles = -(-columns // own), -(-outputs // OUTPUTS)
-    slots = blocks * tiles * count // together
     kinds = parities(spec, adjoint)
+    apart = blocks * count // together
+    cluster = cluster or cluster_blocks(tiles, apart * len(kinds), own, multiprocessors)
+    tiles = -(-tiles // cluster)
+    slots = apart * tiles
     rows, packs, total = [], [], 0
     for number, (kernel, stride) in enumerate(zip(spec.branches, weights, strict=True)):
         starts = []
@@ -174,11 +206,11 @@ def product(call: Call, multiprocessors: int) -> Product:
         *grid(min(256, -(-total // 128)), count, len(kinds)), "packed", channels, padded, columns, own, 8 // together,
         1, *geometry_of(spec, adjoint), count, *itertools.chain.from_iterable(packs),
     ]  # fmt: skip
+    running = min(slots * len(kinds), max(1, multiprocessors // cluster)) * cluster
     numbers: Numbers = [
-        *grid(min(slots * len(kinds), multiprocessors)), together, own, *x.volume("x"), "packed", "y", "z", *size,
-        there, box, padded, columns, count, *geometry_of(spec, adjoint), *epilogue_of(noise, clamped), outputs, slots,
-        slots * len(kinds), blocks, tiles, size[0] * size[1] * size[2], *windows, count,
-        *itertools.chain.from_iterable(rows),
+        *grid(running), together, own, *x.volume("x"), "packed", "y", "z", *size, there, box, padded, columns, count,
+        *geometry_of(spec, adjoint), *epilogue_of(noise, clamped), outputs, slots, slots * len(kinds), blocks, tiles,
+        size[0] * size[1] * size[2], *windows, cluster, count, *itertools.chain.from_iterable(rows),
     ]  # fmt: skip
     launches = (
         Launch.make("pack", kind, pack_numbers, ["packed"]),

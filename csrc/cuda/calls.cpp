@@ -156,6 +156,7 @@ const char* call_product_sm90(Arguments& a, Arithmetic arithmetic, void* stream)
   p.d = a.divider();
   p.h = a.divider();
   p.w = a.divider();
+  p.cluster = a.integer();
   p.parts = a.count(FUSED);
   for (int s = 0; s < p.parts; ++s) {
     const Branch b = a.branch();

@@ -102,9 +102,10 @@ struct TensorProductParams {
   int branches;          // all of them
   Geometry geometry;
   EpilogueParams epilogue;
-  Divider column_blocks, tiles, voxels, d, h, w;  // voxels: of a sample of y; d, h, w: outputs of a parity
+  Divider column_blocks, tiles, voxels, d, h, w;  // tiles: of a cluster; voxels: of a sample of y; d, h, w: outputs of a parity
   uint32_t slots;        // tiles of all column blocks and branches that are computed apart, of a parity
   uint32_t work;         // the same of all parities
+  int cluster;           // blocks that share weights: 1 or 2
   uint32_t slices[4];    // where in a stage's inputs the 16 of K after one another begin, bytes
   int pace[3];           // input positions from an output to the next
   int parities;

@@ -79,9 +79,9 @@ const char* map_branch(TensorProductParams& p, int s, bool half, int pixels) {
   return make_map(box, p.map[s]);
 }
 
-template <class A, int S, int BN>
+template <class A, int S, int BN, int CLUSTER>
 const char* launch_tiles(TensorProductParams& p, Grid grid, void* stream) {
-  using Kernel = TensorProduct<A, S, BN>;
+  using Kernel = TensorProduct<A, S, BN, CLUSTER>;
   for (int k = 0; k < Kernel::BK / 16; ++k) {
     const int box = 16 * k / p.box_channels, within = 16 * k % p.box_channels;
     p.slices[k] = (box * Kernel::BM * p.box_channels + within) * 2;
@@ -92,13 +92,14 @@ const char* launch_tiles(TensorProductParams& p, Grid grid, void* stream) {
   for (int s = 0; s < p.parts; ++s) {
     if (const char* error = map_branch(p, s, std::is_same<A, F16>::value, Kernel::BM)) return error;
   }
-  return launch<Kernel>(p, grid, Kernel::SHARED, stream);
+  return launch_clusters<Kernel>(p, grid, CLUSTER, Kernel::SHARED, stream);
 }
 
 template <class A>
 const char* launch_kind(int fused, int columns, TensorProductParams& p, Grid grid, void* stream) {
-#define SSCONV_PRODUCT(S, BN) \
-  if (fused == S && columns == BN) return launch_tiles<A, S, BN>(p, grid, stream)
+#define SSCONV_PRODUCT(S, BN)                                                                    \
+  if (fused == S && columns == BN && p.cluster == 1) return launch_tiles<A, S, BN, 1>(p, grid, stream); \
+  if (fused == S && columns == BN && p.cluster == 2) return launch_tiles<A, S, BN, 2>(p, grid, stream)
   SSCONV_PRODUCT(1, 64);
   SSCONV_PRODUCT(1, 128);
   SSCONV_PRODUCT(2, 32);

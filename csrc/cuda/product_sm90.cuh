@@ -23,7 +23,7 @@
 
 namespace ssconv {
 
-template <class A, int S, int BN>
+template <class A, int S, int BN, int CLUSTER>
 struct TensorProduct {
   using T = typename A::Element;
   using Params = TensorProductParams;
@@ -44,7 +44,7 @@ struct TensorProduct {
 #if !defined(__CUDACC__)
   static const char* name() {
     static char text[64];
-    std::snprintf(text, sizeof text, "product_sm90<%s, %d, %d>", A::NAME, S, BN);
+    std::snprintf(text, sizeof text, "product_sm90<%s, %d, %d, %d>", A::NAME, S, BN, CLUSTER);
     return text;
   }
 #endif
@@ -62,14 +62,15 @@ struct TensorProduct {
     SSCONV_DEVICE Tile(const Params& p, uint32_t number) {
       parity = 0;
       if (p.parities > 1) {
-        const uint32_t first = number / (blocks_x() * p.parities) * blocks_x();  // slot of the wave
-        const uint32_t slots = p.slots - first < blocks_x() ? p.slots - first : blocks_x();
+        const uint32_t clusters = blocks_x() / CLUSTER;
+        const uint32_t first = number / (clusters * p.parities) * clusters;  // slot of the wave
+        const uint32_t slots = p.slots - first < clusters ? p.slots - first : clusters;
         number -= first * p.parities;
         parity = number / slots;
         number += first - parity * slots;
       }
       column_block = divide_off(p.column_blocks, number);
-      output = divide_off(p.tiles, number) * BM;
+      output = (divide_off(p.tiles, number) * CLUSTER + (CLUSTER > 1 ? block_rank() : 0)) * BM;
       first_branch = S == 1 ? number : 0;
     }
   };
@@ -85,10 +86,8 @@ struct TensorProduct {
   // One thread fills the stages of all of the block's tiles.
   SSCONV_DEVICE static void produce(const Params& p) {
     Ring ring;
-    for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
+    for (uint32_t number = block_x() / CLUSTER; number < p.work; number += blocks_x() / CLUSTER) {
       const Tile tile(p, number);
-      int at[4];
-      unfold(p, tile.output, at);
 #pragma unroll 1
       for (int s = tile.first_branch; s < tile.first_branch + S; ++s) {
         const Params::Part& b = p.part[s];
@@ -96,8 +95,10 @@ struct TensorProduct {
         const int steps = steps_of(p, r);
         const Bits16* weights = static_cast<const Bits16*>(p.weights) + r.start +
                                 static_cast<int64_t>(tile.column_block) * steps * (B_BYTES / 16);
-        const int base[4] = {at[0], at[1] * p.pace[0] + b.lower[0], at[2] * p.pace[1] + b.lower[1],
-                             at[3] * p.pace[2] + b.lower[2]};
+        int base[4];
+        unfold(p, tile.output, base);
+#pragma unroll
+        for (int i = 0; i < 3; ++i) base[1 + i] = base[1 + i] * p.pace[i] + b.lower[i];
         int tap[3] = {0, 0, 0}, channel = 0;
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
@@ -121,10 +122,22 @@ struct TensorProduct {
             tap[1] = 0;
             ++tap[0];
           }
-          copy_bulk(stage + A_BYTES, weights, B_BYTES, full);
+          if constexpr (CLUSTER > 1) {
+            const uint32_t half = block_rank() * (B_BYTES / 2);
+            copy_bulk_to(3, stage + A_BYTES + half, weights + half / 16, B_BYTES / 2, full);
+          } else {
+            copy_bulk(stage + A_BYTES, weights, B_BYTES, full);
+          }
           weights += B_BYTES / 16;
           ring.next();
         }
+      }
+    }
+    if constexpr (CLUSTER > 1) {  // this block's shared memory is there until the other one has freed its stages in it
+#pragma unroll 1
+      for (int i = 0; i < STAGES; ++i) {
+        ring.wait_free();
+        ring.next();
       }
     }
   }
@@ -214,7 +227,7 @@ struct TensorProduct {
     const uint64_t inputs = matrix(shared_address(group * ROWS * span), span, 0, 8 * span);
     const uint64_t columns = matrix(shared_address(A_BYTES), 128, 0, 1024);
     Ring ring;
-    for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
+    for (uint32_t number = block_x() / CLUSTER; number < p.work; number += blocks_x() / CLUSTER) {
       const Tile tile(p, number);
       Sums sums;
       Finished finished;
@@ -235,19 +248,19 @@ struct TensorProduct {
           }
           matrix_commit();
           matrix_wait<1>();
-          Ring::release(reading);
+          Ring::template release<CLUSTER>(reading);
           reading = ring.stage;
           ring.next();
         }
         matrix_wait<0>();
-        Ring::release(reading);
+        Ring::template release<CLUSTER>(reading);
         finish(p, tile, s, sums, finished);
       }
     }
   }
 
   SSCONV_DEVICE static void run(const Params& p) {
-    Ring::begin();
+    Ring::template begin<CLUSTER>();
     if (thread_index() >= 128 * CONSUMERS) {
       give_registers<24>();
       if (thread_index() == 128 * CONSUMERS) produce(p);
