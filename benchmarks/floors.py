@@ -46,30 +46,40 @@ def floors() -> str:
     return "\n".join(rows)
 
 
-def step_clocks(own: int) -> tuple[float, float, float]:
-    """Clocks of a stage of a product's ring by what may limit it: tensor cores, shared memory, the L2 cache."""
+def step_clocks(own: int, cluster: int) -> tuple[float, float, float]:
+    """Clocks of a stage of a product's ring by what may limit it: tensor cores, shared memory, the L2 cache, which
+    gives the blocks of a cluster weights once for all of them."""
     outputs = cuda_hopper.OUTPUTS
     tensor = outputs * own * cuda_hopper.STEP / MULTIPLY_ADDS
     read = outputs / 64 * cuda_hopper.STEP / 16 * (64 + own) * 16 * ITEM_SIZE  # by the warpgroups' wgmmas
-    brought = (outputs + own) * cuda_hopper.STEP * ITEM_SIZE
+    brought = (outputs + own / cluster) * cuda_hopper.STEP * ITEM_SIZE
     return tensor, read / SHARED, brought / (L2 / MULTIPROCESSORS / CLOCK)
 
 
-def dealt(slots: int, steps: Sequence[Sequence[int]]) -> int:
-    """Stages of the block that has most, with one block on every multiprocessor. steps: of a tile of each of the
-    branches computed apart, and of each parity, the longest first; as csrc/cuda/product_sm90.cuh deals tiles out."""
-    busy = [0] * MULTIPROCESSORS
+def dealt(slots: int, steps: Sequence[Sequence[int]], workers: int) -> int:
+    """Stages of the block (or cluster) that has most, of so many. steps: of a tile of each of the branches computed
+    apart, and of each parity, the longest first; as csrc/cuda/product_sm90.cuh deals tiles out."""
+    busy = [0] * workers
     parities, apart = len(steps[0]), slots // len(steps)
-    for first in range(0, slots, MULTIPROCESSORS):
-        wave = min(MULTIPROCESSORS, slots - first)
+    for first in range(0, slots, workers):
+        wave = min(workers, slots - first)
         for number in range(wave * parities):
-            busy[number % MULTIPROCESSORS] += steps[(first + number % wave) // apart][number // wave]
+            busy[number % workers] += steps[(first + number % wave) // apart][number // wave]
     return max(busy)
 
 
-def expected(layer: Layer, kernels: str, what: str) -> tuple[tuple[float, float, float], float]:
-    """Clocks of a stage and seconds of a layer's "forward" or "input gradient": the slowest of the three, no time for
-    the epilogue."""
+def scheduled(outputs: int, blocks: int, own: int, steps: Sequence[Sequence[int]], cluster: int) -> float:
+    """Seconds of so many outputs (of a parity) in so many blocks of columns; the slowest of `step_clocks` counts, the
+    epilogue does not. steps: as `dealt` has them. cluster: 1, 2, or 0 for what the plan takes."""
+    tiles = -(-outputs // cuda_hopper.OUTPUTS)
+    times = blocks * len(steps) * len(steps[0])
+    cluster = cluster or cuda_hopper.cluster_blocks(tiles, times, own, MULTIPROCESSORS)
+    most = dealt(-(-tiles // cluster) * blocks * len(steps), steps, MULTIPROCESSORS // cluster)
+    return most * max(step_clocks(own, cluster)) / CLOCK
+
+
+def expected(layer: Layer, kernels: str, what: str, cluster: int = 0) -> tuple[int, float]:
+    """Columns of a block, and seconds of a layer's "forward" or "input gradient" as `scheduled` has them."""
     branches = KERNELS[kernels]
     count, forward = len(branches), what == "forward"
     channels = (layer.channels, layer.out) if forward else (layer.out, layer.channels)
@@ -80,7 +90,6 @@ def expected(layer: Layer, kernels: str, what: str) -> tuple[tuple[float, float,
     box = cuda_hopper.box_channels(there)
     padded = -(-there // box) * box
     windows = cuda_hopper.windows_of(spec, adjoint, (layer.out_edge if forward else layer.edge,) * 3)
-    tiles = -(-layer.batch * math.prod(windows) // cuda_hopper.OUTPUTS) * -(-columns // own)
     kinds = cuda_hopper.parities(spec, adjoint)
     kinds.sort(key=lambda parity: -sum(cuda_hopper.tap_count(k, parity, spec, adjoint) for k in branches))
     each = [
@@ -88,28 +97,29 @@ def expected(layer: Layer, kernels: str, what: str) -> tuple[tuple[float, float,
         for k in branches
     ]
     steps = [[sum(of_all) for of_all in zip(*each, strict=True)]] if forward else each
-    clocks = step_clocks(own)
-    return clocks, dealt(tiles * len(steps), steps) * max(clocks) / CLOCK
+    return own, scheduled(layer.batch * math.prod(windows), -(-columns // own), own, steps, cluster)
 
 
 def expectations() -> str:
     """A row per layer and kernel set; of the two passes that the product computes."""
     rows = [
-        "| layer | kernels | clocks of a forward's stage: tensor / shared / L2 | forward, ms | input gradient, ms "
-        "| measured |",
-        "|---" * 6 + "|",
+        "| layer | kernels | clocks of a forward's stage: tensor / shared / L2 / L2 in clusters "
+        "| forward, ms: blocks alone | as planned | input gradient, ms: alone | as planned | measured |",
+        "|---" * 8 + "|",
     ]
     for layer in plain_layers():
         for kernels, branches in KERNELS.items():
             if min(layer.channels, layer.out) // len(branches) < cuda_hopper.LEAST:
-                rows.append(f"| {layer.name} | {kernels} | sm_80's product | | | not measured yet |")
+                rows.append(f"| {layer.name} | {kernels} | sm_80's product | | | | | not measured yet |")
                 continue
-            clocks, seconds = expected(layer, kernels, "forward")
-            _, backward = expected(layer, kernels, "input gradient")
-            rows.append(
-                f"| {layer.name} | {kernels} | {' / '.join(f'{c:.0f}' for c in clocks)} | {seconds * 1e3:.2f} "
-                f"| {backward * 1e3:.2f} | not measured yet |"
-            )
+            own, _ = expected(layer, kernels, "forward")
+            clocks = " / ".join(f"{c:.0f}" for c in (*step_clocks(own, 1), step_clocks(own, 2)[2]))
+            times = [
+                f"{expected(layer, kernels, what, cluster)[1] * 1e3:.2f}"
+                for what in ("forward", "input gradient")
+                for cluster in (1, 0)
+            ]
+            rows.append(f"| {layer.name} | {kernels} | {clocks} | {' | '.join(times)} | not measured yet |")
     return "\n".join(rows)
 
 

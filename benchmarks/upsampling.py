@@ -20,7 +20,7 @@ from torch import Tensor
 
 import ssconv
 from benchmarks.cases import KERNELS, SLOPE, Layer
-from benchmarks.floors import CLOCK, ITEM_SIZE, dealt, expected, step_clocks
+from benchmarks.floors import ITEM_SIZE, expected, scheduled
 from ssconv import cuda_hopper
 
 FIR = (1.0, 3.0, 3.0, 1.0)
@@ -127,8 +127,7 @@ def expected_phases(level: Level, kernels: str) -> float:
     own, box = cuda_hopper.block_columns(columns, count), cuda_hopper.box_channels(there)
     padded = -(-there // box) * box
     steps = sum(-(-taps_of_phases(k) * padded // cuda_hopper.STEP) for k in branches)
-    slots = -(-level.batch * level.edge**3 // cuda_hopper.OUTPUTS) * -(-columns // own)
-    return dealt(slots, [[steps] * PARITIES]) * max(step_clocks(own)) / CLOCK
+    return scheduled(level.batch * level.edge**3, -(-columns // own), own, [[steps] * PARITIES], 0)
 
 
 def rows() -> str:

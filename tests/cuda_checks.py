@@ -350,6 +350,7 @@ def hopper_quick() -> None:
 def parities() -> None:
     hopper_checks.MODULES.append(EMULATOR)
     parity_checks.plans()
+    parity_checks.served()
     parity_checks.adjoints()
     parity_checks.epilogues()
     parity_checks.schedules()

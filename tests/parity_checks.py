@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 import ssconv
+from benchmarks.cases import KERNELS
+from benchmarks.floors import plain_layers
 from gpu_checks import check_against_float64
 from hopper_checks import MODULES, hopper
 from kernel_checks import ACS4
 from ssconv import cuda_backend, cuda_hopper
+from ssconv.cuda_plans import Launch, Layout
 from ssconv.spec import ConvSpec
 from strategies import ConvCase, Epilogue
 
@@ -146,12 +151,31 @@ def adjoints() -> None:
             check(case, name)
 
 
+@contextmanager
+def launched() -> Iterator[set[str]]:
+    """The kernels that run."""
+    names: set[str] = set()
+    run = cuda_backend._run
+
+    def noted(launch: Launch, *rest: Any) -> None:
+        names.add(launch.kernel)
+        run(launch, *rest)
+
+    cuda_backend._run = noted
+    try:
+        yield names
+    finally:
+        cuda_backend._run = run
+
+
 def layers() -> None:
+    """Also the weights' gradients; of dense layers, too, all by sm_90a's kernels."""
     for name, case in LAYERS.items():
         for dtype in (torch.bfloat16, torch.float16):
-            with hopper() as used:
+            with hopper(), launched() as kernels:
                 check_against_float64(case, dtype, "cuda", "cpu")
-            assert used, f"sm_80's product served {name}"
+            assert {"product_sm90", "weight_gradient_sm90"} <= kernels, f"{name}: {kernels}"
+            assert not kernels & {"product", "weight_gradient"}, f"{name}: {kernels}"
 
 
 def epilogues() -> None:
@@ -182,6 +206,23 @@ def schedules() -> None:
             found = cuda_backend.input_grad(native(g), small, None, case.spec, case.size)
         assert len(used) == 1
         assert torch.equal(found.double(), expected), f"{count} blocks"
+
+
+def served() -> None:
+    """Every layer that a GPU run times, if its branches have channels enough, in every pass."""
+    for layer, (name, kernels) in itertools.product(plain_layers(), KERNELS.items()):
+        count = len(kernels)
+        if min(layer.channels, layer.out) // count < cuda_hopper.LEAST:
+            continue
+        spec = ConvSpec(kernels, (layer.stride,) * 3, transposed=layer.transposed)
+        x, y = (Layout.native(torch.bfloat16, shape) for shape in (layer.shape, layer.out_shape))
+        low, high = (x, y) if layer.transposed else (y, x)
+        reasons = (
+            cuda_hopper.refusal(x, spec, layer.transposed, y.shape[2:], layer.out // count, count),
+            cuda_hopper.refusal(y, spec, not layer.transposed, x.shape[2:], layer.channels // count, 1),
+            cuda_hopper.weights_refusal(low, high, tuple(range(count)), spec),
+        )
+        assert reasons == (None, None, None), f"{layer.name}, {name}: {reasons}"
 
 
 def plans() -> None:

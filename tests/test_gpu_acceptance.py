@@ -204,7 +204,8 @@ def test_the_products_of_sm_80_are_contenders_of_their_own_where_those_of_sm_90a
     monkeypatch.setattr("benchmarks.gpu_cases.hopper_state", lambda device: "available")
     found = gpu_contenders(layer, torch.bfloat16, "cpu", ("cuda",), compiled=False)
     names = [c.implementation for c in found if c.implementation.startswith("ssconv")]
-    assert names == ["ssconv cuda"] * 3 + ["ssconv cuda, sm_80"] * 3
+    clusters = ["ssconv cuda, cluster 1", "ssconv cuda, cluster 2"]
+    assert names == ["ssconv cuda"] * 3 + ["ssconv cuda, sm_80"] * 3 + clusters
     assert not any("sm_80" in c.implementation for c in gpu_contenders(layer, torch.float32, "cpu", ("cuda",), False))
 
     said = []
@@ -212,7 +213,7 @@ def test_the_products_of_sm_80_are_contenders_of_their_own_where_those_of_sm_90a
     contender = dataclasses.replace(
         plain,
         forward=lambda x: (said.append(os.environ.get("SSCONV_HOPPER")), plain.forward(x))[1],
-        environment=found[-1].environment,
+        environment=next(c for c in found if "sm_80" in c.implementation).environment,
     )
     data = gpu_run.inputs(layer, contender)
     for what in PASSES:
