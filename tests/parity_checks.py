@@ -169,13 +169,14 @@ def launched() -> Iterator[set[str]]:
 
 
 def layers() -> None:
-    """Also the weights' gradients; of dense layers, too, all by sm_90a's kernels."""
+    """Also the weights' gradients; those of dense layers, too, all by sm_90a's kernels."""
     for name, case in LAYERS.items():
         for dtype in (torch.bfloat16, torch.float16):
             with hopper(), launched() as kernels:
                 check_against_float64(case, dtype, "cuda", "cpu")
             assert {"product_sm90", "weight_gradient_sm90"} <= kernels, f"{name}: {kernels}"
-            assert not kernels & {"product", "weight_gradient"}, f"{name}: {kernels}"
+            if "dense" in name:  # elsewhere few channels may be read singly
+                assert not kernels & {"product", "weight_gradient"}, f"{name}: {kernels}"
 
 
 def epilogues() -> None:
