@@ -82,7 +82,7 @@ def test_second_derivatives_of_every_option(case, backend):
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("case", HOPPER.values(), ids=HOPPER)
 def test_products_of_sm_90a(case, dtype, monkeypatch):
-    """Every instantiation, also where it would leave few channels to sm_80's; and the same bits twice."""
+    """Every instantiation, also where it would leave few channels to sm_80's; the same bits twice, and in clusters."""
     if (state := hopper_state("cuda")) != "available":
         pytest.skip(f"the products of sm_90a are {state}")
     from ssconv import cuda_hopper
@@ -94,6 +94,9 @@ def test_products_of_sm_90a(case, dtype, monkeypatch):
         tensors = tensors_of(case, dtype, "cuda")
         first, second = (case.call(ssconv, tensors, "cuda") for _ in range(2))
         assert torch.equal(first, second)
+        for blocks in ("1", "2"):
+            monkeypatch.setenv(cuda_hopper.CLUSTER_SWITCH, blocks)
+            assert torch.equal(first, case.call(ssconv, tensors, "cuda")), f"clusters of {blocks}"
         monkeypatch.setenv(cuda_hopper.SWITCH, "0")
         assert gpu_checks.deviation(first, case.call(ssconv, tensors, "cuda").double()) < gpu_checks.NORMS[dtype]
     finally:
