@@ -227,8 +227,10 @@ def _modulated(layer: Layer, *, dtype: torch.dtype, device: str) -> Contender:
     )
 
 
-# What the environment says for the contenders that are a part of what the cuda backend has.
-ONLY = {"": {}, "sm_80": {"SSCONV_HOPPER": "0"}} | {f"cluster {n}": {"SSCONV_CLUSTER": str(n)} for n in (1, 2)}
+# What the environment says for the contenders that are a part of what the cuda backend has. Clusters are im2col's: no
+# other product of sm_90a shall serve in its place.
+ONLY = {"": {}, "sm_80": {"SSCONV_HOPPER": "0"}}
+ONLY |= {f"cluster {n}": {"SSCONV_CLUSTER": str(n), "SSCONV_HALO": "0"} for n in (1, 2)}
 
 
 def _ssconv(layer: Layer, kernels: str, backend: str, *, dtype: torch.dtype, device: str, only: str = "") -> Contender:
