@@ -224,6 +224,18 @@ def faults(cubin: Cubin) -> list[str]:
             )
             if not cubin.count(name) and (cubin.kind, name) != ("TensorWeights", "UBLKCP")
         ]
+        if cubin.kind == "TensorProduct" and cubin.arguments[3] == "2":
+            found += [
+                f"no {what} ({name})"
+                for name, what in (
+                    ("UBLKCP.S.G.MULTICAST", "bulk copy to both blocks"),
+                    ("SYNCS.ARRIVE.TRANS64.RED", "arrival at the other block's mbarrier"),
+                    ("UCGABAR_WAIT", "barrier of the cluster"),
+                )
+                if not cubin.count(name)
+            ]
+            if cubin.count("MEMBAR.ALL.GPU") > 1:
+                found.append("a barrier of all memory besides the cluster's own (MEMBAR.ALL.GPU)")
         if cubin.count("WARPGROUP.DEPBAR") >= cubin.count("HGMMA") > 0:
             found.append("a wait after every HGMMA: the compiler serialised them")
     if stores_whole_chunks(cubin) and not cubin.count("STG.E.128"):

@@ -63,10 +63,12 @@ part_tests() {
     "${options[@]}" "${files[@]}" 2>&1 | tee "$OUT/tests.txt"
 }
 
-part_layers() { # a budget under the limit, so that the last layer ends in time
-  local options=()
+part_layers() { # budgets under the limit, so that the last layer ends in time
+  local options=() status=0
   read -ra options <<<"${LAYERS_OPTIONS:-}"
-  "$PYTHON" -m benchmarks.gpu_run --out "$OUT/layers.jsonl" --budget "$((LIMIT - 20))" ${options[@]+"${options[@]}"}
+  "$PYTHON" -m benchmarks.gpu_run --out "$OUT/layers.jsonl" --budget "$((LIMIT - 45))" ${options[@]+"${options[@]}"} || status=$?
+  "$PYTHON" -m benchmarks.gpu_upsampling --out "$OUT/upsampling.jsonl" --budget 10 || status=$?
+  return "$status"
 }
 
 part_training() {

@@ -129,7 +129,8 @@ def gpu_contenders(
     """Everything that computes the layer: PyTorch's own ways, and ssconv with each of `backends`.
 
     compiled: with the grouped convolution under torch.compile, whose first call takes seconds. Where the cuda backend
-    has products of sm_90a, its products of sm_80 are contenders of their own.
+    has products of sm_90a, its products of sm_80 are contenders of their own, and so are, of split_depth, those of
+    sm_90a in clusters of one block and of two.
     """
     place = {"dtype": dtype, "device": device}
     hopper = "cuda" in backends and dtype.itemsize == 2 and hopper_state(device) == "available"
@@ -139,7 +140,8 @@ def gpu_contenders(
         *(_torch_conv(layer, "grouped", name, **place) for name in LAYOUTS),
         *([_torch_conv(layer, "grouped", "channels_last", compiled=True, **place)] if compiled else []),
         *(_ssconv(layer, kernels, backend, **place) for backend in backends for kernels in KERNELS),
-        *(_ssconv(layer, kernels, "cuda", only_sm80=True, **place) for kernels in KERNELS if hopper),
+        *(_ssconv(layer, kernels, "cuda", only="sm_80", **place) for kernels in KERNELS if hopper),
+        *(_ssconv(layer, "split_depth", "cuda", only=only, **place) for only in ("cluster 1", "cluster 2") if hopper),
     ]
 
 
@@ -225,9 +227,13 @@ def _modulated(layer: Layer, *, dtype: torch.dtype, device: str) -> Contender:
     )
 
 
-def _ssconv(
-    layer: Layer, kernels: str, backend: str, *, dtype: torch.dtype, device: str, only_sm80: bool = False
-) -> Contender:
+# What the environment says for the contenders that are a part of what the cuda backend has. Clusters are im2col's: no
+# other product of sm_90a shall serve in its place.
+ONLY = {"": {}, "sm_80": {"SSCONV_HOPPER": "0"}}
+ONLY |= {f"cluster {n}": {"SSCONV_CLUSTER": str(n), "SSCONV_HALO": "0"} for n in (1, 2)}
+
+
+def _ssconv(layer: Layer, kernels: str, backend: str, *, dtype: torch.dtype, device: str, only: str = "") -> Contender:
     torch.manual_seed(1)
     conv = ssconv.SplitShuffleConv3d(layer.channels, layer.out, KERNELS[kernels]).to(device=device, dtype=dtype)
     weights, bias, scales = tuple(conv.weights), conv.bias, _drawn_scales(layer, dtype, device)
@@ -240,6 +246,6 @@ def _ssconv(
         )  # fmt: skip
 
     return Contender(
-        kernels, f"ssconv {backend}{', sm_80' if only_sm80 else ''}", forward, (*weights, bias), shuffled,
-        torch.channels_last_3d, scales=scales, environment={"SSCONV_HOPPER": "0"} if only_sm80 else {},
+        kernels, f"ssconv {backend}{only and f', {only}'}", forward, (*weights, bias), shuffled,
+        torch.channels_last_3d, scales=scales, environment=ONLY[only],
     )  # fmt: skip

@@ -16,12 +16,14 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define SSCONV_DEVICE __device__ __forceinline__
+#define SSCONV_EITHER __host__ __device__ __forceinline__  // launches ask it, too
 #else
 #include <cmath>
 #include <cstring>
 
 #include "emulator.h"
 #define SSCONV_DEVICE inline
+#define SSCONV_EITHER inline
 #endif
 
 namespace ssconv {

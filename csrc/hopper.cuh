@@ -86,6 +86,31 @@ SSCONV_DEVICE void mbarrier_wait(uint32_t at, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
+// The same on an mbarrier of another block of the cluster, at the same address there. Of the block's scope, since it tells
+// that wgmmas have read, not what threads have written: .release.cluster would flush and wait for memory each time.
+SSCONV_DEVICE void mbarrier_arrive_at(uint32_t at, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}\n" ::"r"(shared_address(at)),
+      "r"(rank)
+      : "memory");
+}
+// This block's number in its cluster.
+SSCONV_DEVICE uint32_t block_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+  return rank;
+}
+// All threads of all blocks of the cluster, whose shared memory is there until its last one.
+SSCONV_DEVICE void sync_cluster() {
+  asm volatile(
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;\n" ::
+          : "memory");
+}
 // A warpgroup's registers per thread from now on: fewer, or more when others have given theirs.
 template <int N>
 SSCONV_DEVICE void give_registers() {
@@ -123,6 +148,15 @@ SSCONV_DEVICE void copy_bulk(uint32_t at, const void* p, uint32_t bytes, uint32_
                    shared_address(at)),
                "l"(p), "r"(bytes), "r"(shared_address(mbarrier))
                : "memory");
+}
+
+// The same to the blocks of the cluster whose bits are set, at the same addresses in each, also the mbarrier.
+SSCONV_DEVICE void copy_bulk_to(uint16_t blocks, uint32_t at, const void* p, uint32_t bytes, uint32_t mbarrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;\n" ::
+          "r"(shared_address(at)),
+      "l"(p), "r"(bytes), "r"(shared_address(mbarrier)), "h"(blocks)
+      : "memory");
 }
 
 // Before the first wgmma, and between other uses of its accumulators and a wgmma.
@@ -178,6 +212,31 @@ SSCONV_DEVICE void matrix_multiply(float (&sums)[N / 2], uint64_t a, uint64_t b,
   if constexpr (N == 128 && !BF16) SSCONV_WGMMA128("f16");
 }
 
+// `launch` with the blocks side by side along x in clusters of so many.
+template <class Kernel>
+const char* launch_clusters(const typename Kernel::Params& params, Grid grid, int cluster, int shared_bytes,
+                            void* stream) {
+  if (cluster == 1) return launch<Kernel>(params, grid, shared_bytes, stream);
+  const void* function = reinterpret_cast<const void*>(&kernel<Kernel>);
+  cudaLaunchAttribute size = {};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim.x = cluster;
+  size.val.clusterDim.y = size.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid.x, grid.y, grid.z);
+  config.blockDim = dim3(Kernel::THREADS);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &size;
+  config.numAttrs = 1;
+  void* arguments[] = {const_cast<void*>(static_cast<const void*>(&params))};
+  cudaError_t status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (status == cudaSuccess) status = cudaLaunchKernelExC(&config, function, arguments);
+  if (status == cudaSuccess) return nullptr;
+  cudaGetLastError();  // ours to report: nobody else shall find it
+  return cudaGetErrorString(status);
+}
+
 // Null, or why there is no such map. The driver makes it; its entry point is asked of the runtime, so that nothing has to
 // be linked.
 inline const char* make_map(const Im2col& box, TensorMap& map) {
@@ -223,6 +282,9 @@ inline void mbarrier_fence() { emulator::mbarrier_fence(); }
 inline void mbarrier_arrive(uint32_t at) { emulator::mbarrier_arrive(at, 0); }
 inline void mbarrier_expect(uint32_t at, uint32_t bytes) { emulator::mbarrier_arrive(at, bytes); }
 inline void mbarrier_wait(uint32_t at, uint32_t parity) { emulator::mbarrier_wait(at, parity); }
+inline void mbarrier_arrive_at(uint32_t at, uint32_t rank) { emulator::mbarrier_arrive_at(at, rank); }
+inline uint32_t block_rank() { return emulator::current().rank; }
+inline void sync_cluster() { emulator::cluster_barrier(); }
 inline void proxy_fence() { emulator::proxy_fence(); }
 template <int N>
 void give_registers() {}
@@ -246,6 +308,17 @@ inline void copy_tile(uint32_t at, const TensorMap* map, uint32_t mbarrier, int 
 }
 inline void copy_bulk(uint32_t at, const void* p, uint32_t bytes, uint32_t mbarrier) {
   emulator::copy_bulk(at, p, bytes, mbarrier);
+}
+inline void copy_bulk_to(uint16_t blocks, uint32_t at, const void* p, uint32_t bytes, uint32_t mbarrier) {
+  emulator::copy_bulk(at, p, bytes, mbarrier, blocks);
+}
+template <class Kernel>
+const char* launch_clusters(const typename Kernel::Params& params, Grid grid, int cluster, int shared_bytes, void*) {
+  struct Call {
+    static void run(const void* p) { Kernel::run(*static_cast<const typename Kernel::Params*>(p)); }
+  };
+  return emulator::launch(Kernel::name(), grid.x, grid.y, grid.z, Kernel::THREADS, shared_bytes, Call::run, &params,
+                          cluster);
 }
 
 inline void matrix_fence() { emulator::matrix_fence(); }

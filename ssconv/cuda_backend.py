@@ -136,7 +136,7 @@ def _product(
             _run(product, tensors, floats)
 
     if not key.singly and hopper_refusal(x, spec, adjoint, size, columns, groups) is None:
-        launch(cuda_hopper.product(described, multiprocessors(x.device)))
+        launch(cuda_hopper.product(described, multiprocessors(x.device), cuda_hopper.cluster_wanted()))
         return y, z
 
     def run(config: Config) -> None:

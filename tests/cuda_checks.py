@@ -24,10 +24,12 @@ from types import ModuleType
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
+import cluster_checks
 import emulated
 import gpu_checks
 import hopper_checks
 import kernel_checks
+import parity_checks
 import ssconv
 from gpu_checks import check_against_float64, check_compiled, deviation
 from kernel_checks import ACS4, LARGE, SHARED
@@ -345,12 +347,46 @@ def hopper_quick() -> None:
     hopper_checks.products_quick()
 
 
+def parities() -> None:
+    hopper_checks.MODULES.append(EMULATOR)
+    parity_checks.plans()
+    parity_checks.served()
+    parity_checks.adjoints()
+    parity_checks.epilogues()
+    parity_checks.schedules()
+
+
+def parity_layers() -> None:
+    parity_checks.layers()
+
+
+def parity_quick() -> None:
+    parity_checks.quick()
+
+
+def clusters() -> None:
+    hopper_checks.MODULES.append(EMULATOR)
+    cluster_checks.primitives(EMULATOR)
+    cluster_checks.choice()
+    cluster_checks.agree()
+    cluster_checks.adjoints()
+
+
+def cluster_products() -> None:
+    cluster_checks.products()
+
+
+def cluster_quick() -> None:
+    cluster_checks.quick()
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     c.__name__: c
     for c in (
         serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters,
         second_derivatives, filters, surroundings, kinks, batches, orders, halves, quick, quick_filters,
-        hopper_primitives, hopper_products, hopper_quick,
+        hopper_primitives, hopper_products, hopper_quick, parities, parity_layers, parity_quick,
+        clusters, cluster_products, cluster_quick,
     )
 }  # fmt: skip
 

@@ -51,6 +51,14 @@ def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = H
     return Fault(what, file, old, new, units, "hopper_quick")
 
 
+def _parity(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+    return Fault(what, file, old, new, units, "parity_quick")
+
+
+def _cluster(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+    return Fault(what, file, old, new, units, "cluster_quick")
+
+
 FAULTS = [
     # the ring of stages
     Fault("no barrier before a stage is used", "product.cuh",
@@ -135,26 +143,25 @@ FAULTS = [
     Fault("zeros between samples forgotten", "filter.cuh", "t += p.up[i], at", "t += 1, at", MEMORY, "quick_filters"),
     # sm_90a's products: the ring
     _hopper("no wait for a full stage", "product_sm90.cuh", "          ring.wait_full();\n", ""),
-    _hopper("no wait for a free stage", "product_sm90.cuh", "          ring.wait_free();\n", ""),
+    _hopper("no wait for a free stage", "product_sm90.cuh", "ring.wait_free();\n          mbarrier", "mbarrier"),
     _hopper("a phase bit that stays", "ring.cuh", "    parity ^= 1;\n", ""),
     _hopper("fewer bytes expected than come", "product_sm90.cuh", "mbarrier_expect(full, STAGE);",
             "mbarrier_expect(full, A_BYTES);"),
     _hopper("a stage freed before its wgmmas are done", "product_sm90.cuh",
-            "          Ring::release(reading);\n          reading = ring.stage;\n",
-            "          reading = ring.stage;\n          Ring::release(reading);\n"),
-    _hopper("a stage freed by one warpgroup of two", "ring.cuh", "mbarrier_init(FREE + 8 * i, 4 * CONSUMERS);",
-            "mbarrier_init(FREE + 8 * i, 4);"),
+            "          Ring::template release<CLUSTER>(reading);\n          reading = ring.stage;\n",
+            "          reading = ring.stage;\n          Ring::template release<CLUSTER>(reading);\n"),
+    _hopper("a stage freed by one warpgroup of two", "ring.cuh", "4 * CONSUMERS * BLOCKS);", "4 * BLOCKS);"),
     _hopper("no fence after the mbarriers' initialisation", "ring.cuh", "      mbarrier_fence();\n", ""),
-    _hopper("no barrier after the mbarriers' initialisation", "ring.cuh", "    sync_threads();\n", ""),
+    _hopper("no barrier after the mbarriers' initialisation", "ring.cuh", "      sync_threads();\n", "      ;\n"),
     # what its bulk copies bring
     _hopper("corners in the order of the tensor", "product_sm90.cu", "window(box, i, b.lower[i]",
             "window(box, 2 - i, b.lower[i]"),
-    _hopper("steps of one", "product_sm90.cu", "b.lower[i], p.geometry.stride[i],", "b.lower[i], 1,"),
+    _hopper("steps of one", "product_sm90.cu", "b.lower[i], p.pace[i],", "b.lower[i], 1,"),
     _hopper("a map of all branches' channels", "product_sm90.cu", "  box.channels = p.box_channels;",
             "  box.channels_there *= p.branches - b.number;\n  box.channels = p.box_channels;"),
-    _hopper("taps beyond the last", "product_sm90.cuh", "const bool real = tap[0] < b.extent[0];",
+    _hopper("taps beyond the last", "product_sm90.cuh", "const bool real = tap[0] < r.count[0];",
             "const bool real = true;"),
-    _hopper("taps in the forward's order", "product_sm90.cuh", "p.geometry.adjoint ? b.extent[i] - 1 - tap[i] : tap[i]",
+    _hopper("taps in the forward's order", "product_sm90.cuh", "p.geometry.adjoint ? r.shift[i] - tap[i] : tap[i]",
             "tap[i]"),
     # what it multiplies
     _hopper("a swizzle that is not the copy's", "product_sm90.cuh",
@@ -165,12 +172,43 @@ FAULTS = [
     _hopper("sums of the tile before", "product_sm90.cuh", "step > 0 || k > 0", "true"),
     # what it stores, and the weights as it reads them
     _hopper("its branches in the wrong order", "product_sm90.cuh", "finished[i % S][g]", "finished[S - 1 - i % S][g]"),
-    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (output >= p.outputs) continue;", ""),
-    _hopper("the first sample's noise for all", "product_sm90.cuh", "voxel = divide_off(p.voxels, n);",
-            "voxel = output;"),
+    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (output >= p.outputs) return false;", ""),
+    _hopper("the first sample's noise for all", "product_sm90.cuh", "finisher.finish(own, n, voxel);",
+            "finisher.finish(own, 0, voxel);"),
     _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", MEMORY),
     _hopper("a tap's weights padded otherwise than its inputs", "cuda_hopper.py", '"packed", channels, padded, columns',
           '"packed", channels, there, columns', ()),
+    # the adjoint of a stride, parity by parity
+    _parity("taps of one parity for all", "product_sm90.cuh", "const Params::Reach& r = b.reach[tile.parity];",
+            "const Params::Reach& r = b.reach[0];"),
+    _parity("outputs of one parity of sm_90a side by side", "product_sm90.cuh",
+            "divide_off(*count[i], n) * p.geometry.stride[i] +", "divide_off(*count[i], n) +"),
+    _parity("voxels of a parity that lie outside", "product_sm90.cuh",
+            "there = there && at < static_cast<uint32_t>(p.size[i]);", "there = true;"),
+    _parity("sums where no tap reaches", "product_sm90.cuh", "reach.count[0] > 0 ? sums", "true ? sums"),
+    _parity("a wave of more slots than are left", "product_sm90.cuh",
+            "p.slots - first < clusters ? p.slots - first : clusters", "clusters"),
+    _parity("a map that begins where the last parity's taps do", "product_sm90.cu",
+            "if (taps[k].count == 0 || found) continue;", "if (taps[k].count == 0) continue;"),
+    _parity("the packed weights of one parity for all", "product_sm90.cu", "r.start = b.start[k];",
+            "r.start = b.start[0];"),
+    _parity("parities in another order than their taps", "product_sm90.cu",
+            "std::swap(p.parity[j], p.parity[j - 1]);", ""),
+    _parity("weights of the first parity alone", "cuda_hopper.py", "count, len(kinds)), \"packed\"",
+            "count, 1), \"packed\"", ()),
+    # clusters
+    _cluster("no arrival at the other block's mbarriers", "ring.cuh",
+             "mbarrier_arrive_at(FREE + 8 * stage, block_rank() ^ 1);", ";"),
+    _cluster("stages freed by one block's warps", "ring.cuh", "4 * CONSUMERS * BLOCKS);", "4 * CONSUMERS);"),
+    _cluster("weights for the block itself alone", "product_sm90.cuh", "copy_bulk_to(3,",
+             "copy_bulk_to(1 << block_rank(),"),
+    _cluster("the same half of the weights by both blocks", "product_sm90.cuh", "block_rank() * (B_BYTES / 2)", "0"),
+    _cluster("no barrier of the cluster at its start", "ring.cuh", "      sync_cluster();", "      sync_threads();"),
+    _cluster("a block that ends while the other frees its stages", "product_sm90.cuh",
+             "for (int i = 0; i < STAGES; ++i) {", "for (int i = 0; i < 0; ++i) {"),
+    _cluster("the same outputs by both blocks", "product_sm90.cuh", "(CLUSTER > 1 ? block_rank() : 0)", "0"),
+    _cluster("half a cluster", "cuda_hopper.py", "multiprocessors // cluster)) * cluster",
+             "multiprocessors // cluster))", ()),
     # sm_90a's weight gradient
     _hopper("windows of sm_90a's weight gradient without stride", "weights_sm90.cuh",
             "at[1 + i] * p.geometry.stride[i] + b.lower[i]", "at[1 + i] + b.lower[i]", HOPPER_WEIGHTS),

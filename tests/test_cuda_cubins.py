@@ -48,7 +48,7 @@ def test_every_kernel_is_as_it_should_be(architecture, module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count"), [("product_sm90", 2 * sum(map(len, cuda_hopper.COLUMNS.values()))), ("weights_sm90", 4)]
+    ("name", "count"), [("product_sm90", 4 * sum(map(len, cuda_hopper.COLUMNS.values()))), ("weights_sm90", 4)]
 )
 def test_the_compiler_serialises_no_wgmma_and_spills_nothing(name, count, tmp_path):
     """It says so itself: C7508, C7510 and their like."""
@@ -82,9 +82,9 @@ GOOD = {
         90, "Product<Ieee, 1, 64, true>", 163, 0, 50000, Counter({"LDGSTS.E.BYPASS.128": 9, "STG.E.128": 8})
     ),
     "WeightGradient<Tf32, 64>": Cubin(86, "WeightGradient<Tf32, 64>", 155, 0, 50000, CODE - Counter("LDSM.16.M88.4")),
-    "TensorProduct<Bf16, 2, 128>": Cubin(
+    "TensorProduct<Bf16, 2, 128, 2>": Cubin(
         90,
-        "TensorProduct<Bf16, 2, 128>",
+        "TensorProduct<Bf16, 2, 128, 2>",
         168,
         0,
         196672,
@@ -93,7 +93,10 @@ GOOD = {
                 "HGMMA.64x128x16.F32.BF16": 8,
                 "WARPGROUP.DEPBAR.LE": 3,
                 "UTMALDG.5D.IM2COL": 1,
-                "UBLKCP": 1,
+                "UBLKCP.S.G.MULTICAST": 1,
+                "SYNCS.ARRIVE.TRANS64.RED.A1T0": 4,
+                "UCGABAR_WAIT": 1,
+                "MEMBAR.ALL.GPU": 1,
                 "SYNCS.PHASECHK.TRANS64.TRYWAIT": 4,
                 "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
                 "STG.E.128": 16,
@@ -131,7 +134,15 @@ def without(cubin: Cubin, start: str) -> Cubin:
 
 
 PRODUCT, BACKWARD = GOOD["Product<Bf16, 2, 128, false>"], GOOD["FinishBackward<f16, 2>"]
-TENSOR = GOOD["TensorProduct<Bf16, 2, 128>"]
+TENSOR = GOOD["TensorProduct<Bf16, 2, 128, 2>"]
+ALONE = dataclasses.replace(
+    TENSOR,
+    name="TensorProduct<Bf16, 2, 128, 1>",
+    instructions=TENSOR.instructions
+    - Counter({"UCGABAR_WAIT": 1, "UBLKCP.S.G.MULTICAST": 1})
+    + Counter({"UBLKCP.S.G": 1}),
+)
+GOOD[ALONE.name] = ALONE
 BAD = {
     "stack": (dataclasses.replace(PRODUCT, stack=8), "8 bytes of stack"),
     "local memory": (
@@ -144,6 +155,18 @@ BAD = {
     "no matrix loads": (without(PRODUCT, "LDSM"), "LDSM"),
     "narrow stores": (without(PRODUCT, "STG"), "STG.E.128"),
     "no wgmma": (without(TENSOR, "HGMMA"), "HGMMA"),
+    "no multicast": (
+        dataclasses.replace(
+            TENSOR, instructions=without(TENSOR, "UBLKCP").instructions + Counter({"UBLKCP.S.G": 1})
+        ),
+        "bulk copy to both blocks",
+    ),
+    "no arrivals at the other block": (without(TENSOR, "SYNCS.ARRIVE"), "SYNCS.ARRIVE.TRANS64.RED"),
+    "no barrier of the cluster": (without(TENSOR, "UCGABAR"), "UCGABAR_WAIT"),
+    "memory flushed at every stage": (
+        dataclasses.replace(TENSOR, instructions=TENSOR.instructions + Counter({"MEMBAR.ALL.GPU": 4})),
+        "MEMBAR.ALL.GPU",
+    ),
     "no im2col": (without(TENSOR, "UTMALDG"), "UTMALDG.5D.IM2COL"),
     "serialised": (
         dataclasses.replace(TENSOR, instructions=TENSOR.instructions + Counter({"WARPGROUP.DEPBAR.LE": 9})),

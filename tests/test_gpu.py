@@ -18,6 +18,7 @@ from torch import Tensor
 
 import gpu_checks
 import hopper_checks
+import parity_checks
 import ssconv
 from benchmarks.gpu_cases import hopper_state, serving
 from gpu_checks import check_against_float64, check_both_ends, check_compiled, smooth, split_depth
@@ -33,6 +34,7 @@ MADE_FOR_IT = [name for name in SERVING if name != "reference"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 by_backend = pytest.mark.parametrize("backend", SERVING)
+HOPPER = hopper_checks.PRODUCTS | parity_checks.LAYERS
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +80,9 @@ def test_second_derivatives_of_every_option(case, backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("case", hopper_checks.PRODUCTS.values(), ids=hopper_checks.PRODUCTS)
+@pytest.mark.parametrize("case", HOPPER.values(), ids=HOPPER)
 def test_products_of_sm_90a(case, dtype, monkeypatch):
-    """Every instantiation, also where it would leave few channels to sm_80's; and the same bits twice."""
+    """Every instantiation, also where it would leave few channels to sm_80's; the same bits twice, and in clusters."""
     if (state := hopper_state("cuda")) != "available":
         pytest.skip(f"the products of sm_90a are {state}")
     from ssconv import cuda_hopper
@@ -92,8 +94,28 @@ def test_products_of_sm_90a(case, dtype, monkeypatch):
         tensors = tensors_of(case, dtype, "cuda")
         first, second = (case.call(ssconv, tensors, "cuda") for _ in range(2))
         assert torch.equal(first, second)
+        for blocks in ("1", "2"):
+            monkeypatch.setenv(cuda_hopper.CLUSTER_SWITCH, blocks)
+            assert torch.equal(first, case.call(ssconv, tensors, "cuda")), f"clusters of {blocks}"
         monkeypatch.setenv(cuda_hopper.SWITCH, "0")
         assert gpu_checks.deviation(first, case.call(ssconv, tensors, "cuda").double()) < gpu_checks.NORMS[dtype]
+    finally:
+        cuda_hopper.refusal.cache_clear()
+
+
+@pytest.mark.parametrize("case", parity_checks.ADJOINTS.values(), ids=parity_checks.ADJOINTS)
+def test_adjoints_of_a_stride_are_exact(case, monkeypatch):
+    if (state := hopper_state("cuda")) != "available":
+        pytest.skip(f"the products of sm_90a are {state}")
+    from ssconv import cuda_backend, cuda_hopper
+
+    monkeypatch.setattr(cuda_hopper, "LEAST", 8)
+    cuda_hopper.refusal.cache_clear()
+    try:
+        g, weights = case.tensors()
+        native = [parity_checks.native(t).cuda() for t in (g, *weights)]
+        found = cuda_backend.input_grad(native[0], native[1:], None, case.spec, case.size)
+        assert torch.equal(found.cpu().double(), case.expected(g, weights))
     finally:
         cuda_hopper.refusal.cache_clear()
 

@@ -95,9 +95,10 @@ def test_the_script_calls_each_part(tmp_path):
     for call in ("pip install --quiet --no-build-isolation --no-deps -e .", "pytest -m gpu", "benchmarks.gpu_training"):
         assert call in calls
     assert (
-        f"benchmarks.gpu_run --out {tmp_path}/out with a space/layers.jsonl --budget 140 --part 1/3 --dtype fp16"
+        f"benchmarks.gpu_run --out {tmp_path}/out with a space/layers.jsonl --budget 115 --part 1/3 --dtype fp16"
         in calls
     )
+    assert f"benchmarks.gpu_upsampling --out {tmp_path}/out with a space/upsampling.jsonl --budget 10" in calls
     assert "tests/test_gpu.py" in calls and "tests/test_trainer.py" not in calls
     assert "benchmarks.report" in calls
 
@@ -106,6 +107,7 @@ def test_the_script_calls_each_part(tmp_path):
     ("fails", "named"),
     [
         ("benchmarks.gpu_run", "layers"),
+        ("benchmarks.gpu_upsampling", "layers"),
         ("-m\\ pytest", "tests"),
         ("'hypothesis'", "tests"),
         ("install setup.py", "build"),
@@ -202,7 +204,8 @@ def test_the_products_of_sm_80_are_contenders_of_their_own_where_those_of_sm_90a
     monkeypatch.setattr("benchmarks.gpu_cases.hopper_state", lambda device: "available")
     found = gpu_contenders(layer, torch.bfloat16, "cpu", ("cuda",), compiled=False)
     names = [c.implementation for c in found if c.implementation.startswith("ssconv")]
-    assert names == ["ssconv cuda"] * 3 + ["ssconv cuda, sm_80"] * 3
+    clusters = ["ssconv cuda, cluster 1", "ssconv cuda, cluster 2"]
+    assert names == ["ssconv cuda"] * 3 + ["ssconv cuda, sm_80"] * 3 + clusters
     assert not any("sm_80" in c.implementation for c in gpu_contenders(layer, torch.float32, "cpu", ("cuda",), False))
 
     said = []
@@ -210,7 +213,7 @@ def test_the_products_of_sm_80_are_contenders_of_their_own_where_those_of_sm_90a
     contender = dataclasses.replace(
         plain,
         forward=lambda x: (said.append(os.environ.get("SSCONV_HOPPER")), plain.forward(x))[1],
-        environment=found[-1].environment,
+        environment=next(c for c in found if "sm_80" in c.implementation).environment,
     )
     data = gpu_run.inputs(layer, contender)
     for what in PASSES:

@@ -26,11 +26,13 @@ PROGRAM = """
 import torch, ssconv
 from hopper_checks import PRODUCTS
 from kernel_checks import LARGE
+from parity_checks import LAYERS
 from ssconv import cuda_hopper
 from strategies import CONV_CASES, UPFIRDN_CASES, tensors_of
 
 cuda_hopper.LEAST = 8
 hopper = [PRODUCTS[name] for name in ("split-depth-narrow", "grouped-stride", "dense-few", "many-samples")]
+hopper += [LAYERS[name] for name in ("transposed-2", "strided-2")]
 cases = [*LARGE.values(), *hopper]
 cases += [CONV_CASES["split-depth-full"], CONV_CASES["transposed-stride-2"], *UPFIRDN_CASES.values()]
 for number, case in enumerate(cases):

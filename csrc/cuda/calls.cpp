@@ -148,6 +148,7 @@ const char* call_product_sm90(Arguments& a, Arithmetic arithmetic, void* stream)
   p.geometry = a.geometry();
   p.epilogue = a.epilogue();
   p.outputs = static_cast<uint32_t>(a.wide());
+  p.slots = static_cast<uint32_t>(a.wide());
   p.work = static_cast<uint32_t>(a.wide());
   p.column_blocks = a.divider();
   p.tiles = a.divider();
@@ -155,12 +156,13 @@ const char* call_product_sm90(Arguments& a, Arithmetic arithmetic, void* stream)
   p.d = a.divider();
   p.h = a.divider();
   p.w = a.divider();
+  p.cluster = a.integer();
   p.parts = a.count(FUSED);
   for (int s = 0; s < p.parts; ++s) {
     const Branch b = a.branch();
     for (int i = 0; i < 3; ++i) p.part[s].extent[i] = b.extent[i];
     p.part[s].number = b.number;
-    p.part[s].start = b.start[0];
+    for (int i = 0; i < PARITIES; ++i) p.part[s].start[i] = b.start[i];
   }
   return a.complete() ? product_sm90(arithmetic, fused, block_columns, p, grid, stream) : WRONG_COUNT;
 }

@@ -46,7 +46,7 @@ SSCONV_DEVICE float companion(const Companion& c, int64_t i) {
   return to_float(load(static_cast<const f16*>(c.data) + i));
 }
 
-SSCONV_DEVICE Taps taps_of(int offset, int extent, int first, int stride, bool adjoint) {
+SSCONV_EITHER Taps taps_of(int offset, int extent, int first, int stride, bool adjoint) {
   const int half = (extent - 1) / 2;
   if (!adjoint) return {extent, 0, first - half};
   const int reach = offset + half - first + 64 * stride;  // positive; tap t fits where reach - t is a multiple of stride

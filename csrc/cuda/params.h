@@ -85,15 +85,16 @@ struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };
 
-// As ProductParams, for sm_90a: x comes through tensor maps, one of each branch's channels. Every branch has
-// weights, and the adjoint has stride 1.
+// As ProductParams, for sm_90a: x comes through tensor maps, one of each branch's channels. Every branch has weights. The
+// adjoint of a stride is as many problems as outputs have parities: each reads x at taps of its own, all through the same
+// maps, and writes every other voxel. They have equally many outputs, of which some may lie outside.
 struct TensorProductParams {
   TensorMap map[FUSED];
   Volume x;
   const void* weights;   // packed and swizzled, K per tap padded to whole boxes
   void *y, *z;
   int size[3];           // of y: d, h, w
-  uint32_t outputs;      // voxels of y, all samples
+  uint32_t outputs;      // of a parity, all samples
   int channels;          // of a branch, in x
   int box_channels;      // of a bulk copy: 16, 32 or 64
   int padded_channels;   // of a tap in K
@@ -101,14 +102,26 @@ struct TensorProductParams {
   int branches;          // all of them
   Geometry geometry;
   EpilogueParams epilogue;
-  Divider column_blocks, tiles, voxels, d, h, w;  // voxels: of a sample of y
-  uint32_t work;         // tiles of all column blocks and branches that are computed apart
+  Divider column_blocks, tiles, voxels, d, h, w;  // tiles: of a cluster; voxels: of a sample of y; d, h, w: outputs of a parity
+  uint32_t slots;        // tiles of all column blocks and branches that are computed apart, of a parity
+  uint32_t work;         // the same of all parities
+  int cluster;           // blocks that share weights: 1 or 2
   uint32_t slices[4];    // where in a stage's inputs the 16 of K after one another begin, bytes
+  int pace[3];           // input positions from an output to the next
+  int parities;
+  int parity[PARITIES][3];  // the one with most taps first
   int parts;
+  // The taps of one parity: how many, three zeros if none; the first one's displacement from the map's base position. The
+  // next are one further, in the adjoint one less.
+  struct Reach {
+    int count[3], shift[3];
+    int64_t start;       // of its packed weights, in chunks of 16 bytes
+  };
   struct Part {
     int extent[3], number;
-    int lower[3];        // input position of the first output's first tap
-    int64_t start;       // of its packed weights, in chunks of 16 bytes
+    int64_t start[PARITIES];  // as packed: parities in the order of their number
+    int lower[3];             // base position of the first output
+    Reach reach[PARITIES];    // in the order of `parity`
   } part[FUSED];
 };
 

@@ -1,4 +1,4 @@
-// Forward and input gradient of stride 1 on sm_90a: implicit GEMM with bulk copies (im2col) and wgmma.
+// Forward and input gradient on sm_90a: implicit GEMM with bulk copies (im2col) and wgmma.
 //
 // A block stays on its multiprocessor and takes tile after tile: 256 outputs, side by side in the order n, d, h, w, of BN
 // columns of each of S branches. One warp fills a ring of stages; two warpgroups, each with half of the outputs, multiply.
@@ -9,6 +9,8 @@
 // The branches come one after the other into the same accumulators; what is finished of them waits in registers, rounded,
 // for the last. The packed weights' columns are permuted such that a lane's accumulators are RUN columns side by side: the
 // shuffle interleaves S of those to 8 channels, one store of 16 bytes, and four lanes 64 bytes side by side.
+//
+// In the adjoint of a stride, outputs of each parity have tiles of their own, whose K are the taps that reach them.
 #pragma once
 
 #include "../hopper.cuh"
@@ -21,7 +23,7 @@
 
 namespace ssconv {
 
-template <class A, int S, int BN>
+template <class A, int S, int BN, int CLUSTER>
 struct TensorProduct {
   using T = typename A::Element;
   using Params = TensorProductParams;
@@ -42,27 +44,38 @@ struct TensorProduct {
 #if !defined(__CUDACC__)
   static const char* name() {
     static char text[64];
-    std::snprintf(text, sizeof text, "product_sm90<%s, %d, %d>", A::NAME, S, BN);
+    std::snprintf(text, sizeof text, "product_sm90<%s, %d, %d, %d>", A::NAME, S, BN, CLUSTER);
     return text;
   }
 #endif
 
-  SSCONV_DEVICE static int steps_of(const Params& p, const Params::Part& b) {
-    return (b.extent[0] * b.extent[1] * b.extent[2] * p.padded_channels + BK - 1) / BK;
+  SSCONV_DEVICE static int steps_of(const Params& p, const Params::Reach& r) {
+    return (r.count[0] * r.count[1] * r.count[2] * p.padded_channels + BK - 1) / BK;
   }
 
+  // Tiles are dealt out in waves of one for each block: of the first parity, then the same places' of the second, and so on,
+  // so that all blocks have as many of each and the L2 cache still holds what they read.
   struct Tile {
-    int column_block, first_branch;
-    uint32_t output;  // the first of the tile
+    int parity, column_block, first_branch;
+    uint32_t output;  // the first of the tile, among those of its parity
 
     SSCONV_DEVICE Tile(const Params& p, uint32_t number) {
+      parity = 0;
+      if (p.parities > 1) {
+        const uint32_t clusters = blocks_x() / CLUSTER;
+        const uint32_t first = number / (clusters * p.parities) * clusters;  // slot of the wave
+        const uint32_t slots = p.slots - first < clusters ? p.slots - first : clusters;
+        number -= first * p.parities;
+        parity = number / slots;
+        number += first - parity * slots;
+      }
       column_block = divide_off(p.column_blocks, number);
-      output = divide_off(p.tiles, number) * BM;
+      output = (divide_off(p.tiles, number) * CLUSTER + (CLUSTER > 1 ? block_rank() : 0)) * BM;
       first_branch = S == 1 ? number : 0;
     }
   };
 
-  // Sample and coordinates of an output.
+  // Sample and coordinates of an output, among those of its parity.
   SSCONV_DEVICE static void unfold(const Params& p, uint32_t output, int (&at)[4]) {
     at[3] = divide_off(p.w, output);
     at[2] = divide_off(p.h, output);
@@ -73,18 +86,19 @@ struct TensorProduct {
   // One thread fills the stages of all of the block's tiles.
   SSCONV_DEVICE static void produce(const Params& p) {
     Ring ring;
-    for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
+    for (uint32_t number = block_x() / CLUSTER; number < p.work; number += blocks_x() / CLUSTER) {
       const Tile tile(p, number);
-      int at[4];
-      unfold(p, tile.output, at);
 #pragma unroll 1
       for (int s = tile.first_branch; s < tile.first_branch + S; ++s) {
         const Params::Part& b = p.part[s];
-        const int steps = steps_of(p, b);
-        const Bits16* weights = static_cast<const Bits16*>(p.weights) + b.start +
+        const Params::Reach& r = b.reach[tile.parity];
+        const int steps = steps_of(p, r);
+        const Bits16* weights = static_cast<const Bits16*>(p.weights) + r.start +
                                 static_cast<int64_t>(tile.column_block) * steps * (B_BYTES / 16);
-        const int base[4] = {at[0], at[1] * p.geometry.stride[0] + b.lower[0],
-                             at[2] * p.geometry.stride[1] + b.lower[1], at[3] * p.geometry.stride[2] + b.lower[2]};
+        int base[4];
+        unfold(p, tile.output, base);
+#pragma unroll
+        for (int i = 0; i < 3; ++i) base[1 + i] = base[1 + i] * p.pace[i] + b.lower[i];
         int tap[3] = {0, 0, 0}, channel = 0;
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
@@ -92,26 +106,38 @@ struct TensorProduct {
           ring.wait_free();
           mbarrier_expect(full, STAGE);
           for (int first = 0; first < BK; first += p.box_channels) {
-            const bool real = tap[0] < b.extent[0];  // else K is at its end: zeros
+            const bool real = tap[0] < r.count[0];  // else K is at its end: zeros
             int shift[3] = {0, 0, 0};
             if (real) {
 #pragma unroll
-              for (int i = 0; i < 3; ++i) shift[i] = p.geometry.adjoint ? b.extent[i] - 1 - tap[i] : tap[i];
+              for (int i = 0; i < 3; ++i) shift[i] = p.geometry.adjoint ? r.shift[i] - tap[i] : tap[i];
             }
             copy_im2col(stage + first * BM * 2, &p.map[s], full, real ? channel : p.padded_channels, base, shift);
             channel += p.box_channels;
             if (channel < p.padded_channels) continue;
             channel = 0;
-            if (++tap[2] < b.extent[2]) continue;
+            if (++tap[2] < r.count[2]) continue;
             tap[2] = 0;
-            if (++tap[1] < b.extent[1]) continue;
+            if (++tap[1] < r.count[1]) continue;
             tap[1] = 0;
             ++tap[0];
           }
-          copy_bulk(stage + A_BYTES, weights, B_BYTES, full);
+          if constexpr (CLUSTER > 1) {
+            const uint32_t half = block_rank() * (B_BYTES / 2);
+            copy_bulk_to(3, stage + A_BYTES + half, weights + half / 16, B_BYTES / 2, full);
+          } else {
+            copy_bulk(stage + A_BYTES, weights, B_BYTES, full);
+          }
           weights += B_BYTES / 16;
           ring.next();
         }
+      }
+    }
+    if constexpr (CLUSTER > 1) {  // this block's shared memory is there until the other one has freed its stages in it
+#pragma unroll 1
+      for (int i = 0; i < STAGES; ++i) {
+        ring.wait_free();
+        ring.next();
       }
     }
   }
@@ -121,9 +147,34 @@ struct TensorProduct {
   using Sums = float[MI][BN / 2];
   using Finished = uint32_t[S][GROUPS][2 * MI][RUN / 2];
 
-  // Finishes branch s of the tile; the last one's outputs are stored with those of the branches before.
+  // An output's sample and its voxel in y; false where there is none.
+  SSCONV_DEVICE static bool locate(const Params& p, const Tile& tile, uint32_t output, uint32_t& n, uint32_t& voxel) {
+    if (output >= p.outputs) return false;
+    if (p.parities == 1) {
+      n = output;
+      voxel = divide_off(p.voxels, n);
+      return true;
+    }
+    n = output;  // what is left of it, dimension by dimension; few registers are left here
+    const Divider* const count[3] = {&p.d, &p.h, &p.w};
+    uint32_t step = 1;
+    bool there = true;
+    voxel = 0;
+#pragma unroll
+    for (int i = 2; i >= 0; --i) {
+      const uint32_t at = divide_off(*count[i], n) * p.geometry.stride[i] + p.parity[tile.parity][i];
+      there = there && at < static_cast<uint32_t>(p.size[i]);
+      voxel += at * step;
+      step *= p.size[i];
+    }
+    return there;
+  }
+
+  // Finishes branch s of the tile; the last one's outputs are stored with those of the branches before. A parity that no
+  // tap reaches has no sums: zeros.
   SSCONV_DEVICE static void finish(const Params& p, const Tile& tile, int s, const Sums& sums, Finished& finished) {
     const int warp = thread_index() / 32, lane = thread_index() % 32;
+    const Params::Reach& reach = p.part[tile.first_branch + s].reach[tile.parity];
     const int channels = p.branches * p.out_channels;
     const int in_branches = p.part[tile.first_branch + s].number * p.out_channels;  // the branch's first channel there
     const uint32_t first_row = tile.output + warp / 4 * ROWS + warp % 4 * 16 + lane / 4;
@@ -137,13 +188,13 @@ struct TensorProduct {
 #pragma unroll
       for (int row = 0; row < 2 * MI; ++row) {
         const uint32_t output = first_row + 64 * (row / 2) + 8 * (row % 2);
-        if (output >= p.outputs) continue;
-        uint32_t n = output;
-        const uint32_t voxel = divide_off(p.voxels, n);
-        const int64_t begin = static_cast<int64_t>(output) * channels;
+        uint32_t n, voxel;
+        if (!locate(p, tile, output, n, voxel)) continue;
+        const int64_t begin = (static_cast<int64_t>(n) * p.voxels.divisor + voxel) * channels;
         float own[RUN];
 #pragma unroll
-        for (int c = 0; c < RUN; ++c) own[c] = sums[row / 2][(g * RUN / 2 + c / 2) * 4 + 2 * (row % 2) + c % 2];
+        for (int c = 0; c < RUN; ++c)
+          own[c] = reach.count[0] > 0 ? sums[row / 2][(g * RUN / 2 + c / 2) * 4 + 2 * (row % 2) + c % 2] : 0.f;
         if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + in_branches + first, own, count);
         finisher.finish(own, n, voxel);
 #pragma unroll
@@ -176,13 +227,13 @@ struct TensorProduct {
     const uint64_t inputs = matrix(shared_address(group * ROWS * span), span, 0, 8 * span);
     const uint64_t columns = matrix(shared_address(A_BYTES), 128, 0, 1024);
     Ring ring;
-    for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
+    for (uint32_t number = block_x() / CLUSTER; number < p.work; number += blocks_x() / CLUSTER) {
       const Tile tile(p, number);
       Sums sums;
       Finished finished;
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        const int steps = steps_of(p, p.part[tile.first_branch + s]);
+        const int steps = steps_of(p, p.part[tile.first_branch + s].reach[tile.parity]);
         int reading = -1;  // the stage of the step before
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
@@ -197,19 +248,19 @@ struct TensorProduct {
           }
           matrix_commit();
           matrix_wait<1>();
-          Ring::release(reading);
+          Ring::template release<CLUSTER>(reading);
           reading = ring.stage;
           ring.next();
         }
         matrix_wait<0>();
-        Ring::release(reading);
+        Ring::template release<CLUSTER>(reading);
         finish(p, tile, s, sums, finished);
       }
     }
   }
 
   SSCONV_DEVICE static void run(const Params& p) {
-    Ring::begin();
+    Ring::template begin<CLUSTER>();
     if (thread_index() >= 128 * CONSUMERS) {
       give_registers<24>();
       if (thread_index() == 128 * CONSUMERS) produce(p);

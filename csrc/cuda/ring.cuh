@@ -14,17 +14,22 @@ struct Ring {
   int stage = 0;
   uint32_t parity = 0;
 
-  // All threads of the block, before any uses it.
+  // All threads of the block, before any uses it. BLOCKS: of a cluster, 1 or 2; two bring bytes into each other's stages,
+  // and so tell each other what is free.
+  template <int BLOCKS = 1>
   SSCONV_DEVICE static void begin() {
     if (thread_index() == 0) {
 #pragma unroll
       for (int i = 0; i < STAGES; ++i) {
         mbarrier_init(FULL + 8 * i, 1);
-        mbarrier_init(FREE + 8 * i, 4 * CONSUMERS);
+        mbarrier_init(FREE + 8 * i, 4 * CONSUMERS * BLOCKS);
       }
       mbarrier_fence();
     }
-    sync_threads();
+    if constexpr (BLOCKS > 1)
+      sync_cluster();
+    else
+      sync_threads();
   }
 
   SSCONV_DEVICE uint32_t at() const { return stage * STAGE; }
@@ -38,8 +43,11 @@ struct Ring {
   }
 
   // This warp is done with a stage; -1 is none.
+  template <int BLOCKS = 1>
   SSCONV_DEVICE static void release(int stage) {
-    if (stage >= 0 && thread_index() % 32 == 0) mbarrier_arrive(FREE + 8 * stage);
+    if (stage < 0 || thread_index() % 32 != 0) return;
+    mbarrier_arrive(FREE + 8 * stage);
+    if constexpr (BLOCKS > 1) mbarrier_arrive_at(FREE + 8 * stage, block_rank() ^ 1);
   }
 };
 

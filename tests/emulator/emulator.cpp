@@ -52,7 +52,9 @@ Settings the_settings;
 
 }  // namespace
 
-Machine machine;
+std::vector<Machine> cluster;
+Machine* machine = nullptr;
+uint32_t cluster_stretch = 1;
 
 #if defined(__x86_64__)
 void Fiber::start(void (*entry)()) {
@@ -76,61 +78,67 @@ void Fiber::start(void (*entry)()) {
 
 void fail(const std::string& what, int thread) {
   std::ostringstream text;
-  const Position& p = machine.running->position;
-  text << machine.name << ", block (" << p.block[0] << ", " << p.block[1] << ", " << p.block[2] << "), thread "
+  const Position& p = machine->running->position;
+  text << machine->name << ", block (" << p.block[0] << ", " << p.block[1] << ", " << p.block[2] << "), thread "
        << (thread < 0 ? p.thread : thread) << ": " << what;
   throw Failure{text.str()};
 }
 
 void give_way(State state) {
-  Thread* self = machine.running;
+  Thread* self = machine->running;
   self->state = state;
-  --machine.warps[self->position.thread / WARP].ready;
-  switch_to(self->fiber, machine.scheduler);
+  --machine->warps[self->position.thread / WARP].ready;
+  switch_to(self->fiber, machine->scheduler);
 }
 
-void pause() { switch_to(machine.running->fiber, machine.scheduler); }
+void pause() { switch_to(machine->running->fiber, machine->scheduler); }
 
 void wake(Thread& t) {
   t.state = State::ready;
-  ++machine.warps[t.position.thread / WARP].ready;
+  ++machine->warps[t.position.thread / WARP].ready;
 }
 
 namespace {
 
 void enter() {
   try {
-    machine.run(machine.params);
-    if (!machine.running->open.empty()) fail("asynchronous copies that were never committed");
-    if (!machine.running->groups.empty()) fail("asynchronous copies that were never waited for");
+    machine->run(machine->params);
+    if (!machine->running->open.empty()) fail("asynchronous copies that were never committed");
+    if (!machine->running->groups.empty()) fail("asynchronous copies that were never waited for");
     end_asynchronous();
   } catch (const Failure& failure) {
-    machine.failed = true;
-    machine.failure = failure.text;
+    machine->failed = true;
+    machine->failure = failure.text;
   } catch (const std::exception& error) {
-    machine.failed = true;
-    machine.failure = error.what();
+    machine->failed = true;
+    machine->failure = error.what();
   }
-  ++machine.done;
+  ++machine->done;
   give_way(State::done);
   std::abort();  // nobody switches to a thread that is done
 }
 
 void release_barrier() {
-  machine.at_barrier = 0;
-  ++machine.stretch;
+  machine->at_barrier = 0;
+  ++machine->stretch;
   share_what_was_seen();
-  for (int t = 0; t < machine.count; ++t) wake(machine.threads[t]);
+  for (int t = 0; t < machine->count; ++t) wake(machine->threads[t]);
 }
 
 std::string where_they_stand() {
   std::ostringstream text;
-  text << machine.name << ", block (" << machine.threads[0].position.block[0] << ", "
-       << machine.threads[0].position.block[1] << ", " << machine.threads[0].position.block[2] << "): deadlock: ";
+  for (Machine& block : cluster) {
+    if (block.done == block.count) continue;
+    machine = &block;
+    break;
+  }
+  text << machine->name << ", block (" << machine->threads[0].position.block[0] << ", "
+       << machine->threads[0].position.block[1] << ", " << machine->threads[0].position.block[2] << "): deadlock: ";
   std::map<std::string, std::pair<int, int>> groups;  // what they wait at -> how many, the first
-  for (int t = 0; t < machine.count; ++t) {
-    const Thread& thread = machine.threads[t];
+  for (int t = 0; t < machine->count; ++t) {
+    const Thread& thread = machine->threads[t];
     const std::string what = thread.state == State::barrier    ? "at a barrier"
+                             : thread.state == State::cluster  ? "at a barrier of the cluster"
                              : thread.state == State::done     ? "done"
                              : thread.state == State::mbarrier ? "at the mbarrier at byte " + std::to_string(thread.waiting)
                                                                : std::string("at ") + thread.operation;
@@ -145,84 +153,109 @@ std::string where_they_stand() {
   return text.str();
 }
 
-// One block, from its first thread to its last.
-void run_block(std::mt19937_64& random, const uint32_t block[3], const uint32_t grid[3], int shared_bytes) {
-  Machine& m = machine;
+void prepare(std::mt19937_64& random, const uint32_t block[3], uint32_t rank, const uint32_t grid[3], int shared_bytes) {
+  Machine& m = *machine;
   std::memset(m.shared.data(), 0xff, shared_bytes);  // NaN in every format
   std::fill(m.cells.begin(), m.cells.end(), Cell{});
   m.at_barrier = m.done = 0;
   m.stretch = 1;
-  const int warps = (m.count + WARP - 1) / WARP;
-  for (int w = 0; w < warps; ++w) m.warps[w].arrived = m.warps[w].ready = 0;
+  for (Warp& warp : m.warps) warp.arrived = warp.ready = 0;
   m.random = &random;
   begin_asynchronous();
   for (int t = 0; t < m.count; ++t) {
     Thread& thread = m.threads[t];
-    thread.position = {t, {block[0], block[1], block[2]}, {grid[0], grid[1], grid[2]}};
+    thread.position = {t, rank, {block[0] + rank, block[1], block[2]}, {grid[0], grid[1], grid[2]}};
     thread.groups.clear();
     thread.open.clear();
     thread.fiber.start(enter);
     wake(thread);
   }
-  std::vector<int> ready;
-  while (m.done < m.count) {
-    ready.clear();
-    for (int w = 0; w < warps; ++w)
-      if (m.warps[w].ready > 0) ready.push_back(w);
-    if (ready.empty() && m.transfers.empty()) throw Failure{where_they_stand()};
-    const uint64_t draw = random();
-    const size_t drawn = draw % (ready.size() + m.transfers.size());
-    if (drawn >= ready.size()) {
-      deliver(drawn - ready.size());
-      continue;
-    }
-    const int warp = ready[drawn];
-    const int first = static_cast<int>(draw >> 32 & 31);
-    const int step = 1 + 2 * static_cast<int>(draw >> 40 & 15);  // odd: it comes by every lane
-    for (int i = 0; i < WARP; ++i) {
-      const int t = warp * WARP + (first + i * step) % WARP;
-      if (t >= m.count || m.threads[t].state != State::ready) continue;
-      m.running = &m.threads[t];
-      switch_to(m.scheduler, m.running->fiber);
-      if (m.failed) throw Failure{m.failure};
-    }
+}
+
+// Some threads of a warp of the running block.
+void run_warp(int warp, uint64_t draw) {
+  Machine& m = *machine;
+  const int first = static_cast<int>(draw >> 32 & 31);
+  const int step = 1 + 2 * static_cast<int>(draw >> 40 & 15);  // odd: it comes by every lane
+  for (int i = 0; i < WARP; ++i) {
+    const int t = warp * WARP + (first + i * step) % WARP;
+    if (t >= m.count || m.threads[t].state != State::ready) continue;
+    m.running = &m.threads[t];
+    switch_to(m.scheduler, m.running->fiber);
+    if (m.failed) throw Failure{m.failure};
   }
-  if (!m.transfers.empty()) fail("a block ended while a bulk copy was under way");
+  if (m.done == m.count) end_block();
+}
+
+// The blocks of a cluster, from their first thread to their last; `block` is the first.
+void run_cluster(std::mt19937_64& random, const uint32_t block[3], const uint32_t grid[3], int shared_bytes) {
+  cluster_stretch = 1;
+  for (size_t rank = 0; rank < cluster.size(); ++rank) {
+    machine = &cluster[rank];
+    prepare(random, block, static_cast<uint32_t>(rank), grid, shared_bytes);
+  }
+  struct Choice {
+    Machine* block;
+    int warp;
+    size_t transfer;  // where warp < 0
+  };
+  std::vector<Choice> choices;
+  const auto running = [](const Machine& m) { return m.done < m.count; };
+  while (std::any_of(cluster.begin(), cluster.end(), running)) {
+    choices.clear();
+    for (Machine& m : cluster) {
+      for (size_t w = 0; w < m.warps.size(); ++w)
+        if (m.warps[w].ready > 0) choices.push_back({&m, static_cast<int>(w), 0});
+      for (size_t t = 0; t < m.transfers.size(); ++t) choices.push_back({&m, -1, t});
+    }
+    if (choices.empty()) throw Failure{where_they_stand()};
+    const uint64_t draw = random();
+    const Choice chosen = choices[draw % choices.size()];
+    machine = chosen.block;
+    if (chosen.warp < 0)
+      deliver(chosen.transfer);
+    else
+      run_warp(chosen.warp, draw);
+  }
 }
 
 }  // namespace
 
 Settings& settings() { return the_settings; }
-const Position& current() { return machine.running->position; }
+const Position& current() { return machine->running->position; }
 
 const char* launch(const char* name, uint32_t x, uint32_t y, uint32_t z, int threads, int shared_bytes,
-                   void (*run)(const void*), const void* params) {
-  Machine& m = machine;
-  m.name = name;
-  m.run = run;
-  m.params = params;
-  m.count = threads;
-  m.failed = false;
-  m.last = nullptr;
-  if (m.threads.size() < static_cast<size_t>(threads)) m.threads.resize(threads);
-  m.warps.assign((threads + WARP - 1) / WARP, Warp{});
-  m.warpgroups.assign((threads + GROUP - 1) / GROUP, Warpgroup{});
+                   void (*run)(const void*), const void* params, uint32_t blocks) {
+  cluster.resize(blocks);
+  for (Machine& m : cluster) {
+    m.name = name;
+    m.run = run;
+    m.params = params;
+    m.count = threads;
+    m.failed = false;
+    m.last = nullptr;
+    if (m.threads.size() < static_cast<size_t>(threads)) m.threads.resize(threads);
+    m.warps.assign((threads + WARP - 1) / WARP, Warp{});
+    m.warpgroups.assign((threads + GROUP - 1) / GROUP, Warpgroup{});
+    m.shared.resize(std::min(shared_bytes, SHARED_LIMIT));
+    m.cells.resize(m.shared.size() / 2);
+  }
   try {
-    if (shared_bytes > SHARED_LIMIT || x == 0 || y == 0 || z == 0 || x > 0x7fffffff || y > 65535 || z > 65535)
+    if (x % blocks != 0 || shared_bytes > SHARED_LIMIT || x == 0 || y == 0 || z == 0 || x > 0x7fffffff || y > 65535 || z > 65535)
       throw Failure{std::string(name) + ": a launch that no card takes: grid (" + std::to_string(x) + ", " +
                     std::to_string(y) + ", " + std::to_string(z) + "), " + std::to_string(shared_bytes) +
-                    " bytes of shared memory"};
-    m.shared.resize(shared_bytes);
-    m.cells.resize(shared_bytes / 2);
+                    " bytes of shared memory, clusters of " + std::to_string(blocks)};
     const uint32_t grid[3] = {x, y, z};
     std::mt19937_64 random(the_settings.seed + ++the_settings.launches * 0x9e3779b97f4a7c15u);
-    std::vector<uint64_t> order(uint64_t(x) * y * z);
+    std::vector<uint64_t> order(uint64_t(x) / blocks * y * z);
     for (size_t i = 0; i < order.size(); ++i) order[i] = i;
     std::shuffle(order.begin(), order.end(), random);
     for (const uint64_t number : order) {
-      const uint32_t block[3] = {static_cast<uint32_t>(number % x), static_cast<uint32_t>(number / x % y),
-                                 static_cast<uint32_t>(number / x / y)};
-      run_block(random, block, grid, shared_bytes);
+      const uint32_t along = x / blocks;
+      const uint32_t block[3] = {static_cast<uint32_t>(number % along) * blocks,
+                                 static_cast<uint32_t>(number / along % y),
+                                 static_cast<uint32_t>(number / along / y)};
+      run_cluster(random, block, grid, shared_bytes);
     }
   } catch (const Failure& failure) {
     the_settings.error = failure.text;
@@ -232,7 +265,7 @@ const char* launch(const char* name, uint32_t x, uint32_t y, uint32_t z, int thr
 }
 
 void barrier() {
-  Machine& m = machine;
+  Machine& m = *machine;
   if (m.done > 0) fail("a barrier that threads which are done never reach");
   if (++m.at_barrier < m.count) {
     give_way(State::barrier);
@@ -242,9 +275,29 @@ void barrier() {
   release_barrier();
 }
 
+void cluster_barrier() {
+  int there = 1;
+  for (const Machine& m : cluster) {
+    if (m.done > 0) fail("a barrier of the cluster that threads which are done never reach");
+    for (int t = 0; t < m.count; ++t) there += m.threads[t].state == State::cluster;
+  }
+  Machine* const own = machine;
+  if (there < own->count * static_cast<int>(cluster.size())) {
+    give_way(State::cluster);
+    return;
+  }
+  --own->warps[own->running->position.thread / WARP].ready;  // it is woken with the others
+  ++cluster_stretch;
+  for (Machine& m : cluster) {
+    machine = &m;
+    release_barrier();
+  }
+  machine = own;
+}
+
 void collective(const char* operation, void* mine, void (*perform)(void* const* lanes)) {
-  Thread& self = *machine.running;
-  Warp& warp = machine.warps[self.position.thread / WARP];
+  Thread& self = *machine->running;
+  Warp& warp = machine->warps[self.position.thread / WARP];
   if (warp.arrived > 0 && std::strcmp(warp.operation, operation) != 0)
     fail(std::string("a warp diverged: this lane is at ") + operation + ", another at " + warp.operation);
   warp.operation = self.operation = operation;
@@ -257,7 +310,7 @@ void collective(const char* operation, void* mine, void (*perform)(void* const* 
   perform(warp.lanes);
   const int first = self.position.thread / WARP * WARP;
   for (int l = 0; l < WARP; ++l)
-    if (&machine.threads[first + l] != &self) wake(machine.threads[first + l]);
+    if (&machine->threads[first + l] != &self) wake(machine->threads[first + l]);
 }
 
 void check_global(const void* p, size_t bytes, bool write) {
@@ -265,11 +318,11 @@ void check_global(const void* p, size_t bytes, bool write) {
   if (reinterpret_cast<uintptr_t>(p) % bytes != 0)
     fail("global memory: " + std::to_string(bytes) + " bytes at an address that is not a multiple of that");
   const auto inside = [&](const Range& r) { return begin >= r.begin && begin + bytes <= r.end; };
-  if (machine.last != nullptr && inside(*machine.last) && (machine.last->writable || !write)) return;
+  if (machine->last != nullptr && inside(*machine->last) && (machine->last->writable || !write)) return;
   for (const Range& r : the_settings.ranges) {
     if (!inside(r)) continue;
     if (write && !r.writable) fail("global memory: a store to an input");
-    machine.last = &r;
+    machine->last = &r;
     return;
   }
   std::ostringstream text;
@@ -285,8 +338,8 @@ void check_global(const void* p, size_t bytes, bool write) {
 
 void check_shared(uint32_t at, size_t bytes, int thread) {
   if (at % bytes != 0) fail("shared memory: misaligned at byte " + std::to_string(at), thread);
-  if (at + bytes > machine.shared.size())
-    fail("shared memory: byte " + std::to_string(at) + " is beyond its end, " + std::to_string(machine.shared.size()),
+  if (at + bytes > machine->shared.size())
+    fail("shared memory: byte " + std::to_string(at) + " is beyond its end, " + std::to_string(machine->shared.size()),
          thread);
 }
 
@@ -296,18 +349,18 @@ namespace {
 
 void note_write(uint32_t at, size_t bytes, int16_t thread, bool arriving) {
   for (uint32_t i = at / 2; i < (at + bytes + 1) / 2; ++i) {
-    Cell& cell = machine.cells[i];
+    Cell& cell = machine->cells[i];
     if (cell.arriving) fail(byte(i) + "is written while an asynchronous copy to it is under way", thread);
-    if (cell.written == machine.stretch && cell.writer != thread)
+    if (cell.written == machine->stretch && cell.writer != thread)
       fail(byte(i) + "was written by thread " + std::to_string(cell.writer) + " since the last barrier, and is again",
            thread);
-    if (cell.read == machine.stretch && cell.reader != thread)
+    if (cell.read == machine->stretch && cell.reader != thread)
       fail(byte(i) + "was read by another thread since the last barrier, and is written", thread);
     check_cell(i, thread, true);
     cell.generic = true;
-    cell.fences = machine.threads[thread].proxy_fences;
+    cell.fences = machine->threads[thread].proxy_fences;
     cell.source = ~0u;
-    cell.written = machine.stretch;
+    cell.written = machine->stretch;
     cell.writer = thread;
     cell.arriving = arriving;
   }
@@ -316,56 +369,56 @@ void note_write(uint32_t at, size_t bytes, int16_t thread, bool arriving) {
 }  // namespace
 
 const char* shared_read(uint32_t at, size_t bytes, int lane) {
-  const int own = machine.running->position.thread;
+  const int own = machine->running->position.thread;
   const auto thread = static_cast<int16_t>(lane < 0 ? own : own / WARP * WARP + lane);
   check_shared(at, bytes, thread);
   for (uint32_t i = at / 2; i < (at + bytes + 1) / 2; ++i) {
-    Cell& cell = machine.cells[i];
+    Cell& cell = machine->cells[i];
     if (cell.arriving) fail(byte(i) + "is read while an asynchronous copy to it is under way", thread);
-    if (cell.written == machine.stretch && cell.writer != thread)
+    if (cell.written == machine->stretch && cell.writer != thread)
       fail(byte(i) + "was written by thread " + std::to_string(cell.writer) + " since the last barrier, and is read",
            thread);
     check_cell(i, thread, false);
-    if (cell.read != machine.stretch) {
-      cell.read = machine.stretch;
+    if (cell.read != machine->stretch) {
+      cell.read = machine->stretch;
       cell.reader = thread;
     } else if (cell.reader != thread) {
       cell.reader = MANY;
     }
   }
-  return machine.shared.data() + at;
+  return machine->shared.data() + at;
 }
 
 char* shared_write(uint32_t at, size_t bytes) {
-  const auto thread = static_cast<int16_t>(machine.running->position.thread);
+  const auto thread = static_cast<int16_t>(machine->running->position.thread);
   check_shared(at, bytes, thread);
   note_write(at, bytes, thread, false);
-  return machine.shared.data() + at;
+  return machine->shared.data() + at;
 }
 
 void copy_begin(uint32_t at, const void* from) {
-  const auto thread = static_cast<int16_t>(machine.running->position.thread);
+  const auto thread = static_cast<int16_t>(machine->running->position.thread);
   check_shared(at, 16, thread);
   note_write(at, 16, thread, true);
-  std::memset(machine.shared.data() + at, 0xff, 16);
+  std::memset(machine->shared.data() + at, 0xff, 16);
   Copy copy{at, {}};
   if (from != nullptr) std::memcpy(copy.bytes, from, 16);
-  machine.running->open.push_back(copy);
+  machine->running->open.push_back(copy);
 }
 
 void copy_commit() {
-  machine.running->groups.push_back(std::move(machine.running->open));
-  machine.running->open.clear();
+  machine->running->groups.push_back(std::move(machine->running->open));
+  machine->running->open.clear();
 }
 
 void copy_wait(int groups) {
-  Thread& self = *machine.running;
+  Thread& self = *machine->running;
   while (self.groups.size() > static_cast<size_t>(groups)) {
     for (const Copy& copy : self.groups.front()) {
-      std::memcpy(machine.shared.data() + copy.at, copy.bytes, 16);
+      std::memcpy(machine->shared.data() + copy.at, copy.bytes, 16);
       for (uint32_t i = copy.at / 2; i < copy.at / 2 + 8; ++i) {
-        machine.cells[i].arriving = false;
-        machine.cells[i].written = machine.stretch;
+        machine->cells[i].arriving = false;
+        machine->cells[i].written = machine->stretch;
       }
     }
     self.groups.erase(self.groups.begin());

@@ -8,6 +8,8 @@
 //   - asynchronous copies: their bytes arrive when their thread waits for them; until then the place is NaN and closed;
 //   - bulk copies (TMA) arrive when the scheduler draws them; their bytes may be touched by who waited for the phase of the
 //     mbarrier that they complete; too many bytes for what it expects fail, too few leave its waiters in a deadlock;
+//   - clusters: blocks run side by side; nobody may reach into a block before a barrier of the cluster that follows what
+//     it initialises, or after its end; nor may a block end while others have still to arrive at its mbarriers;
 //   - wgmma: until the wait, the accumulators are NaN and shall stay so, and its operands in shared memory may not be
 //     written; a thread's own stores are there for it, and for bulk copies, only after a proxy fence;
 //   - a barrier that not all threads reach, a collective that not all lanes of a warp reach or that they disagree on.
@@ -23,6 +25,7 @@ namespace emulator {
 
 struct Position {
   int thread;
+  uint32_t rank;  // of the block in its cluster
   uint32_t block[3];
   uint32_t grid[3];
 };
@@ -44,9 +47,10 @@ Settings& settings();
 
 // Null, or why the launch failed.
 const char* launch(const char* name, uint32_t x, uint32_t y, uint32_t z, int threads, int shared_bytes,
-                   void (*run)(const void*), const void* params);
+                   void (*run)(const void*), const void* params, uint32_t cluster = 1);
 
 void barrier();
+void cluster_barrier();
 // Waits for the other lanes of the warp; the last to come performs, with what each lane gave.
 void collective(const char* operation, void* mine, void (*perform)(void* const* lanes));
 
@@ -62,6 +66,7 @@ void copy_wait(int groups);
 void mbarrier_init(uint32_t at, uint32_t count);
 void mbarrier_fence();  // makes initialisations known to bulk copies
 void mbarrier_arrive(uint32_t at, uint32_t bytes);
+void mbarrier_arrive_at(uint32_t at, uint32_t rank);  // of another block of the cluster
 void mbarrier_wait(uint32_t at, uint32_t parity);
 void proxy_fence();
 
@@ -78,6 +83,7 @@ struct Map {
 };
 void copy_map(uint32_t at, const Map& map, uint32_t mbarrier, const int32_t (&place)[5], const uint16_t (&offset)[3]);
 void copy_bulk(uint32_t at, const void* from, uint32_t bytes, uint32_t mbarrier);
+void copy_bulk(uint32_t at, const void* from, uint32_t bytes, uint32_t mbarrier, uint16_t blocks);  // of the cluster
 
 // d (64, n) = a (64, 16) * b (16, n) of 16-bit elements by a warpgroup, or with `add` += that; d holds n / 2 numbers of this thread.
 struct Multiplication {

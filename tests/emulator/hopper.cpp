@@ -24,58 +24,80 @@ struct Pending {
 };
 std::map<float*, Pending> pending;                // by the address of a thread's accumulators
 std::map<float*, uint64_t> returned;              // when their last wait was
-std::map<int, uint64_t> fenced;                   // when a thread last executed wgmma.fence
+std::map<const Thread*, uint64_t> fenced;         // when a thread last executed wgmma.fence
 uint64_t now = 0;
 constexpr uint32_t POISON = 0xffffffff;
 
 std::string at_byte(uint32_t at) { return "at byte " + std::to_string(at); }
 
 Mbarrier& mbarrier(uint32_t at) {
-  auto found = machine.mbarriers.find(at);
-  if (found == machine.mbarriers.end()) fail("an mbarrier " + at_byte(at) + " that was never initialised");
+  auto found = machine->mbarriers.find(at);
+  if (found == machine->mbarriers.end()) fail("an mbarrier " + at_byte(at) + " that was never initialised");
   Mbarrier& b = found->second;
-  if (b.initialiser != machine.running->position.thread && b.stretch == machine.stretch)
+  if (b.initialiser != machine->running->position.thread && b.stretch == machine->stretch)
     fail("the mbarrier " + at_byte(at) + " is used with no barrier since its initialisation");
   return b;
 }
 
+// The same of another block.
+Mbarrier& mbarrier_of(const Machine& block, uint32_t at) {
+  if (block.done == block.count) fail("a block that has ended is reached into");
+  auto& all = const_cast<Machine&>(block).mbarriers;
+  const auto found = all.find(at);
+  if (found == all.end()) fail("an mbarrier " + at_byte(at) + " of another block that was never initialised");
+  if (found->second.cluster_stretch == cluster_stretch)
+    fail("the mbarrier " + at_byte(at) + " of another block is used with no barrier of the cluster since its initialisation");
+  return found->second;
+}
+
+// Something of a block in the midst of another one's thread.
+template <class Body>
+void inside(Machine& block, Body body) {
+  Machine* const own = machine;
+  machine = &block;
+  body();
+  machine = own;
+}
+
 void complete(uint32_t at, Mbarrier& b) {
+  if (b.pending == 0 && b.bytes < 0) fail("more bytes arrive at the mbarrier " + at_byte(at) + " than it expects");
   if (b.pending > 0 || b.bytes != 0) return;
   ++b.phase;
   b.pending = b.count;
-  for (int t = 0; t < machine.count; ++t) {
-    Thread& thread = machine.threads[t];
+  for (int t = 0; t < machine->count; ++t) {
+    Thread& thread = machine->threads[t];
     if (thread.state == State::mbarrier && thread.waiting == at) wake(thread);
   }
 }
 
 // The asynchronous proxy is about to touch a cell that threads may have written.
-void check_proxy(const Cell& cell, uint32_t i, const char* what) {
-  if (cell.generic && machine.threads[cell.writer].proxy_fences == cell.fences)
+void check_proxy(const Machine& block, const Cell& cell, uint32_t i, const char* what) {
+  if (cell.generic && block.threads[cell.writer].proxy_fences == cell.fences)
     fail(byte(i) + "was stored by thread " + std::to_string(cell.writer) + " with no proxy fence since, and is " + what);
 }
 
-void begin_write(uint32_t at, uint32_t bytes, uint32_t barrier) {
+void begin_write(Machine& block, uint32_t at, uint32_t bytes, uint32_t barrier) {
   for (uint32_t i = at / 2; i < (at + bytes) / 2; ++i) {
-    Cell& cell = machine.cells[i];
+    Cell& cell = block.cells[i];
     if (cell.arriving) fail(byte(i) + "is written by two asynchronous copies at once");
     if (cell.locked > 0) fail(byte(i) + "is written by a bulk copy while a wgmma reads it");
     if (cell.mbarrier) fail(byte(i) + "is an mbarrier, and a bulk copy writes it");
-    check_proxy(cell, i, "written by a bulk copy");
+    check_proxy(block, cell, i, "written by a bulk copy");
     cell.arriving = true;
     cell.generic = false;
     cell.written = cell.read = 0;
     cell.source = barrier;
-    cell.phase = machine.mbarriers[barrier].phase;
+    cell.phase = block.mbarriers[barrier].phase;
   }
-  std::memset(machine.shared.data() + at, 0xff, bytes);
+  std::memset(block.shared.data() + at, 0xff, bytes);
 }
 
-Transfer& begin_transfer(uint32_t at, uint32_t barrier) {
-  Mbarrier& b = mbarrier(barrier);
+Transfer& begin_transfer(Machine& block, uint32_t at, uint32_t barrier) {
+  Mbarrier& b = &block == machine ? mbarrier(barrier) : mbarrier_of(block, barrier);
   if (!b.fenced) fail("a bulk copy to the mbarrier " + at_byte(barrier) + ", whose initialisation no fence made known");
-  machine.transfers.push_back({at, barrier, static_cast<int16_t>(machine.running->position.thread), {}, {}});
-  return machine.transfers.back();
+  const auto thread = static_cast<int16_t>(machine->running->position.thread);
+  block.transfers.push_back({at, barrier, thread, {}, {}, &block != machine});
+  return block.transfers.back();
 }
 
 uint32_t swizzled(uint32_t at, int span) {
@@ -85,14 +107,14 @@ uint32_t swizzled(uint32_t at, int span) {
 }  // namespace
 
 void begin_asynchronous() {
-  machine.mbarriers.clear();
-  machine.transfers.clear();
-  for (Warp& w : machine.warps) {
+  machine->mbarriers.clear();
+  machine->transfers.clear();
+  for (Warp& w : machine->warps) {
     w.open.clear();
     w.groups.clear();
   }
-  for (Warpgroup& g : machine.warpgroups) g.arrived = 0;
-  for (Thread& t : machine.threads) {
+  for (Warpgroup& g : machine->warpgroups) g.arrived = 0;
+  for (Thread& t : machine->threads) {
     t.seen.clear();
     t.proxy_fences = 0;
   }
@@ -102,25 +124,33 @@ void begin_asynchronous() {
 }
 
 void end_asynchronous() {
-  const Warp& warp = machine.warps[machine.running->position.thread / WARP];
+  const Warp& warp = machine->warps[machine->running->position.thread / WARP];
   if (!warp.open.empty()) fail("wgmmas that were never committed");
   if (!warp.groups.empty()) fail("wgmmas that were never waited for");
 }
 
+void end_block() {
+  if (!machine->transfers.empty()) fail("a block ended while a bulk copy was under way");
+  if (cluster.size() == 1) return;
+  for (const auto& [at, b] : machine->mbarriers)
+    if (b.pending != b.count)
+      fail("a block of a cluster ended before all had arrived at the mbarrier " + at_byte(at) + ": others reach into it");
+}
+
 void share_what_was_seen() {
-  for (auto& [at, b] : machine.mbarriers) {
+  for (auto& [at, b] : machine->mbarriers) {
     uint32_t most = 0;
-    for (int t = 0; t < machine.count; ++t) most = std::max(most, machine.threads[t].seen[at]);
-    for (int t = 0; t < machine.count; ++t) machine.threads[t].seen[at] = most;
+    for (int t = 0; t < machine->count; ++t) most = std::max(most, machine->threads[t].seen[at]);
+    for (int t = 0; t < machine->count; ++t) machine->threads[t].seen[at] = most;
   }
 }
 
 void check_cell(uint32_t i, int16_t thread, bool write) {
-  const Cell& cell = machine.cells[i];
+  const Cell& cell = machine->cells[i];
   if (cell.mbarrier) fail(byte(i) + "is an mbarrier, and a thread touches it", thread);
   if (write && cell.locked > 0) fail(byte(i) + "is written while a wgmma reads it", thread);
   if (cell.source == ~0u) return;
-  auto& seen = machine.threads[thread].seen;
+  auto& seen = machine->threads[thread].seen;
   const auto found = seen.find(cell.source);
   if (found == seen.end() || found->second <= cell.phase)
     fail(byte(i) + "comes by a bulk copy, and this thread has not waited for that phase of its mbarrier", thread);
@@ -129,18 +159,19 @@ void check_cell(uint32_t i, int16_t thread, bool write) {
 // ------------------------------------------------------------------------------------------------------- mbarriers
 
 void mbarrier_init(uint32_t at, uint32_t count) {
-  check_shared(at, 8, machine.running->position.thread);
-  for (uint32_t i = at / 2; i < at / 2 + 4; ++i) machine.cells[i].mbarrier = true;
+  check_shared(at, 8, machine->running->position.thread);
+  for (uint32_t i = at / 2; i < at / 2 + 4; ++i) machine->cells[i].mbarrier = true;
   Mbarrier b;
   b.count = b.pending = count;
-  b.stretch = machine.stretch;
-  b.initialiser = static_cast<int16_t>(machine.running->position.thread);
-  machine.mbarriers[at] = b;
+  b.stretch = machine->stretch;
+  b.cluster_stretch = cluster_stretch;
+  b.initialiser = static_cast<int16_t>(machine->running->position.thread);
+  machine->mbarriers[at] = b;
 }
 
 void mbarrier_fence() {
-  for (auto& [at, b] : machine.mbarriers)
-    if (b.initialiser == machine.running->position.thread) b.fenced = true;
+  for (auto& [at, b] : machine->mbarriers)
+    if (b.initialiser == machine->running->position.thread) b.fenced = true;
 }
 
 void mbarrier_arrive(uint32_t at, uint32_t bytes) {
@@ -149,12 +180,23 @@ void mbarrier_arrive(uint32_t at, uint32_t bytes) {
   b.bytes += bytes;
   --b.pending;
   complete(at, b);
-  if ((*machine.random)() & 1) pause();
+  if ((*machine->random)() & 1) pause();
+}
+
+// On that of another block.
+void mbarrier_arrive_at(uint32_t at, uint32_t rank) {
+  if (rank >= cluster.size()) fail("an mbarrier of a block that the cluster does not have");
+  if (&cluster[rank] == machine) return mbarrier_arrive(at, 0);
+  Mbarrier& b = mbarrier_of(cluster[rank], at);
+  if (b.pending == 0) fail("more arrivals at the mbarrier " + at_byte(at) + " of another block than it counts");
+  --b.pending;
+  inside(cluster[rank], [&] { complete(at, b); });
+  if ((*machine->random)() & 1) pause();
 }
 
 void mbarrier_wait(uint32_t at, uint32_t parity) {
-  Thread& self = *machine.running;
-  if ((*machine.random)() & 1) pause();
+  Thread& self = *machine->running;
+  if ((*machine->random)() & 1) pause();
   for (;;) {
     Mbarrier& b = mbarrier(at);
     if ((b.phase & 1) != parity) {
@@ -166,21 +208,35 @@ void mbarrier_wait(uint32_t at, uint32_t parity) {
   }
 }
 
-void proxy_fence() { ++machine.running->proxy_fences; }
+void proxy_fence() { ++machine->running->proxy_fences; }
 
 // ------------------------------------------------------------------------------------------------------ bulk copies
 
-void copy_bulk(uint32_t at, const void* from, uint32_t bytes, uint32_t barrier) {
+namespace {
+
+void copy_bulk_into(Machine& block, uint32_t at, const void* from, uint32_t bytes, uint32_t barrier) {
   if (at % 16 != 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
     fail("a bulk copy whose addresses or size are no multiples of 16");
-  if (at + bytes > machine.shared.size()) fail("a bulk copy beyond the end of shared memory");
-  Transfer& t = begin_transfer(at, barrier);
-  begin_write(at, bytes, barrier);
+  if (at + bytes > block.shared.size()) fail("a bulk copy beyond the end of shared memory");
+  Transfer& t = begin_transfer(block, at, barrier);
+  begin_write(block, at, bytes, barrier);
   for (uint32_t i = 0; i < bytes; i += 16) {
     check_global(static_cast<const char*>(from) + i, 16, false);
     t.places.push_back(at + i);
   }
   t.bytes.assign(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
+}
+
+}  // namespace
+
+void copy_bulk(uint32_t at, const void* from, uint32_t bytes, uint32_t barrier) {
+  copy_bulk_into(*machine, at, from, bytes, barrier);
+}
+
+void copy_bulk(uint32_t at, const void* from, uint32_t bytes, uint32_t barrier, uint16_t blocks) {
+  if (blocks == 0 || blocks >> cluster.size() != 0) fail("a bulk copy to blocks that the cluster does not have");
+  for (size_t rank = 0; rank < cluster.size(); ++rank)
+    if (blocks >> rank & 1) copy_bulk_into(cluster[rank], at, from, bytes, barrier);
 }
 
 void copy_map(uint32_t at, const Map& map, uint32_t barrier, const int32_t (&place)[5], const uint16_t (&offset)[3]) {
@@ -189,9 +245,9 @@ void copy_map(uint32_t at, const Map& map, uint32_t barrier, const int32_t (&pla
   if (row % 16 != 0 || (map.swizzle != 0 && row != map.swizzle)) fail("a tensor copy whose rows its swizzle does not hold");
   uint32_t rows = map.box[1];
   if (!map.im2col) rows *= map.box[2] * map.box[3] * map.box[4];
-  if (at + rows * row > machine.shared.size()) fail("a tensor copy beyond the end of shared memory");
-  Transfer& t = begin_transfer(at, barrier);
-  begin_write(at, rows * row, barrier);
+  if (at + rows * row > machine->shared.size()) fail("a tensor copy beyond the end of shared memory");
+  Transfer& t = begin_transfer(*machine, at, barrier);
+  begin_write(*machine, at, rows * row, barrier);
   t.bytes.assign(rows * row, 0);
   int32_t base[4] = {place[1], place[2], place[3], place[4]};  // W, H, D, N of the pixel, before offsets
   for (uint32_t r = 0; r < rows; ++r) {
@@ -223,16 +279,17 @@ void copy_map(uint32_t at, const Map& map, uint32_t barrier, const int32_t (&pla
 }
 
 void deliver(size_t number) {
-  const Transfer t = std::move(machine.transfers[number]);
-  machine.transfers.erase(machine.transfers.begin() + number);
-  machine.running = &machine.threads[t.thread];
+  const Transfer t = std::move(machine->transfers[number]);
+  machine->transfers.erase(machine->transfers.begin() + number);
+  machine->running = &machine->threads[t.thread];
   for (size_t i = 0; i < t.places.size(); ++i) {
-    std::memcpy(machine.shared.data() + t.places[i], &t.bytes[16 * i], 16);
-    for (uint32_t c = t.places[i] / 2; c < t.places[i] / 2 + 8; ++c) machine.cells[c].arriving = false;
+    std::memcpy(machine->shared.data() + t.places[i], &t.bytes[16 * i], 16);
+    for (uint32_t c = t.places[i] / 2; c < t.places[i] / 2 + 8; ++c) machine->cells[c].arriving = false;
   }
-  Mbarrier& b = machine.mbarriers[t.mbarrier];
+  Mbarrier& b = machine->mbarriers[t.mbarrier];
   b.bytes -= static_cast<int64_t>(t.bytes.size());
-  if (b.bytes < 0) fail("more bytes arrive at the mbarrier " + at_byte(t.mbarrier) + " than it expects");
+  if (b.bytes < 0 && !t.from_another)
+    fail("more bytes arrive at the mbarrier " + at_byte(t.mbarrier) + " than it expects");
   complete(t.mbarrier, b);
 }
 
@@ -278,10 +335,10 @@ void read_operand(const Operand& o, int rows, float (*value)(uint16_t), std::vec
       const uint32_t at = o.transposed ? o.element(inner, outer) : o.element(outer, inner);
       check_shared(at, 16, first);
       for (uint32_t i = at / 2; i < at / 2 + 8; ++i) {
-        Cell& cell = machine.cells[i];
+        Cell& cell = machine->cells[i];
         if (cell.arriving) fail(byte(i) + "is read by a wgmma while an asynchronous copy to it is under way", first);
-        check_proxy(cell, i, "read by a wgmma");
-        if (cell.written == machine.stretch)  // of another warp than most of those that read it
+        check_proxy(*machine, cell, i, "read by a wgmma");
+        if (cell.written == machine->stretch)  // of another warp than most of those that read it
           fail(byte(i) + "was written since the last barrier, and is read by a wgmma", first);
         for (int w = 0; w < GROUP; w += WARP) check_cell(i, static_cast<int16_t>(first + w), false);
         ++cell.locked;
@@ -289,7 +346,7 @@ void read_operand(const Operand& o, int rows, float (*value)(uint16_t), std::vec
       m.chunks.push_back(at);
       for (int e = 0; e < 8; ++e) {
         uint16_t bits;
-        std::memcpy(&bits, machine.shared.data() + at + 2 * e, 2);
+        std::memcpy(&bits, machine->shared.data() + at + 2 * e, 2);
         out[o.transposed ? (inner + e) * 16 + outer : outer * 16 + inner + e] = value(bits);
       }
     }
@@ -320,7 +377,7 @@ void perform(void* const* threads, int first) {
     matrix->accumulators[t] = d;
     Pending& p = pending[d];
     if (p.users == 0) {
-      if (fenced[first + t] <= returned[d])
+      if (fenced[&machine->threads[first + t]] <= returned[d])
         fail("accumulators enter a wgmma with no wgmma.fence since they were registers", first + t);
       p.values.assign(d, d + n / 2);
       std::memset(d, 0xff, n / 2 * sizeof(float));
@@ -336,7 +393,7 @@ void perform(void* const* threads, int first) {
       p.values[i] = one.add ? p.values[i] + sum : sum;
     }
   }
-  for (int w = 0; w < GROUP / WARP; ++w) machine.warps[first / WARP + w].open.push_back(matrix);
+  for (int w = 0; w < GROUP / WARP; ++w) machine->warps[first / WARP + w].open.push_back(matrix);
 }
 
 // One warp has waited for it.
@@ -353,18 +410,18 @@ void finish(Matrix& m, int first_of_warp) {
   }
   if (--m.warps > 0) return;
   for (const uint32_t at : m.chunks)
-    for (uint32_t i = at / 2; i < at / 2 + 8; ++i) --machine.cells[i].locked;
+    for (uint32_t i = at / 2; i < at / 2 + 8; ++i) --machine->cells[i].locked;
 }
 
 }  // namespace
 
-void matrix_fence() { fenced[machine.running->position.thread] = ++now; }
+void matrix_fence() { fenced[machine->running] = ++now; }
 
 void matrix_multiply(const Multiplication& m) {
-  Thread& self = *machine.running;
+  Thread& self = *machine->running;
   const int thread = self.position.thread, first = thread / GROUP * GROUP;
-  if (first + GROUP > machine.count) fail("a wgmma of less than a warpgroup");
-  Warpgroup& group = machine.warpgroups[thread / GROUP];
+  if (first + GROUP > machine->count) fail("a wgmma of less than a warpgroup");
+  Warpgroup& group = machine->warpgroups[thread / GROUP];
   self.operation = "wgmma";
   group.threads[thread - first] = const_cast<Multiplication*>(&m);
   if (++group.arrived < GROUP) {
@@ -374,12 +431,12 @@ void matrix_multiply(const Multiplication& m) {
   group.arrived = 0;
   perform(group.threads, first);
   for (int t = first; t < first + GROUP; ++t)
-    if (&machine.threads[t] != &self) wake(machine.threads[t]);
+    if (&machine->threads[t] != &self) wake(machine->threads[t]);
 }
 
 void matrix_commit() {
   collective("wgmma.commit_group", nullptr, [](void* const*) {
-    Warp& warp = machine.warps[machine.running->position.thread / WARP];
+    Warp& warp = machine->warps[machine->running->position.thread / WARP];
     warp.groups.push_back(std::move(warp.open));
     warp.open.clear();
   });
@@ -387,10 +444,10 @@ void matrix_commit() {
 
 void matrix_wait(int groups) {
   int wanted = groups;
-  if ((*machine.random)() & 1) pause();
+  if ((*machine->random)() & 1) pause();
   collective("wgmma.wait_group", &wanted, [](void* const* lanes) {
-    const int thread = machine.running->position.thread;
-    Warp& warp = machine.warps[thread / WARP];
+    const int thread = machine->running->position.thread;
+    Warp& warp = machine->warps[thread / WARP];
     const size_t keep = *static_cast<int*>(lanes[0]);
     for (; warp.groups.size() > keep; warp.groups.pop_front())
       for (const auto& matrix : warp.groups.front()) finish(*matrix, thread / WARP * WARP);

@@ -39,7 +39,7 @@ struct Fiber {
 };
 #endif
 
-enum class State { ready, barrier, collective, mbarrier, done };
+enum class State { ready, barrier, collective, mbarrier, cluster, done };
 
 struct Copy {
   uint32_t at;
@@ -93,6 +93,7 @@ struct Mbarrier {
   uint32_t count = 0, pending = 0, phase = 0;
   int64_t bytes = 0;        // expected and not there yet
   uint32_t stretch = 0;     // of its initialisation
+  uint32_t cluster_stretch = 0;
   int16_t initialiser = -1;
   bool fenced = false;
 };
@@ -103,8 +104,10 @@ struct Transfer {
   int16_t thread;
   std::vector<uint32_t> places;  // of each 16 bytes
   std::vector<char> bytes;
+  bool from_another;             // block, which does not know what this one's mbarrier expects by now
 };
 
+// One block. Those of a cluster run side by side.
 struct Machine {
   Fiber scheduler;
   std::vector<Thread> threads;
@@ -125,7 +128,9 @@ struct Machine {
   std::string failure;
   const Range* last = nullptr;
 };
-extern Machine machine;
+extern std::vector<Machine> cluster;
+extern Machine* machine;       // the block whose thread runs
+extern uint32_t cluster_stretch;  // between barriers of the cluster
 
 [[noreturn]] void fail(const std::string& what, int thread = -1);
 void give_way(State state);
@@ -134,10 +139,11 @@ void pause();  // another warp may run before this thread goes on
 void check_shared(uint32_t at, size_t bytes, int thread);
 std::string byte(uint32_t cell);
 
-// What hopper.cpp asks to be done at the start of a block, when a thread ends, when a barrier lets all go, and for a
-// bulk copy that the scheduler drew.
+// What hopper.cpp asks to be done at the start of a block, when a thread and when a block ends, when a barrier lets all go,
+// and for a bulk copy that the scheduler drew.
 void begin_asynchronous();
 void end_asynchronous();
+void end_block();
 void share_what_was_seen();
 void deliver(size_t transfer);
 // A thread's load or store of a cell that asynchronous operations use.

@@ -11,9 +11,11 @@
 namespace py = pybind11;
 
 void bind_primitives(py::module_& m);
+void bind_clusters(py::module_& m);
 
 PYBIND11_MODULE(SSCONV_MODULE, m) {
   bind_primitives(m);
+  bind_clusters(m);
   m.def(
       "call",
       [](const std::string& kernel, const std::vector<int64_t>& integers, const std::vector<double>& floats) {
