@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssconv import cuda_hopper
+from ssconv import cuda_halo, cuda_hopper
 from ssconv import cuda_plans as plans
 from ssconv.cuda_plans import Launch, Layout, Noise
 from ssconv.cuda_table import TABLE, Config, Key
@@ -135,6 +135,9 @@ def _product(
                 _run(pack, tensors)
             _run(product, tensors, floats)
 
+    if not key.singly and halo_refusal(x, spec, adjoint, size, columns, groups) is None:
+        launch(cuda_halo.product(described, cuda_halo.layout() == "swizzled", multiprocessors(x.device)))
+        return y, z
     if not key.singly and hopper_refusal(x, spec, adjoint, size, columns, groups) is None:
         launch(cuda_hopper.product(described, multiprocessors(x.device)))
         return y, z
@@ -161,6 +164,20 @@ def hopper_refusal(
 ) -> str | None:
     """Why not sm_90a's product but sm_80's computes a call, or None. x: as it is read; columns: outputs of a branch."""
     return hopper_missing(x.device) or cuda_hopper.refusal(Layout.of(x), spec, adjoint, tuple(size), columns, groups)
+
+
+def halo_refusal(
+    x: Tensor, spec: ConvSpec, adjoint: bool, size: Sequence[int], columns: int, groups: int
+) -> str | None:
+    """Why sm_90a's product with the halo in shared memory does not compute a call, or None; as `hopper_refusal`."""
+    if reason := hopper_missing(x.device):
+        return reason
+    layout = cuda_halo.layout()
+    if layout is None:
+        return f"{cuda_halo.SWITCH}=0"
+    return cuda_halo.refusal(
+        Layout.of(x), spec, adjoint, tuple(size), columns, groups, layout == "swizzled", multiprocessors(x.device)
+    )
 
 
 def convolve(

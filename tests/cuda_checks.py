@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 import emulated
 import gpu_checks
+import halo_checks
 import hopper_checks
 import kernel_checks
 import ssconv
@@ -332,6 +333,7 @@ def hopper_primitives() -> None:
     hopper_checks.bulk_faults(EMULATOR)
     hopper_checks.matrices(EMULATOR)
     hopper_checks.matrix_faults(EMULATOR)
+    halo_checks.shifted_matrices(EMULATOR)
 
 
 def hopper_products() -> None:
@@ -345,12 +347,23 @@ def hopper_quick() -> None:
     hopper_checks.products_quick()
 
 
+def halo_products() -> None:
+    halo_checks.MODULES.append(EMULATOR)
+    halo_checks.refusals()
+    halo_checks.products()
+    halo_checks.products_agree()
+
+
+def halo_quick() -> None:
+    halo_checks.quick()
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     c.__name__: c
     for c in (
         serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters,
         second_derivatives, filters, surroundings, kinks, batches, orders, halves, quick, quick_filters,
-        hopper_primitives, hopper_products, hopper_quick,
+        hopper_primitives, hopper_products, hopper_quick, halo_products, halo_quick,
     )
 }  # fmt: skip
 
