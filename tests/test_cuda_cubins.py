@@ -15,7 +15,7 @@ import pytest
 from benchmarks import cuda_cubins
 from benchmarks.cubins import count_instructions, tool
 from benchmarks.cuda_cubins import Cubin, architectures, cubins, faults, module_path, over_budget, write_budget
-from ssconv import cuda_hopper
+from ssconv import cuda_halo, cuda_hopper
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,12 @@ def test_every_kernel_is_as_it_should_be(architecture, module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count"), [("product_sm90", 2 * sum(map(len, cuda_hopper.COLUMNS.values()))), ("weights_sm90", 4)]
+    ("name", "count"),
+    [
+        ("product_sm90", 2 * sum(map(len, cuda_hopper.COLUMNS.values()))),
+        ("weights_sm90", 4),
+        ("halo_sm90", 2 * sum(map(len, cuda_halo.COLUMNS.values()))),
+    ],
 )
 def test_the_compiler_serialises_no_wgmma_and_spills_nothing(name, count, tmp_path):
     """It says so itself: C7508, C7510 and their like."""
@@ -71,6 +76,8 @@ def test_the_hopper_products_stay_within_a_block():
     for columns in {c for widths in cuda_hopper.COLUMNS.values() for c in widths}:
         shared = cuda_cubins.tensor_product_shared(columns)
         assert 100 * 1024 < shared <= 227 * 1024
+    for columns in {c for widths in cuda_halo.COLUMNS.values() for c in widths}:
+        assert 200 * 1024 < cuda_halo.shared_bytes(columns) <= 227 * 1024
 
 
 CODE = Counter(
@@ -93,6 +100,24 @@ GOOD = {
                 "HGMMA.64x128x16.F32.BF16": 8,
                 "WARPGROUP.DEPBAR.LE": 3,
                 "UTMALDG.5D.IM2COL": 1,
+                "UBLKCP": 1,
+                "SYNCS.PHASECHK.TRANS64.TRYWAIT": 4,
+                "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
+                "STG.E.128": 16,
+            }
+        ),
+    ),
+    "HaloProduct<Bf16, 2, 64>": Cubin(
+        90,
+        "HaloProduct<Bf16, 2, 64>",
+        168,
+        0,
+        231552,
+        Counter(
+            {
+                "HGMMA.64x64x16.F32.BF16": 8,
+                "WARPGROUP.DEPBAR.LE": 4,
+                "UTMALDG.5D": 1,
                 "UBLKCP": 1,
                 "SYNCS.PHASECHK.TRANS64.TRYWAIT": 4,
                 "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
@@ -131,7 +156,7 @@ def without(cubin: Cubin, start: str) -> Cubin:
 
 
 PRODUCT, BACKWARD = GOOD["Product<Bf16, 2, 128, false>"], GOOD["FinishBackward<f16, 2>"]
-TENSOR = GOOD["TensorProduct<Bf16, 2, 128>"]
+TENSOR, HALO = GOOD["TensorProduct<Bf16, 2, 128>"], GOOD["HaloProduct<Bf16, 2, 64>"]
 BAD = {
     "stack": (dataclasses.replace(PRODUCT, stack=8), "8 bytes of stack"),
     "local memory": (
@@ -148,6 +173,10 @@ BAD = {
     "serialised": (
         dataclasses.replace(TENSOR, instructions=TENSOR.instructions + Counter({"WARPGROUP.DEPBAR.LE": 9})),
         "serialised",
+    ),
+    "no tile": (without(HALO, "UTMALDG"), "UTMALDG.5D"),
+    "serialised with the halo": (
+        dataclasses.replace(HALO, instructions=HALO.instructions + Counter({"WARPGROUP.DEPBAR.LE": 1})), "serialised"
     ),
     "too many registers for three warpgroups": (dataclasses.replace(TENSOR, registers=176), "176 registers"),
     "narrow loads": (without(BACKWARD, "LDG"), "LDG.E.128"),

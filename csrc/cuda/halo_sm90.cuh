@@ -173,7 +173,7 @@ struct HaloProduct {
   }
 
   SSCONV_DEVICE static void consume(const Params& p) {
-    const int first_matrix = thread_index() / 128 * MI;
+    const int first_matrix = uniform(thread_index() / 128) * MI;
     const uint64_t columns = matrix(shared_address(0), 128, 0, 1024);
     Weights weights;
     Inputs inputs;
@@ -194,11 +194,12 @@ struct HaloProduct {
           for (int slice = 0; slice < b.slices; ++slice) {  // 16 of K: a chunk's last stage may have fewer than four
             const int within = slice % SLICES;
             if (within == 0) weights.wait_full();
-            const uint64_t begin = pixels + b.slice[slice], own = further(columns, weights.at() + 32 * within);
+            const uint64_t begin = chunks_further(pixels, b.slice[slice]);
+            const uint64_t own = chunks_further(columns, weights.at() / 16 + 2 * within);
             matrix_fence();
 #pragma unroll
             for (int m = 0; m < MI; ++m)
-              matrix_multiply<T, BN>(sums[m], begin + places[m], own, chunk > 0 || slice > 0);
+              matrix_multiply<T, BN>(sums[m], chunks_further(begin, places[m]), own, chunk > 0 || slice > 0);
             matrix_commit();
             matrix_wait<1>();  // only now have all ended that read the stage and the buffer before
             if (within == 0) {
