@@ -328,6 +328,17 @@ def quick_filters() -> None:
     check(dataclasses.replace(UPFIRDN_CASES["up-2"], size=(9, 8, 17), channels=9), torch.bfloat16)
 
 
+def halo_products() -> None:
+    halo_checks.MODULES.append(EMULATOR)
+    halo_checks.refusals()
+    halo_checks.products()
+    halo_checks.products_agree()
+
+
+def halo_quick() -> None:
+    halo_checks.quick()
+
+
 def hopper_primitives() -> None:
     hopper_checks.bulk_copies(EMULATOR)
     hopper_checks.bulk_faults(EMULATOR)
@@ -347,23 +358,13 @@ def hopper_quick() -> None:
     hopper_checks.products_quick()
 
 
-def halo_products() -> None:
-    halo_checks.MODULES.append(EMULATOR)
-    halo_checks.refusals()
-    halo_checks.products()
-    halo_checks.products_agree()
-
-
-def halo_quick() -> None:
-    halo_checks.quick()
-
-
 CHECKS: dict[str, Callable[[], None]] = {
     c.__name__: c
     for c in (
-        serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters,
+        serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters, halo_products,
+        halo_quick,
         second_derivatives, filters, surroundings, kinks, batches, orders, halves, quick, quick_filters,
-        hopper_primitives, hopper_products, hopper_quick, halo_products, halo_quick,
+        hopper_primitives, hopper_products, hopper_quick,
     )
 }  # fmt: skip
 

@@ -48,12 +48,12 @@ class Fault:
     check: str = "quick"
 
 
-def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
-    return Fault(what, file, old, new, units, "hopper_quick")
-
-
 def _halo(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HALO) -> Fault:
     return Fault(what, file, old, new, units, "halo_quick")
+
+
+def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+    return Fault(what, file, old, new, units, "hopper_quick")
 
 
 FAULTS = [
@@ -138,56 +138,6 @@ FAULTS = [
     Fault("a result over what is still read", "filter.cuh", "(in > out ? in : out)", "in", MEMORY, "quick_filters"),
     Fault("taps not flipped", "filter.cuh", "p.length[i] - 1 - t)", "t)", MEMORY, "quick_filters"),
     Fault("zeros between samples forgotten", "filter.cuh", "t += p.up[i], at", "t += 1, at", MEMORY, "quick_filters"),
-    # sm_90a's products: the ring
-    _hopper("no wait for a full stage", "product_sm90.cuh", "          ring.wait_full();\n", ""),
-    _hopper("no wait for a free stage", "product_sm90.cuh", "          ring.wait_free();\n", ""),
-    _hopper("a phase bit that stays", "ring.cuh", "    parity ^= 1;\n", ""),
-    _hopper("fewer bytes expected than come", "product_sm90.cuh", "mbarrier_expect(full, STAGE);",
-            "mbarrier_expect(full, A_BYTES);"),
-    _hopper("a stage freed before its wgmmas are done", "product_sm90.cuh",
-            "          Ring::release(reading);\n          reading = ring.stage;\n",
-            "          reading = ring.stage;\n          Ring::release(reading);\n"),
-    _hopper("a stage freed by one warpgroup of two", "ring.cuh", "mbarrier_init(FREE + 8 * i, 4 * CONSUMERS);",
-            "mbarrier_init(FREE + 8 * i, 4);"),
-    _hopper("no fence after the mbarriers' initialisation", "ring.cuh", "      mbarrier_fence();\n", ""),
-    _hopper("no barrier after the mbarriers' initialisation", "ring.cuh", "    sync_threads();\n", ""),
-    # what its bulk copies bring
-    _hopper("corners in the order of the tensor", "product_sm90.cu", "window(box, i, b.lower[i]",
-            "window(box, 2 - i, b.lower[i]"),
-    _hopper("steps of one", "product_sm90.cu", "b.lower[i], p.geometry.stride[i],", "b.lower[i], 1,"),
-    _hopper("a map of all branches' channels", "product_sm90.cu", "  box.channels = p.box_channels;",
-            "  box.channels_there *= p.branches - b.number;\n  box.channels = p.box_channels;"),
-    _hopper("taps beyond the last", "product_sm90.cuh", "const bool real = tap[0] < b.extent[0];",
-            "const bool real = true;"),
-    _hopper("taps in the forward's order", "product_sm90.cuh", "p.geometry.adjoint ? b.extent[i] - 1 - tap[i] : tap[i]",
-            "tap[i]"),
-    # what it multiplies
-    _hopper("a swizzle that is not the copy's", "product_sm90.cuh",
-            "group * ROWS * span), span, 0, 8 * span)", "group * ROWS * span), 128, 0, 8 * span)"),
-    _hopper("no wgmma fence", "product_sm90.cuh", "          matrix_fence();\n", ""),
-    _hopper("no commit", "product_sm90.cuh", "          matrix_commit();\n", ""),
-    _hopper("no wait before the sums are read", "product_sm90.cuh", "      matrix_wait<0>();\n", ""),
-    _hopper("sums of the tile before", "product_sm90.cuh", "step > 0 || k > 0", "true"),
-    # what it stores, and the weights as it reads them
-    _hopper("its branches in the wrong order", "product_sm90.cuh", "finished[i % S][g]", "finished[S - 1 - i % S][g]"),
-    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (output >= p.outputs) continue;", ""),
-    _hopper("the first sample's noise for all", "product_sm90.cuh", "voxel = divide_off(p.voxels, n);",
-            "voxel = output;"),
-    _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", MEMORY),
-    _hopper("a tap's weights padded otherwise than its inputs", "cuda_hopper.py", '"packed", channels, padded, columns',
-          '"packed", channels, there, columns', ()),
-    # sm_90a's weight gradient
-    _hopper("windows of sm_90a's weight gradient without stride", "weights_sm90.cuh",
-            "at[1 + i] * p.geometry.stride[i] + b.lower[i]", "at[1 + i] + b.lower[i]", HOPPER_WEIGHTS),
-    _hopper("K along the rows", "weights_sm90.cuh", "matrix_multiply<T, BN, true, true>",
-            "matrix_multiply<T, BN, true, false>", HOPPER_WEIGHTS),
-    _hopper("the next channels too near", "weights_sm90.cuh", "high_span, BK * high_span, 8 * high_span)",
-            "high_span, 8 * high_span, 8 * high_span)", HOPPER_WEIGHTS),
-    _hopper("all splits of sm_90a to one place", "weights_sm90.cuh", "(block_y() * tiles + number)", "(number)",
-            HOPPER_WEIGHTS),
-    _hopper("a stage of the weight gradient freed too early", "weights_sm90.cuh",
-            "      Ring::release(reading);\n      reading = ring.stage;\n",
-            "      reading = ring.stage;\n      Ring::release(reading);\n", HOPPER_WEIGHTS),
     # sm_90a's product with the halo in shared memory: its rings
     _halo("no wait for a full buffer", "halo_sm90.cuh", "          inputs.wait_full();\n", ""),
     _halo("no wait for a full stage of weights", "halo_sm90.cuh",
@@ -245,6 +195,56 @@ FAULTS = [
     _halo("weights of the first chunk for all", "pack.cuh", "step / chunk_steps * chunk_channels + ", "", MEMORY),
     _halo("chunks not in whole stages", "cuda_halo.py", "total += blocks * chunks * steps * own",
           "total += blocks * steps * own", ()),
+    # sm_90a's products: the ring
+    _hopper("no wait for a full stage", "product_sm90.cuh", "          ring.wait_full();\n", ""),
+    _hopper("no wait for a free stage", "product_sm90.cuh", "          ring.wait_free();\n", ""),
+    _hopper("a phase bit that stays", "ring.cuh", "    parity ^= 1;\n", ""),
+    _hopper("fewer bytes expected than come", "product_sm90.cuh", "mbarrier_expect(full, STAGE);",
+            "mbarrier_expect(full, A_BYTES);"),
+    _hopper("a stage freed before its wgmmas are done", "product_sm90.cuh",
+            "          Ring::release(reading);\n          reading = ring.stage;\n",
+            "          reading = ring.stage;\n          Ring::release(reading);\n"),
+    _hopper("a stage freed by one warpgroup of two", "ring.cuh", "mbarrier_init(FREE + 8 * i, 4 * CONSUMERS);",
+            "mbarrier_init(FREE + 8 * i, 4);"),
+    _hopper("no fence after the mbarriers' initialisation", "ring.cuh", "      mbarrier_fence();\n", ""),
+    _hopper("no barrier after the mbarriers' initialisation", "ring.cuh", "    sync_threads();\n", ""),
+    # what its bulk copies bring
+    _hopper("corners in the order of the tensor", "product_sm90.cu", "window(box, i, b.lower[i]",
+            "window(box, 2 - i, b.lower[i]"),
+    _hopper("steps of one", "product_sm90.cu", "b.lower[i], p.geometry.stride[i],", "b.lower[i], 1,"),
+    _hopper("a map of all branches' channels", "product_sm90.cu", "  box.channels = p.box_channels;",
+            "  box.channels_there *= p.branches - b.number;\n  box.channels = p.box_channels;"),
+    _hopper("taps beyond the last", "product_sm90.cuh", "const bool real = tap[0] < b.extent[0];",
+            "const bool real = true;"),
+    _hopper("taps in the forward's order", "product_sm90.cuh", "p.geometry.adjoint ? b.extent[i] - 1 - tap[i] : tap[i]",
+            "tap[i]"),
+    # what it multiplies
+    _hopper("a swizzle that is not the copy's", "product_sm90.cuh",
+            "group * ROWS * span), span, 0, 8 * span)", "group * ROWS * span), 128, 0, 8 * span)"),
+    _hopper("no wgmma fence", "product_sm90.cuh", "          matrix_fence();\n", ""),
+    _hopper("no commit", "product_sm90.cuh", "          matrix_commit();\n", ""),
+    _hopper("no wait before the sums are read", "product_sm90.cuh", "      matrix_wait<0>();\n", ""),
+    _hopper("sums of the tile before", "product_sm90.cuh", "step > 0 || k > 0", "true"),
+    # what it stores, and the weights as it reads them
+    _hopper("its branches in the wrong order", "product_sm90.cuh", "finished[i % S][g]", "finished[S - 1 - i % S][g]"),
+    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (output >= p.outputs) continue;", ""),
+    _hopper("the first sample's noise for all", "product_sm90.cuh", "voxel = divide_off(p.voxels, n);",
+            "voxel = output;"),
+    _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", MEMORY),
+    _hopper("a tap's weights padded otherwise than its inputs", "cuda_hopper.py", '"packed", channels, padded, columns',
+          '"packed", channels, there, columns', ()),
+    # sm_90a's weight gradient
+    _hopper("windows of sm_90a's weight gradient without stride", "weights_sm90.cuh",
+            "at[1 + i] * p.geometry.stride[i] + b.lower[i]", "at[1 + i] + b.lower[i]", HOPPER_WEIGHTS),
+    _hopper("K along the rows", "weights_sm90.cuh", "matrix_multiply<T, BN, true, true>",
+            "matrix_multiply<T, BN, true, false>", HOPPER_WEIGHTS),
+    _hopper("the next channels too near", "weights_sm90.cuh", "high_span, BK * high_span, 8 * high_span)",
+            "high_span, 8 * high_span, 8 * high_span)", HOPPER_WEIGHTS),
+    _hopper("all splits of sm_90a to one place", "weights_sm90.cuh", "(block_y() * tiles + number)", "(number)",
+            HOPPER_WEIGHTS),
+    _hopper("a stage of the weight gradient freed too early", "weights_sm90.cuh",
+            "      Ring::release(reading);\n      reading = ring.stage;\n",
+            "      reading = ring.stage;\n      Ring::release(reading);\n", HOPPER_WEIGHTS),
     # the calls
     Fault("weights' strides not swapped", "cuda_plans.py", "if swap else stride", "if False else stride", ()),
     Fault("a filter's tile without its halo", "cuda_plans.py", "((t - 1) * s + n - 1) // u + 1",
