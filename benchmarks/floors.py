@@ -10,11 +10,13 @@ import math
 from benchmarks.cases import KERNELS, Layer
 from benchmarks.gpu_cases import GPU_LAYERS, PASSES, work
 from ssconv import cuda_hopper
-from ssconv.cuda_clocks import CLOCK, MULTIPROCESSORS, step_clocks
 
 # Dense bf16 products per second and bytes per second, from NVIDIA's data sheets of the SXM cards.
 PEAKS = {"H100": (989.4e12, 3.35e12), "H200": (989.4e12, 4.8e12)}
 ITEM_SIZE = 2
+# For the expectation: multiprocessors, clock under load, multiply-adds and bytes of shared memory of a multiprocessor
+# and clock, and bytes per second from the L2 cache to all of them [estimates but for the first].
+MULTIPROCESSORS, CLOCK, MULTIPLY_ADDS, SHARED, L2 = 132, 1.755e9, 2048, 128, 5.5e12
 
 
 def plain_layers() -> list[Layer]:
@@ -40,6 +42,15 @@ def floors() -> str:
                 f"{' | '.join(cells)} |"
             )
     return "\n".join(rows)
+
+
+def step_clocks(own: int) -> tuple[float, float, float]:
+    """Clocks of a stage of a product's ring by what may limit it: tensor cores, shared memory, the L2 cache."""
+    outputs = cuda_hopper.OUTPUTS
+    tensor = outputs * own * cuda_hopper.STEP / MULTIPLY_ADDS
+    read = outputs / 64 * cuda_hopper.STEP / 16 * (64 + own) * 16 * ITEM_SIZE  # by the warpgroups' wgmmas
+    brought = (outputs + own) * cuda_hopper.STEP * ITEM_SIZE
+    return tensor, read / SHARED, brought / (L2 / MULTIPROCESSORS / CLOCK)
 
 
 def expected_forward(layer: Layer, kernels: str) -> tuple[tuple[float, float, float], float]:

@@ -34,6 +34,14 @@ _PLAIN = (
 # Without scales first: what the time does not reach is then the variant, not the layer.
 GPU_LAYERS: tuple[Layer, ...] = (*_PLAIN, *(dataclasses.replace(layer, scaled=True) for layer in _PLAIN))
 
+# The cuda backend's other ways to compute a 16-bit layer on cards of 9.0, and the environment that chooses each. The
+# first two are told from it by stride 1 alone, which the product with the halo in shared memory serves.
+VARIANTS = {
+    "halo swizzled": {"SSCONV_HALO": "swizzled"},
+    "im2col": {"SSCONV_HALO": "0"},
+    "sm_80": {"SSCONV_HOPPER": "0"},
+}
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 PASSES = ("forward", "input gradient", "weight gradient", "full step", "double backward")
 
@@ -129,7 +137,7 @@ def gpu_contenders(
     """Everything that computes the layer: PyTorch's own ways, and ssconv with each of `backends`.
 
     compiled: with the grouped convolution under torch.compile, whose first call takes seconds. Where the cuda backend
-    has products of sm_90a, its products of sm_80 are contenders of their own.
+    has products of sm_90a, its `VARIANTS` are contenders of their own.
     """
     place = {"dtype": dtype, "device": device}
     hopper = "cuda" in backends and dtype.itemsize == 2 and hopper_state(device) == "available"
@@ -139,7 +147,12 @@ def gpu_contenders(
         *(_torch_conv(layer, "grouped", name, **place) for name in LAYOUTS),
         *([_torch_conv(layer, "grouped", "channels_last", compiled=True, **place)] if compiled else []),
         *(_ssconv(layer, kernels, backend, **place) for backend in backends for kernels in KERNELS),
-        *(_ssconv(layer, kernels, "cuda", only_sm80=True, **place) for kernels in KERNELS if hopper),
+        *(
+            _ssconv(layer, kernels, "cuda", variant, **place)
+            for variant in VARIANTS
+            if hopper and (variant == "sm_80" or layer.stride == 1)
+            for kernels in KERNELS
+        ),
     ]
 
 
@@ -226,7 +239,7 @@ def _modulated(layer: Layer, *, dtype: torch.dtype, device: str) -> Contender:
 
 
 def _ssconv(
-    layer: Layer, kernels: str, backend: str, *, dtype: torch.dtype, device: str, only_sm80: bool = False
+    layer: Layer, kernels: str, backend: str, variant: str = "", *, dtype: torch.dtype, device: str
 ) -> Contender:
     torch.manual_seed(1)
     conv = ssconv.SplitShuffleConv3d(layer.channels, layer.out, KERNELS[kernels]).to(device=device, dtype=dtype)
@@ -240,6 +253,6 @@ def _ssconv(
         )  # fmt: skip
 
     return Contender(
-        kernels, f"ssconv {backend}{', sm_80' if only_sm80 else ''}", forward, (*weights, bias), shuffled,
-        torch.channels_last_3d, scales=scales, environment={"SSCONV_HOPPER": "0"} if only_sm80 else {},
+        kernels, f"ssconv {backend}{f', {variant}' if variant else ''}", forward, (*weights, bias), shuffled,
+        torch.channels_last_3d, scales=scales, environment=VARIANTS.get(variant, {}),
     )  # fmt: skip

@@ -71,7 +71,7 @@ def halo(layout: str = "plain", least: int = 8, fixed: bool = False) -> Iterator
     used: list[tuple[Any, ...]] = []
     run, before, smallest = cuda_backend._run, cuda_backend.architecture, (cuda_halo.LEAST, cuda_hopper.LEAST)
     multiprocessors, tiling, quicker = cuda_backend.multiprocessors, cuda_halo.tiling, cuda_halo.quicker
-    turn = [0]
+    turn, outside = [0], os.environ.get(cuda_halo.SWITCH)
 
     def noted(launch: Launch, *rest: Any) -> None:
         if launch.kernel == "halo_sm90":
@@ -98,7 +98,9 @@ def halo(layout: str = "plain", least: int = 8, fixed: bool = False) -> Iterator
         cuda_backend._run, cuda_backend.architecture = run, before
         cuda_halo.LEAST, cuda_hopper.LEAST = smallest
         cuda_backend.multiprocessors, cuda_halo.tiling, cuda_halo.quicker = multiprocessors, tiling, quicker
-        del os.environ[cuda_halo.SWITCH]
+        os.environ.pop(cuda_halo.SWITCH)
+        if outside is not None:
+            os.environ[cuda_halo.SWITCH] = outside
         forget()
 
 

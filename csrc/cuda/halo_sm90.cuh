@@ -123,7 +123,7 @@ struct HaloProduct {
   // Finishes branch s of the tile; the last one's outputs are stored with those of the branches before.
   SSCONV_DEVICE static void finish(const Params& p, uint32_t number, int s, const Sums& sums, Finished& finished) {
     const Tile tile(p, number);
-    const int warp = thread_index() / 32, lane = thread_index() % 32;
+    const int warp = uniform(thread_index() / 32), lane = thread_index() % 32;
     const int channels = p.branches * p.out_channels;
     const int in_branches = p.part[tile.first_branch + s].number * p.out_channels;  // the branch's first channel there
 #pragma unroll
@@ -172,9 +172,49 @@ struct HaloProduct {
     }
   }
 
-  SSCONV_DEVICE static void consume(const Params& p) {
-    const int first_matrix = uniform(thread_index() / 128) * MI;
+  // A branch's sums, G slices of K at a time: as many as a tap has, so that no chunk ends within them.
+  template <int G>
+  SSCONV_DEVICE static void multiply(const Params& p, const Params::Part& b, Sums& sums, Weights& weights, Inputs& inputs) {
     const uint64_t columns = matrix(shared_address(0), 128, 0, 1024);
+    const uint16_t* const places = b.matrix + uniform(thread_index() / 128) * MI;
+    int reading = -1, before = -1;  // the stage of the slices before, the buffer of the chunk before
+#pragma unroll 1
+    for (int chunk = 0; chunk < p.chunks; ++chunk) {
+      inputs.wait_full();
+      const uint64_t pixels = matrix(shared_address(inputs.at()), p.span, b.leading, b.stride);
+#pragma unroll 1
+      for (int slice = 0; slice < b.slices; slice += G) {
+        const int within = slice % SLICES;  // of the stage; a chunk's last may have fewer
+        if (within == 0) weights.wait_full();
+        matrix_fence();
+#pragma unroll
+        for (int k = 0; k < G; ++k) {
+          const uint64_t begin = chunks_further(pixels, b.slice[slice + k]);
+          const uint64_t own = chunks_further(columns, weights.at() / 16 + 2 * (within + k));
+#pragma unroll
+          for (int m = 0; m < MI; ++m)
+            matrix_multiply<T, BN>(sums[m], chunks_further(begin, places[m]), own, chunk > 0 || slice > 0 || k > 0);
+        }
+        matrix_commit();
+        matrix_wait<1>();  // only now have all ended that read the stage and the buffer before
+        if (within == 0) {
+          Weights::release(reading);
+          reading = weights.stage;
+        }
+        if (slice == 0) {
+          Inputs::release(before);
+          before = inputs.stage;
+        }
+        if (within == SLICES - G || slice == b.slices - G) weights.next();
+      }
+      inputs.next();
+    }
+    matrix_wait<0>();
+    Weights::release(reading);
+    Inputs::release(before);
+  }
+
+  SSCONV_DEVICE static void consume(const Params& p) {
     Weights weights;
     Inputs inputs;
     for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
@@ -184,39 +224,13 @@ struct HaloProduct {
 #pragma unroll
       for (int s = 0; s < S; ++s) {
         const Params::Part& b = p.part[first_branch + s];
-        const uint16_t* const places = b.matrix + first_matrix;
-        int reading = -1, before = -1;  // the stage of the slice before, the buffer of the chunk before
-#pragma unroll 1
-        for (int chunk = 0; chunk < p.chunks; ++chunk) {
-          inputs.wait_full();
-          const uint64_t pixels = matrix(shared_address(inputs.at()), p.span, b.leading, b.stride);
-#pragma unroll 1
-          for (int slice = 0; slice < b.slices; ++slice) {  // 16 of K: a chunk's last stage may have fewer than four
-            const int within = slice % SLICES;
-            if (within == 0) weights.wait_full();
-            const uint64_t begin = chunks_further(pixels, b.slice[slice]);
-            const uint64_t own = chunks_further(columns, weights.at() / 16 + 2 * within);
-            matrix_fence();
-#pragma unroll
-            for (int m = 0; m < MI; ++m)
-              matrix_multiply<T, BN>(sums[m], chunks_further(begin, places[m]), own, chunk > 0 || slice > 0);
-            matrix_commit();
-            matrix_wait<1>();  // only now have all ended that read the stage and the buffer before
-            if (within == 0) {
-              Weights::release(reading);
-              reading = weights.stage;
-            }
-            if (slice == 0) {
-              Inputs::release(before);
-              before = inputs.stage;
-            }
-            if (within == SLICES - 1 || slice == b.slices - 1) weights.next();
-          }
-          inputs.next();
+        if (p.chunk == 64) {
+          multiply<4>(p, b, sums, weights, inputs);
+        } else if (p.chunk == 32) {
+          multiply<2>(p, b, sums, weights, inputs);
+        } else {
+          multiply<1>(p, b, sums, weights, inputs);
         }
-        matrix_wait<0>();
-        Weights::release(reading);
-        Inputs::release(before);
         finish(p, number, s, sums, finished);
       }
     }
