@@ -56,17 +56,17 @@ def matrices(together: int, own: int) -> int:
 
 def stages(own: int) -> int:
     """Of the ring of weights."""
-    return {128: 4, 64: 6, 32: 8}[own]
+    return {128: 4, 64: 12, 32: 16}[own]
 
 
 def buffer_bytes(own: int) -> int:
     """Of one of the two buffers of inputs: what the weights leave."""
-    return (226 * 1024 - stages(own) * own * 128) // 2 // 1024 * 1024
+    return (225 * 1024 - stages(own) * own * 128) // 2 // 1024 * 1024
 
 
 def shared_bytes(own: int) -> int:
     """Of a block, with its mbarriers."""
-    return stages(own) * (own * 128 + 16) + 2 * (buffer_bytes(own) + 16)
+    return stages(own) * (own * 128 + 16) + 2 * (buffer_bytes(own) + 16) + 8
 
 
 def _input_bytes(kernel: Triple, tile: Triple, chunk: int, swizzled: bool) -> int:

@@ -158,6 +158,10 @@ FAULTS = [
           "          reading = weights.stage;\n          Weights::release(reading);\n"),
     _halo("a branch's last buffer never freed", "halo_sm90.cuh", "    Inputs::release(before);\n  }",
           "  }"),
+    _halo("a lead that the second warpgroup waits for in vain", "halo_sm90.cuh", "mbarrier_init(LEAD, 4);",
+          "mbarrier_init(LEAD, 8);"),
+    _halo("a lead of more than the first chunk", "halo_sm90.cuh",
+          "      if (lead > 0) give_lead();\n      lead = 0;\n", ""),
     _halo("both rings' mbarriers in one place", "halo_sm90.cuh", "STAGES * STAGE, Weights::SHARED>",
           "STAGES * STAGE, MBARRIERS>"),
     # what it brings, and where a tap begins in it

@@ -41,13 +41,13 @@ struct HaloProduct {
   static constexpr int BK = 64, SLICES = BK / 16;
   static constexpr int RUN = 8 / S;
   static constexpr int GROUPS = BN / (4 * RUN);          // of columns, 4 RUN each
-  static constexpr int STAGE = BN * BK * 2, STAGES = BN == 128 ? 4 : BN == 64 ? 6 : 8;  // of weights
-  static constexpr int BUFFER = ((227 - 1) * 1024 - STAGES * STAGE) / 2 / 1024 * 1024;  // of inputs, one of two
+  static constexpr int STAGE = BN * BK * 2, STAGES = BN == 128 ? 4 : BN == 64 ? 12 : 16;  // of weights
+  static constexpr int BUFFER = (225 * 1024 - STAGES * STAGE) / 2 / 1024 * 1024;  // of inputs, one of two
   static constexpr int MBARRIERS = STAGES * STAGE + 2 * BUFFER;
   using Weights = Ring<STAGES, STAGE, CONSUMERS, 0, MBARRIERS>;
   using Inputs = Ring<2, BUFFER, CONSUMERS, STAGES * STAGE, Weights::SHARED>;
-  static constexpr int SHARED = Inputs::SHARED;
-  static_assert(GROUPS >= 1 && SHARED <= 227 * 1024 && MI * CONSUMERS <= MATRICES, "whole runs, and room");
+  static constexpr int LEAD = Inputs::SHARED, SHARED = LEAD + 8;  // an mbarrier
+  static_assert(GROUPS >= 1 && SHARED <= 226 * 1024 && MI * CONSUMERS <= MATRICES, "whole runs, and room");
 
 #if !defined(__CUDACC__)
   static const char* name() {
@@ -172,9 +172,16 @@ struct HaloProduct {
     }
   }
 
-  // A branch's sums, G slices of K at a time: as many as a tap has, so that no chunk ends within them.
+  // The second warpgroup may begin.
+  SSCONV_DEVICE static void give_lead() {
+    if (thread_index() % 32 == 0) mbarrier_arrive(LEAD);
+  }
+
+  // A branch's sums, G slices of K at a time: as many as a tap has, so that no chunk ends within them. lead: stages to go
+  // before the second warpgroup may begin; in the first chunk, since the third's buffer waits for both.
   template <int G>
-  SSCONV_DEVICE static void multiply(const Params& p, const Params::Part& b, Sums& sums, Weights& weights, Inputs& inputs) {
+  SSCONV_DEVICE static void multiply(const Params& p, const Params::Part& b, Sums& sums, Weights& weights, Inputs& inputs,
+                                     int lead) {
     const uint64_t columns = matrix(shared_address(0), 128, 0, 1024);
     const uint16_t* const places = b.matrix + uniform(thread_index() / 128) * MI;
     int reading = -1, before = -1;  // the stage of the slices before, the buffer of the chunk before
@@ -200,6 +207,7 @@ struct HaloProduct {
         if (within == 0) {
           Weights::release(reading);
           reading = weights.stage;
+          if (lead > 0 && --lead == 0) give_lead();
         }
         if (slice == 0) {
           Inputs::release(before);
@@ -208,6 +216,8 @@ struct HaloProduct {
         if (within == SLICES - G || slice == b.slices - G) weights.next();
       }
       inputs.next();
+      if (lead > 0) give_lead();
+      lead = 0;
     }
     matrix_wait<0>();
     Weights::release(reading);
@@ -217,6 +227,9 @@ struct HaloProduct {
   SSCONV_DEVICE static void consume(const Params& p) {
     Weights weights;
     Inputs inputs;
+    // Ahead of the second from the start, the first warpgroup stays so: while one finishes a tile, the other multiplies.
+    const bool ahead = uniform(thread_index() / 128) == 0;
+    if (!ahead) mbarrier_wait(LEAD, 0);
     for (uint32_t number = block_x(); number < p.work; number += blocks_x()) {
       const int first_branch = Tile(p, number).first_branch;
       Sums sums;
@@ -224,12 +237,13 @@ struct HaloProduct {
 #pragma unroll
       for (int s = 0; s < S; ++s) {
         const Params::Part& b = p.part[first_branch + s];
+        const int lead = s == 0 && ahead && number == block_x() ? STAGES - 1 : 0;
         if (p.chunk == 64) {
-          multiply<4>(p, b, sums, weights, inputs);
+          multiply<4>(p, b, sums, weights, inputs, lead);
         } else if (p.chunk == 32) {
-          multiply<2>(p, b, sums, weights, inputs);
+          multiply<2>(p, b, sums, weights, inputs, lead);
         } else {
-          multiply<1>(p, b, sums, weights, inputs);
+          multiply<1>(p, b, sums, weights, inputs, lead);
         }
         finish(p, number, s, sums, finished);
       }
@@ -237,6 +251,7 @@ struct HaloProduct {
   }
 
   SSCONV_DEVICE static void run(const Params& p) {
+    if (thread_index() == 0) mbarrier_init(LEAD, 4);
     Weights::begin();
     Inputs::begin();
     if (thread_index() >= 128 * CONSUMERS) {
