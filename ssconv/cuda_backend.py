@@ -3,7 +3,7 @@
 The same functions as `reference` has, for float32, bfloat16 and float16 on NVIDIA GPUs from compute capability 8.0 on.
 float32 products use TF32 where PyTorch's own convolutions may (`torch.backends.cudnn.conv.fp32_precision`, or
 `torch.backends.cudnn.allow_tf32`), else exact float32. 16-bit products on cards of 9.0 have kernels of their own
-(`cuda_hopper`; SSCONV_HOPPER=0 in the environment turns them off).
+(`cuda_halo`, `cuda_hopper`; SSCONV_HOPPER=0 in the environment turns them off).
 
 Nothing here waits for the GPU, and a CUDA graph can capture every call. The kernels know nothing of torch: a call is a
 list of numbers, `_C.cuda_call`, which `cuda_plans` works out once per kind of call.
