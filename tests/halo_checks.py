@@ -76,7 +76,7 @@ def halo(layout: str = "plain", least: int = 8, fixed: bool = False) -> Iterator
     def noted(launch: Launch, *rest: Any) -> None:
         if launch.kernel == "halo_sm90":
             n = launch.numbers
-            used.append((n[1], *n[5:7], n[24], n[25], n[40:43]))
+            used.append((n[1], *n[5:7], n[24], n[25], n[41:44]))
             turn[0] += 1
         run(launch, *rest)
 

@@ -18,9 +18,10 @@ def test_the_notes_have_the_table_that_the_program_prints():
     assert halo_floors.expectations() in NOTES.read_text()
 
 
-@pytest.mark.parametrize("own", [32, 64, 128])
-def test_both_tables_reckon_alike(own):
-    assert floors.step_clocks(own) == pytest.approx(cuda_clocks.step_clocks(own))
+def test_both_tables_reckon_with_the_same_card():
+    for name in ("CLOCK", "MULTIPROCESSORS", "MULTIPLY_ADDS", "SHARED"):
+        assert getattr(floors, name) == getattr(cuda_clocks, name)
+    assert floors.L2 / floors.MULTIPROCESSORS / floors.CLOCK == pytest.approx(cuda_clocks.L2)
 
 
 @pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
