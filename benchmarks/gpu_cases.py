@@ -34,14 +34,6 @@ _PLAIN = (
 # Without scales first: what the time does not reach is then the variant, not the layer.
 GPU_LAYERS: tuple[Layer, ...] = (*_PLAIN, *(dataclasses.replace(layer, scaled=True) for layer in _PLAIN))
 
-# The cuda backend's other ways to compute a 16-bit layer on cards of 9.0, and the environment that chooses each. The
-# first two are told from it by stride 1 alone, which the product with the halo in shared memory serves.
-VARIANTS = {
-    "halo swizzled": {"SSCONV_HALO": "swizzled"},
-    "im2col": {"SSCONV_HALO": "0"},
-    "sm_80": {"SSCONV_HOPPER": "0"},
-}
-
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 PASSES = ("forward", "input gradient", "weight gradient", "full step", "double backward")
 
@@ -137,22 +129,33 @@ def gpu_contenders(
     """Everything that computes the layer: PyTorch's own ways, and ssconv with each of `backends`.
 
     compiled: with the grouped convolution under torch.compile, whose first call takes seconds. Where the cuda backend
-    has products of sm_90a, its `VARIANTS` are contenders of their own.
+    has products of sm_90a, its products of sm_80 are contenders of their own.
     """
     place = {"dtype": dtype, "device": device}
     hopper = "cuda" in backends and dtype.itemsize == 2 and hopper_state(device) == "available"
     return [
         *(_torch_conv(layer, "dense", name, **place) for name in LAYOUTS),
         *([_modulated(layer, **place)] if layer.scaled else []),
+        *(_halo_otherwise(layer, **place) if hopper and layer.stride == 1 else []),
         *(_torch_conv(layer, "grouped", name, **place) for name in LAYOUTS),
         *([_torch_conv(layer, "grouped", "channels_last", compiled=True, **place)] if compiled else []),
         *(_ssconv(layer, kernels, backend, **place) for backend in backends for kernels in KERNELS),
-        *(
-            _ssconv(layer, kernels, "cuda", variant, **place)
-            for variant in VARIANTS
-            if hopper and (variant == "sm_80" or layer.stride == 1)
-            for kernels in KERNELS
-        ),
+        *(_ssconv(layer, kernels, "cuda", only_sm80=True, **place) for kernels in KERNELS if hopper),
+    ]
+
+
+# What the environment says for a layer that the cuda backend computes with its halo in shared memory in the other layout,
+# or by im2col copies.
+HALO_OTHERWISE = {"halo swizzled": {"SSCONV_HALO": "swizzled"}, "im2col": {"SSCONV_HALO": "0"}}
+
+
+def _halo_otherwise(layer: Layer, *, dtype: torch.dtype, device: str) -> list[Contender]:
+    """Contenders of their own."""
+    plain = [_ssconv(layer, kernels, "cuda", dtype=dtype, device=device) for kernels in KERNELS]
+    return [
+        dataclasses.replace(c, implementation=f"{c.implementation}, {name}", environment=environment)
+        for name, environment in HALO_OTHERWISE.items()
+        for c in plain
     ]
 
 
@@ -239,7 +242,7 @@ def _modulated(layer: Layer, *, dtype: torch.dtype, device: str) -> Contender:
 
 
 def _ssconv(
-    layer: Layer, kernels: str, backend: str, variant: str = "", *, dtype: torch.dtype, device: str
+    layer: Layer, kernels: str, backend: str, *, dtype: torch.dtype, device: str, only_sm80: bool = False
 ) -> Contender:
     torch.manual_seed(1)
     conv = ssconv.SplitShuffleConv3d(layer.channels, layer.out, KERNELS[kernels]).to(device=device, dtype=dtype)
@@ -253,6 +256,6 @@ def _ssconv(
         )  # fmt: skip
 
     return Contender(
-        kernels, f"ssconv {backend}{f', {variant}' if variant else ''}", forward, (*weights, bias), shuffled,
-        torch.channels_last_3d, scales=scales, environment=VARIANTS.get(variant, {}),
+        kernels, f"ssconv {backend}{', sm_80' if only_sm80 else ''}", forward, (*weights, bias), shuffled,
+        torch.channels_last_3d, scales=scales, environment={"SSCONV_HOPPER": "0"} if only_sm80 else {},
     )  # fmt: skip

@@ -28,8 +28,9 @@ import torch, ssconv
 import halo_checks
 from hopper_checks import PRODUCTS
 from kernel_checks import LARGE
-from ssconv import cuda_backend, cuda_hopper
+from ssconv import cuda_hopper
 from strategies import CONV_CASES, UPFIRDN_CASES, tensors_of
+from ssconv import cuda_backend
 
 cuda_hopper.LEAST = 8
 hopper = [PRODUCTS[name] for name in ("split-depth-narrow", "grouped-stride", "dense-few", "many-samples")]
