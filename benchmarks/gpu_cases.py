@@ -144,8 +144,8 @@ def gpu_contenders(
     ]
 
 
-# What the environment says for a layer that the cuda backend computes with its halo in shared memory in the other layout,
-# or by im2col copies.
+# What the environment says for a layer that the cuda backend computes with its halo in shared memory in the other
+# layout, or by im2col copies.
 HALO_OTHERWISE = {"halo swizzled": {"SSCONV_HALO": "swizzled"}, "im2col": {"SSCONV_HALO": "0"}}
 
 
