@@ -30,7 +30,7 @@ def expected(layer: Layer, kernels: str, what: str, swizzled: bool) -> cuda_halo
 def _clocks(layer: Layer, kernels: str, plan: cuda_halo.Tiling, swizzled: bool) -> str:
     """Of all taps of the first branch with a chunk of channels, in a tile."""
     branches = KERNELS[kernels]
-    own = cuda_halo.columns_of(len(branches), layer.out // len(branches))
+    own = cuda_halo.block_columns(layer.out // len(branches), len(branches))
     parts = cuda_clocks.halo_chunk(branches[0], plan.chunk, plan.tile, own, swizzled)
     return " / ".join(f"{clocks:.0f}" for clocks in parts)
 

@@ -40,8 +40,7 @@ def im2col(
 ) -> float:
     """Clocks of a call by im2col copies. channels, columns: of a branch; outputs: voxels of all samples; together:
     branches of a block."""
-    widths = cuda_hopper.COLUMNS[together]
-    own = next((c for c in widths if c >= columns), widths[-1])
+    own = cuda_hopper.block_columns(columns, together)
     box = cuda_hopper.box_channels(channels)
     steps = sum(-(-math.prod(k) * -(-channels // box) * box // cuda_hopper.STEP) for k in branches)
     work = -(-outputs // cuda_hopper.OUTPUTS) * -(-columns // own) * len(branches) // together

@@ -83,7 +83,7 @@ def _tiles(batch: int, size: tuple[int, ...], tile: Triple) -> list[int]:
     return [batch, *(-(-n // t) for n, t in zip(size, tile, strict=True))]
 
 
-def columns_of(together: int, columns: int) -> int:
+def block_columns(columns: int, together: int) -> int:
     """Columns of a block that computes so many branches of so many columns."""
     return next((c for c in COLUMNS[together] if c >= columns), COLUMNS[together][-1])
 
@@ -94,7 +94,7 @@ def tilings(
 ) -> list[Tiling]:  # fmt: skip
     """Every tile and chunk whose input fits. channels, columns: of a branch; size: of the output; together: branches of
     a block."""
-    own = columns_of(together, columns)
+    own = block_columns(columns, together)
     count = matrices(together, own)
     widest = next((c for c in reversed(CHUNKS) if c >= channels), CHUNKS[0])  # wider ones are padding
     found = []
@@ -173,7 +173,7 @@ def product(call: Call, swizzled: bool, multiprocessors: int) -> Product:
     x, channels, weights, swap, noise, spec, adjoint, size, columns, groups, clamped, kind = call
     count = len(spec.branches)
     together = count if groups > 1 else 1
-    own = columns_of(together, columns)
+    own = block_columns(columns, together)
     there = x.shape[1] // count
     found = _tiling_of(x, spec, size, columns, groups, swizzled, multiprocessors)
     assert found is not None, "refused"

@@ -41,7 +41,12 @@ def box_channels(channels: int) -> int:
     return min(boxes, key=lambda box: (-(-channels // box) * box, -box))
 
 
-def _unread(x: Layout, channels: int) -> str | None:
+def block_columns(columns: int, together: int) -> int:
+    """Columns of a block that computes so many branches of so many columns."""
+    return next((c for c in COLUMNS[together] if c >= columns), COLUMNS[together][-1])
+
+
+def unread(x: Layout, channels: int) -> str | None:
     """Why no tensor map reads branches of that many channels, or None."""
     if x.dtype not in DTYPES:
         return f"{x.dtype}, not of 16 bits"
@@ -83,7 +88,7 @@ def refusal(x: Layout, spec: ConvSpec, adjoint: bool, size: tuple[int, ...], col
         return f"{count} branches"
     if channels < LEAST or columns < LEAST:
         return f"{channels} channels to {columns} of a branch, fewer than {LEAST}"
-    return _unread(x, channels) or _unreached(x, spec.branches, spec, adjoint, size)
+    return unread(x, channels) or _unreached(x, spec.branches, spec, adjoint, size)
 
 
 @functools.lru_cache(4096)
@@ -96,14 +101,11 @@ def weights_refusal(low: Layout, high: Layout, numbers: tuple[int, ...], spec: C
     if min(channels) < LEAST:
         return f"{channels[0]} by {channels[1]} channels of a branch, fewer than {LEAST}"
     return (
-        _unread(low, channels[0])
-        or _unread(high, channels[1])
+        unread(low, channels[0])
+        or unread(high, channels[1])
         or _unreached(low, [], spec, False, low.shape[2:])
         or _unreached(high, [spec.branches[n] for n in numbers], spec, False, low.shape[2:])
     )
-
-
-unread = _unread  # of the other products of sm_90a, whose maps take the same tensors
 
 
 def switched_off() -> str | None:
@@ -117,7 +119,7 @@ def product(call: Call, multiprocessors: int) -> Product:
     x, channels, weights, swap, noise, spec, adjoint, size, columns, groups, clamped, kind = call
     count = len(spec.branches)
     together = count if groups > 1 else 1
-    own = next((c for c in COLUMNS[together] if c >= columns), COLUMNS[together][-1])
+    own = block_columns(columns, together)
     there = x.shape[1] // count
     box = box_channels(there)
     padded = -(-there // box) * box
