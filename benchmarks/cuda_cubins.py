@@ -26,7 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.cubins import count_instructions, tool
-from ssconv import cuda_hopper, cuda_table
+from ssconv import cuda_halo, cuda_hopper, cuda_table
 from ssconv.cuda_table import Key
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,7 @@ BUDGET = ROOT / "tests" / "cuda_budget.json"
 ARITHMETIC = {"Bf16": "16bit", "F16": "16bit", "Tf32": "tf32", "Ieee": "ieee"}
 # Two blocks of 128 threads have room for 255 each; one of 384 has for 168, which its warpgroups then share out anew.
 MOST_REGISTERS = {"Product": 255, "WeightGradient": 255, "TensorProduct": 168, "TensorWeights": 168}
+MOST_REGISTERS |= {"HaloProduct": 168}
 # Below this many, four blocks of 128 threads fit: what memory limits hides its latency with threads.
 MEMORY_BOUND_REGISTERS = 128
 # Sums for the gradients of four branches of 16-bit chunks take more; two blocks fit.
@@ -139,6 +140,8 @@ def launched_shared(name: str, architecture: int) -> int:
     kind, arguments = name.split("<")[0], re.findall(r"\w+", name)[1:]
     if kind == "TensorProduct":
         return tensor_product_shared(int(arguments[2]))
+    if kind == "HaloProduct":
+        return cuda_halo.shared_bytes(int(arguments[2]))
     if kind == "TensorWeights":
         stage = (int(arguments[1]) + (512 if arguments[1] == "64" else 256)) * 128
         return 220 * 1024 // stage * (stage + 16)
@@ -191,7 +194,7 @@ def stores_whole_chunks(cubin: Cubin) -> bool:
         return int(cubin.arguments[2]) // 8 * element >= 16
     if cubin.kind in ("WeightGradient", "TensorWeights", "Reduce"):
         return False
-    if cubin.kind == "TensorProduct":
+    if cubin.kind in ("TensorProduct", "HaloProduct"):
         return True
     return "0" not in cubin.arguments
 
@@ -212,12 +215,16 @@ def faults(cubin: Cubin) -> list[str]:
         found.append("no asynchronous copies of 16 bytes (LDGSTS)")
     if cubin.tensor_cores and "Tf32" not in cubin.arguments and not cubin.count("LDSM"):
         found.append("no matrix loads (LDSM)")
-    if cubin.kind in ("TensorProduct", "TensorWeights"):
+    if cubin.kind in ("TensorProduct", "TensorWeights", "HaloProduct"):
         found += [
             f"no {what} ({name})"
             for name, what in (
                 ("HGMMA", "tensor-core instruction of a warpgroup"),
-                ("UTMALDG.5D.IM2COL", "bulk copy of an im2col box"),
+                (
+                    ("UTMALDG.5D", "bulk copy of a tile")
+                    if cubin.kind == "HaloProduct"
+                    else ("UTMALDG.5D.IM2COL", "bulk copy of an im2col box")
+                ),
                 ("UBLKCP", "bulk copy of packed weights"),
                 ("SYNCS.PHASECHK.TRANS64.TRYWAIT", "wait at an mbarrier"),
                 ("USETMAXREG", "change of a warpgroup's registers"),

@@ -137,11 +137,27 @@ def gpu_contenders(
     return [
         *(_torch_conv(layer, "dense", name, **place) for name in LAYOUTS),
         *([_modulated(layer, **place)] if layer.scaled else []),
+        *(_halo_otherwise(layer, **place) if hopper and layer.stride == 1 else []),
         *(_torch_conv(layer, "grouped", name, **place) for name in LAYOUTS),
         *([_torch_conv(layer, "grouped", "channels_last", compiled=True, **place)] if compiled else []),
         *(_ssconv(layer, kernels, backend, **place) for backend in backends for kernels in KERNELS),
         *(_ssconv(layer, kernels, "cuda", only="sm_80", **place) for kernels in KERNELS if hopper),
         *(_ssconv(layer, "split_depth", "cuda", only=only, **place) for only in ("cluster 1", "cluster 2") if hopper),
+    ]
+
+
+# What the environment says for a layer that the cuda backend computes with its halo in shared memory in the other
+# layout, or by im2col copies.
+HALO_OTHERWISE = {"halo swizzled": {"SSCONV_HALO": "swizzled"}, "im2col": {"SSCONV_HALO": "0"}}
+
+
+def _halo_otherwise(layer: Layer, *, dtype: torch.dtype, device: str) -> list[Contender]:
+    """Contenders of their own."""
+    plain = [_ssconv(layer, kernels, "cuda", dtype=dtype, device=device) for kernels in KERNELS]
+    return [
+        dataclasses.replace(c, implementation=f"{c.implementation}, {name}", environment=environment)
+        for name, environment in HALO_OTHERWISE.items()
+        for c in plain
     ]
 
 

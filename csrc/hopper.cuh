@@ -55,6 +55,10 @@ SSCONV_DEVICE uint64_t matrix(uint32_t address, int span, uint32_t leading, uint
 }
 // The same matrix some bytes further on.
 SSCONV_DEVICE uint64_t further(uint64_t matrix, uint32_t bytes) { return matrix + (bytes >> 4); }
+// The same, some chunks of 16 bytes further on: the address does not leave the lower word.
+SSCONV_DEVICE uint64_t chunks_further(uint64_t matrix, uint32_t chunks) {
+  return (matrix & 0xffffffff00000000) | (static_cast<uint32_t>(matrix) + chunks);
+}
 
 #if defined(__CUDACC__)
 // ------------------------------------------------------------------------------------------------------- the device
@@ -120,6 +124,10 @@ template <int N>
 SSCONV_DEVICE void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(N));
 }
+
+// A number that all lanes of the warp have alike, such as its warpgroup's: the compiler then computes with it, and what
+// follows of it, once per warp.
+SSCONV_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
 // This thread's own stores to shared memory are there for wgmma and bulk copies.
 SSCONV_DEVICE void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
@@ -286,6 +294,7 @@ inline void mbarrier_arrive_at(uint32_t at, uint32_t rank) { emulator::mbarrier_
 inline uint32_t block_rank() { return emulator::current().rank; }
 inline void sync_cluster() { emulator::cluster_barrier(); }
 inline void proxy_fence() { emulator::proxy_fence(); }
+inline int uniform(int value) { return value; }
 template <int N>
 void give_registers() {}
 template <int N>

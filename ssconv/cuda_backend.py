@@ -3,7 +3,7 @@
 The same functions as `reference` has, for float32, bfloat16 and float16 on NVIDIA GPUs from compute capability 8.0 on.
 float32 products use TF32 where PyTorch's own convolutions may (`torch.backends.cudnn.conv.fp32_precision`, or
 `torch.backends.cudnn.allow_tf32`), else exact float32. 16-bit products on cards of 9.0 have kernels of their own
-(`cuda_hopper`; SSCONV_HOPPER=0 in the environment turns them off).
+(`cuda_halo`, `cuda_hopper`; SSCONV_HOPPER=0 in the environment turns them off).
 
 Nothing here waits for the GPU, and a CUDA graph can capture every call. The kernels know nothing of torch: a call is a
 list of numbers, `_C.cuda_call`, which `cuda_plans` works out once per kind of call.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssconv import cuda_hopper
+from ssconv import cuda_halo, cuda_hopper
 from ssconv import cuda_plans as plans
 from ssconv.cuda_plans import Launch, Layout, Noise
 from ssconv.cuda_table import TABLE, Config, Key
@@ -135,6 +135,9 @@ def _product(
                 _run(pack, tensors)
             _run(product, tensors, floats)
 
+    if not key.singly and halo_refusal(x, spec, adjoint, size, columns, groups) is None:
+        launch(cuda_halo.product(described, cuda_halo.layout() == "swizzled", multiprocessors(x.device)))
+        return y, z
     if not key.singly and hopper_refusal(x, spec, adjoint, size, columns, groups) is None:
         launch(cuda_hopper.product(described, multiprocessors(x.device), cuda_hopper.cluster_wanted()))
         return y, z
@@ -161,6 +164,20 @@ def hopper_refusal(
 ) -> str | None:
     """Why not sm_90a's product but sm_80's computes a call, or None. x: as it is read; columns: outputs of a branch."""
     return hopper_missing(x.device) or cuda_hopper.refusal(Layout.of(x), spec, adjoint, tuple(size), columns, groups)
+
+
+def halo_refusal(
+    x: Tensor, spec: ConvSpec, adjoint: bool, size: Sequence[int], columns: int, groups: int
+) -> str | None:
+    """Why sm_90a's product with the halo in shared memory does not compute a call, or None; as `hopper_refusal`."""
+    if reason := hopper_missing(x.device):
+        return reason
+    layout = cuda_halo.layout()
+    if layout is None:
+        return f"{cuda_halo.SWITCH}=0"
+    return cuda_halo.refusal(
+        Layout.of(x), spec, adjoint, tuple(size), columns, groups, layout == "swizzled", multiprocessors(x.device)
+    )
 
 
 def convolve(

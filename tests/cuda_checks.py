@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 import cluster_checks
 import emulated
 import gpu_checks
+import halo_checks
 import hopper_checks
 import kernel_checks
 import parity_checks
@@ -329,11 +330,23 @@ def quick_filters() -> None:
     check(dataclasses.replace(UPFIRDN_CASES["up-2"], size=(9, 8, 17), channels=9), torch.bfloat16)
 
 
+def halo_products() -> None:
+    halo_checks.MODULES.append(EMULATOR)
+    halo_checks.refusals()
+    halo_checks.products()
+    halo_checks.products_agree()
+
+
+def halo_quick() -> None:
+    halo_checks.quick()
+
+
 def hopper_primitives() -> None:
     hopper_checks.bulk_copies(EMULATOR)
     hopper_checks.bulk_faults(EMULATOR)
     hopper_checks.matrices(EMULATOR)
     hopper_checks.matrix_faults(EMULATOR)
+    halo_checks.shifted_matrices(EMULATOR)
 
 
 def hopper_products() -> None:
@@ -383,7 +396,8 @@ def cluster_quick() -> None:
 CHECKS: dict[str, Callable[[], None]] = {
     c.__name__: c
     for c in (
-        serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters,
+        serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters, halo_products,
+        halo_quick,
         second_derivatives, filters, surroundings, kinks, batches, orders, halves, quick, quick_filters,
         hopper_primitives, hopper_products, hopper_quick, parities, parity_layers, parity_quick,
         clusters, cluster_products, cluster_quick,

@@ -32,6 +32,7 @@ WEIGHTS = ("weight_kinds",)
 MEMORY = ("memory_bound",)
 HOPPER = ("product_sm90",)
 HOPPER_WEIGHTS = ("weights_sm90",)
+HALO = ("halo_sm90",)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Fault:
     new: str
     units: tuple[str, ...] = PRODUCT
     check: str = "quick"
+
+
+def _halo(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HALO) -> Fault:
+    return Fault(what, file, old, new, units, "halo_quick")
 
 
 def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
@@ -141,6 +146,68 @@ FAULTS = [
     Fault("a result over what is still read", "filter.cuh", "(in > out ? in : out)", "in", MEMORY, "quick_filters"),
     Fault("taps not flipped", "filter.cuh", "p.length[i] - 1 - t)", "t)", MEMORY, "quick_filters"),
     Fault("zeros between samples forgotten", "filter.cuh", "t += p.up[i], at", "t += 1, at", MEMORY, "quick_filters"),
+    # sm_90a's product with the halo in shared memory: its rings
+    _halo("no wait for a full buffer", "halo_sm90.cuh", "      inputs.wait_full();\n", ""),
+    _halo("no wait for a full stage of weights", "halo_sm90.cuh",
+          "        if (within == 0) weights.wait_full();\n", ""),
+    _halo("no wait for a free buffer", "halo_sm90.cuh",
+          "          ring.wait_free();\n          mbarrier_expect(ring.full(), b.",
+          "          mbarrier_expect(ring.full(), b."),
+    _halo("no wait for a free stage of weights", "halo_sm90.cuh",
+          "          ring.wait_free();\n          mbarrier_expect(ring.full(), STAGE);",
+          "          mbarrier_expect(ring.full(), STAGE);"),
+    _halo("the bytes of one piece expected", "halo_sm90.cu", "b.expected = p.copies * pixels * pixel;",
+          "b.expected = pixels * pixel;"),
+    _halo("a buffer freed before its wgmmas are done", "halo_sm90.cuh",
+          "          Inputs::release(before);\n          before = inputs.stage;\n",
+          "          before = inputs.stage;\n          Inputs::release(before);\n"),
+    _halo("a stage of weights freed before its wgmmas are done", "halo_sm90.cuh",
+          "          Weights::release(reading);\n          reading = weights.stage;\n",
+          "          reading = weights.stage;\n          Weights::release(reading);\n"),
+    _halo("a branch's last buffer never freed", "halo_sm90.cuh", "    Inputs::release(before);\n  }",
+          "  }"),
+    _halo("a lead that the second warpgroup waits for in vain", "halo_sm90.cuh", "mbarrier_init(LEAD, 4);",
+          "mbarrier_init(LEAD, 8);"),
+    _halo("a lead of more than the first chunk", "halo_sm90.cuh",
+          "      if (lead > 0) give_lead();\n      lead = 0;\n", ""),
+    _halo("both rings' mbarriers in one place", "halo_sm90.cuh", "STAGES * STAGE, Weights::SHARED>",
+          "STAGES * STAGE, MBARRIERS>"),
+    # what it brings, and where a tap begins in it
+    _halo("a halo on one side", "halo_sm90.cu", "p.geometry.first[i]) - (b.extent[i] - 1) / 2;",
+          "p.geometry.first[i]);"),
+    _halo("the adjoint's windows where the forward's are", "halo_sm90.cu",
+          "(p.geometry.adjoint ? -p.geometry.first[i] : p.geometry.first[i])", "p.geometry.first[i]"),
+    _halo("the adjoint's taps in the forward's order", "halo_sm90.cu",
+          "p.geometry.adjoint ? b.extent[j] - 1 - shift[j] : shift[j]", "shift[j]"),
+    _halo("rows of the tile, not of the halo", "halo_sm90.cu", "b.stride = box[2] * pixel;",
+          "b.stride = p.tile[2] * pixel;"),
+    _halo("pieces of channels too near", "halo_sm90.cu", "b.leading = p.swizzled ? 0 : b.plane;",
+          "b.leading = p.swizzled ? 0 : b.plane - 128;"),
+    _halo("the next 16 of K one piece on", "halo_sm90.cu", "2 * b.plane / 16", "b.plane / 16"),
+    _halo("copies of another swizzle", "halo_sm90.cu", "box, p.span, p.map[s]", "box, p.span / 2, p.map[s]"),
+    _halo("matrices of another swizzle", "halo_sm90.cuh", "p.span, b.leading", "p.span ? 192 - p.span : 0, b.leading"),
+    _halo("a map with the next branch's channels", "../tiled.cuh", "m.size[0] = x.channels_there;",
+          "m.size[0] = x.channels_there + 8;"),
+    _halo("slices beyond a chunk's last tap", "halo_sm90.cu",
+          "b.slices = taps * (p.chunk / 16);\n  b.steps = (b.slices + 3) / 4;",
+          "b.steps = (taps * (p.chunk / 16) + 3) / 4;\n  b.slices = b.steps * 4;"),
+    # what it multiplies and stores
+    _halo("no wgmma fence in the halo's product", "halo_sm90.cuh", "        matrix_fence();\n", ""),
+    _halo("no commit in the halo's product", "halo_sm90.cuh", "        matrix_commit();\n", ""),
+    _halo("no wait before the halo's sums are read", "halo_sm90.cuh", "    matrix_wait<0>();\n", ""),
+    _halo("the halo's sums of the tile before", "halo_sm90.cuh", "chunk > 0 || slice > 0 || k > 0", "true"),
+    _halo("sums of a tile's first chunk left out", "halo_sm90.cuh", "chunk > 0 || slice > 0 || k > 0",
+          "slice > 0 || k > 0"),
+    _halo("the first warpgroup's matrices for both", "halo_sm90.cuh", "uniform(thread_index() / 128) * MI", "0"),
+    _halo("a matrix's rows in another order", "halo_sm90.cuh", "2 * (warp % 4) + row % 2", "warp % 4 + row % 2 * 4"),
+    _halo("outputs beyond an edge stored", "halo_sm90.cuh", " || w >= p.size[2]) continue;", ") continue;"),
+    _halo("the halo's noise of the first sample", "halo_sm90.cuh", "finisher.finish(own, tile.at[0], voxel);",
+          "finisher.finish(own, 0, voxel);"),
+    _halo("the halo's weights of the first columns", "halo_sm90.cuh", "static_cast<int64_t>(tile.column_block) * steps",
+          "static_cast<int64_t>(0) * steps"),
+    _halo("weights of the first chunk for all", "pack.cuh", "step / chunk_steps * chunk_channels + ", "", MEMORY),
+    _halo("chunks not in whole stages", "cuda_halo.py", "total += blocks * chunks * steps * own",
+          "total += blocks * steps * own", ()),
     # sm_90a's products: the ring
     _hopper("no wait for a full stage", "product_sm90.cuh", "          ring.wait_full();\n", ""),
     _hopper("no wait for a free stage", "product_sm90.cuh", "ring.wait_free();\n          mbarrier", "mbarrier"),

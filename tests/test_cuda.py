@@ -45,6 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize(
     "checks",
     [
+        ("halo_quick",), ("halo_products",),
         ("every_kernel",), ("drawn_convolutions",), ("named", "tf32"), ("tiles", "orders"), ("configurations",),
         ("drawn_filters", "filters", "second_derivatives"),
         ("serving", "surroundings", "kinks", "batches", "halves"), ("quick", "quick_filters"),

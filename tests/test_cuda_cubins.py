@@ -15,7 +15,7 @@ import pytest
 from benchmarks import cuda_cubins
 from benchmarks.cubins import count_instructions, tool
 from benchmarks.cuda_cubins import Cubin, architectures, cubins, faults, module_path, over_budget, write_budget
-from ssconv import cuda_hopper
+from ssconv import cuda_halo, cuda_hopper
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,19 @@ def test_the_compiler_serialises_no_wgmma_and_spills_nothing(name, count, tmp_pa
     assert said.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == count
 
 
+@pytest.mark.slow
+def test_nor_of_the_product_with_the_halo_in_shared_memory(tmp_path):
+    count = 2 * sum(map(len, cuda_halo.COLUMNS.values()))
+    test_the_compiler_serialises_no_wgmma_and_spills_nothing("halo_sm90", count, tmp_path)
+
+
 def test_the_hopper_products_stay_within_a_block():
     """Shared memory as the header has it, for each number of columns."""
     for columns in {c for widths in cuda_hopper.COLUMNS.values() for c in widths}:
         shared = cuda_cubins.tensor_product_shared(columns)
         assert 100 * 1024 < shared <= 227 * 1024
+    for columns in {c for widths in cuda_halo.COLUMNS.values() for c in widths}:
+        assert 200 * 1024 < cuda_halo.shared_bytes(columns) <= 227 * 1024
 
 
 CODE = Counter(
@@ -97,6 +105,24 @@ GOOD = {
                 "SYNCS.ARRIVE.TRANS64.RED.A1T0": 4,
                 "UCGABAR_WAIT": 1,
                 "MEMBAR.ALL.GPU": 1,
+                "SYNCS.PHASECHK.TRANS64.TRYWAIT": 4,
+                "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
+                "STG.E.128": 16,
+            }
+        ),
+    ),
+    "HaloProduct<Bf16, 2, 64>": Cubin(
+        90,
+        "HaloProduct<Bf16, 2, 64>",
+        168,
+        0,
+        231552,
+        Counter(
+            {
+                "HGMMA.64x64x16.F32.BF16": 56,
+                "WARPGROUP.DEPBAR.LE": 12,
+                "UTMALDG.5D": 1,
+                "UBLKCP": 1,
                 "SYNCS.PHASECHK.TRANS64.TRYWAIT": 4,
                 "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
                 "STG.E.128": 16,
@@ -172,6 +198,7 @@ BAD = {
         dataclasses.replace(TENSOR, instructions=TENSOR.instructions + Counter({"WARPGROUP.DEPBAR.LE": 9})),
         "serialised",
     ),
+    "no tile": (without(GOOD["HaloProduct<Bf16, 2, 64>"], "UTMALDG"), "UTMALDG.5D"),
     "too many registers for three warpgroups": (dataclasses.replace(TENSOR, registers=176), "176 registers"),
     "narrow loads": (without(BACKWARD, "LDG"), "LDG.E.128"),
     "narrow stores of what memory limits": (without(BACKWARD, "STG"), "STG.E.128"),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import gpu_checks
+import halo_checks
 import hopper_checks
 import parity_checks
 import ssconv
@@ -88,6 +89,7 @@ def test_products_of_sm_90a(case, dtype, monkeypatch):
     from ssconv import cuda_hopper
 
     monkeypatch.setattr(cuda_hopper, "LEAST", 8)
+    monkeypatch.setenv("SSCONV_HALO", "0")
     cuda_hopper.refusal.cache_clear()
     try:
         check_against_float64(case, dtype, "cuda", "cuda")
@@ -131,6 +133,25 @@ def test_twice_the_same_call_gives_the_same_bits(backend):
 
     for one, other in zip(results(), results(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("layout", ["plain", "swizzled"])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("case", halo_checks.PRODUCTS.values(), ids=halo_checks.PRODUCTS)
+def test_products_with_the_halo_in_shared_memory(case, dtype, layout):
+    """Every instantiation in both layouts, in all tilings in turn; and the same bits as the other layout. A failure of
+    "swizzled" alone says that a swizzled matrix may not begin in any row: the notes say what to try."""
+    if (state := hopper_state("cuda")) != "available":
+        pytest.skip(f"the products of sm_90a are {state}")
+    with halo_checks.halo(layout) as used:
+        check_against_float64(case, dtype, "cuda", "cuda")
+    assert used and all(row[4] == (layout == "swizzled") for row in used)
+    tensors, results = tensors_of(case, dtype, "cuda"), []
+    for one in (layout, layout, "plain"):
+        with halo_checks.halo(one, fixed=True):
+            results.append(case.call(ssconv, tensors, "cuda"))
+    assert torch.equal(results[0], results[1]), "not the same bits twice"
+    assert gpu_checks.deviation(results[0], results[2].double()) < gpu_checks.NORMS[dtype]
 
 
 # --------------------------------------------------------------------------------------------------- size

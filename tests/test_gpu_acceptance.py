@@ -199,13 +199,15 @@ def a_card(monkeypatch, graphs_on_a_tape) -> None:
     monkeypatch.setenv("COMMIT", "c0ffee")
 
 
-def test_the_products_of_sm_80_are_contenders_of_their_own_where_those_of_sm_90a_serve(monkeypatch):
+def test_the_other_products_are_contenders_of_their_own_where_those_of_sm_90a_serve(monkeypatch):
     layer = TINY[0]
     monkeypatch.setattr("benchmarks.gpu_cases.hopper_state", lambda device: "available")
     found = gpu_contenders(layer, torch.bfloat16, "cpu", ("cuda",), compiled=False)
     names = [c.implementation for c in found if c.implementation.startswith("ssconv")]
-    clusters = ["ssconv cuda, cluster 1", "ssconv cuda, cluster 2"]
-    assert names == ["ssconv cuda"] * 3 + ["ssconv cuda, sm_80"] * 3 + clusters
+    kinds = [f"ssconv cuda{v}" for v in (", halo swizzled", ", im2col", "", ", sm_80") for _ in range(3)]
+    assert names == [*kinds, "ssconv cuda, cluster 1", "ssconv cuda, cluster 2"]
+    strided = gpu_contenders(dataclasses.replace(layer, stride=2), torch.bfloat16, "cpu", ("cuda",), compiled=False)
+    assert not any("halo" in c.implementation or "im2col" in c.implementation for c in strided)
     assert not any("sm_80" in c.implementation for c in gpu_contenders(layer, torch.float32, "cpu", ("cuda",), False))
 
     said = []

@@ -23,25 +23,41 @@ pytestmark = [
 ROOT = Path(__file__).parent.parent
 
 PROGRAM = """
+import os
 import torch, ssconv
+import halo_checks
 from hopper_checks import PRODUCTS
 from kernel_checks import LARGE
 from parity_checks import LAYERS
 from ssconv import cuda_hopper
 from strategies import CONV_CASES, UPFIRDN_CASES, tensors_of
+from ssconv import cuda_backend
 
 cuda_hopper.LEAST = 8
 hopper = [PRODUCTS[name] for name in ("split-depth-narrow", "grouped-stride", "dense-few", "many-samples")]
 hopper += [LAYERS[name] for name in ("transposed-2", "strided-2")]
 cases = [*LARGE.values(), *hopper]
+halo = [halo_checks.PRODUCTS[name] for name in ("split-depth-narrow", "dense-few", "unshuffled", "many-samples")]
 cases += [CONV_CASES["split-depth-full"], CONV_CASES["transposed-stride-2"], *UPFIRDN_CASES.values()]
+
+
+def run(case, dtype):
+    tensors = tensors_of(case, dtype, "cuda", requires_grad=True)
+    y = case.call(ssconv, tensors, "cuda")
+    leaves = [t for t in tensors.values() if t.requires_grad]
+    torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+
+os.environ["SSCONV_HALO"] = "0"
 for number, case in enumerate(cases):
     for dtype in (torch.bfloat16, torch.float32):
         torch.backends.cudnn.allow_tf32 = number % 2 == 0
-        tensors = tensors_of(case, dtype, "cuda", requires_grad=True)
-        y = case.call(ssconv, tensors, "cuda")
-        leaves = [t for t in tensors.values() if t.requires_grad]
-        torch.autograd.grad(y, leaves, torch.ones_like(y))
+        run(case, dtype)
+if cuda_backend.hopper_missing(torch.device("cuda")) is None:
+    for number, case in enumerate(halo):
+        with halo_checks.halo(("plain", "swizzled")[number % 2]) as used:
+            run(case, torch.bfloat16)
+        assert used
 torch.cuda.synchronize()
 print("ran", len(cases), "cases")
 """

@@ -19,6 +19,8 @@ ORDER = {
         "cuda_table",
         "cuda_plans",
         "cuda_hopper",
+        "cuda_clocks",
+        "cuda_halo",
         "cuda_backend",
         "backends",
         "vmap",

@@ -2,6 +2,7 @@
 #include <cstring>
 #include <string>
 
+#include "halo.h"
 #include "launch.h"
 
 namespace ssconv {
@@ -165,6 +166,39 @@ const char* call_product_sm90(Arguments& a, Arithmetic arithmetic, void* stream)
     for (int i = 0; i < PARITIES; ++i) p.part[s].start[i] = b.start[i];
   }
   return a.complete() ? product_sm90(arithmetic, fused, block_columns, p, grid, stream) : WRONG_COUNT;
+}
+
+const char* call_halo_sm90(Arguments& a, Arithmetic arithmetic, void* stream) {
+  const Grid grid = a.grid();
+  const int fused = a.integer(), block_columns = a.integer();
+  HaloParams p = {};
+  p.x = a.volume();
+  p.weights = a.pointer();
+  p.y = a.pointer();
+  p.z = a.pointer();
+  a.integers(p.size);
+  p.channels = a.integer();
+  p.chunk = a.integer();
+  p.swizzled = a.integer();
+  p.out_channels = a.integer();
+  p.branches = a.integer();
+  p.geometry = a.geometry();
+  p.epilogue = a.epilogue();
+  a.integers(p.tile);
+  p.work = static_cast<uint32_t>(a.wide());
+  p.column_blocks = a.divider();
+  p.tiles = a.divider();
+  p.d = a.divider();
+  p.h = a.divider();
+  p.w = a.divider();
+  p.parts = a.count(FUSED);
+  for (int s = 0; s < p.parts; ++s) {
+    const Branch b = a.branch();
+    for (int i = 0; i < 3; ++i) p.part[s].extent[i] = b.extent[i];
+    p.part[s].number = b.number;
+    p.part[s].start = b.start[0];
+  }
+  return a.complete() ? halo_sm90(arithmetic, fused, block_columns, p, grid, stream) : WRONG_COUNT;
 }
 
 const char* call_pack(Arguments& a, Arithmetic arithmetic, void* stream) {
@@ -354,6 +388,7 @@ const char* cuda_call(const char* kernel, const int64_t* integers, int64_t integ
   const auto is = [kernel](const char* name) { return std::strcmp(kernel, name) == 0; };
   if (is("product")) return call_product(a, static_cast<Arithmetic>(kind), stream);
   if (is("product_sm90")) return call_product_sm90(a, static_cast<Arithmetic>(kind), stream);
+  if (is("halo_sm90")) return call_halo_sm90(a, static_cast<Arithmetic>(kind), stream);
   if (is("pack")) return call_pack(a, static_cast<Arithmetic>(kind), stream);
   if (is("arrange")) return call_arrange(a, static_cast<Format>(kind), stream);
   if (is("weight_gradient")) return call_weight_gradient(a, static_cast<Arithmetic>(kind), stream);

@@ -5,6 +5,8 @@
 
 namespace ssconv {
 
+struct HaloParams;
+
 enum class Arithmetic : int { bf16 = 0, f16 = 1, tf32 = 2, ieee = 3 };
 
 // The instantiation of a product: branches that a block computes, columns of all of them, and how x is read.
@@ -18,6 +20,7 @@ const char* product_f16(const ProductKind& kind, const ProductParams& p, Grid gr
 const char* product_tf32(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream);
 const char* product_ieee(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream);
 const char* product_sm90(Arithmetic arithmetic, int fused, int columns, TensorProductParams& p, Grid grid, void* stream);
+const char* halo_sm90(Arithmetic arithmetic, int fused, int columns, HaloParams& p, Grid grid, void* stream);
 const char* weight_gradient_sm90(Arithmetic arithmetic, int rows, TensorWeightParams& p, Grid grid, void* stream);
 const char* weight_gradient(Arithmetic arithmetic, int rows, const WeightParams& p, Grid grid, void* stream);
 const char* reduce(const ReduceParams& p, Grid grid, void* stream);

@@ -6,7 +6,8 @@
 namespace ssconv {
 
 // Packed: per parity of the outputs and branch, [block of columns][step of K][column][8 chunks], zeros where there is no
-// weight. K's element e is channel e % padded_channels of tap e / padded_channels, among the taps that reach that parity.
+// weight. K's element e is channel e % padded_channels of tap e / padded_channels, among the taps that reach that parity;
+// in chunks of fewer channels, K is that for one chunk after the other, each in whole steps.
 template <class A>
 struct Pack {
   using T = typename A::Element;
@@ -29,7 +30,9 @@ struct Pack {
       parity = pace == 2 ? parity >> 1 : parity;
     }
     const int count = taps[0].count * taps[1].count * taps[2].count;
-    const int steps = (count * p.padded_channels + BK - 1) / BK;
+    const int chunk_channels = p.swizzled > 1 ? p.swizzled : p.padded_channels;
+    const int chunk_steps = (count * chunk_channels + BK - 1) / BK;
+    const int steps = chunk_steps * (p.padded_channels / chunk_channels);
     const int blocks = (p.out_channels + p.columns - 1) / p.columns;
     const int64_t total = static_cast<int64_t>(blocks) * steps * p.columns * CHUNKS;
     const int64_t* const stride = p.stride[block_y()];
@@ -46,8 +49,8 @@ struct Pack {
       float values[SIZE];
 #pragma unroll
       for (int i = 0; i < SIZE; ++i) {
-        const int k = (step * CHUNKS + chunk) * SIZE + i;
-        const int channel = k % p.padded_channels, tap = k / p.padded_channels;
+        const int k = (step % chunk_steps * CHUNKS + chunk) * SIZE + i;
+        const int channel = step / chunk_steps * chunk_channels + k % chunk_channels, tap = k / chunk_channels;
         values[i] = 0;
         if (tap < count && channel < p.in_channels && column < p.out_channels) {
           const int step_d = p.geometry.adjoint ? p.geometry.stride[0] : 1;

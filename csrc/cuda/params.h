@@ -135,7 +135,7 @@ struct PackParams {
   int out_channels;
   int columns;           // of a block, per branch
   int run;               // columns that a lane owns side by side
-  int swizzled;          // rows of 128 bytes as wgmma reads them
+  int swizzled;          // rows of 128 bytes as wgmma reads them; above 1: and K in chunks of that many channels
   Geometry geometry;
 };
 

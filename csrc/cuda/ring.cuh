@@ -6,10 +6,11 @@
 namespace ssconv {
 
 // A thread's place in the ring: a stage, and the parity of its current use. The stages' mbarriers follow them: one each
-// that is over when its bytes are there, one each when all consumers' warps are done with it.
-template <int STAGES, int STAGE, int CONSUMERS>
+// that is over when its bytes are there, one each when all consumers' warps are done with it. START, MBARRIERS: where both
+// lie; SHARED: the end.
+template <int STAGES, int STAGE, int CONSUMERS, int START = 0, int MBARRIERS = START + STAGES * STAGE>
 struct Ring {
-  static constexpr int FULL = STAGES * STAGE, FREE = FULL + 8 * STAGES;
+  static constexpr int FULL = MBARRIERS, FREE = FULL + 8 * STAGES;
   static constexpr int SHARED = FREE + 8 * STAGES;
   int stage = 0;
   uint32_t parity = 0;
@@ -32,7 +33,7 @@ struct Ring {
       sync_threads();
   }
 
-  SSCONV_DEVICE uint32_t at() const { return stage * STAGE; }
+  SSCONV_DEVICE uint32_t at() const { return START + stage * STAGE; }
   SSCONV_DEVICE uint32_t full() const { return FULL + 8 * stage; }
   SSCONV_DEVICE void wait_full() const { mbarrier_wait(FULL + 8 * stage, parity); }
   SSCONV_DEVICE void wait_free() const { mbarrier_wait(FREE + 8 * stage, parity ^ 1); }

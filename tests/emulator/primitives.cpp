@@ -63,6 +63,7 @@ struct CopyBox {
 struct Side {
   int span, leading, stride, advance;
   bool transposed;
+  int start;  // in the image
 };
 struct MatrixParams {
   const Bits16 *a, *b;
@@ -79,8 +80,8 @@ struct MultiplyMatrices {
   static const char* name() { return "matrices"; }
   template <bool TA, bool TB>
   static void steps(const Params& p, float (&sums)[N / 2]) {
-    const uint64_t a = matrix(0, p.left.span, p.left.leading, p.left.stride);
-    const uint64_t b = matrix(p.a_chunks * 16, p.right.span, p.right.leading, p.right.stride);
+    const uint64_t a = matrix(p.left.start, p.left.span, p.left.leading, p.left.stride);
+    const uint64_t b = matrix(p.a_chunks * 16 + p.right.start, p.right.span, p.right.leading, p.right.stride);
     for (int k = 0; k < p.steps; ++k)
       matrix_multiply<T, N, TA, TB>(sums, further(a, k * p.left.advance), further(b, k * p.right.advance), k > 0);
   }
@@ -180,7 +181,7 @@ void bind_primitives(py::module_& m) {
   m.def("multiply", [](bool half, int n, uintptr_t a, int a_bytes, uintptr_t b, int b_bytes, const Ints& left,
                        const Ints& right, int steps, uintptr_t out, const std::string& faults) {
     const auto side = [](const Ints& s) {
-      return Side{int(s[0]), int(s[1]), int(s[2]), int(s[3]), s[4] != 0};
+      return Side{int(s[0]), int(s[1]), int(s[2]), int(s[3]), s[4] != 0, s.size() > 5 ? int(s[5]) : 0};
     };
     const MatrixParams p = {reinterpret_cast<const Bits16*>(a), reinterpret_cast<const Bits16*>(b), a_bytes / 16,
                             b_bytes / 16, side(left), side(right), steps, reinterpret_cast<float*>(out), faults};
