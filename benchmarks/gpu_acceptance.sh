@@ -22,12 +22,12 @@ PYTHON=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1
 export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8} # cuBLAS repeats itself in the tests only with it
 
-limit_of() { # seconds; together 515
+limit_of() { # seconds; together 537
   case $1 in
     build) echo "${BUILD_SECONDS:-75}" ;;
     tests) echo "${TESTS_SECONDS:-160}" ;;
-    layers) echo "${LAYERS_SECONDS:-160}" ;;
-    training) echo "${TRAINING_SECONDS:-100}" ;;
+    layers) echo "${LAYERS_SECONDS:-170}" ;;
+    training) echo "${TRAINING_SECONDS:-112}" ;;
     report) echo "${REPORT_SECONDS:-20}" ;;
     *) return 1 ;;
   esac
@@ -66,15 +66,20 @@ part_tests() {
 part_layers() { # budgets under the limit, so that the last layer ends in time
   local options=() status=0
   read -ra options <<<"${LAYERS_OPTIONS:-}"
-  "$PYTHON" -m benchmarks.gpu_run --out "$OUT/layers.jsonl" --budget "$((LIMIT - 45))" ${options[@]+"${options[@]}"} || status=$?
+  "$PYTHON" -m benchmarks.gpu_run --out "$OUT/layers.jsonl" --budget "$((LIMIT - 60))" ${options[@]+"${options[@]}"} || status=$?
+  "$PYTHON" -m benchmarks.gpu_memory_bound --out "$OUT/memory-bound.jsonl" --budget 6 || status=$?
   "$PYTHON" -m benchmarks.gpu_upsampling --out "$OUT/upsampling.jsonl" --budget 10 || status=$?
   return "$status"
 }
 
-part_training() {
-  local options=()
+part_training() { # first what a bar is set for
+  local options=() status=0 first=$((LIMIT * 2 / 5))
   read -ra options <<<"${TRAINING_OPTIONS:-}"
-  "$PYTHON" -m benchmarks.gpu_training --out "$OUT/training.jsonl" --budget "$((LIMIT - 20))" ${options[@]+"${options[@]}"}
+  "$PYTHON" -m benchmarks.gpu_training --out "$OUT/training.jsonl" --budget "$first" \
+    --presets brain --edges 64 128 --precision bf16 --compared || status=$?
+  "$PYTHON" -m benchmarks.gpu_training --out "$OUT/training.jsonl" --budget "$((LIMIT - first - 25))" \
+    ${options[@]+"${options[@]}"} || status=$?
+  return "$status"
 }
 
 part_report() {

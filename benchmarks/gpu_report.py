@@ -1,7 +1,7 @@
 """The summary of a GPU run: tables in Markdown and plots, from the files that gpu_acceptance.sh leaves in one folder.
 
-Reads environment.json, tests.xml, layers.jsonl and training.jsonl, as far as they are there; writes summary.md,
-layers.png and training.png. `python -m benchmarks.report FOLDER` calls it.
+Reads environment.json, tests.xml, layers.jsonl, memory-bound.jsonl, upsampling.jsonl and training.jsonl, as far as they
+are there; writes summary.md, layers.png and training.png. `python -m benchmarks.report FOLDER` calls it.
 """
 
 from __future__ import annotations
@@ -13,71 +13,24 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+from benchmarks import gpu_bars
+from benchmarks.gpu_figures import (
+    MEMORY,
+    Record,
+    against_dense,
+    best_dense,
+    lines,
+    name,
+    ratios,
+    share_of_copy,
+    share_of_floor,
+    training_figures,
+    variant,
+    with_memory,
+)
 
-MEMORY = "peak memory"
 DOTS = 100  # per inch of the plots
 WIDTH, PANEL, LEGEND = 16.0, 3.0, 1.6  # inches
-
-
-def lines(path: Path) -> list[Record]:
-    """The records of one file, none where there is no file; of several commits or devices only those of the last line.
-
-    Raises:
-        ValueError: names the line that is not JSON.
-    """
-    records: list[Record] = []
-    if not path.exists():
-        return records
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); measure again") from error
-    return [r for r in records if (r["commit"], r["device"]) == (records[-1]["commit"], records[-1]["device"])]
-
-
-def name(r: Record) -> str:
-    return f"{r['kernels']}, {r['implementation']}"
-
-
-def with_memory(records: Iterable[Record]) -> list[Record]:
-    """Every figure as a record with a "cost": seconds, or bytes of the further pass "peak memory". The last of equal
-    ones counts."""
-    found: dict[tuple[str, ...], Record] = {}
-    for r in records:
-        if "seconds" not in r:
-            continue
-        rows = [{**r, "cost": r["seconds"]["median"]}]
-        if r.get("peak_bytes"):
-            rows.append({**r, "pass": MEMORY, "cost": r["peak_bytes"]})
-        for row in rows:
-            found[row["layer"], row["dtype"], row["pass"], name(row)] = row
-    return list(found.values())
-
-
-def best_dense(figures: Sequence[Record], layer: str, what: str) -> Record | None:
-    """The figure of PyTorch's dense convolution in its better layout."""
-    able = [
-        r
-        for r in figures
-        if (r["layer"], r["pass"], r["kernels"]) == (layer, what, "dense") and r["implementation"].startswith("nn.")
-    ]
-    return min(able, key=lambda r: r["cost"], default=None)
-
-
-def ratios(figures: Sequence[Record], what: str) -> dict[str, dict[str, float]]:
-    """Contender -> layer -> best dense cost / its cost; above 1 is faster, or smaller."""
-    table: dict[str, dict[str, float]] = {}
-    for r in figures:
-        best = best_dense(figures, r["layer"], what)
-        if r["pass"] == what and best is not None:
-            table.setdefault(name(r), {})[r["layer"]] = best["cost"] / r["cost"]
-    return table
-
-
-def share_of_floor(r: Record) -> float:
-    return r["floor_seconds"] / r["seconds"]["median"]
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:
@@ -156,21 +109,6 @@ def layer_report(records: Sequence[Record]) -> list[str]:
     return parts
 
 
-def training_figures(records: Iterable[Record]) -> list[Record]:
-    """Those with figures; the last of equal ones counts."""
-    return list({(r["preset"], r["arch"], r["implementation"], r["precision"]): r for r in records
-                 if "step_seconds" in r}.values())  # fmt: skip
-
-
-def against_dense(figures: Sequence[Record], r: Record) -> float | None:
-    """Images per second against dense on nn.Conv3d, same preset and precision."""
-    for other in figures:
-        same = (other["preset"], other["precision"]) == (r["preset"], r["precision"])
-        if same and (other["arch"], other["implementation"]) == ("dense", "nn.Conv3d"):
-            return r["images_per_second"] / other["images_per_second"]
-    return None
-
-
 def training_report(records: Sequence[Record]) -> list[str]:
     """Sections of Markdown for training.jsonl."""
     figures = training_figures(records)
@@ -198,13 +136,50 @@ def training_report(records: Sequence[Record]) -> list[str]:
         "weights, and path length and R1 by the share of steps that have them.",
         "\n".join(rows),
     ]
-    measured = {(r["preset"], r["arch"], r["implementation"], r["precision"]) for r in figures}
+    measured = {variant(r) for r in figures}
     without = _unique(
-        f"* {r['preset']}, {r['arch']}, {r['implementation']}: {r.get('error') or r.get('skipped')}"
+        f"* {', '.join(variant(r))}: {r.get('error') or r.get('skipped')}"
         for r in records
-        if (r["preset"], r["arch"], r["implementation"], r["precision"]) not in measured
+        if variant(r) not in measured
     )
     return parts + (["Without a figure:\n\n" + "\n".join(without)] if without else [])
+
+
+def memory_bound_report(records: Sequence[Record]) -> list[str]:
+    """A section of Markdown for memory-bound.jsonl: kernels down, tensors across, a line for each implementation."""
+    tensors = _unique(r["tensor"] for r in records)
+    found = {(r["kernel"], r["implementation"], r["tensor"]): r for r in records if "seconds" in r}
+    rows = [_row(["kernel", "by", *tensors]), "|---" * (len(tensors) + 2) + "|"]
+    for kernel, who in _unique((r["kernel"], r["implementation"]) for r in records):
+        cells = [found.get((kernel, who, t)) for t in tensors]
+        rows.append(_row([kernel, who, *("" if r is None else f"{100 * share_of_copy(r):.0f} %" for r in cells)]))
+    failures = [f"* {r['kernel']}, {r['implementation']}, {r['tensor']}: {r['error']}" for r in records if "error" in r]
+    return [
+        "## Kernels that memory limits",
+        "Bytes a second (each input read once, each output written once) as a share of a large copy's in the same run.",
+        "\n".join(rows),
+        *(["Without a figure:\n\n" + "\n".join(failures)] if failures else []),
+    ]
+
+
+def upsampling_report(records: Sequence[Record]) -> list[str]:
+    """A section of Markdown for upsampling.jsonl: milliseconds of the two ways and their ratio."""
+    rows = [_row(["level", "of", "kernels", "two steps, ms", "phases, ms", "phases / two steps"]), "|---" * 6 + "|"]
+    for level, where, kernels in _unique((r["level"], r["of"], r["kernels"]) for r in records):
+        own = [r for r in records if (r["level"], r["of"], r["kernels"]) == (level, where, kernels)]
+        ms = {r["way"]: 1e3 * r["seconds"]["median"] for r in own if "seconds" in r}
+        if len(ms) < 2:
+            error = next((r["error"] for r in own if "error" in r), "")
+            rows.append(_row([level, where, kernels, error, "", ""]))
+            continue
+        two, phases = ms["two steps"], ms["phases"]
+        rows.append(_row([level, where, kernels, f"{two:.3f}", f"{phases:.3f}", f"{phases / two:.2f}"]))
+    return [
+        "## Upsampling and FIR",
+        "A transposed convolution and then the filter, against both as phases of one convolution (not interleaved, so "
+        "without a part of its work); above 1 the two steps are faster.",
+        "\n".join(rows),
+    ]
 
 
 def tests_report(path: Path) -> list[str]:
@@ -236,6 +211,14 @@ def environment_report(about: Record) -> list[str]:
         extra.append(f"* products of sm_90a: {about['sm_90a products']}")
     extra += [f"* not installed: {', '.join(about['missing'])}"] if about.get("missing") else []
     return [text + ("\n\n" + "\n".join(extra) if extra else "")]
+
+
+def bars_report(folder: Path) -> list[str]:
+    """What is asked of the kernels, where anything was measured."""
+    layers, training, bound = (lines(folder / f"{n}.jsonl") for n in ("layers", "training", "memory-bound"))
+    environment = folder / "environment.json"
+    about = json.loads(environment.read_text()) if environment.exists() else {}
+    return gpu_bars.report(layers, training, bound, about.get("warning")) if layers or training or bound else []
 
 
 def _bars(panels: Sequence[tuple[str, str, dict[str, dict[str, float]]]], path: Path, title: str) -> None:
@@ -303,15 +286,16 @@ def write(folder: Path) -> int:
         ("environment.json", lambda p: environment_report(json.loads(p.read_text()))),
         ("tests.xml", tests_report),
         ("layers.jsonl", lambda p: layer_report(lines(p))),
+        ("memory-bound.jsonl", lambda p: memory_bound_report(lines(p))),
+        ("upsampling.jsonl", lambda p: upsampling_report(lines(p))),
         ("training.jsonl", lambda p: training_report(lines(p))),
     )
-    absent = []
+    absent = [file for file, _ in sources if not ((folder / file).exists() and (folder / file).stat().st_size)]
     for file, report in sources:
-        path = folder / file
-        if path.exists() and path.stat().st_size:
-            parts += report(path)
-        else:
-            absent.append(file)
+        if file not in absent:
+            parts += report(folder / file)
+        if file == "tests.xml":
+            parts += bars_report(folder)
     if absent:
         parts.append(f"Not there: {', '.join(absent)}.")
     text = "\n\n".join(parts) + "\n"

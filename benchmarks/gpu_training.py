@@ -2,11 +2,12 @@
 called, and replayed as CUDA graphs.
 
     python -m benchmarks.gpu_training --out training.jsonl [--presets demo heart] [--precision tf32] [--budget 90]
+    python -m benchmarks.gpu_training --out training.jsonl --presets brain --edges 64 128 --precision bf16 --compared
 
 What is timed is `Gan.train_step`, the step that `ssgan train` makes, with its four phases apart; the lazy ones (path
 length, R1) count by the share of steps that have them. Reals are random: their values cost nothing. Where the preset's
 batch does not fit the memory it is halved, and the record says so. The networks train in float32, with TF32 products
-unless --precision fp32 forbids them. Without a GPU: exit code 2.
+unless --precision fp32 forbids them, or as `ssgan train --precision bf16` (fp16) does. Without a GPU: exit code 2.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from tqdm import tqdm
 
 import ssconv
 import ssgan.layers
-from benchmarks.gpu_cases import gpu_backends
+from benchmarks.gpu_cases import DTYPES, gpu_backends
 from benchmarks.gpu_environment import about, refuse_without_gpu
-from benchmarks.gpu_run import SKIPPED, Record, precision
+from benchmarks.gpu_figures import Record, setting, training_figures, variant
+from benchmarks.gpu_run import SKIPPED, precision
 from benchmarks.gpu_timing import CudaDevice, Device
 from ssgan.config import PRESETS, TrainConfig
 from ssgan.gan import Gan
@@ -65,8 +67,14 @@ def plain_conv3d(
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Tensor:
-    """`ssconv.split_shuffle_conv3d` of one branch by PyTorch's own convolution and pointwise functions."""
+    """`ssconv.split_shuffle_conv3d` of one branch by PyTorch's own convolution and pointwise functions; under autocast
+    all of them in its dtype, as ssconv's."""
     (weight,) = weights
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, bias, in_scale, out_scale, noise = (
+            None if t is None else t.to(dtype) for t in (x, bias, in_scale, out_scale, noise)
+        )
     strides = (stride,) * 3 if isinstance(stride, int) else tuple(stride)
     same = padding == "same"
     pads = [(k - 1) // 2 if same else 0 for k in weight.shape[2:]]
@@ -111,10 +119,10 @@ def computed_by(implementation: str) -> Iterator[None]:
 def variants(backends: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(architecture, implementation): those that are compared, and those that tell where a difference comes from, which
     are measured after the first of all presets."""
-    compared = [("dense", PLAIN), *(("split_depth", name) for name in backends)]
-    further = [(arch, name + GRAPHS) for arch, name in compared]
-    further += [("dense", f"{PLAIN}, upfirdn {name}") for name in backends]
-    return compared, further + [("dense", name) for name in backends]
+    plain, ours = ("dense", PLAIN), [("split_depth", name) for name in backends]
+    filtered = [("dense", f"{PLAIN}, upfirdn {name}") for name in backends]
+    further = [(arch, name + GRAPHS) for arch, name in (plain, *ours)]
+    return [plain, *filtered, *ours], further + [("dense", name) for name in backends]
 
 
 class TimedGan(Gan):
@@ -238,21 +246,35 @@ def run(
     dtype: str,
     backends: Sequence[str],
     budget: float,
+    edges: Sequence[int] = (),
+    further: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """Measures every variant of every preset and appends to `path`; how many of ssconv's failed."""
+    """Measures every variant of every preset and appends to `path`; how many of ssconv's failed.
+
+    edges: of the cubes that are trained on instead of a preset's own shape. further: with the `variants` that are not
+    compared.
+    """
     deadline = clock() + budget
     path.parent.mkdir(parents=True, exist_ok=True)
     known = _known(path, head)
-    todo = [(name, *variant) for group in variants(backends) for name in presets for variant in group]
+    shapes = [(edge,) * 3 for edge in edges]
+    todo = [
+        (name, shape, *way)
+        for group in variants(backends)[: 2 if further else 1]
+        for name in presets
+        for shape in shapes or [PRESETS[name].shape]
+        for way in group
+    ]
     failed = 0
-    for number, (name, arch, implementation) in enumerate(tqdm(todo, unit="variant", disable=None)):
-        if (name, arch, implementation, dtype) in known:
-            continue
-        cfg = PRESETS[name].train_config(name, arch=arch)
-        left = deadline - clock()
+    for number, (name, shape, arch, implementation) in enumerate(tqdm(todo, unit="variant", disable=None)):
+        lowered = {"precision": dtype} if dtype in ("bf16", "fp16") else {}
+        cfg = PRESETS[name].train_config(name, shape, arch, **lowered)
         record: Record = {"kind": KIND, **head, "preset": name, "shape": list(cfg.network.shape), "arch": arch}
         record |= {"implementation": implementation, "precision": dtype}
+        if variant(record) in known:
+            continue
+        left = deadline - clock()
         if left < ENOUGH:
             record["skipped"] = SKIPPED
         else:
@@ -273,16 +295,17 @@ def run(
     return failed
 
 
-def _known(path: Path, head: Record) -> set[tuple[str, str, str, str]]:
+def _known(path: Path, head: Record) -> set[tuple[str, ...]]:
     if not path.exists():
         return set()
     records = [json.loads(line) for line in path.read_text().splitlines()]
     same = [r for r in records if all(r.get(k) == head.get(k) for k in ("commit", "device"))]
-    return {(r["preset"], r["arch"], r["implementation"], r["precision"]) for r in same if "step_seconds" in r}
+    return set(map(variant, training_figures(same)))
 
 
 def _line(r: Record) -> str:
-    name = f"{r['preset']:>12}  {r['arch'] + ', ' + r['implementation']:<40}  {r['precision']}"
+    preset, shape, precision = setting(r)
+    name = f"{preset:>12} {shape:>11}  {r['arch'] + ', ' + r['implementation']:<40}  {precision}"
     if "step_seconds" not in r:
         return f"{name}  {r.get('skipped') or r['error']}"
     batch = f"batch {r['batch']}" + (f" (of {r['asked_batch']})" if r["batch"] != r["asked_batch"] else "")
@@ -293,14 +316,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_training", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
-    parser.add_argument("--precision", choices=("tf32", "fp32"), default="tf32", help="of products (default: tf32)")
+    parser.add_argument("--edges", nargs="+", type=int, default=[], help="train on cubes instead of a preset's shape")
+    parser.add_argument("--precision", choices=list(DTYPES), default="tf32", help="of products (default: tf32)")
+    parser.add_argument("--compared", action="store_true", help="only what is compared: no graphs, no dense on ssconv")
     parser.add_argument("--budget", type=float, default=90.0, help="seconds for all of them (default: 90)")
     args = parser.parse_args(argv)
     refuse_without_gpu("gpu_training")
     with precision(args.precision):
         failed = run(
             args.presets, args.out, head=about(), device=CudaDevice(), place=PLACE, dtype=args.precision,
-            backends=gpu_backends(), budget=args.budget,
+            backends=gpu_backends(), budget=args.budget, edges=args.edges, further=not args.compared,
         )  # fmt: skip
     if failed:
         print(f"gpu_training: {failed} measurements of ssconv failed; {args.out} says why", file=sys.stderr)

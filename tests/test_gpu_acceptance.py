@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 import ssconv
-from benchmarks import gpu_environment, gpu_report, gpu_run, gpu_training, report
+from benchmarks import gpu_environment, gpu_figures, gpu_memory_bound, gpu_run, gpu_training, report
 from benchmarks.cases import Layer
 from benchmarks.gpu_cases import PASSES, gpu_contenders
 from benchmarks.gpu_environment import cudnn_warning, folder
@@ -95,10 +95,12 @@ def test_the_script_calls_each_part(tmp_path):
     for call in ("pip install --quiet --no-build-isolation --no-deps -e .", "pytest -m gpu", "benchmarks.gpu_training"):
         assert call in calls
     assert (
-        f"benchmarks.gpu_run --out {tmp_path}/out with a space/layers.jsonl --budget 115 --part 1/3 --dtype fp16"
+        f"benchmarks.gpu_run --out {tmp_path}/out with a space/layers.jsonl --budget 110 --part 1/3 --dtype fp16"
         in calls
     )
     assert f"benchmarks.gpu_upsampling --out {tmp_path}/out with a space/upsampling.jsonl --budget 10" in calls
+    assert f"benchmarks.gpu_memory_bound --out {tmp_path}/out with a space/memory-bound.jsonl --budget 6" in calls
+    assert "--budget 44 --presets brain --edges 64 128 --precision bf16 --compared" in calls
     assert "tests/test_gpu.py" in calls and "tests/test_trainer.py" not in calls
     assert "benchmarks.report" in calls
 
@@ -108,6 +110,8 @@ def test_the_script_calls_each_part(tmp_path):
     [
         ("benchmarks.gpu_run", "layers"),
         ("benchmarks.gpu_upsampling", "layers"),
+        ("benchmarks.gpu_memory_bound", "layers"),
+        ("--compared", "training"),
         ("-m\\ pytest", "tests"),
         ("'hypothesis'", "tests"),
         ("install setup.py", "build"),
@@ -134,7 +138,9 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path):
 
 
 @WITHOUT_GPU
-@pytest.mark.parametrize("main", [gpu_run.main, gpu_training.main], ids=["gpu_run", "gpu_training"])
+@pytest.mark.parametrize(
+    "main", [m.main for m in (gpu_run, gpu_training, gpu_memory_bound)], ids=lambda m: m.__module__
+)
 def test_each_measurement_refuses_too(main, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--out", str(tmp_path / "x.jsonl")])
@@ -234,7 +240,7 @@ def test_the_commands_from_end_to_end(a_card, tmp_path, monkeypatch, capsys):
     out = tmp_path / "gpu"
     options = ["--out", str(out / "layers.jsonl"), "--no-compile", "--no-profile", "--dtype", "fp32", "--repeats", "3"]
     assert gpu_run.main([*options, "--part", "1/2"]) == 0
-    first = gpu_report.lines(out / "layers.jsonl")
+    first = gpu_figures.lines(out / "layers.jsonl")
     assert {r["layer"] for r in first} == {TINY[0].name, TINY[2].name}
     assert {(r["device"], r["commit"], r["kind"]) for r in first} == {("Fictitious GPU", "c0ffee", "gpu layer")}
     assert gpu_run.main([*options, "--part", "2/2"]) == 0
@@ -249,7 +255,7 @@ def test_the_commands_from_end_to_end(a_card, tmp_path, monkeypatch, capsys):
     text = (out / "summary.md").read_text()
     for layer in TINY[:3]:
         assert layer.name in text
-    assert f"split_depth | {BACKENDS[-1]} | 4 |" in text and "Not there: tests.xml." in text
+    assert f"split_depth | {BACKENDS[-1]} | 4 |" in text and "Not there: tests.xml, memory-bound.jsonl" in text
     assert (out / "layers.png").exists() and (out / "training.png").exists()
 
 
@@ -396,7 +402,7 @@ def test_the_report_is_the_table_computed_by_hand(tmp_path, capsys):
         "* L1, dense, nn.Conv3d channels_last: `sm90_kernel`",
         "| demo | 16x24x16 | tf32 | dense | nn.Conv3d | 4 | 10.0 | 1.00 | 250.0 | 500.0 | 1.50 | 1,234,567 |",
         "| demo | 16x24x16 | tf32 | split_depth | x | 2 (4 did not fit) | 25.0 | 2.50 | 250.0 | 500.0 | 1.50 | 1,234,567 |",  # noqa: E501
-        "* demo, dense, x: out of time",
+        "* demo, 16x24x16, tf32, dense, x: out of time",
         "2 passed, 1 failed, 0 could not start, 2 skipped.",
         "* tests.test_gpu::test_bad",
         "* not installed: nibabel",
@@ -419,7 +425,7 @@ def test_what_is_missing_or_damaged_is_said(tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert report.main([str(empty)]) == 1
-    assert "Not there: environment.json, tests.xml, layers.jsonl, training.jsonl" in capsys.readouterr().out
+    assert "Not there: environment.json, tests.xml, layers.jsonl, memory-bound.jsonl, " in capsys.readouterr().out
     (empty / "layers.jsonl").write_text('{"commit": 1, "device": 2}\n{"a"\n')
     with pytest.raises(SystemExit):
         report.main([str(empty)])
@@ -430,4 +436,4 @@ def test_only_the_last_commits_figures_are_reported(tmp_path):
     path = tmp_path / "layers.jsonl"
     old = [{**r, "commit": "old"} for r in layer_records()[:2]]
     path.write_text("".join(json.dumps(r) + "\n" for r in [*old, *layer_records()]))
-    assert {r["commit"] for r in gpu_report.lines(path)} == {"abc"}
+    assert {r["commit"] for r in gpu_figures.lines(path)} == {"abc"}

@@ -65,6 +65,26 @@ class _Plain:
         return gpu_training.plain_conv3d(x, weights, bias, **options)
 
 
+def test_the_plain_networks_of_16_bits_store_16_bits(tmp_path, networks_as_they_were, monkeypatch):
+    """As the operator does under autocast: else the rival would be slower and larger than it has to be."""
+    found = []
+
+    def noted(x, weights, *rest, **options):
+        y = plain(x, weights, *rest, **options)
+        found.append(y.dtype)
+        return y
+
+    plain = gpu_training.plain_conv3d
+    monkeypatch.setattr(gpu_training, "plain_conv3d", noted)
+    head = {"device": "here", "commit": "c"}
+    options = {"head": head, "device": HostDevice(), "place": "cpu", "budget": 60.0}
+    path = tmp_path / "training.jsonl"
+    assert gpu_training.run(["demo"], path, backends=[], dtype="bf16", edges=[8], further=False, **options) == 0
+    (record,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert record["precision"] == "bf16" and record["images_per_second"] > 0
+    assert set(found) == {torch.bfloat16}
+
+
 @pytest.fixture
 def networks_as_they_were() -> Iterator[None]:
     import ssgan.layers
@@ -92,6 +112,8 @@ def test_a_run_records_figures_errors_and_what_it_did_not_reach(tmp_path, networ
     assert sum("images_per_second" in r for r in records) == 2
     gpu_training.run(["demo"], path, backends=[], **options)
     assert len(path.read_text().splitlines()) == 6, "what has a figure is not measured again"
+    gpu_training.run(["demo"], path, backends=[], edges=[8], further=False, **options)
+    assert [json.loads(line)["shape"] for line in path.read_text().splitlines()[6:]] == [[8, 8, 8]]
 
 
 def test_variants_are_ordered_by_what_is_compared(tmp_path, networks_as_they_were):
