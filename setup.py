@@ -197,7 +197,8 @@ def compile_kernels(nvcc: str, folder: Path) -> list[str]:
     if tool := ninja():
         lines = [
             "rule nvcc",
-            f"  command = {shlex.join(command)} $flags -MD -MF $out.d -c $in -o $out",
+            f"  command = {shlex.join(command)} $flags -MD -MF $out.d -c $in -o $out > $out.log 2>&1"
+            " || { cat $out.log; false; }",
             "  depfile = $out.d",
             "  deps = gcc",
             *(
@@ -213,7 +214,9 @@ def compile_kernels(nvcc: str, folder: Path) -> list[str]:
 
         def compile_one(one: tuple[Path, str, list[str]]) -> subprocess.CompletedProcess[str]:
             source, out, own = one
-            return subprocess.run([*command, *own, "-c", str(source), "-o", out], capture_output=True, text=True)
+            done = subprocess.run([*command, *own, "-c", str(source), "-o", out], capture_output=True, text=True)
+            Path(f"{out}.log").write_text(done.stdout + done.stderr)
+            return done
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             failed = [r for r in pool.map(compile_one, zip(sources, map(str, objects), flags)) if r.returncode != 0]
@@ -223,13 +226,30 @@ def compile_kernels(nvcc: str, folder: Path) -> list[str]:
     return [str(o) for o in objects]
 
 
+def remarks(folder: Path) -> list[str]:
+    """What the assembler did to wgmma, such as "product_sm90: C7510" (it waits after every one), by the logs that
+    `compile_kernels` leaves beside its objects. Another release of nvcc may do what the one we compile with did not."""
+    return sorted(
+        f"{log.name.partition('.')[0]}: {code}"
+        for log in folder.glob("*.o.log")
+        for code in set(re.findall(r"\((C75\d\d)\)", log.read_text()))
+    )
+
+
 class BuildWithKernels(build_ext):
     """build_ext that compiles the CUDA kernels first."""
 
     def build_extension(self, ext: Extension) -> None:
         nvcc = getattr(ext, "nvcc", None)
         if nvcc is not None:
-            ext.extra_objects = compile_kernels(nvcc, Path(self.build_temp, "cuda"))
+            folder = Path(self.build_temp, "cuda")
+            ext.extra_objects = compile_kernels(nvcc, folder)
+            found = remarks(folder)
+            if found:
+                print(
+                    f"ssconv: warning: kernels for 9.0 will be slow; ptxas says of them {', '.join(found)}", flush=True
+                )
+            ext.define_macros.append(("SSCONV_CUDA_REMARKS", f'"{";".join(found)}"'))
         super().build_extension(ext)
 
 

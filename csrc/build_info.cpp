@@ -60,20 +60,30 @@ PyObject* kernels() {
   return list_of(names);
 }
 
-PyObject* cuda_architectures() {
-  std::vector<std::string> names;
-#ifdef SSCONV_CUDA_KERNELS
-  std::string rest = SSCONV_CUDA_KERNELS;  // such as 80;90+PTX
-  for (size_t end; (end = rest.find(';')) != std::string::npos; rest.erase(0, end + 1)) names.push_back(rest.substr(0, end));
-  names.push_back(rest);
+#ifndef SSCONV_CUDA_REMARKS
+#define SSCONV_CUDA_REMARKS ""
 #endif
+
+// Of a text such as 80;90+PTX.
+PyObject* parts_of(std::string rest) {
+  std::vector<std::string> names;
+  for (size_t end; (end = rest.find(';')) != std::string::npos; rest.erase(0, end + 1)) names.push_back(rest.substr(0, end));
+  if (!rest.empty()) names.push_back(rest);
   return list_of(names);
+}
+
+PyObject* cuda_architectures() {
+#ifdef SSCONV_CUDA_KERNELS
+  return parts_of(SSCONV_CUDA_KERNELS);
+#else
+  return parts_of("");
+#endif
 }
 
 PyObject* build_info(PyObject*, PyObject*) {
   const std::vector<std::pair<const char*, PyObject*>> fields = {
       {"compiler", text(compiler())}, {"cxx_standard", text(cxx_standard())}, {"cuda", cuda_version()},
-      {"cuda_arch_list", cuda_architectures()}, {"kernels", kernels()},
+      {"cuda_arch_list", cuda_architectures()}, {"cuda_remarks", parts_of(SSCONV_CUDA_REMARKS)}, {"kernels", kernels()},
   };
   PyObject* info = PyDict_New();
   bool ok = info != nullptr;
@@ -105,7 +115,8 @@ PyMethodDef methods[] = {
     {"build_info", build_info, METH_NOARGS,
      "build_info() -> dict\n\n"
      "compiler (str), cxx_standard (str), cuda (version of nvcc, str, or None where the build had none),\n"
-     "cuda_arch_list (list of str: architectures with kernels), kernels (list of str: their names)."},
+     "cuda_arch_list (list of str: architectures with kernels), cuda_remarks (list of str: what the assembler did to\n"
+     "wgmma that makes it slow), kernels (list of str: their names)."},
 #ifdef SSCONV_CUDA_KERNELS
     {"cuda_call", cuda_call, METH_VARARGS,
      "cuda_call(kernel: str, integers: list[int], floats: list[float]) -> None\n\n"

@@ -107,10 +107,10 @@ def test_versions_agree(tree: Path) -> None:
 
 def test_the_module_tells_its_build_without_cuda(tree: Path, tmp_path: Path) -> None:
     info = built_info(tree, tmp_path, SSCONV_CUDA="0")
-    assert sorted(info) == ["compiler", "cuda", "cuda_arch_list", "cxx_standard", "kernels"]
+    assert sorted(info) == ["compiler", "cuda", "cuda_arch_list", "cuda_remarks", "cxx_standard", "kernels"]
     assert re.match(r"(gcc|clang) \d+\.\d+", str(info["compiler"]))
     assert info["cxx_standard"] == "C++17"
-    assert (info["cuda"], info["cuda_arch_list"], info["kernels"]) == (None, [], [])
+    assert (info["cuda"], info["cuda_arch_list"], info["cuda_remarks"], info["kernels"]) == (None, [], [], [])
 
 
 @pytest.mark.parametrize("setting", ["1", "auto"])
@@ -248,6 +248,18 @@ def test_wgmma_is_compiled_for_sm_90a_alone(kernels: Path, tmp_path: Path, archs
         assert "-gencode arch=compute_90a,code=sm_90a -DSSCONV_SM90A" in said[True] and "sm_80" not in said[True]
     else:
         assert "sm_90a" not in said[True] and "SSCONV_SM90A" not in said[True]
+
+
+def test_what_the_assembler_did_to_wgmma_is_told_and_kept(kernels: Path, tmp_path: Path) -> None:
+    said = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized in 'k'"
+    nvcc = toolkit(tmp_path, f"""case "$*" in *product_sm90*) echo "{said}" >&2; echo "{said}" ;; esac""")
+    (kernels / "csrc" / "cuda" / "product_sm90.cu").write_text("")
+    info = built_info(kernels, tmp_path, CUDACXX=nvcc)
+    assert info["cuda_remarks"] == ["product_sm90: C7510"]
+    options = ("build_ext", "--build-lib", str(tmp_path / "out"), "--build-temp", str(tmp_path / "temp"), "--force")
+    again = setup_py(kernels, *options, CUDACXX=nvcc)
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2, "the kernels are up to date"
+    assert "warning: kernels for 9.0 will be slow; ptxas says of them product_sm90: C7510" in again.stdout
 
 
 @pytest.mark.parametrize(

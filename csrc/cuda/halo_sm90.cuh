@@ -16,13 +16,14 @@
 //     swizzle's pattern. By PTX's definition of the base offset, (start of the pattern >> 7) & 7, it is 0 here: the pattern
 //     starts where the buffer does, at a multiple of 1024, whatever row the matrix begins at.
 //
-// Branches, epilogue and stores are those of product_sm90.cuh.
+// Epilogue and stores are those of shuffled.cuh.
 #pragma once
 
 #include "../hopper.cuh"
 #include "common.cuh"
 #include "halo.h"
 #include "ring.cuh"
+#include "shuffled.cuh"
 
 #if !defined(__CUDACC__)
 #include <cstdio>
@@ -39,15 +40,13 @@ struct HaloProduct {
   static constexpr int BLOCKS = 1;
   static constexpr int MI = S * BN > 128 ? 2 : BN == 128 ? 2 : 4;  // matrices of a warpgroup
   static constexpr int BK = 64, SLICES = BK / 16;
-  static constexpr int RUN = 8 / S;
-  static constexpr int GROUPS = BN / (4 * RUN);          // of columns, 4 RUN each
   static constexpr int STAGE = BN * BK * 2, STAGES = BN == 128 ? 4 : BN == 64 ? 12 : 16;  // of weights
   static constexpr int BUFFER = (225 * 1024 - STAGES * STAGE) / 2 / 1024 * 1024;  // of inputs, one of two
   static constexpr int MBARRIERS = STAGES * STAGE + 2 * BUFFER;
   using Weights = Ring<STAGES, STAGE, CONSUMERS, 0, MBARRIERS>;
   using Inputs = Ring<2, BUFFER, CONSUMERS, STAGES * STAGE, Weights::SHARED>;
   static constexpr int LEAD = Inputs::SHARED, SHARED = LEAD + 8;  // an mbarrier
-  static_assert(GROUPS >= 1 && SHARED <= 226 * 1024 && MI * CONSUMERS <= MATRICES, "whole runs, and room");
+  static_assert(SHARED <= 226 * 1024 && MI * CONSUMERS <= MATRICES, "room");
 
 #if !defined(__CUDACC__)
   static const char* name() {
@@ -115,61 +114,27 @@ struct HaloProduct {
     }
   }
 
-  // One branch's sums of this thread's rows: those of a warpgroup's MI matrices; and the other branches' finished outputs,
-  // two to a word.
-  using Sums = float[MI][BN / 2];
-  using Finished = uint32_t[S][GROUPS][2 * MI][RUN / 2];
+  using Outputs = ShuffledOutputs<T, S, BN, MI>;
+  using Sums = typename Outputs::Sums;
+  using Finished = typename Outputs::Finished;
 
-  // Finishes branch s of the tile; the last one's outputs are stored with those of the branches before.
+  // Finishes branch s of the tile; see ShuffledOutputs.
   SSCONV_DEVICE static void finish(const Params& p, uint32_t number, int s, const Sums& sums, Finished& finished) {
     const Tile tile(p, number);
     const int warp = uniform(thread_index() / 32), lane = thread_index() % 32;
-    const int channels = p.branches * p.out_channels;
-    const int in_branches = p.part[tile.first_branch + s].number * p.out_channels;  // the branch's first channel there
-#pragma unroll
-    for (int g = 0; g < GROUPS; ++g) {
-      const int first = tile.column_block * BN + g * 4 * RUN + lane % 4 * RUN;
-      const int count = p.out_channels - first;  // columns that there are, if less than RUN
-      if (count <= 0) continue;
-      const int channel = S > 1 ? first * S : in_branches + first;
-      Finisher<RUN> finisher(p.epilogue, channels, channel + s, S, count);
-#pragma unroll
-      for (int row = 0; row < 2 * MI; ++row) {  // a matrix's row is 8 h + w
-        const uint8_t(&origin)[3] = p.origin[warp / 4 * MI + row / 2];
-        const int d = tile.at[1] + origin[0];
-        const int h = tile.at[2] + origin[1] + 2 * (warp % 4) + row % 2;
-        const int w = tile.at[3] + origin[2] + lane / 4;
-        if (d >= p.size[0] || h >= p.size[1] || w >= p.size[2]) continue;
-        const uint32_t voxel = (uint32_t(d) * p.size[1] + h) * p.size[2] + w;
-        const int64_t voxels = int64_t(p.size[0]) * p.size[1] * p.size[2];
-        const int64_t begin = (tile.at[0] * voxels + voxel) * channels;
-        float own[RUN];
-#pragma unroll
-        for (int c = 0; c < RUN; ++c) own[c] = sums[row / 2][(g * RUN / 2 + c / 2) * 4 + 2 * (row % 2) + c % 2];
-        if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + in_branches + first, own, count);
-        finisher.finish(own, tile.at[0], voxel);
-#pragma unroll
-        for (int i = 0; i < RUN / 2; ++i) finished[s][g][row][i] = pack_word<T>(own + 2 * i);
-        if (s == S - 1) store_shuffled(finished, g, row, static_cast<T*>(p.y) + begin + channel, count * S);
-      }
-    }
-  }
-
-  // A run of 8 channels to y, of which the first `count` are wanted.
-  SSCONV_DEVICE static void store_shuffled(const Finished& finished, int g, int row, T* y, int count) {
-    uint16_t channel[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) channel[i] = finished[i % S][g][row][i / S / 2] >> 16 * (i / S % 2);
-    if (count >= 8 && reinterpret_cast<uintptr_t>(y) % 16 == 0) {
-      Bits16 all;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) all.word[i] = channel[2 * i] | uint32_t(channel[2 * i + 1]) << 16;
-      store(reinterpret_cast<Bits16*>(y), all);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (i < count) store(y + i, T{channel[i]});
-    }
+    const int64_t voxels = int64_t(p.size[0]) * p.size[1] * p.size[2];
+    Outputs::finish(
+        p, tile, s, voxels, sums, finished,
+        [&](int row, uint32_t& n, uint32_t& voxel) {  // a matrix's row is 8 h + w
+          const uint8_t(&origin)[3] = p.origin[warp / 4 * MI + row / 2];
+          const int d = tile.at[1] + origin[0];
+          const int h = tile.at[2] + origin[1] + 2 * (warp % 4) + row % 2;
+          const int w = tile.at[3] + origin[2] + lane / 4;
+          n = tile.at[0];
+          voxel = (uint32_t(d) * p.size[1] + h) * p.size[2] + w;
+          return d < p.size[0] && h < p.size[1] && w < p.size[2];
+        },
+        [](float sum) { return sum; });
   }
 
   // The second warpgroup may begin.

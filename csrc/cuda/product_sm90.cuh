@@ -6,9 +6,7 @@
 // own, and the packed weights, which lie in memory as they lie in the stage. K ends in zeros: beyond a branch's channels
 // its map has none, and neither have the weights.
 //
-// The branches come one after the other into the same accumulators; what is finished of them waits in registers, rounded,
-// for the last. The packed weights' columns are permuted such that a lane's accumulators are RUN columns side by side: the
-// shuffle interleaves S of those to 8 channels, one store of 16 bytes, and four lanes 64 bytes side by side.
+// The branches come one after the other into the same accumulators; shuffled.cuh has what becomes of their sums.
 //
 // In the adjoint of a stride, outputs of each parity have tiles of their own, whose K are the taps that reach them.
 #pragma once
@@ -16,6 +14,7 @@
 #include "../hopper.cuh"
 #include "common.cuh"
 #include "ring.cuh"
+#include "shuffled.cuh"
 
 #if !defined(__CUDACC__)
 #include <cstdio>
@@ -33,13 +32,11 @@ struct TensorProduct {
   static constexpr int MI = 2, ROWS = 64 * MI;     // of a warpgroup: matrices, and their rows
   static constexpr int BM = ROWS * CONSUMERS;
   static constexpr int BK = 64;
-  static constexpr int RUN = 8 / S;
-  static constexpr int GROUPS = BN / (4 * RUN);    // of columns, 4 RUN each
   static constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE = A_BYTES + B_BYTES;
   static constexpr int STAGES = 220 * 1024 / STAGE < 6 ? 220 * 1024 / STAGE : 6;
   using Ring = ssconv::Ring<STAGES, STAGE, CONSUMERS>;
   static constexpr int SHARED = Ring::SHARED;
-  static_assert(STAGES >= 3 && GROUPS >= 1, "a ring, and whole runs");
+  static_assert(STAGES >= 3, "a ring");
 
 #if !defined(__CUDACC__)
   static const char* name() {
@@ -142,10 +139,9 @@ struct TensorProduct {
     }
   }
 
-  // One branch's sums of this thread's rows: those of a warpgroup's MI matrices of 64 rows; and the other branches'
-  // finished outputs, two to a word.
-  using Sums = float[MI][BN / 2];
-  using Finished = uint32_t[S][GROUPS][2 * MI][RUN / 2];
+  using Outputs = ShuffledOutputs<T, S, BN, MI>;
+  using Sums = typename Outputs::Sums;
+  using Finished = typename Outputs::Finished;
 
   // An output's sample and its voxel in y; false where there is none.
   SSCONV_DEVICE static bool locate(const Params& p, const Tile& tile, uint32_t output, uint32_t& n, uint32_t& voxel) {
@@ -170,55 +166,17 @@ struct TensorProduct {
     return there;
   }
 
-  // Finishes branch s of the tile; the last one's outputs are stored with those of the branches before. A parity that no
-  // tap reaches has no sums: zeros.
+  // Finishes branch s of the tile; see ShuffledOutputs. A parity that no tap reaches has no sums: zeros.
   SSCONV_DEVICE static void finish(const Params& p, const Tile& tile, int s, const Sums& sums, Finished& finished) {
     const int warp = thread_index() / 32, lane = thread_index() % 32;
     const Params::Reach& reach = p.part[tile.first_branch + s].reach[tile.parity];
-    const int channels = p.branches * p.out_channels;
-    const int in_branches = p.part[tile.first_branch + s].number * p.out_channels;  // the branch's first channel there
     const uint32_t first_row = tile.output + warp / 4 * ROWS + warp % 4 * 16 + lane / 4;
-#pragma unroll
-    for (int g = 0; g < GROUPS; ++g) {
-      const int first = tile.column_block * BN + g * 4 * RUN + lane % 4 * RUN;
-      const int count = p.out_channels - first;  // columns that there are, if less than RUN
-      if (count <= 0) continue;
-      const int channel = S > 1 ? first * S : in_branches + first;
-      Finisher<RUN> finisher(p.epilogue, channels, channel + s, S, count);
-#pragma unroll
-      for (int row = 0; row < 2 * MI; ++row) {
-        const uint32_t output = first_row + 64 * (row / 2) + 8 * (row % 2);
-        uint32_t n, voxel;
-        if (!locate(p, tile, output, n, voxel)) continue;
-        const int64_t begin = (static_cast<int64_t>(n) * p.voxels.divisor + voxel) * channels;
-        float own[RUN];
-#pragma unroll
-        for (int c = 0; c < RUN; ++c)
-          own[c] = reach.count[0] > 0 ? sums[row / 2][(g * RUN / 2 + c / 2) * 4 + 2 * (row % 2) + c % 2] : 0.f;
-        if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + in_branches + first, own, count);
-        finisher.finish(own, n, voxel);
-#pragma unroll
-        for (int i = 0; i < RUN / 2; ++i) finished[s][g][row][i] = pack_word<T>(own + 2 * i);
-        if (s == S - 1) store_shuffled(finished, g, row, static_cast<T*>(p.y) + begin + channel, count * S);
-      }
-    }
-  }
-
-  // A run of 8 channels to y, of which the first `count` are wanted.
-  SSCONV_DEVICE static void store_shuffled(const Finished& finished, int g, int row, T* y, int count) {
-    uint16_t channel[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) channel[i] = finished[i % S][g][row][i / S / 2] >> 16 * (i / S % 2);
-    if (count >= 8 && reinterpret_cast<uintptr_t>(y) % 16 == 0) {
-      Bits16 all;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) all.word[i] = channel[2 * i] | uint32_t(channel[2 * i + 1]) << 16;
-      store(reinterpret_cast<Bits16*>(y), all);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (i < count) store(y + i, T{channel[i]});
-    }
+    Outputs::finish(
+        p, tile, s, p.voxels.divisor, sums, finished,
+        [&](int row, uint32_t& n, uint32_t& voxel) {
+          return locate(p, tile, first_row + 64 * (row / 2) + 8 * (row % 2), n, voxel);
+        },
+        [&](float sum) { return reach.count[0] > 0 ? sum : 0.f; });
   }
 
   SSCONV_DEVICE static void consume(const Params& p) {
