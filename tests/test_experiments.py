@@ -438,6 +438,27 @@ def test_time_to_the_baselines_best_by_hand():
     assert report.reach(quick, curve((0, 0, 0, 5), (10, 0, 100, 20))) is None  # never better than its start
 
 
+def test_what_every_cell_had_reached_at_equal_time_by_hand():
+    baseline = [curve((0, 0, 0, 90), (10, 0, 100, 20), (20, 0, 200, 10)), curve((0, 0, 0, 80), (10, 0, 200, 30))]
+    quick = curve((0, 60, 0, 40), (10, 60, 30, 9.5), (20, 60, 60, 3))
+    assert [report.after(quick, s) for s in (59, 60, 90, 119, 1000)] == [None, 40, 9.5, 9.5, 3]
+    table = {report.BASELINE: dict(enumerate(baseline)), "quick": {0: quick}, "not run": {}}
+    text = report._equal_time(table)
+    assert text[2].startswith("| cell | 25.0% (50 s) | 37.5% (75 s) | 50.0% (100 s) |")
+    assert text[4] == (
+        "| dense, scratch | 85 (80 to 90) | 85 (80 to 90) | 50 (20 to 80) | 50 (20 to 80) | 50 (20 to 80) "
+        "| 20 (10 to 30) |"
+    )
+    assert text[5] == "| quick | – | 40 | 9.5 | 3 | 3 | 3 |" and len(text) == 7
+    assert report._equal_time({report.BASELINE: {}, "quick": {0: quick}}) == []
+
+
+def test_the_plots_curve_is_the_seeds_mean_where_all_have_points():
+    rows = [curve((0, 0, 0, 90), (10, 0, 1, 4), (20, 0, 2, 2)), curve((0, 0, 0, 10), (10, 0, 1, 9))]
+    shown, means = report.mean_curve(rows)
+    assert shown == [0, 10] and means == [pytest.approx(30), pytest.approx(6)]
+
+
 def test_the_pace_of_every_kind_of_cell_takes_the_place_of_the_logs_seconds(finished, tmp_path, capsys, monkeypatch):
     path = tmp_path / "tiny.jsonl"
     assert run(tmp_path, "--pace", results_in=path) == 0

@@ -96,6 +96,12 @@ def reach(record: Record, baseline: Record) -> dict[str, float] | None:
     }
 
 
+def after(record: Record, seconds: float) -> float | None:
+    """The metric at the last point that the run had reached in that time, its 2D stage included; None before any."""
+    points = [p[METRIC] for p in record["points"] if total_seconds(p, True) <= seconds * (1 + 1e-9)]
+    return points[-1] if points else None
+
+
 def markdown(
     grid: str, cells: Sequence[grids.Cell], known: dict[str, Record], protocol: str, picture: str,
     timed: Record | None = None,
@@ -150,6 +156,7 @@ def markdown(
     better = "; ".join(f"{name}: {how}" for name, how in BETTER.items())
     lines += ["", f"Better is, {better}. A percentage is the share of dense's parameters.", ""]
     lines += _comparison(table)
+    lines += _equal_time(table)
     lines += _left_out(cells, known)
     return "\n".join(lines) + "\n"
 
@@ -223,6 +230,27 @@ def _comparison(table: dict[str, dict[int, Record]]) -> list[str]:
     return [*lines, ""]
 
 
+def _equal_time(table: dict[str, dict[int, Record]]) -> list[str]:
+    """Every cell after shares of the time that dense from scratch takes, whatever it had been shown by then."""
+    base = list(table.get(BASELINE, {}).values())
+    if not base:
+        return []
+    whole = float(np.mean([total_seconds(r["points"][-1], True) for r in base]))
+    shares = (0.25, 0.375, 0.5, 0.625, 0.75, 1.0)
+    lines = [
+        f"At equal time: {METRIC}, mean (range), at the last point reached in a share of the {whole:.0f} s that "
+        f"{BASELINE} takes, the 2D stage included. A run that has ended by then keeps its last value.",
+        "",
+        "| cell | " + " | ".join(f"{share:.1%} ({share * whole:.0f} s)" for share in shares) + " |",
+        "|---" * (len(shares) + 1) + "|",
+    ]
+    for label, rows in table.items():
+        if rows:
+            found = [[v for r in rows.values() if (v := after(r, share * whole)) is not None] for share in shares]
+            lines.append(f"| {label} | {' | '.join(map(spread, found))} |")
+    return [*lines, ""]
+
+
 def _left_out(cells: Sequence[grids.Cell], known: dict[str, Record]) -> list[str]:
     """Cells that failed, with their errors, and cells not run: named, never dropped."""
     lines = []
@@ -248,9 +276,24 @@ def _machine(record: Record) -> str:
     return f"{gpu}{about['device']}, {about['threads']} of {about['cores']} cores, torch {about['torch']}"
 
 
+def mean_curve(rows: Sequence[Record]) -> tuple[list[float], list[float]]:
+    """Volumes shown, and the metric's geometric mean over the seeds, where every seed has a point."""
+    curves = [{p["shown"]: p[METRIC] for p in r["points"]} for r in rows]
+    shared = sorted(set(curves[0]).intersection(*curves[1:]))
+    return shared, [float(np.exp(np.mean([np.log(c[x]) for c in curves]))) for x in shared]
+
+
+def highest(known: dict[str, Record], cells: Sequence[grids.Cell]) -> float:
+    """The metric's highest value that the plot shows: untrained networks lie far above all that matters."""
+    points = [p for c in cells for p in known.get(c.folder, {}).get("points", [])]
+    trained = [p[METRIC] for p in points if p["volumes"] or p["slices"]]
+    return max(trained or [p[METRIC] for p in points], default=1.0)
+
+
 def draw(cells: Sequence[grids.Cell], known: dict[str, Record], path: Path) -> None:
     """The metric against volumes shown and against parameters, and the seconds per 1,000 volumes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter
 
     table = done_by_label(cells, known)
     figure = Figure(figsize=(16, 4.8), layout="constrained")
@@ -263,14 +306,20 @@ def draw(cells: Sequence[grids.Cell], known: dict[str, Record], path: Path) -> N
             points = record["points"]
             shown = label if number == 0 else None
             xs, ys = [p["shown"] for p in points], [p[METRIC] for p in points]
-            curve.plot(xs, ys, color=colour, marker="o", markersize=3, label=shown)
+            curve.plot(xs, ys, color=colour, linewidth=1, alpha=0.3 if len(rows) > 1 else 1)
             size.plot(record["parameters"], record["final"][METRIC], "o", color=colour, label=shown)
             pace.plot(record["seconds_per_1000_volumes"], place, "o", color=colour)
+        if rows:
+            xs, ys = mean_curve(list(rows.values()))
+            curve.plot(xs, ys, color=colour, marker="o", markersize=3, label=label)
     for axes in (curve, size):
         axes.axhline(floor, color="grey", linestyle="--", label="real against real" if axes is curve else None)
         axes.set_yscale("log")
         axes.set_ylabel(METRIC)
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.3, which="both")
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(FormatStrFormatter("%.2g"))
+    curve.set_ylim(top=1.05 * highest(known, cells))
     curve.set_xlabel("volumes shown to D (a slice is 1/D of one)")
     size.set_xlabel("parameters of G and D")
     pace.set_xlabel("seconds per 1,000 volumes")
