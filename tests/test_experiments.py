@@ -398,6 +398,10 @@ def test_the_report_is_made_of_the_json_lines_alone(finished, tmp_path):
     assert "- not run: split_depth, inflated average, seed 4" in (tmp_path / "tiny-A.md").read_text()
     assert driver.main(["--grid", "B", *words[2:]]) == 0
     text = (tmp_path / "tiny-B.md").read_text()
+    assert (
+        "Against dense, scratch of the same seed" in text
+        and "| dense, scratch | " in text.partition("At equal time")[2]
+    )
     assert "| split_depth, inflated centre | 0 |" in text and "- not run: split_depth, inflated centre, seed 0" in text
 
 
@@ -443,14 +447,16 @@ def test_what_every_cell_had_reached_at_equal_time_by_hand():
     quick = curve((0, 60, 0, 40), (10, 60, 30, 9.5), (20, 60, 60, 3))
     assert [report.after(quick, s) for s in (59, 60, 90, 119, 1000)] == [None, 40, 9.5, 9.5, 3]
     table = {report.BASELINE: dict(enumerate(baseline)), "quick": {0: quick}, "not run": {}}
-    text = report._equal_time(table)
+    text = report._equal_time(table, table[report.BASELINE])
     assert text[2].startswith("| cell | 25.0% (50 s) | 37.5% (75 s) | 50.0% (100 s) |")
     assert text[4] == (
         "| dense, scratch | 85 (80 to 90) | 85 (80 to 90) | 50 (20 to 80) | 50 (20 to 80) | 50 (20 to 80) "
         "| 20 (10 to 30) |"
     )
     assert text[5] == "| quick | – | 40 | 9.5 | 3 | 3 | 3 |" and len(text) == 7
-    assert report._equal_time({report.BASELINE: {}, "quick": {0: quick}}) == []
+    other = report._equal_time({"quick": {0: quick}}, table[report.BASELINE])
+    assert other == text, "the baseline stands there in a grid that has it not"
+    assert report._equal_time({report.BASELINE: {}, "quick": {0: quick}}, {}) == []
 
 
 def test_the_plots_curve_is_the_seeds_mean_where_all_have_points():

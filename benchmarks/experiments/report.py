@@ -155,10 +155,16 @@ def markdown(
     lines.append(f"| real volumes (floor) | – | – | {' | '.join(f'{floors[n]:.3g}' for n in COLUMNS)} | – | – | – |")
     better = "; ".join(f"{name}: {how}" for name, how in BETTER.items())
     lines += ["", f"Better is, {better}. A percentage is the share of dense's parameters.", ""]
-    lines += _comparison(table)
-    lines += _equal_time(table)
+    base = table.get(BASELINE) or baseline(known)
+    lines += _comparison(table, base)
+    lines += _equal_time(table, base)
     lines += _left_out(cells, known)
     return "\n".join(lines) + "\n"
+
+
+def baseline(known: dict[str, Record]) -> dict[int, Record]:
+    """Seed -> record of the baseline, whichever grid it was run for."""
+    return {r["seed"]: r for r in known.values() if r.get("label") == BASELINE and "error" not in r}
 
 
 def tried(records: list[Record], protocol: str) -> str:
@@ -200,10 +206,9 @@ def settings_of(record: Record) -> str:
     return ", ".join([*(f"{name.removeprefix('stage_3d.')} {value}" for name, value in settings.items()), volumes])
 
 
-def _comparison(table: dict[str, dict[int, Record]]) -> list[str]:
+def _comparison(table: dict[str, dict[int, Record]], base: dict[int, Record]) -> list[str]:
     """Every cell against dense from scratch of the same seed."""
-    base = table.get(BASELINE, {})
-    if not base:
+    if not base or not any(table.values()):
         return []
     lines = [
         f"Against {BASELINE} of the same seed. Change of frechet_held at the end, and of its best along the run (below "
@@ -230,12 +235,11 @@ def _comparison(table: dict[str, dict[int, Record]]) -> list[str]:
     return [*lines, ""]
 
 
-def _equal_time(table: dict[str, dict[int, Record]]) -> list[str]:
+def _equal_time(table: dict[str, dict[int, Record]], base: dict[int, Record]) -> list[str]:
     """Every cell after shares of the time that dense from scratch takes, whatever it had been shown by then."""
-    base = list(table.get(BASELINE, {}).values())
-    if not base:
+    if not base or not any(table.values()):
         return []
-    whole = float(np.mean([total_seconds(r["points"][-1], True) for r in base]))
+    whole = float(np.mean([total_seconds(r["points"][-1], True) for r in base.values()]))
     shares = (0.25, 0.375, 0.5, 0.625, 0.75, 1.0)
     lines = [
         f"At equal time: {METRIC}, mean (range), at the last point reached in a share of the {whole:.0f} s that "
@@ -244,7 +248,7 @@ def _equal_time(table: dict[str, dict[int, Record]]) -> list[str]:
         "| cell | " + " | ".join(f"{share:.1%} ({share * whole:.0f} s)" for share in shares) + " |",
         "|---" * (len(shares) + 1) + "|",
     ]
-    for label, rows in table.items():
+    for label, rows in ({BASELINE: base} | table).items():
         if rows:
             found = [[v for r in rows.values() if (v := after(r, share * whole)) is not None] for share in shares]
             lines.append(f"| {label} | {' | '.join(map(spread, found))} |")
