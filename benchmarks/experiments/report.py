@@ -328,7 +328,8 @@ def draw(cells: Sequence[grids.Cell], known: dict[str, Record], path: Path) -> N
     size.set_xlabel("parameters of G and D")
     pace.set_xlabel("seconds per 1,000 volumes")
     pace.set_yticks(range(len(names)), names)
-    pace.set_xlim(0, 1.08 * pace.get_xlim()[1])
+    for axes in (size, pace):
+        axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
     pace.set_ylim(-0.5, len(names) - 0.5)
     pace.grid(alpha=0.3)
     if curve.get_legend_handles_labels()[1]:
