@@ -226,14 +226,15 @@ def compile_kernels(nvcc: str, folder: Path) -> list[str]:
     return [str(o) for o in objects]
 
 
-def remarks(folder: Path) -> list[str]:
+def remarks(objects: list[str]) -> list[str]:
     """What the assembler did to wgmma, such as "product_sm90: C7510" (it waits after every one), by the logs that
     `compile_kernels` leaves beside its objects. Another release of nvcc may do what the one we compile with did not."""
-    return sorted(
-        f"{log.name.partition('.')[0]}: {code}"
-        for log in folder.glob("*.o.log")
-        for code in set(re.findall(r"\((C75\d\d)\)", log.read_text()))
-    )
+    found = []
+    for path in objects:
+        said = Path(f"{path}.log").read_text()
+        codes = sorted(set(re.findall(r"C75\d\d", said))) or re.findall("Potential Performance Loss", said)[:1]
+        found += [f"{Path(path).stem}: {code}" for code in codes]
+    return found
 
 
 class BuildWithKernels(build_ext):
@@ -242,9 +243,8 @@ class BuildWithKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         nvcc = getattr(ext, "nvcc", None)
         if nvcc is not None:
-            folder = Path(self.build_temp, "cuda")
-            ext.extra_objects = compile_kernels(nvcc, folder)
-            found = remarks(folder)
+            ext.extra_objects = compile_kernels(nvcc, Path(self.build_temp, "cuda"))
+            found = remarks(ext.extra_objects)
             if found:
                 print(
                     f"ssconv: warning: kernels for 9.0 will be slow; ptxas says of them {', '.join(found)}", flush=True

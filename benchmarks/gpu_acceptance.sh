@@ -76,7 +76,7 @@ part_training() { # first what a bar is set for
   local options=() status=0 first=$((LIMIT * 2 / 5))
   read -ra options <<<"${TRAINING_OPTIONS:-}"
   "$PYTHON" -m benchmarks.gpu_training --out "$OUT/training.jsonl" --budget "$first" \
-    --presets brain --edges 64 128 --precision bf16 --compared || status=$?
+    --presets brain --edges 64 128 --precision bf16 --backends cuda --compared || status=$?
   "$PYTHON" -m benchmarks.gpu_training --out "$OUT/training.jsonl" --budget "$((LIMIT - first - 25))" \
     ${options[@]+"${options[@]}"} || status=$?
   return "$status"

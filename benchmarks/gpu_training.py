@@ -318,6 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
     parser.add_argument("--edges", nargs="+", type=int, default=[], help="train on cubes instead of a preset's shape")
     parser.add_argument("--precision", choices=list(DTYPES), default="tf32", help="of products (default: tf32)")
+    parser.add_argument("--backends", nargs="+", help="default: those made for GPUs")
     parser.add_argument("--compared", action="store_true", help="only what is compared: no graphs, no dense on ssconv")
     parser.add_argument("--budget", type=float, default=90.0, help="seconds for all of them (default: 90)")
     args = parser.parse_args(argv)
@@ -325,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with precision(args.precision):
         failed = run(
             args.presets, args.out, head=about(), device=CudaDevice(), place=PLACE, dtype=args.precision,
-            backends=gpu_backends(), budget=args.budget, edges=args.edges, further=not args.compared,
+            backends=args.backends or gpu_backends(), budget=args.budget, edges=args.edges, further=not args.compared,
         )  # fmt: skip
     if failed:
         print(f"gpu_training: {failed} measurements of ssconv failed; {args.out} says why", file=sys.stderr)

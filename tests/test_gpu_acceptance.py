@@ -100,7 +100,7 @@ def test_the_script_calls_each_part(tmp_path):
     )
     assert f"benchmarks.gpu_upsampling --out {tmp_path}/out with a space/upsampling.jsonl --budget 10" in calls
     assert f"benchmarks.gpu_memory_bound --out {tmp_path}/out with a space/memory-bound.jsonl --budget 6" in calls
-    assert "--budget 44 --presets brain --edges 64 128 --precision bf16 --compared" in calls
+    assert "--budget 44 --presets brain --edges 64 128 --precision bf16 --backends cuda --compared" in calls
     assert "tests/test_gpu.py" in calls and "tests/test_trainer.py" not in calls
     assert "benchmarks.report" in calls
 
@@ -194,13 +194,15 @@ def a_card(monkeypatch, graphs_on_a_tape) -> None:
         name="Fictitious GPU", major=9, minor=0, multi_processor_count=1, total_memory=2**30, L2_cache_size=1
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    for module in (gpu_run, gpu_training, gpu_environment):
+    for module in (gpu_run, gpu_training, gpu_memory_bound, gpu_environment):
         monkeypatch.setattr(module, "refuse_without_gpu", lambda program: None)
-    for module in (gpu_run, gpu_training):
+    for module in (gpu_run, gpu_training, gpu_memory_bound):
         monkeypatch.setattr(module, "PLACE", "cpu")
         monkeypatch.setattr(module, "CudaDevice", HostDevice)
         monkeypatch.setattr(module, "gpu_backends", lambda: BACKENDS[-1:])
-    monkeypatch.setattr(gpu_run, "ceilings", lambda *arguments: CEILING)
+    for module in (gpu_run, gpu_memory_bound):
+        monkeypatch.setattr(module, "ceilings", lambda *arguments: CEILING)
+    monkeypatch.setattr(gpu_memory_bound, "SIZES", ((2, 4, 6),))
     monkeypatch.setattr(gpu_run, "GPU_LAYERS", tuple(TINY[:3]))
     monkeypatch.setenv("COMMIT", "c0ffee")
 
@@ -245,6 +247,7 @@ def test_the_commands_from_end_to_end(a_card, tmp_path, monkeypatch, capsys):
     assert {(r["device"], r["commit"], r["kind"]) for r in first} == {("Fictitious GPU", "c0ffee", "gpu layer")}
     assert gpu_run.main([*options, "--part", "2/2"]) == 0
     assert gpu_training.main(["--out", str(out / "training.jsonl"), "--presets", "demo", "--budget", "30"]) == 0
+    assert gpu_memory_bound.main(["--out", str(out / "memory-bound.jsonl"), "--budget", "0.1"]) == 0
     assert gpu_environment.main(["--write", str(out / "environment.json"), "--build", "none"]) == 0
     about = json.loads((out / "environment.json").read_text())
     assert about["backends"] == ssconv.backends() and about["build"] == "none" and about["driver"]
@@ -255,7 +258,8 @@ def test_the_commands_from_end_to_end(a_card, tmp_path, monkeypatch, capsys):
     text = (out / "summary.md").read_text()
     for layer in TINY[:3]:
         assert layer.name in text
-    assert f"split_depth | {BACKENDS[-1]} | 4 |" in text and "Not there: tests.xml, memory-bound.jsonl" in text
+    assert f"split_depth | {BACKENDS[-1]} | 4 |" in text and "Not there: tests.xml, upsampling.jsonl." in text
+    assert "| filter and halve | " in text and "memory-bound kernels, share of a copy's bandwidth" in text
     assert (out / "layers.png").exists() and (out / "training.png").exists()
 
 
@@ -425,7 +429,8 @@ def test_what_is_missing_or_damaged_is_said(tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert report.main([str(empty)]) == 1
-    assert "Not there: environment.json, tests.xml, layers.jsonl, memory-bound.jsonl, " in capsys.readouterr().out
+    files = "environment.json, tests.xml, layers.jsonl, memory-bound.jsonl, upsampling.jsonl, training.jsonl"
+    assert f"Not there: {files}." in capsys.readouterr().out
     (empty / "layers.jsonl").write_text('{"commit": 1, "device": 2}\n{"a"\n')
     with pytest.raises(SystemExit):
         report.main([str(empty)])

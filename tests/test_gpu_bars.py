@@ -213,6 +213,22 @@ def test_a_kernel_that_is_wrong_or_fails_is_said_and_not_timed(tmp_path, monkeyp
     assert sum("differs from the reference by 0.05" in r["error"] for r in records) == 12
 
 
+def test_a_reference_that_fails_takes_its_kernel_alone(tmp_path, monkeypatch):
+    upfirdn = reference.upfirdn
+
+    def fails(x, taps, up, down, padding):
+        if max(up) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return upfirdn(x, taps, up, down, padding)
+
+    monkeypatch.setattr(gpu_memory_bound.reference, "upfirdn", fails)
+    records = run_bound(tmp_path / "lines", ["cpu"])
+    assert len(records) == 2 * 6
+    assert {r["kernel"]: r["error"] for r in records if "error" in r} == {
+        "double and filter": "OutOfMemoryError: no room"
+    }
+
+
 def test_shapes_of_kernels_are_those_of_a_network():
     """The filters give what the tensors of the bytes say: an edge more or less, half or twice."""
     edges = {}

@@ -260,6 +260,7 @@ def test_what_the_assembler_did_to_wgmma_is_told_and_kept(kernels: Path, tmp_pat
     again = setup_py(kernels, *options, CUDACXX=nvcc)
     assert len((tmp_path / "calls").read_text().splitlines()) == 2, "the kernels are up to date"
     assert "warning: kernels for 9.0 will be slow; ptxas says of them product_sm90: C7510" in again.stdout
+    assert "warning" not in setup_py(kernels, *options, CUDACXX=nvcc, SSCONV_CUDA="0").stdout
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def markdown(
     lines.append(f"| real volumes (floor) | – | – | {' | '.join(f'{floors[n]:.3g}' for n in COLUMNS)} | – | – | – |")
     better = "; ".join(f"{name}: {how}" for name, how in BETTER.items())
     lines += ["", f"Better is, {better}. A percentage is the share of dense's parameters.", ""]
-    base = table.get(BASELINE) or baseline(known)
+    base = baseline(known)
     lines += _comparison(table, base)
     lines += _equal_time(table, base)
     lines += _left_out(cells, known)
@@ -306,12 +306,11 @@ def draw(cells: Sequence[grids.Cell], known: dict[str, Record], path: Path) -> N
     names = list(table)
     for place, (label, rows) in enumerate(table.items()):
         colour = f"C{place % 10}"
-        for number, record in enumerate(rows.values()):
+        for record in rows.values():
             points = record["points"]
-            shown = label if number == 0 else None
             xs, ys = [p["shown"] for p in points], [p[METRIC] for p in points]
             curve.plot(xs, ys, color=colour, linewidth=1, alpha=0.3 if len(rows) > 1 else 1)
-            size.plot(record["parameters"], record["final"][METRIC], "o", color=colour, label=shown)
+            size.plot(record["parameters"], record["final"][METRIC], "o", color=colour)
             pace.plot(record["seconds_per_1000_volumes"], place, "o", color=colour)
         if rows:
             xs, ys = mean_curve(list(rows.values()))

@@ -1,0 +1,33 @@
+"""What the tests of the experiments share: a scale of seconds, and the command on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.experiments import driver, grids
+from benchmarks.experiments.grids import Scale
+from ssgan import trainer
+
+TINY = Scale("tiny", "demo", (8, 8, 8), 4, 8, 6, 2, 32, 16, 8, 4, 4, (12, 8))
+
+
+def make_tiny(patch: pytest.MonkeyPatch) -> None:
+    """A scale of seconds; the trainings' pictures, which take most of them, are dots."""
+
+    def dot(volumes, path, **more):
+        Image.new("L", (2, 2)).save(path)
+        return path
+
+    patch.setitem(grids.SCALES, "tiny", TINY)
+    patch.setattr(trainer, "plot_curves", lambda *args: None)
+    for name in ("slice_grid", "three_plane_grid"):
+        patch.setattr(trainer, name, dot)
+
+
+def run(root: Path, *more: str, grid: str = "A", results_in: Path | None = None) -> int:
+    words = ["--grid", grid, "--scale", "tiny", "--out", str(root / "runs"), "--seeds", "0", "--threads", "1"]
+    path = results_in or root / "tiny.jsonl"
+    return driver.main([*words, "--device", "cpu", "--results", str(path), *more])
