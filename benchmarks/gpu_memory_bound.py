@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import ssconv
 from benchmarks.cases import SLOPE
 from benchmarks.gpu_cases import gpu_backends
 from benchmarks.gpu_environment import about, refuse_without_gpu
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.gpu_memory_bound", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
-    parser.add_argument("--backends", nargs="+", help="default: those made for GPUs")
+    parser.add_argument("--backends", nargs="+", choices=list(ssconv.backends()), help="default: those made for GPUs")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of timed calls for all (default: 10)")
     args = parser.parse_args(argv)
     refuse_without_gpu("gpu_memory_bound")

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import itertools
 import json
 import math
 import sys
@@ -39,7 +40,7 @@ from benchmarks.gpu_environment import about, refuse_without_gpu
 from benchmarks.gpu_figures import Record, setting, training_figures, variant
 from benchmarks.gpu_run import SKIPPED, precision
 from benchmarks.gpu_timing import CudaDevice, Device
-from ssgan.config import PRESETS, TrainConfig
+from ssgan.config import PRESETS, ConfigError, TrainConfig
 from ssgan.gan import Gan
 from ssgan.graphs import WARMUP
 from ssgan.precision import Execution
@@ -318,10 +319,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
     parser.add_argument("--edges", nargs="+", type=int, default=[], help="train on cubes instead of a preset's shape")
     parser.add_argument("--precision", choices=list(DTYPES), default="tf32", help="of products (default: tf32)")
-    parser.add_argument("--backends", nargs="+", help="default: those made for GPUs")
+    parser.add_argument("--backends", nargs="+", choices=list(ssconv.backends()), help="default: those made for GPUs")
     parser.add_argument("--compared", action="store_true", help="only what is compared: no graphs, no dense on ssconv")
     parser.add_argument("--budget", type=float, default=90.0, help="seconds for all of them (default: 90)")
     args = parser.parse_args(argv)
+    try:
+        for name, edge in itertools.product(args.presets, args.edges):
+            PRESETS[name].network((edge,) * 3)
+    except ConfigError as error:
+        parser.error(f"--edges {edge}, preset {name}: {error}")
     refuse_without_gpu("gpu_training")
     with precision(args.precision):
         failed = run(

@@ -126,6 +126,19 @@ def test_variants_are_ordered_by_what_is_compared(tmp_path, networks_as_they_wer
     assert [(r["arch"], r["implementation"]) for r in records] == all_variants(["nonsense"])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--edges", "64", "7"], "--edges 7, preset demo: shape: (7, 7, 7) is too small"),
+        (["--backends", "cudnn"], "argument --backends: invalid choice: 'cudnn'"),
+    ],
+)
+def test_options_that_cannot_be(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        gpu_training.main(["--out", str(tmp_path / "x"), "--presets", "demo", *options])
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_the_batch_shrinks_until_it_fits():
     cfg = PRESETS["hippocampus"].train_config("hippocampus")
     tried, forgotten = [], []
