@@ -85,7 +85,8 @@ class NetworkConfig:
     shape: (D, H, W) of a volume. base, scales: see `plan_levels`. widths: channels per level, coarse to fine,
     len(scales) + 1 of them. arch: a key of ARCHITECTURES. classes: labels to condition on, 0 for none; label_layers:
     of the discriminator's mapping of the label, None for as many as mapping_layers. depth_places: None, or (base's
-    depth, volume's depth): the 2D networks are told where along depth a slice lies (`depth_aware`).
+    depth, volume's depth): the 2D networks are told where along depth a slice lies (`depth_aware`). arch_d: the
+    discriminator's architecture where it is another one, else None.
     """
 
     shape: Triple
@@ -102,19 +103,22 @@ class NetworkConfig:
     classes: int = 0
     label_layers: int | None = None
     depth_places: tuple[int, int] | None = None
+    arch_d: str | None = None
 
     def __post_init__(self) -> None:
-        if self.arch not in ARCHITECTURES:
-            raise ConfigError(f"arch: expected one of {', '.join(ARCHITECTURES)}; got {self.arch!r}")
+        for name, arch in (("arch", self.arch), ("arch_d", self.discriminator_arch)):
+            if arch not in ARCHITECTURES:
+                raise ConfigError(f"{name}: expected one of {', '.join(ARCHITECTURES)}; got {arch!r}")
         if len(self.widths) != len(self.scales) + 1:
             raise ConfigError(f"widths: expected {len(self.scales) + 1} (one per level); got {len(self.widths)}")
         reached = tuple(self.base[d] * math.prod(s[d] for s in self.scales) for d in range(3))
         if reached != tuple(self.shape):
             raise ConfigError(f"shape: base {self.base} with scales {self.scales} gives {reached}, not {self.shape}")
-        branches = math.lcm(*(len(stage) for stage in ARCHITECTURES[self.arch]))
-        for w in self.widths:
-            if w % branches:
-                raise ConfigError(f"widths: {w} channels cannot be split into {branches} branches ({self.arch})")
+        for arch in (self.arch, self.discriminator_arch):
+            branches = math.lcm(*(len(stage) for stage in ARCHITECTURES[arch]))
+            for w in self.widths:
+                if w % branches:
+                    raise ConfigError(f"widths: {w} channels cannot be split into {branches} branches ({arch})")
         for name in ("image_channels", "z_dim", "w_dim", "mapping_layers", "mbstd_group"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1; got {getattr(self, name)}")
@@ -126,6 +130,21 @@ class NetworkConfig:
         for name in ("classes", "label_layers"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name}: expected at least 0; got {getattr(self, name)}")
+
+    @property
+    def discriminator_arch(self) -> str:
+        """The key of ARCHITECTURES that the discriminator's blocks have."""
+        return self.arch if self.arch_d is None else self.arch_d
+
+    @property
+    def arch_name(self) -> str:
+        """What to call the architecture of both, such as "split_depth" or "split_depth G, dense D"."""
+        same = self.discriminator_arch == self.arch
+        return self.arch if same else f"{self.arch} G, {self.discriminator_arch} D"
+
+    def with_arch(self, arch: str, arch_d: str | None = None) -> NetworkConfig:
+        """The same with other architectures: of both networks, or of the discriminator apart."""
+        return dataclasses.replace(self, arch=arch, arch_d=None if arch_d == arch else arch_d)
 
     @property
     def is_flat(self) -> bool:
@@ -170,6 +189,10 @@ class StageConfig:
     ema_rampup: float | None = 0.05  # the half-life is at most this share of the images shown so far
 
 
+# What `ssgan train` has options for, with the stage's name behind: --kimg-2d, --lr-g-3d.
+STAGE_OPTIONS = tuple(f.name for f in dataclasses.fields(StageConfig) if f.name != "ema_rampup")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides the numbers a run produces, besides the data set."""
@@ -192,6 +215,7 @@ class TrainConfig:
     precision: str = "fp32"  # of convolutions: fp32 | bf16 | fp16
     freeze_d: int = 0  # blocks of the 3D discriminator that stay as inflated, the finest first
     warmup_kimg: float = 0.0  # the 3D learning rates rise from 0 over so many thousand images after inflation
+    cooldown_kimg: float = 0.0  # and fall towards 0 over the last so many thousand images of the 3D stage
     metrics: tuple[str, ...] = ("distance",)  # registered in ssgan.schedule
     metrics_every: int = 0  # images between measurements; 0 measures with the snapshots
     early_stop: int = 0  # a stage ends after so many measurements without a better best_metric; 0 never
@@ -205,7 +229,7 @@ class TrainConfig:
             raise ConfigError(
                 f"freeze_d: expected 0 to {len(self.network.scales)}, the blocks of D; got {self.freeze_d}"
             )
-        for name in ("warmup_kimg", "metrics_every", "early_stop"):
+        for name in ("warmup_kimg", "cooldown_kimg", "metrics_every", "early_stop"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a number of at least 0; got {getattr(self, name)}")
         if self.stage not in ("both", "2d", "3d"):

@@ -210,7 +210,7 @@ def _stage(cfg: TrainConfig, stage: str, device: torch.device, execution: Execut
     count = {name: sum(p.numel() for p in getattr(one, name).parameters()) for name in ("G", "D")}
     one.step = 1
     plain = count_flops(functools.partial(one.train_step, *inputs))
-    say(f"stage {stage}: {'x'.join(map(str, one.G.cfg.shape))} voxels, {cfg.network.arch}, {cfg.precision}")
+    say(f"stage {stage}: {'x'.join(map(str, one.G.cfg.shape))} voxels, {cfg.network.arch_name}, {cfg.precision}")
     say(f"  parameters: G {count['G']:,}, D {count['D']:,}")
     say(
         f"  operations per image: G {_si(g_flops)}FLOP, D {_si(d_flops)}FLOP forwards, a training step {_si(plain)}FLOP"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from ssgan import checkpoint
 from ssgan.checkpoint import CheckpointMeta
-from ssgan.config import ARCHITECTURES, PRESETS, ConfigError, TrainConfig
+from ssgan.config import ARCHITECTURES, PRESETS, STAGE_OPTIONS, ConfigError, TrainConfig
 from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.errors import UserError
 from ssgan.files import read_json
@@ -172,15 +171,21 @@ def nearest(fake: np.ndarray, volumes: np.ndarray) -> Neighbours:
 
 
 def parameters(cfg: TrainConfig) -> list[tuple[str, int, int] | tuple[str, str]]:
-    """(architecture, parameters of G, of D) at the run's shape and widths, or why there is no such network."""
+    """(architecture, parameters of G, of D) at the run's shape and widths, or why there is no such network.
+
+    A run whose discriminator has an architecture of its own is a row more; `arch_name` tells which row is the run's.
+    """
     rows: list[tuple[str, int, int] | tuple[str, str]] = []
     for arch in ARCHITECTURES:
         try:
-            G, D = build(dataclasses.replace(cfg.network, arch=arch))
+            G, D = build(cfg.network.with_arch(arch))
         except ConfigError as error:
             rows.append((arch, str(error)))
             continue
         rows.append((arch, parameter_count(G), parameter_count(D)))
+    if cfg.network.arch_name not in ARCHITECTURES:
+        G, D = build(cfg.network)
+        rows.append((cfg.network.arch_name, parameter_count(G), parameter_count(D)))
     return rows
 
 
@@ -193,26 +198,25 @@ def train_command(record: dict[str, Any], cfg: TrainConfig, run: Path) -> str:
     if cfg.preset not in PRESETS:
         return shlex.join(words)
     usual = PRESETS[cfg.preset].train_config(cfg.preset, cfg.network.shape)
-    for option in ("stage", "inflate", "seed", "snapshot_kimg", "precision", "freeze_d", "warmup_kimg", "metrics",
-                   "metrics_every", "early_stop", "best_metric"):  # fmt: skip
+    for option in ("stage", "inflate", "seed", "snapshot_kimg", "precision", "freeze_d", "warmup_kimg",
+                   "cooldown_kimg", "metrics", "metrics_every", "early_stop", "best_metric"):  # fmt: skip
         value, default = getattr(cfg, option, None), getattr(usual, option, None)
         if value != default:
             shown = ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else value
             words += [f"--{option.replace('_', '-')}", str(shown)]
     if cfg.network.arch != usual.network.arch:
         words += ["--arch", cfg.network.arch]
+    if cfg.network.discriminator_arch != cfg.network.arch:
+        words += ["--arch-d", cfg.network.discriminator_arch]
     if bool(cfg.network.depth_places) != bool(usual.network.depth_places):
         words += ["--depth-aware" if cfg.network.depth_places else "--no-depth-aware"]
     if cfg.network.classes:
         words += ["--conditional"]
     for name in ("2d", "3d"):
         own, default = getattr(cfg, f"stage_{name}"), getattr(usual, f"stage_{name}")
-        for option in ("kimg", "batch", "r1_gamma"):
+        for option in STAGE_OPTIONS:
             if getattr(own, option) != getattr(default, option):
                 words += [f"--{option.replace('_', '-')}-{name}", f"{getattr(own, option):g}"]
-    rates = {getattr(s, n) for s in (cfg.stage_2d, cfg.stage_3d) for n in ("lr_g", "lr_d")}
-    if len(rates) == 1 and cfg.stage_3d.lr_g != usual.stage_3d.lr_g:
-        words += ["--lr", f"{rates.pop():g}"]
     if record.get("init"):
         words += ["--init", record["init"]["path"]]
     return shlex.join(words)

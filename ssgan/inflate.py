@@ -63,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arch", choices=tuple(ARCHITECTURES),
         help="of the 3D networks, from a dense source (default: split_depth from a pickle, the run's own otherwise)",
     )  # fmt: skip
+    parser.add_argument(
+        "--arch-d", choices=tuple(ARCHITECTURES),
+        help="of the 3D discriminator, where it is another (default: --arch's, or the run's own without --arch)",
+    )  # fmt: skip
     parser.add_argument("--config", type=Path, help="the run's config.json (default: the one of the source's run)")
     parser.add_argument("--depth", type=int, help="of a pickle's volumes (default: as its height and width)")
     parser.add_argument(
@@ -79,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     ours = args.source.suffix == ".safetensors"
     source = own_source(args) if ours else pickle_source(args)
     arch = args.arch or (source.network.arch if ours else "split_depth")
-    network = dataclasses.replace(source.network, arch=arch)
+    network = source.network.with_arch(arch, args.arch_d or (None if args.arch or not ours else source.network.arch_d))
     tensors, parts = {"pl_mean": source.pl_mean}, []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(source.seed, "3d", 0, "init"))
@@ -92,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint.save(args.out, tensors, start_meta(network, source.images), dataclasses.asdict(network))
     print(f"profile {args.profile}\n\n" + "\n\n".join(parts) + "\n")
     shape, given = " x ".join(map(str, network.shape)), "" if arch == "split_depth" else f" --arch {arch}"
+    given += f" --arch-d {network.arch_d}" if network.arch_d else ""
     print(f"wrote {args.out} for volumes of {shape} (D x H x W); start from it with")
     print(f"  ssgan train --stage 3d --init {args.out}{given} --data DATASET --out RUN --preset NAME")
     return 0
@@ -107,10 +112,15 @@ def inflate(
     """
     actions: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    if before.arch != after.arch:
-        if before.arch != "dense":
+    option, own, wanted = "--arch", before.arch, after.arch
+    if isinstance(full, Discriminator):
+        own, wanted = before.discriminator_arch, after.discriminator_arch
+        option = "--arch-d" if after.arch_d else option
+    if own != wanted:
+        if own != "dense":
+            name = type(full).__name__.lower()
             raise InflateError(
-                f"--arch {after.arch}: the source is {before.arch}; expected that, or a dense source to select from"
+                f"{option} {wanted}: the source's {name} is {own}; expected that, or a dense source to select from"
             )
         shapes = {name: tuple(t.shape) for name, t in net.state_dict().items()}
         dense, net = net, type(full)(after.flat())

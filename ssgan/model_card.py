@@ -10,7 +10,7 @@ def card(facts: Facts) -> str:
     """The card in Markdown. What is not known is said to be not known."""
     cfg, info, meta = facts.cfg, facts.info, facts.meta
     network = cfg.network
-    counts = next((row for row in parameters(cfg) if row[0] == network.arch and len(row) == 3), None)
+    counts = next((row for row in parameters(cfg) if row[0] == network.arch_name and len(row) == 3), None)
     size = f"{counts[1]:,} (generator) and {counts[2]:,} (discriminator)" if counts else "unknown"
     shape = " x ".join(map(str, network.shape))
     spacing = " x ".join(f"{s:g}" for s in info.spacing)
@@ -30,7 +30,7 @@ Written by `ssgan report` from the run's own records. What a person has to add i
 ## Model
 
 - 3D Split&Shuffle-GAN (after Liu et al. 2022), a StyleGAN2 for volumes
-- architecture `{network.arch}`, preset `{cfg.preset}`
+- architecture `{network.arch_name}`, preset `{cfg.preset}`
 - makes volumes of {shape} voxels (D x H x W), {spacing} mm (x, y, z), slice axis {info.slice_axis}
 - parameters: {size}
 - checkpoint `{facts.checkpoint.name}`, SHA-256 `{facts.sha256}`

@@ -222,7 +222,7 @@ class DiscriminatorBlock(nn.Module):
 
     def __init__(self, cfg: NetworkConfig, level: int):
         super().__init__()
-        stages = kernel_stages(cfg.arch, cfg.is_flat)
+        stages = kernel_stages(cfg.discriminator_arch, cfg.is_flat)
         cin, cout, scale = cfg.widths[level], cfg.widths[level - 1], cfg.scales[level - 1]
         self.conv0 = Conv(cin, cin, stages, clamp=cfg.conv_clamp)
         self.conv1 = Conv(cin, cout, stages, scale, clamp=cfg.conv_clamp)

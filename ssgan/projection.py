@@ -8,7 +8,6 @@ or of an untrained one of a fixed seed, and the voxels count too.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def random_features(G: Generator) -> Discriminator:
     """An untrained dense discriminator of a fixed seed: a feature network that knows nothing of the run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Discriminator(dataclasses.replace(G.cfg, arch="dense")).requires_grad_(False)
+        return Discriminator(G.cfg.with_arch("dense")).requires_grad_(False)
 
 
 class FeatureDistance:

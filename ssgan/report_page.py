@@ -58,7 +58,7 @@ def page(facts: Facts) -> str:
     files = resources.files("ssgan") / "page"
     values = {
         "title": f"Run {esc(facts.run.resolve().name)}",
-        "lead": esc(f"3D Split&Shuffle-GAN, preset {facts.cfg.preset}, architecture {facts.cfg.network.arch}."),
+        "lead": esc(f"3D Split&Shuffle-GAN, preset {facts.cfg.preset}, architecture {facts.cfg.network.arch_name}."),
         "nav": " ".join(f'<a href="#{ids[name]}">{esc(name)}</a>' for name in parts),
         "body": body,
         "footer": "Generated volumes are synthetic. They must not be used for diagnosis, nor taken for anonymised "
@@ -109,7 +109,9 @@ def range_slider(name: str, label: str, count: int, value: int) -> str:
 def overview(facts: Facts) -> str:
     shape, info, meta = facts.cfg.network.shape, facts.info, facts.meta
     volumes = f"{len(facts.data)} volumes" if facts.data is not None else "unknown number of volumes"
-    counts = next((row for row in parameters(facts.cfg) if row[0] == facts.cfg.network.arch and len(row) == 3), None)
+    counts = next(
+        (row for row in parameters(facts.cfg) if row[0] == facts.cfg.network.arch_name and len(row) == 3), None
+    )
     cards = {
         "Volumes (D x H x W)": " x ".join(map(str, shape)),
         "Spacing (x, y, z)": " x ".join(f"{s:g}" for s in info.spacing) + " mm",
@@ -417,7 +419,7 @@ def parameter_table(facts: Facts) -> str:
     dense = totals.get("dense")
     lines = []
     for row in found:
-        own = ' class="own"' if row[0] == facts.cfg.network.arch else ""
+        own = ' class="own"' if row[0] == facts.cfg.network.arch_name else ""
         name = f"<th scope=row>{esc(row[0])}{' (this run)' if own else ''}</th>"
         if len(row) != 3:
             lines.append(f"<tr>{name}<td colspan=5>{esc(row[1])}</td></tr>")

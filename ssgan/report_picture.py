@@ -122,7 +122,7 @@ def _title(facts: Facts) -> str:
     images = f"{facts.meta.images:,} volumes shown" if facts.meta.stage == "3d" else f"{facts.meta.images:,} slices"
     before = f" after {facts.meta.images_before:,} slices" if facts.meta.images_before else ""
     name = facts.run.resolve().name
-    return f"{name}: {facts.cfg.network.arch}, {size} voxels, {images}{before}, {hours(facts.seconds)}"
+    return f"{name}: {facts.cfg.network.arch_name}, {size} voxels, {images}{before}, {hours(facts.seconds)}"
 
 
 def _footer(facts: Facts) -> str:

@@ -15,12 +15,19 @@ MAX_REWINDS = 5  # times that --on-nan rewind goes back in a stage
 
 
 def rate_factor(cfg: TrainConfig, stage: str, images: int, inflated: bool, rewinds: int) -> float:
-    """What the learning rates are multiplied by: a linear rise after inflation, and half for every rewind.
+    """What the learning rates are multiplied by: a linear rise after inflation, a linear fall to the end of the 3D
+    stage, and half for every rewind.
 
-    images: those the discriminator has seen in this stage when the step is done.
+    images: those the discriminator has seen in this stage when the step is done. The last step has a rate above 0. A
+    run that is made longer falls at its new end.
     """
-    warm = cfg.warmup_kimg * 1000 if stage == "3d" and inflated else 0.0
-    return (min(images / warm, 1.0) if warm else 1.0) * 0.5**rewinds
+    factor = 0.5**rewinds
+    if stage == "3d" and inflated and cfg.warmup_kimg:
+        factor *= min(images / (1000 * cfg.warmup_kimg), 1.0)
+    if stage == "3d" and cfg.cooldown_kimg:
+        left = 1000 * cfg.stage_3d.kimg - images + cfg.stage_3d.batch
+        factor *= min(max(left / (1000 * cfg.cooldown_kimg), 0.0), 1.0)
+    return factor
 
 
 def trainable(D: Discriminator, frozen: int) -> None:

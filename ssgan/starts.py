@@ -34,6 +34,8 @@ def start_network(init: Path | None, network: NetworkConfig) -> NetworkConfig:
     hints = {
         "shape": "prepare the data with that --shape, or inflate with another --depth",
         "arch": f"give --arch {own.arch}, or inflate with --arch {network.arch}",
+        "discriminator_arch": f"give --arch-d {own.discriminator_arch}, or inflate with --arch-d "
+        f"{network.discriminator_arch}",
         "classes": "train on as many classes (--conditional) as the source has, or start from another",
         "image_channels": "volumes have one; inflate with --channels grey",
     }

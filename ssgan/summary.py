@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ssgan.config import ARCHITECTURES, PRESETS, NetworkConfig, preset
+from ssgan.config import ARCHITECTURES, PRESETS, ConfigError, NetworkConfig, preset
 from ssgan.data.dataset import ARRAY_AXES
 from ssgan.errors import run_command
 from ssgan.networks import Discriminator, Generator
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="hippocampus", help=f"one of {', '.join(PRESETS)} (default hippocampus)")
     choices = ("all", *ARCHITECTURES)
     parser.add_argument("--arch", choices=choices, default="all", help="layers of one architecture; default: a table")
+    parser.add_argument("--arch-d", choices=tuple(ARCHITECTURES), help="with --arch NAME: another one for D")
     parser.add_argument("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help="voxels; default: the preset's")
     parser.add_argument("--flat", action="store_true", help="with --arch NAME: the 2D networks of the first stage")
 
@@ -59,18 +60,20 @@ def run(args: argparse.Namespace) -> int:
     shape = None if args.shape is None else tuple(args.shape[a] for a in ARRAY_AXES["axial"])
     chosen = preset(args.preset)
     if args.arch == "all":
+        if args.arch_d is not None:
+            raise ConfigError(f"--arch-d {args.arch_d}: needs --arch, the generator's architecture")
         cfg = chosen.network(shape)
         print(f"preset {args.preset}: volumes (D, H, W) = {cfg.shape}, widths {cfg.widths} from coarse to fine")
         print(f"{'architecture':<12} {'generator':>12} {'discriminator':>14} {'together':>12} {'of dense':>9}")
         for arch, g, d, share in share_table(args.preset, shape):
             print(f"{arch:<12} {g:>12,} {d:>14,} {g + d:>12,} {share:>8.1%}")
         return 0
-    cfg = chosen.network(shape, args.arch)
+    cfg = chosen.network(shape).with_arch(args.arch, args.arch_d)
     cfg = cfg.flat() if args.flat else cfg
     nets = build(cfg)
     rows = [row for net, prefix in zip(nets, ("G", "D"), strict=True) for row in layer_rows(net, prefix)]
     width = max(len(name) for name, _, _ in rows)
-    print(f"preset {args.preset}, {args.arch}: volumes (D, H, W) = {cfg.shape}, widths {cfg.widths}")
+    print(f"preset {args.preset}, {cfg.arch_name}: volumes (D, H, W) = {cfg.shape}, widths {cfg.widths}")
     for name, shapes, count in rows:
         print(f"{name:<{width}} {count:>11,}  {shapes}")
     for net, name in zip(nets, ("generator", "discriminator"), strict=True):

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ssgan.config import ARCHITECTURES, PRESETS, PROFILES, ConfigError, StageConfig, TrainConfig, preset
+from ssgan.config import ARCHITECTURES, PRESETS, PROFILES, STAGE_OPTIONS, ConfigError, StageConfig, TrainConfig, preset
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.distributed import TIMEOUT, Group, join, leave
@@ -38,8 +38,8 @@ from ssgan.trainer import train
 PHANTOMS = 256
 # Arguments that replace the field of TrainConfig of the same name where they are given.
 OPTIONAL = (
-    "inflate", "snapshot_kimg", "warmup_kimg", "freeze_d", "metrics", "metrics_every", "best_metric", "early_stop",
-    "keep_checkpoints", "precision",
+    "inflate", "snapshot_kimg", "warmup_kimg", "cooldown_kimg", "freeze_d", "metrics", "metrics_every", "best_metric",
+    "early_stop", "keep_checkpoints", "precision",
 )  # fmt: skip
 
 
@@ -113,6 +113,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", choices=("both", "2d", "3d"), default="both", help="default both")
     parser.add_argument("--arch", choices=tuple(ARCHITECTURES), default="split_depth", help="default split_depth")
     parser.add_argument(
+        "--arch-d", choices=tuple(ARCHITECTURES), help="of the discriminator, where it is another than --arch"
+    )
+    parser.add_argument(
         "--inflate", choices=PROFILES, help="depth profile (default: the preset's); none starts 3D afresh"
     )
     parser.add_argument(
@@ -130,12 +133,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--kimg-{stage}", type=number, help="thousand real images shown to the discriminator")
         parser.add_argument(f"--batch-{stage}", type=count)
         parser.add_argument(f"--r1-gamma-{stage}", type=_not_negative, help="weight of R1; 0 switches it off")
+        parser.add_argument(f"--lr-g-{stage}", type=number, help="Adam's learning rate of the generator; before --lr")
+        parser.add_argument(f"--lr-d-{stage}", type=number, help="and of the discriminator")
+        parser.add_argument(f"--pl-weight-{stage}", type=_not_negative, help="of path length; 0 switches it off")
+        parser.add_argument(f"--style-mixing-{stage}", type=_probability, help="probability; 0 switches it off")
+        parser.add_argument(f"--ema-kimg-{stage}", type=number, help="half-life of the average of G's weights")
     parser.add_argument("--lr", type=number, help="Adam's learning rate, both networks and stages")
     parser.add_argument(
         "--snapshot-kimg", type=number, help="a checkpoint and a snapshot every so many thousand images"
     )
     group = parser.add_argument_group("starts and schedules")
     group.add_argument("--warmup-kimg", type=_not_negative, help="rise of the 3D rates after inflation (default 0)")
+    group.add_argument("--cooldown-kimg", type=_not_negative, help="fall of the 3D rates at the end (default 0)")
     group.add_argument(
         "--freeze-d", type=_count, help="finest blocks of the inflated D that stay as they are (default 0)"
     )
@@ -204,8 +213,9 @@ def config_from(
     changes["augment"] = augment_config(args)
     if args.metrics and args.best_metric is None:
         changes["best_metric"] = args.metrics[0]
-    cfg = preset(args.preset).train_config(args.preset, shape, args.arch, **changes)
-    asked = dataclasses.replace(cfg.network, classes=len(classes or ()) if args.conditional else 0)
+    cfg = preset(args.preset).train_config(args.preset, shape, **changes)
+    asked = cfg.network.with_arch(args.arch, args.arch_d)
+    asked = dataclasses.replace(asked, classes=len(classes or ()) if args.conditional else 0)
     if args.depth_aware is not None:
         asked = asked.depth_aware(args.depth_aware)
     network = start_network(args.init, asked)
@@ -214,9 +224,9 @@ def config_from(
     cfg = dataclasses.replace(cfg, network=network)
 
     def stage(name: str, default: StageConfig) -> StageConfig:
-        given = {key: getattr(args, f"{key}_{name}") for key in ("kimg", "batch", "r1_gamma")}
-        given |= {"lr_g": args.lr, "lr_d": args.lr}
-        return dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None})
+        given = {key: getattr(args, f"{key}_{name}") for key in STAGE_OPTIONS}
+        rates = {} if args.lr is None else {"lr_g": args.lr, "lr_d": args.lr}
+        return dataclasses.replace(default, **rates | {k: v for k, v in given.items() if v is not None})
 
     return dataclasses.replace(cfg, stage_2d=stage("2d", cfg.stage_2d), stage_3d=stage("3d", cfg.stage_3d))
 

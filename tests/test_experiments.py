@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -12,7 +13,7 @@ import pytest
 import scipy.linalg
 
 from benchmarks import segmentation
-from benchmarks.experiments import data, driver, grids, report, results, scoring, training
+from benchmarks.experiments import data, driver, grids, pace, report, results, scoring, training
 from benchmarks.experiments.grids import Cell
 from experiment_stand_ins import TINY, make_tiny, run
 from ssgan import checkpoint, gan, trainer
@@ -80,8 +81,15 @@ def test_cells_of_the_first_seed_come_first_and_grids_share_theirs():
     assert a[5].folder in {x.folder for x in b} and a[5].label == "split_depth, inflated centre, depth-aware"
     for cells in (a, b, c):
         assert len({x.folder for x in cells}) == len(cells)
-    with pytest.raises(ConfigError, match="grid: expected A, B or C; got 'D'"):
-        grids.cells("D", TINY, TINY.shape, [0])
+    d = grids.cells("D", TINY, TINY.shape, [0, 1])
+    assert {d[0].folder, d[3].folder} <= {x.folder for x in a} and len({x.folder for x in d}) == 8
+    assert [x.label for x in d[1:3]] == ["split_depth G and dense D, scratch", "dense G and split_depth D, scratch"]
+    sizes = [grids.build(grids.config(TINY, TINY.shape, x, "3d").network) for x in d[:4]]
+    g, e = ([grids.parameter_count(nets[i]) for nets in sizes] for i in (0, 1))
+    assert g[0] == g[2] > g[1] == g[3] and e[0] == e[1] > e[2] == e[3]
+    assert len({pace.kind(dataclasses.asdict(x), "3d") for x in d[:4]}) == 4
+    with pytest.raises(ConfigError, match="grid: expected A, B, C or D; got 'E'"):
+        grids.cells("E", TINY, TINY.shape, [0])
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])

@@ -98,7 +98,7 @@ def test_replayed_pieces_are_the_same_training_bit_for_bit(name):
 
 def test_what_changes_between_steps_is_seen():
     """Rates that rise and fall, another p, another scale, weights of a checkpoint, a longer freeze and back."""
-    cfg = dataclasses.replace(BASE, precision="fp16", warmup_kimg=0.03)
+    cfg = dataclasses.replace(BASE, precision="fp16", warmup_kimg=0.03, cooldown_kimg=0.05)
     gan, graphed = made(cfg), made(cfg, graphs=True)
     for one in (gan, graphed):
         one.images_before = 40  # so the rates warm up

@@ -57,6 +57,25 @@ def test_rates_rise_after_inflation_and_halve_with_every_rewind():
     assert gan.opt_d.param_groups[0]["lr"] == pytest.approx(full * 12 / 40)
 
 
+def test_rates_fall_to_the_end_of_the_3d_stage():
+    """Linearly over the last 0.04 thousand images; the last step still has a rate."""
+    cfg = dataclasses.replace(CONFIG, cooldown_kimg=0.04, stage_3d=StageConfig(kimg=0.096, batch=8))
+    factors = [schedule.rate_factor(cfg, "3d", 8 * (step + 1), False, 0) for step in range(12)]
+    assert factors == pytest.approx([1.0] * 8 + [0.8, 0.6, 0.4, 0.2])
+    assert schedule.rate_factor(cfg, "3d", 104, False, 0) == 0.0  # a dry run may ask beyond
+    assert schedule.rate_factor(cfg, "2d", 96, False, 0) == 1.0
+    longer = dataclasses.replace(cfg, stage_3d=StageConfig(kimg=0.2, batch=8))
+    assert schedule.rate_factor(longer, "3d", 96, True, 1) == 0.5
+    both = dataclasses.replace(cfg, warmup_kimg=0.08)
+    assert schedule.rate_factor(both, "3d", 72, True, 0) == pytest.approx(0.9 * 0.8)
+    gan = Gan(cfg, "3d", CPU)
+    full, gan.step = gan.opt_g.param_groups[0]["lr"], 11
+    gan.train_step(torch.zeros(8, 1, *SHAPE))
+    assert gan.opt_g.param_groups[0]["lr"] == pytest.approx(0.2 * full)
+    with pytest.raises(ConfigError, match="cooldown_kimg: expected a number of at least 0; got -1"):
+        dataclasses.replace(CONFIG, cooldown_kimg=-1)
+
+
 def test_frozen_blocks_stay_and_the_rest_trains():
     gan = Gan(dataclasses.replace(CONFIG, freeze_d=1), "3d", CPU)
     before = {n: p.detach().clone() for n, p in gan.D.named_parameters()}
@@ -180,7 +199,8 @@ def test_runs_of_earlier_versions_go_on(data, tmp_path):
         g_reg_interval=2,
     )
     assert runlog.identity(cfg.to_json()) == EARLIER
-    later = ("augment", "precision", "freeze_d", "warmup_kimg", "metrics", "metrics_every", "early_stop", "best_metric")
+    later = ("augment", "precision", "freeze_d", "warmup_kimg", "metrics", "metrics_every", "early_stop", "best_metric",
+             "cooldown_kimg")  # fmt: skip
     record = {k: v for k, v in json.loads(json.dumps(cfg.to_json())).items() if k not in later}
     assert TrainConfig.from_json(record) == cfg
     info = {"path": "", "content_hash": data.info.content_hash, "info": data.info.to_json()}
@@ -195,8 +215,15 @@ def test_arguments_become_the_configuration():
     parser = __import__("argparse").ArgumentParser()
     train_command.add_arguments(parser)
     line = "--out run --warmup-kimg 3 --freeze-d 1 --mbstd-group 2 --metrics planned,distance --metrics-every 500"
-    cfg = train_command.config_from(parser.parse_args([*line.split(), "--precision", "bf16"]), (16, 24, 16))
-    assert (cfg.warmup_kimg, cfg.freeze_d, cfg.network.mbstd_group, cfg.precision) == (3.0, 1, 2, "bf16")
+    line += " --precision bf16 --cooldown-kimg 2"
+    cfg = train_command.config_from(parser.parse_args(line.split()), (16, 24, 16))
+    assert (cfg.cooldown_kimg, cfg.warmup_kimg, cfg.freeze_d, cfg.network.mbstd_group, cfg.precision) == (
+        2.0,
+        3.0,
+        1,
+        2,
+        "bf16",
+    )
     assert (cfg.metrics, cfg.best_metric, cfg.metrics_every) == (("planned", "distance"), "planned", 500)
     for bad in ("--metrics a,,b", "--metrics a,a", "--freeze-d -1", "--accumulate 0", "--on-nan skip"):
         with pytest.raises(SystemExit):

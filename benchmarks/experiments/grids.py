@@ -55,30 +55,37 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. inflate: a depth profile, PLACES, or "none" for 3D from scratch. widths: channels, coarse to fine."""
+    """One run. inflate: a depth profile, PLACES, or "none" for 3D from scratch. widths: channels, coarse to fine.
+    arch_d: the discriminator's architecture where it is another."""
 
     arch: str
     inflate: str
     widths: tuple[int, ...]
     seed: int
     note: str = ""  # such as "equal parameters"
+    arch_d: str | None = None
 
     @property
     def label(self) -> str:
         """What it is in the tables, without the seed."""
         known = {"none": "scratch", PLACES: "inflated centre, depth-aware"}
         start = known.get(self.inflate, f"inflated {self.inflate}")
-        return f"{self.arch}, {start}" + (f", {self.note}" if self.note else "")
+        arch = self.arch if self.arch_d is None else f"{self.arch} G and {self.arch_d} D"
+        return f"{arch}, {start}" + (f", {self.note}" if self.note else "")
 
     @property
     def folder(self) -> str:
         start = "scratch" if self.inflate == "none" else self.inflate
-        return f"{self.arch}-{start}-{self._widths}-seed{self.seed}"
+        return f"{self._archs}-{start}-{self._widths}-seed{self.seed}"
 
     @property
     def folder_2d(self) -> str:
         """Of the 2D stage, which all profiles of the same 2D networks share."""
-        return f"{self.arch}-2d{'-places' if self.inflate == PLACES else ''}-{self._widths}-seed{self.seed}"
+        return f"{self._archs}-2d{'-places' if self.inflate == PLACES else ''}-{self._widths}-seed{self.seed}"
+
+    @property
+    def _archs(self) -> str:
+        return self.arch if self.arch_d is None else f"{self.arch}+{self.arch_d}"
 
     @property
     def _widths(self) -> str:
@@ -120,6 +127,9 @@ def matched_widths(scale: Scale, shape: Triple, arch: str, target: int) -> tuple
 def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[Cell]:
     """The cells of a grid, all of the first seed before any of the next: a grid cut short can be compared."""
     full = widths_of(scale, shape)
+    if grid == "D":
+        pairs = (("dense", None), ("split_depth", "dense"), ("dense", "split_depth"), ("split_depth", None))
+        return [Cell(arch, "none", full, seed, arch_d=other) for seed in seeds for arch, other in pairs]
     if grid == "A":
         starts = ("none", "average", PLACES)
         kinds = [(arch, start, full, "") for arch in ("dense", "split_depth") for start in starts]
@@ -134,7 +144,7 @@ def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[
             if arch != MATCHED and widths != full:
                 kinds.append((arch, "average", widths, "equal parameters"))
     else:
-        raise ConfigError(f"grid: expected A, B or C; got {grid!r}")
+        raise ConfigError(f"grid: expected A, B, C or D; got {grid!r}")
     return [Cell(arch, start, widths, seed, note) for seed in seeds for arch, start, widths, note in kinds]
 
 
@@ -149,9 +159,10 @@ def config(scale: Scale, shape: Triple, cell: Cell, stage: str, changes: dict[st
         scale.preset, shape, cell.arch, stage=stage, seed=cell.seed, keep_checkpoints=KEEP_ALL,
         inflate=profile if stage == "3d" else "average", snapshot_kimg=scale.every / 1000,
     )  # fmt: skip
+    networks = network(scale, shape, cell.arch, cell.widths).with_arch(cell.arch, cell.arch_d)
     cfg = dataclasses.replace(
         cfg,
-        network=network(scale, shape, cell.arch, cell.widths).depth_aware(cell.inflate == PLACES),
+        network=networks.depth_aware(cell.inflate == PLACES),
         stage_2d=dataclasses.replace(cfg.stage_2d, kimg=scale.slices / 1000, batch=scale.batch_2d),
         stage_3d=dataclasses.replace(cfg.stage_3d, kimg=volumes / 1000, batch=scale.batch_3d),
     )

@@ -6,6 +6,7 @@ training steps of each kind, one after the other, in rounds, and keeps the best 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +20,10 @@ ROUNDS = 3
 
 
 def kind(record: dict[str, Any], stage: str) -> str:
-    """What decides the pace of a stage: architecture, widths, places."""
+    """What decides the pace of a stage: architectures, widths, places."""
     widths = "x".join(map(str, record["widths"]))
-    return f"{record['arch']}-w{widths}{'-places' if record['inflate'] == PLACES else ''}-{stage}"
+    archs = f"{record['arch']}+{record['arch_d']}" if record.get("arch_d") else record["arch"]
+    return f"{archs}-w{widths}{'-places' if record['inflate'] == PLACES else ''}-{stage}"
 
 
 def measure(job: Job, cells: Sequence[Cell]) -> dict[str, float]:
@@ -29,7 +31,7 @@ def measure(job: Job, cells: Sequence[Cell]) -> dict[str, float]:
     gans: dict[str, Gan] = {}
     for cell in cells:
         for stage in ("3d",) if cell.inflate == "none" else ("2d", "3d"):
-            name = kind({"arch": cell.arch, "widths": cell.widths, "inflate": cell.inflate}, stage)
+            name = kind(dataclasses.asdict(cell), stage)
             if name not in gans:
                 gans[name] = Gan(job.config(cell, stage), stage, job.device)
     found: dict[str, list[float]] = {name: [] for name in gans}

@@ -16,8 +16,11 @@ METRIC = "frechet_held"
 COLUMNS = tuple(BETTER)
 Record = dict[str, Any]
 TITLES = {
-    "A": "architecture and inflation", "B": "inflation profiles, split_depth", "C": "architectures, inflated by average"
-}  # fmt: skip
+    "A": "architecture and inflation",
+    "B": "inflation profiles, split_depth",
+    "C": "architectures, inflated by average",
+    "D": "which of the two networks is split, from scratch",
+}
 
 
 def write(
