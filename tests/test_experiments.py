@@ -445,6 +445,20 @@ def test_what_every_cell_had_reached_at_equal_time_by_hand():
     assert report._equal_time({report.BASELINE: {}, "quick": {0: quick}}, {}) == []
 
 
+def test_the_protocol_of_the_most_cells_is_reported_and_a_grids_own_pace():
+    rows = [("a", "x"), ("b", "x"), ("trial", "y"), ("trial", "y"), ("failed", "z"), ("failed2", "z"), ("failed3", "z")]
+    records = [{"cell": c, "protocol": p} | ({"error": "E"} if p == "z" else {}) for c, p in rows]
+    assert results.main_protocol(records) == "x"
+    assert results.main_protocol(records[:1] + records[2:3]) == "y", "the later of equals"
+    assert results.main_protocol(records[2:3] + records[:1]) == "x"
+    cells = grids.cells("C", TINY, TINY.shape, [0])
+    names = list(pace.kinds(cells))
+    assert len(names) == 2 * len(cells) and pace.kinds(cells)[names[0]][0] is cells[0]
+    older, other, newer = ({"pace": dict.fromkeys(k, n)} for n, k in enumerate((names, [*names[:3], "else"], names)))
+    assert pace.serving([older, other], cells) is older and pace.serving([older, newer, other], cells) is newer
+    assert pace.serving([], cells) is None
+
+
 def test_the_plots_curve_is_the_seeds_mean_where_all_have_points():
     rows = [curve((0, 0, 0, 90), (10, 0, 1, 4), (20, 0, 2, 2)), curve((0, 0, 0, 10), (10, 0, 1, 9))]
     shown, means = report.mean_curve(rows)

@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
     scale = grids.SCALES[args.scale]
     args.out.mkdir(parents=True, exist_ok=True)
-    timer = None
+    timer, protocol = None, None
     if args.budget_minutes is not None:
         timer = threading.Timer(args.budget_minutes * 60, os.kill, (os.getpid(), signal.SIGINT))
         timer.daemon = True
@@ -191,8 +191,9 @@ def run(args: argparse.Namespace) -> int:
                 failed = run_grid(job, cells, path, head, real)
     except (Stopped, KeyboardInterrupt):
         _say("stopped; the same command goes on from there")
-        if results.load(path):
-            report_grid(args, path, None)
+        done = {r["protocol"] for r in results.load(path) if r["cell"] != pace.CELL}
+        if done:
+            report_grid(args, path, protocol if protocol in done else None)
         return 130
     finally:
         if timer is not None:

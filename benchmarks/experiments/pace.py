@@ -26,14 +26,27 @@ def kind(record: dict[str, Any], stage: str) -> str:
     return f"{archs}-w{widths}{'-places' if record['inflate'] == PLACES else ''}-{stage}"
 
 
-def measure(job: Job, cells: Sequence[Cell]) -> dict[str, float]:
-    """Kind -> seconds per 1,000 images, with the lazy phases by their share of the steps."""
-    gans: dict[str, Gan] = {}
+def kinds(cells: Sequence[Cell]) -> dict[str, tuple[Cell, str]]:
+    """Every kind among the cells -> a cell of it, and the stage."""
+    found: dict[str, tuple[Cell, str]] = {}
     for cell in cells:
         for stage in ("3d",) if cell.inflate == "none" else ("2d", "3d"):
-            name = kind(dataclasses.asdict(cell), stage)
-            if name not in gans:
-                gans[name] = Gan(job.config(cell, stage), stage, job.device)
+            found.setdefault(kind(dataclasses.asdict(cell), stage), (cell, stage))
+    return found
+
+
+def serving(records: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> dict[str, Any] | None:
+    """Of the measurements, the one that has the most kinds of a grid's cells, the later of equals; None without any.
+
+    One alone: seconds of different days, or machines, do not compare.
+    """
+    wanted = set(kinds(cells))
+    return max(reversed(list(records)), key=lambda r: len(wanted & set(r["pace"])), default=None)
+
+
+def measure(job: Job, cells: Sequence[Cell]) -> dict[str, float]:
+    """Kind -> seconds per 1,000 images, with the lazy phases by their share of the steps."""
+    gans = {name: Gan(job.config(cell, stage), stage, job.device) for name, (cell, stage) in kinds(cells).items()}
     found: dict[str, list[float]] = {name: [] for name in gans}
     for number in range(ROUNDS):
         for name, gan in gans.items():

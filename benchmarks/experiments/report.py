@@ -26,14 +26,16 @@ TITLES = {
 def write(
     records: list[Record], grid: str, scale: str, stem: Path, protocol: str | None, seeds: Sequence[int]
 ) -> tuple[str, list[Path]]:
-    """Writes STEM-GRID.md and .png; the Markdown and the paths. protocol: None for that of the last record."""
-    protocol = protocol or records[-1]["protocol"]
-    timed = results.latest(records, protocol).get(pace.CELL)
+    """Writes STEM-GRID.md and .png; the Markdown and the paths. protocol: None for that of the most cells."""
+    times = [r for r in records if r["cell"] == pace.CELL]
     records = [r for r in records if r["cell"] != pace.CELL]
-    known = paced(results.latest(records, protocol), timed)
+    protocol = protocol or results.main_protocol(records)
+    known = results.latest(records, protocol)
     shape = tuple(next(iter(known.values()))["shape"])
     found = {r["seed"] for r in known.values()}
     cells = grids.cells(grid, grids.SCALES[scale], shape, sorted(found | set(seeds)))
+    timed = pace.serving([r for r in times if r["protocol"] == protocol], cells)
+    known = paced(known, timed)
     page, picture = Path(f"{stem}-{grid}.md"), Path(f"{stem}-{grid}.png")
     text = markdown(grid, cells, known, protocol, picture.name, timed) + tried(records, protocol)
     page.parent.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,15 @@ def append(path: Path, record: Record) -> None:
         os.fsync(file.fileno())
 
 
+def main_protocol(records: list[Record]) -> str:
+    """The one that the most cells have finished under, the later of equals: the others are trials."""
+    finished: dict[str, set[str]] = {}
+    for record in records:
+        cells = finished.pop(record["protocol"], set())  # to the end: dicts keep their order
+        finished[record["protocol"]] = cells | ({record["cell"]} if "error" not in record else set())
+    return max(reversed(finished), key=lambda name: len(finished[name]))
+
+
 def latest(records: list[Record], protocol: str) -> dict[str, Record]:
     """cell (its folder's name) -> its last record under that protocol."""
     return {r["cell"]: r for r in records if r["protocol"] == protocol}
