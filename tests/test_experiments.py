@@ -457,6 +457,11 @@ def test_the_protocol_of_the_most_cells_is_reported_and_a_grids_own_pace():
     older, other, newer = ({"pace": dict.fromkeys(k, n)} for n, k in enumerate((names, [*names[:3], "else"], names)))
     assert pace.serving([older, other], cells) is older and pace.serving([older, newer, other], cells) is newer
     assert pace.serving([], cells) is None
+    about = {"environment": {"date": "2026-01-02T", "commit": "c0"}, "command": "it", "pace": dict.fromkeys(names[2:])}
+    told = "by steps timed in turns, 2026-01-02 at commit c0 (`it`)"
+    assert report._timing(about, cells[1:]) == told
+    assert report._timing(about, cells) == f"{told}, but by the median row of the log of {cells[0].label}"
+    assert report._timing(None, cells) == "by the median row of the log"
 
 
 def test_the_plots_curve_is_the_seeds_mean_where_all_have_points():

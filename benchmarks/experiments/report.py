@@ -133,7 +133,7 @@ def markdown(
         f"![curves]({picture})",
         "",
         "At the end of the runs: mean (range over the seeds). best: the lowest frechet_held along the run. Seconds: of "
-        f"training, {_timing(timed)}; the 2D stage is in the total.",
+        f"training, {_timing(timed, [c for c in cells if table[c.label]])}; the 2D stage is in the total.",
         "",
         f"| cell | seeds | parameters | {' | '.join(COLUMNS)} | best | s / 1,000 volumes | total s |",
         "|---" * (len(COLUMNS) + 6) + "|",
@@ -272,11 +272,14 @@ def _left_out(cells: Sequence[grids.Cell], known: dict[str, Record]) -> list[str
     return lines
 
 
-def _timing(timed: Record | None) -> str:
+def _timing(timed: Record | None, cells: Sequence[grids.Cell]) -> str:
+    """How the seconds of these cells were measured."""
     if timed is None:
         return "by the median row of the log"
     env = timed["environment"]
-    return f"by steps timed in turns, {env['date'][:10]} at commit {env['commit']} (`{timed['command']}`)"
+    text = f"by steps timed in turns, {env['date'][:10]} at commit {env['commit']} (`{timed['command']}`)"
+    others = dict.fromkeys(c.label for c in cells if not set(pace.kinds([c])) <= set(timed["pace"]))
+    return f"{text}, but by the median row of the log of {'; '.join(others)}" if others else text
 
 
 def _machine(record: Record) -> str:
