@@ -215,6 +215,7 @@ class TrainConfig:
     precision: str = "fp32"  # of convolutions: fp32 | bf16 | fp16
     freeze_d: int = 0  # blocks of the 3D discriminator that stay as inflated, the finest first
     warmup_kimg: float = 0.0  # the 3D learning rates rise from 0 over so many thousand images after inflation
+    ema_carries_over: bool = False  # after inflation the weight average goes on; else its ramp-up begins anew
     cooldown_kimg: float = 0.0  # and fall towards 0 over the last so many thousand images of the 3D stage
     metrics: tuple[str, ...] = ("distance",)  # registered in ssgan.schedule
     metrics_every: int = 0  # images between measurements; 0 measures with the snapshots

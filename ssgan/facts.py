@@ -204,6 +204,8 @@ def train_command(record: dict[str, Any], cfg: TrainConfig, run: Path) -> str:
         if value != default:
             shown = ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else value
             words += [f"--{option.replace('_', '-')}", str(shown)]
+    if cfg.ema_carries_over != usual.ema_carries_over:
+        words += ["--ema-carries-over" if cfg.ema_carries_over else "--no-ema-carries-over"]
     if cfg.network.arch != usual.network.arch:
         words += ["--arch", cfg.network.arch]
     if cfg.network.discriminator_arch != cfg.network.arch:

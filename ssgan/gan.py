@@ -259,8 +259,7 @@ class Gan:
             stats["augment_p"] = self.ada.p
             self.ada.observe_mean(stats["sign_real"], hyper.batch)  # of the whole batch: the same in every process
             self.ada.step()
-        beta = losses.ema_beta(hyper.batch, self.images, hyper.ema_kimg * 1000, hyper.ema_rampup)
-        losses.update_ema(self.G_ema, self.G, beta)
+        losses.update_ema(self.G_ema, self.G, self._ema_beta())
         self.step += 1
         return stats
 
@@ -288,6 +287,12 @@ class Gan:
         for optimiser in (self.opt_g, self.opt_d):
             for parameters in optimiser.param_groups:
                 parameters["lr"] = optimiser.defaults["lr"] * factor
+
+    def _ema_beta(self) -> float:
+        """What the average keeps in this step. What was inflated is no random start, so it needs no ramp-up."""
+        hyper = self.hyper
+        rampup = None if self.cfg.ema_carries_over and self.images_before > 0 else hyper.ema_rampup
+        return losses.ema_beta(hyper.batch, self.images, hyper.ema_kimg * 1000, rampup)
 
     def _generator_phase(self) -> float:
         draws, augment = self.draw("g_main", self.hyper.batch), self._augment_draws("aug_g")

@@ -41,6 +41,7 @@ FREE = ("snapshot_kimg", "keep_checkpoints", "metrics", "metrics_every", "early_
 # Fields of later versions with the value that stands for how things were: runs of earlier versions go on.
 LATER = {"precision": "fp32", "freeze_d": 0, "warmup_kimg": 0.0, "network.classes": 0, "network.label_layers": None}
 LATER |= {"network.depth_places": None, "network.arch_d": None, "cooldown_kimg": 0.0}
+LATER |= {"ema_carries_over": False}
 LATER |= {f"augment.{k}": list(v) if isinstance(v, tuple) else v for k, v in AugmentConfig().to_json().items()}
 # Names that ssgan.files and ssgan.data.dataset give to what they are still writing.
 _STRAY = re.compile(r"^\..+\.\d+\.[0-9a-f]{8}\.tmp(\.[A-Za-z0-9.]+)?$")
@@ -174,8 +175,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any], longer: tuple[str, ..
     was, now = _flatten(old["config"]), _flatten(new["config"])
     found = []
     for name in sorted(set(was) | set(now)):
-        before, after = was.get(name), now.get(name)
-        if before == after or name in FREE or (before is None and _as_before(name, after)):
+        before, after = (fields.get(name, LATER.get(name)) for fields in (was, now))
+        if before == after or name in FREE:
             continue
         if name in longer and after >= before:
             continue

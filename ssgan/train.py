@@ -38,8 +38,8 @@ from ssgan.trainer import train
 PHANTOMS = 256
 # Arguments that replace the field of TrainConfig of the same name where they are given.
 OPTIONAL = (
-    "inflate", "snapshot_kimg", "warmup_kimg", "cooldown_kimg", "freeze_d", "metrics", "metrics_every", "best_metric",
-    "early_stop", "keep_checkpoints", "precision",
+    "inflate", "snapshot_kimg", "warmup_kimg", "cooldown_kimg", "ema_carries_over", "freeze_d", "metrics",
+    "metrics_every", "best_metric", "early_stop", "keep_checkpoints", "precision",
 )  # fmt: skip
 
 
@@ -145,6 +145,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("starts and schedules")
     group.add_argument("--warmup-kimg", type=_not_negative, help="rise of the 3D rates after inflation (default 0)")
     group.add_argument("--cooldown-kimg", type=_not_negative, help="fall of the 3D rates at the end (default 0)")
+    group.add_argument(
+        "--ema-carries-over", action=argparse.BooleanOptionalAction,
+        help="the average of G's weights goes on after inflation, it does not begin anew (default: the preset's)",
+    )  # fmt: skip
     group.add_argument(
         "--freeze-d", type=_count, help="finest blocks of the inflated D that stay as they are (default 0)"
     )

@@ -292,7 +292,7 @@ def test_the_command_it_states_gives_the_same_configuration(run, tmp_path, aware
     if aware:  # what the preset has no say in
         rates = {"lr_g": 0.0015, "pl_weight": 0.5, "style_mixing": 0.9, "ema_kimg": 3.0}
         cfg = dataclasses.replace(
-            cfg, network=network.with_arch("acs4", "dense"), cooldown_kimg=0.5,
+            cfg, network=network.with_arch("acs4", "dense"), cooldown_kimg=0.5, ema_carries_over=True,
             stage_3d=dataclasses.replace(cfg.stage_3d, **rates),
         )  # fmt: skip
     words = shlex.split(facts.train_command({"data": {"path": "some where"}, "init": None}, cfg, tmp_path))

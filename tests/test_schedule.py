@@ -76,6 +76,23 @@ def test_rates_fall_to_the_end_of_the_3d_stage():
         dataclasses.replace(CONFIG, cooldown_kimg=-1)
 
 
+def test_the_average_goes_on_after_inflation_or_begins_anew():
+    """Without ramp-up 12 images of a half-life of 2,000 change little; with it the average at first is the copy."""
+    steps = {}
+    for carries in (False, True):
+        cfg = dataclasses.replace(CONFIG, ema_carries_over=carries)
+        for before in (0, 4000):
+            gan = Gan(cfg, "3d", CPU)
+            gan.images_before = before
+            start = [p.clone() for p in gan.G_ema.parameters()]
+            gan.train_step(torch.zeros(12, 1, *SHAPE))
+            moved = [torch.cat([(a - b).flatten() for a, b in zip(g, start, strict=True)])
+                     for g in (list(gan.G_ema.parameters()), list(gan.G.parameters()))]  # fmt: skip
+            steps[carries, before] = (moved[0] @ moved[1] / moved[1].square().sum()).item()
+    assert steps.pop((True, 4000)) == pytest.approx(1 - 0.5 ** (12 / (1000 * CONFIG.stage_3d.ema_kimg)), rel=1e-3)
+    assert list(steps.values()) == pytest.approx([1.0] * 3)
+
+
 def test_frozen_blocks_stay_and_the_rest_trains():
     gan = Gan(dataclasses.replace(CONFIG, freeze_d=1), "3d", CPU)
     before = {n: p.detach().clone() for n, p in gan.D.named_parameters()}
@@ -200,14 +217,14 @@ def test_runs_of_earlier_versions_go_on(data, tmp_path):
     )
     assert runlog.identity(cfg.to_json()) == EARLIER
     later = ("augment", "precision", "freeze_d", "warmup_kimg", "metrics", "metrics_every", "early_stop", "best_metric",
-             "cooldown_kimg")  # fmt: skip
+             "cooldown_kimg", "ema_carries_over")  # fmt: skip
     record = {k: v for k, v in json.loads(json.dumps(cfg.to_json())).items() if k not in later}
     assert TrainConfig.from_json(record) == cfg
     info = {"path": "", "content_hash": data.info.content_hash, "info": data.info.to_json()}
     runlog.record_config(tmp_path, record, info, None, None)
     runlog.record_config(tmp_path, cfg.to_json(), info, None, None)
     (tmp_path / "config.json").write_text(json.dumps({"format": 1, "config": record, "data": info, "init": None}))
-    with pytest.raises(runlog.RunError, match="freeze_d was None, now 1"):
+    with pytest.raises(runlog.RunError, match="freeze_d was 0, now 1"):
         runlog.record_config(tmp_path, dataclasses.replace(cfg, freeze_d=1).to_json(), info, None, None)
 
 
