@@ -112,11 +112,12 @@ def markdown(
     timed: Record | None = None,
 ) -> str:  # fmt: skip
     table = done_by_label(cells, known)
-    any_record = next(iter(known.values()))
+    own = [known[c.folder] for c in cells if c.folder in known] or list(known.values())
+    any_record = max(own, key=lambda r: r["environment"]["date"])  # for what all have; its command is the latest
     about = any_record["about"]
-    machines = sorted({_machine(r) for r in known.values()})
-    commits = sorted({r["environment"]["commit"] for r in known.values()})
-    dates = sorted(r["environment"]["date"][:10] for r in known.values())
+    machines = sorted({_machine(r) for r in own})
+    commits = sorted({r["environment"]["commit"] for r in own})
+    dates = sorted(r["environment"]["date"][:10] for r in own)
     train, held = about["counts"]
     alone = about["volumes"] + about["slices"] // any_record["shape"][0]
     lines = [
