@@ -270,6 +270,18 @@ def numbers_of_last(path: Path, cell: str):
     return [r for r in results.load(path) if r["cell"] == cell][-1]["final"]
 
 
+def test_half_a_last_line_is_left_out_and_said(tmp_path, capsys):
+    path, record = tmp_path / "x.jsonl", {"cell": "c", "protocol": "p", "seed": 0}
+    path.write_text(json.dumps(record) + '\n{"cell": "d", "prot')
+    assert [results.load(path) for _ in range(2)] == [[record]] * 2
+    assert capsys.readouterr().err == f"note: the last line of {path} is half a record and left out\n"
+    results.append(path, record)
+    assert results.load(path) == [record, record]
+    path.write_text("half\n" + json.dumps(record) + "\n")
+    with pytest.raises(results.ResultsError, match=r"x\.jsonl, line 1 is no record of a cell"):
+        results.load(path)
+
+
 def test_unknown_cells_and_missing_options_are_named(tmp_path, capsys):
     assert run(tmp_path, "--only", "sparse") == 2
     assert "--only sparse: no such cell; there are dense-scratch-w8x4-seed0" in capsys.readouterr().err

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from ssgan.errors import UserError
 
 Record = dict[str, Any]
+_said: set[Path] = set()
 
 
 class ResultsError(UserError):
@@ -17,7 +19,7 @@ class ResultsError(UserError):
 
 
 def load(path: Path) -> list[Record]:
-    """All records; [] where there is no file yet. Half a last line, left by a kill, is dropped."""
+    """All records; [] where there is no file yet. Half a last line, left by a kill, is left out, which is said once."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -28,6 +30,9 @@ def load(path: Path) -> list[Record]:
             record["cell"], record["protocol"], record["seed"]
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
+                if path not in _said:
+                    print(f"note: the last line of {path} is half a record and left out", file=sys.stderr)
+                    _said.add(path)
                 break
             raise ResultsError(f"{path}, line {number} is no record of a cell ({error}); restore the file") from None
         records.append(record)
