@@ -236,7 +236,7 @@ def protocol_of(starts: Starts, args: argparse.Namespace) -> tuple[str, Record]:
     about = {
         "checkpoint": checkpoint.checksum(starts.path), "volumes_shown": starts.meta.images, "steps": args.steps,
         "pretrain_steps": args.pretrain_steps, "batch": args.batch, "lr": args.lr, "generated": args.generated,
-        "arch": starts.cfg.arch, "widths": list(starts.cfg.widths), "damage": [NOISE, BLOCK, HIDDEN],
+        "arch": starts.cfg.discriminator_arch, "widths": list(starts.cfg.widths), "damage": [NOISE, BLOCK, HIDDEN],
         "train": args.train,
     }  # fmt: skip
     return scoring.digest(json.dumps(about, sort_keys=True)), about
