@@ -12,6 +12,7 @@ from benchmarks import gpu_training
 from benchmarks.cases import Contender, Layer
 from benchmarks.gpu_cases import gpu_contenders, serving
 from benchmarks.gpu_timing import Ceilings
+from ssgan.config import TrainConfig
 
 BACKENDS = [name for name in serving("cpu")]
 CEILING = Ceilings(operations_per_second=1e12, bytes_per_second=1e11)
@@ -31,6 +32,12 @@ TINY = [
 
 def all_variants(backends: list[str]) -> list[tuple[str, str]]:
     return list(itertools.chain(*gpu_training.variants(backends)))
+
+
+def every_phase(cfg: TrainConfig, batch: int) -> TrainConfig:
+    """The same run with path length and style mixing, which not every preset has, at that batch."""
+    hyper = dataclasses.replace(cfg.stage_3d, pl_weight=2.0, style_mixing=0.9, batch=batch)
+    return dataclasses.replace(cfg, stage_3d=hyper)
 
 
 def tiny_contenders(layer: Layer, dtype: torch.dtype = torch.float32) -> list[Contender]:

@@ -236,7 +236,8 @@ def test_the_other_products_are_contenders_of_their_own_where_those_of_sm_90a_se
 
 
 def test_the_commands_from_end_to_end(a_card, tmp_path, monkeypatch, capsys):
-    small = dataclasses.replace(PRESETS["demo"], shape=(8, 12, 8))
+    hyper = dataclasses.replace(PRESETS["demo"].stage_3d, batch=4)
+    small = dataclasses.replace(PRESETS["demo"], shape=(8, 12, 8), stage_3d=hyper)
     monkeypatch.setitem(PRESETS, "demo", small)
     monkeypatch.setattr("benchmarks.gpu_cases.serving", lambda device: BACKENDS)
     out = tmp_path / "gpu"

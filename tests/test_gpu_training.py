@@ -14,7 +14,7 @@ import gpu_checks
 import ssconv
 from benchmarks import gpu_training
 from benchmarks.gpu_timing import HostDevice
-from gpu_stand_ins import BACKENDS, all_variants
+from gpu_stand_ins import BACKENDS, all_variants, every_phase
 from ssgan.config import PRESETS
 from strategies import CONV_CASES
 
@@ -23,7 +23,7 @@ from strategies import CONV_CASES
 @pytest.mark.parametrize("arch_and_implementation", all_variants(["reference"]), ids=str)
 def test_a_training_step_of_the_demo_preset(arch_and_implementation):
     arch, implementation = arch_and_implementation
-    cfg = gpu_training.with_batch(PRESETS["demo"].train_config("demo", arch=arch), 1)
+    cfg = every_phase(PRESETS["demo"].train_config("demo", arch=arch), 1)
     r = gpu_training.measure_step(cfg, implementation, HostDevice(), "cpu", warmup=0, repeats=1)
     assert (r["batch"], r["repeats"]) == (1, 1)
     phases = r["phases"]
@@ -40,7 +40,7 @@ def test_the_plain_networks_compute_what_ours_do():
     """PyTorch's convolutions in the networks' place: the same losses as the reference backend gives, step by step."""
     stats = []
     for implementation in ("reference", gpu_training.PLAIN, f"{gpu_training.PLAIN}, upfirdn {BACKENDS[-1]}"):
-        cfg = gpu_training.with_batch(PRESETS["demo"].train_config("demo", shape=(8, 12, 8), arch="dense"), 2)
+        cfg = every_phase(PRESETS["demo"].train_config("demo", shape=(8, 12, 8), arch="dense"), 2)
         with gpu_training.computed_by(implementation):
             gan = gpu_training.TimedGan(cfg, "cpu", HostDevice())
             reals = gpu_checks.phantoms(2, (8, 12, 8), seed=0)
