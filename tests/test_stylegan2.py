@@ -389,7 +389,7 @@ def test_other_architectures_start_from_the_weights_that_they_keep(tmp_path, cap
 def test_only_dense_sources_change_their_architecture():
     before = NetworkConfig((8, 8, 8), (4, 4, 4), ((2, 2, 2),), (8, 4), "split_depth")
     after = NetworkConfig((8, 8, 8), (4, 4, 4), ((2, 2, 2),), (8, 4), "acs4")
-    with pytest.raises(UserError, match="--arch acs4: the source is split_depth; expected that, or a dense source"):
+    with pytest.raises(UserError, match="--arch acs4: the source's generator is split_depth; expected that, or"):
         inflate.inflate(Generator(before.flat()), before, Generator(after), after, "average")
 
 
