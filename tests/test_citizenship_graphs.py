@@ -190,7 +190,6 @@ def test_an_exported_program_runs_with_any_batch(program, backend):
     assert called.count("ssconv.forward.default") == 3 and called.count("ssconv.upfirdn.default") == 2
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")
 def test_an_exported_program_is_saved_decomposed_and_trained(program, backend):
     exported, model = program
     file = io.BytesIO()

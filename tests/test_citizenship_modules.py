@@ -127,7 +127,6 @@ def test_pruning(device):
     assert set(layer.state_dict()) == {"weights.0", "weights.1", "bias"}
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm], ids=["weight_norm", "spectral_norm"])
 def test_the_older_norms_that_work_by_hooks(norm, device):
     layer, x = a_layer(device), an_input(device)
