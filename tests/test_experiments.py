@@ -270,6 +270,15 @@ def numbers_of_last(path: Path, cell: str):
     return [r for r in results.load(path) if r["cell"] == cell][-1]["final"]
 
 
+def test_a_report_names_the_commits_and_the_command_of_its_own_cells(finished, tmp_path):
+    path = Path(shutil.copy(finished / "tiny.jsonl", tmp_path / "tiny.jsonl"))
+    record = results.load(path)[-1]
+    about = record["environment"] | {"commit": "of-another-grid", "date": "2999-01-01T00:00:00Z"}
+    results.append(path, record | {"cell": "acs4-elsewhere", "command": "another command", "environment": about})
+    assert driver.main(["--grid", "A", "--scale", "tiny", "--results", str(path), "--report-only", "--seeds", "0"]) == 0
+    assert (tmp_path / "tiny-A.md").read_text() == (finished / "tiny-A.md").read_text()
+
+
 def test_half_a_last_line_is_left_out_and_said(tmp_path, capsys):
     path, record = tmp_path / "x.jsonl", {"cell": "c", "protocol": "p", "seed": 0}
     path.write_text(json.dumps(record) + '\n{"cell": "d", "prot')
