@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import scipy.linalg
+import torch
 
 from benchmarks import segmentation
-from benchmarks.experiments import data, driver, grids, pace, report, results, scoring, training
+from benchmarks.experiments import averages, data, driver, grids, pace, report, results, scoring, training
 from benchmarks.experiments.grids import Cell
 from experiment_stand_ins import TINY, make_tiny, run
 from ssgan import checkpoint, gan, trainer
@@ -36,7 +38,7 @@ def numbers(path: Path) -> dict[str, tuple]:
     found = {}
     for r in results.load(path):
         points = [{k: v for k, v in p.items() if not k.startswith("seconds")} for p in r["points"]]
-        found[r["cell"]] = (points, r["final"], r["parameters"], r["protocol"])
+        found[r["cell"]] = (points, r["final"], r["averages"], r["parameters"], r["protocol"])
     return found
 
 
@@ -172,6 +174,70 @@ def test_the_first_point_of_an_inflated_cell_is_what_the_trainer_inflates(finish
     assert volumes == 0 and Measures(split.train, 0).of(stand_in, ["distance"])["distance"] == pytest.approx(
         logged, rel=1e-6
     )
+
+
+# ---- other averages of the weights ----
+
+
+def tiny_job(root: Path) -> tuple[training.Job, scoring.Reference]:
+    split = data.open_split("phantoms", TINY, root / "runs" / "data")
+    job = training.Job(TINY, split, root / "runs", trainer.torch.device("cpu"), {}, say=lambda text: None)
+    return job, scoring.reference(split.train.volumes, split.held.volumes)
+
+
+def test_averages_are_those_of_the_checkpoints(finished):
+    """By hand from the files: the raw weights of the end, and the mean of G_ema over the last third."""
+    job, real = tiny_job(finished)
+    cell = Cell("dense", "none", (8, 4), 0)
+    record = next(r for r in results.load(finished / "tiny.jsonl") if r["cell"] == cell.folder)
+    folder = job.out / cell.folder / "checkpoints"
+    files = [folder / f"3d-{place}.safetensors" for place in ("000000016", "final")]  # after 8, 16, 20 volumes
+    tensors = [safetensors.numpy.load_file(path) for path in files]
+    wanted = {
+        "G": {k.removeprefix("G."): v for k, v in tensors[-1].items() if k.startswith("G.")},
+        "late": {k.removeprefix("G_ema."): (v + tensors[1][k]) / 2 for k, v in tensors[0].items() if k[:6] == "G_ema."},
+    }
+    for name, state in wanted.items():
+        G = training.Generator(job.config(cell, "3d").network)
+        G.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
+        values = real.whole(scoring.generated(G, real.count))
+        assert record["averages"][name] == pytest.approx({k: values[k] for k in averages.METRICS}, rel=1e-4), name
+    kinds = {averages.under(record, name)["frechet_held"] for name in averages.KINDS}
+    assert len(kinds) == 3 and record["final"]["frechet_held"] in kinds
+
+
+def test_the_mean_of_weights_keeps_types_and_takes_the_last_count():
+    states = [
+        {"w": torch.tensor([1.0, 5.0]), "n": torch.tensor(3)},
+        {"w": torch.tensor([2.0, 1.0]), "n": torch.tensor(7)},
+    ]
+    mean = averages.mean(states)
+    assert mean["w"].tolist() == [1.5, 3.0] and mean["w"].dtype == torch.float32 and mean["n"].item() == 7
+    found = {n: Path(str(n)) for n in (0, 5, 10, 15, 20, 25, 30)}
+    assert [path.name for path in averages.late(found)] == ["25", "30"] and averages.late({4: Path("4")}) == [Path("4")]
+
+
+def test_a_record_of_an_earlier_commit_gets_its_averages_where_the_run_is(finished, tmp_path, capsys):
+    whole = results.load(finished / "tiny.jsonl")
+    path = tmp_path / "tiny.jsonl"
+    lacking = [{k: v for k, v in r.items() if k != "averages"} for r in whole]
+    lacking[1]["final"] = lacking[1]["final"] | {"frechet_held": 2 * lacking[1]["final"]["frechet_held"]}
+    path.write_text("".join(json.dumps(r) + "\n" for r in lacking))
+    out = shutil.copytree(finished / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("train.lock"))
+    shutil.rmtree(out / whole[2]["cell"])
+    words = ["--grid", "A", "--scale", "tiny", "--results", str(path), "--report-only", "--seeds", "0"]
+    assert driver.main(words) == 0 and "average of the generator" not in (tmp_path / "tiny-A.md").read_text()
+    assert run(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert said.count("other averages of its weights added") == 4
+    assert f"{whole[1]['cell']}: other averages not measured" in said and "is not the run of the record" in said
+    found = results.latest(results.load(path), whole[0]["protocol"])
+    for number, record in enumerate(whole):
+        more = found[record["cell"]]
+        assert more == lacking[number] | ({} if number in (1, 2) else {"averages": record["averages"]})
+    table = (tmp_path / "tiny-A.md").read_text().partition("Does it hang on the average")[2]
+    assert f"| {whole[0]['label']} | 0 | {report.spread([whole[0]['averages']['G']['frechet_held']])} |" in table
+    assert f"| {whole[1]['label']} |" not in table and f"| {whole[2]['label']} |" not in table
 
 
 # ---- resuming ----

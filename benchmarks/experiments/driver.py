@@ -8,7 +8,8 @@ Grid A: dense and split_depth, each from scratch, inflated as in the paper, and 
 where along depth a slice lies. B: inflation profiles on split_depth. C: architectures, at equal widths and at equal
 parameters. D: one of the two networks split and the other dense. Cells are ordered by seed. Each is a run of `ssgan
 train` in OUT/NAME; a finished one is a line of the file of results and is not run again under the same protocol (data,
-sizes, settings, metrics), whichever grid asks. A cell that fails is a line with its error, and the next one is run.
+sizes, settings, metrics), whichever grid asks. A line of an earlier commit, which measured less, gets the rest where
+its run is still in OUT. A cell that fails is a line with its error, and the next one is run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.experiments import grids, pace, report, results, scoring, training
+from benchmarks.experiments import averages, grids, pace, report, results, scoring, training
 from benchmarks.experiments.data import TRAIN, open_split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
@@ -77,7 +78,8 @@ def run_cell(job: Job, cell: Cell, real: scoring.Reference, head: dict[str, Any]
 
     try:
         training.train_cell(job, cell)
-        return record | training.measure_cell(job, cell, real) | finished()
+        measured = training.measure_cell(job, cell, real) | {"averages": averages.measure(job, cell, real)}
+        return record | measured | finished()
     except Stopped:
         raise
     except Exception as error:  # of any library: the other cells are still to be run
@@ -91,6 +93,7 @@ def run_grid(job: Job, cells: Sequence[Cell], path: Path, head: dict[str, Any], 
         known = results.latest(results.load(path), head["protocol"]).get(cell.folder)
         if known is not None and "error" not in known:
             job.say(f"[{number}/{len(cells)}] {cell.folder}: in {path} already")
+            _complete(job, cell, real, known, path)
             continue
         job.say(f"[{number}/{len(cells)}] {cell.folder}")
         record = run_cell(job, cell, real, head)
@@ -102,6 +105,18 @@ def run_grid(job: Job, cells: Sequence[Cell], path: Path, head: dict[str, Any], 
             scores = ", ".join(f"{name} {value:.4g}" for name, value in record["final"].items())
             job.say(f"{cell.folder}: {scores}")
     return failed
+
+
+def _complete(job: Job, cell: Cell, real: scoring.Reference, known: dict[str, Any], path: Path) -> None:
+    """A line more for a cell whose record lacks what is measured by now."""
+    try:
+        more = averages.complete(job, cell, real, known)
+    except UserError as error:  # the record stands as it is
+        job.say(f"{cell.folder}: other averages not measured: {error}")
+        return
+    if more is not None:
+        results.append(path, more)
+        job.say(f"{cell.folder}: other averages of its weights added")
 
 
 def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments import grids, pace, results
+from benchmarks.experiments import averages, grids, pace, results
 from benchmarks.experiments.scoring import BETTER
 
 BASELINE = "dense, scratch"
@@ -164,6 +164,7 @@ def markdown(
     base = baseline(known)
     lines += _comparison(table, base)
     lines += _equal_time(table, base)
+    lines += _averages(table)
     lines += _left_out(cells, known)
     return "\n".join(lines) + "\n"
 
@@ -258,6 +259,29 @@ def _equal_time(table: dict[str, dict[int, Record]], base: dict[int, Record]) ->
         if rows:
             found = [[v for r in rows.values() if (v := after(r, share * whole)) is not None] for share in shares]
             lines.append(f"| {label} | {' | '.join(map(spread, found))} |")
+    return [*lines, ""]
+
+
+def _averages(table: dict[str, dict[int, Record]]) -> list[str]:
+    """The ends of the runs again, under other averages of the generator's weights; [] where no cell has them."""
+    having = {label: [r for r in rows.values() if "averages" in r] for label, rows in table.items()}
+    if not any(having.values()):
+        return []
+    kinds = "; ".join(f"{name}: {what}" for name, what in averages.KINDS.items())
+    metrics = (METRIC, "recall")
+    lines = [
+        "Does it hang on the average of the generator's weights? It takes no part in training, so each run's end can "
+        f"be measured under others: mean (range over the seeds where it was). {kinds}.",
+        "",
+        "| cell | seeds | " + " | ".join(f"{metric}, {name}" for metric in metrics for name in averages.KINDS) + " |",
+        "|---" * (len(metrics) * len(averages.KINDS) + 2) + "|",
+    ]
+    for label, rows in having.items():
+        if rows:
+            seeds = ", ".join(str(r["seed"]) for r in sorted(rows, key=lambda r: r["seed"]))
+            names = [(metric, name) for metric in metrics for name in averages.KINDS]
+            cells = [spread([averages.under(r, name)[metric] for r in rows]) for metric, name in names]
+            lines.append(f"| {label} | {seeds} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

@@ -83,10 +83,7 @@ def speed(folder: Path, stage: str) -> float:
 
 
 def generators(job: Job, cell: Cell) -> Iterator[tuple[int, Generator]]:
-    """(volumes shown in the 3D stage, G_ema) of a finished cell: the start, what `every` gives, and the end.
-
-    A run that was stopped has a checkpoint of that moment too: no point of the curve, which would depend on the stop.
-    """
+    """(volumes shown in the 3D stage, G_ema) of a finished cell: the start, and the curve's checkpoints."""
     cfg = job.config(cell, "3d")
     start = Gan(cfg, "3d", job.device)
     if cell.inflate != "none":
@@ -97,17 +94,23 @@ def generators(job: Job, cell: Cell) -> Iterator[tuple[int, Generator]]:
         checkpoint.load_module(flat.D, "D", tensors, cell.folder_2d)
         start.inflate_from(flat, cfg.inflate, images=meta.images)
     yield 0, start.G_ema
-    folder, every = job.out / cell.folder / "checkpoints", job.scale.every
-    end = checkpoint.read_meta(checkpoint.final_path(folder, "3d")).images
-    found = {checkpoint.read_meta(path).images: path for path in checkpoint.list_checkpoints(folder)}
-    for images in sorted(found):
-        if images != end and images // every == (images - cfg.stage_3d.batch) // every:
-            continue
-        path = found[images]
-        tensors, meta = checkpoint.load(path)
+    for images, path in curve_checkpoints(job, cell).items():
+        tensors, _ = checkpoint.load(path)
         G = Generator(cfg.network).to(job.device).requires_grad_(False)
         checkpoint.load_module(G, "G_ema", tensors, str(path))
-        yield meta.images, G
+        yield images, G
+
+
+def curve_checkpoints(job: Job, cell: Cell) -> dict[int, Path]:
+    """Volumes shown -> checkpoint, in order, of a finished cell: what `every` gives, and the end.
+
+    A run that was stopped has a checkpoint of that moment too: no point of the curve, which would depend on the stop.
+    """
+    folder, every = job.out / cell.folder / "checkpoints", job.scale.every
+    end = checkpoint.read_meta(checkpoint.final_path(folder, "3d")).images
+    batch = job.config(cell, "3d").stage_3d.batch
+    found = {checkpoint.read_meta(path).images: path for path in checkpoint.list_checkpoints(folder)}
+    return {n: found[n] for n in sorted(found) if n == end or n // every != (n - batch) // every}
 
 
 def measure_cell(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, Any]:

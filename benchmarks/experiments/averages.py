@@ -1,0 +1,101 @@
+"""What a finished cell's generator gives under other averages of its weights: does the comparison hang on this choice?
+
+Training never looks at the average, so every choice can be made afterwards: no average at all (the weights that the
+last step left), the run's own (G_ema, as everywhere else), and the mean of G_ema over the checkpoints of the last third
+of the run (equal weights, after Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
+Generalization", section 3; for GANs Yazici et al. 2019, "The Unusual Effectiveness of Averaging in GAN Training").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.experiments import scoring, training
+from benchmarks.experiments.grids import Cell
+from benchmarks.experiments.training import Job
+from ssgan import checkpoint
+from ssgan.errors import UserError
+from ssgan.networks import Generator
+
+OWN = "G_ema"
+KINDS = {
+    "G": "none, the weights of the last step",
+    OWN: "the run's own",
+    "late": "mean of the run's own over the last third",
+}
+METRICS = ("frechet_held", "precision", "recall", "msssim", "copies")
+
+
+def late(found: dict[int, Path]) -> list[Path]:
+    """The checkpoints (volumes shown -> file) of the last third of a run; the last one is among them."""
+    end = max(found)
+    return [found[volumes] for volumes in sorted(found) if 3 * volumes > 2 * end]
+
+
+def mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of every floating-point tensor, taken in float64; of any other, the last."""
+    result = {}
+    for name, last in states[-1].items():
+        if last.is_floating_point():
+            whole = torch.stack([state[name].to(torch.float64) for state in states]).mean(dim=0)
+            result[name] = whole.to(last.dtype)
+        else:
+            result[name] = last
+    return result
+
+
+def generators(job: Job, cell: Cell) -> dict[str, Generator]:
+    """The generator of a finished cell without an average of its weights, and with the late one."""
+    paths = late(training.curve_checkpoints(job, cell))
+    loaded = [checkpoint.load(path)[0] for path in paths]
+    averages = [checkpoint.without_prefix("G_ema", tensors) for tensors in loaded]
+    states = {"G": checkpoint.without_prefix("G", loaded[-1]), "late": mean(averages)}
+    result = {}
+    for name, state in states.items():
+        G = Generator(job.config(cell, "3d").network).to(job.device).requires_grad_(False)
+        checkpoint.load_module(G, "G", checkpoint.with_prefix("G", state), str(paths[-1]))
+        result[name] = G
+    return result
+
+
+def measure(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, dict[str, float]]:
+    """Metrics under each of the other averages; the run's own has them in the record as `final`."""
+    found = {}
+    for name, G in generators(job, cell).items():
+        fake = scoring.generated(G, real.count)
+        if not np.isfinite(fake).all():
+            raise UserError(f"{cell.folder}: the generator ({KINDS[name]}) gives values that are not finite")
+        values = real.whole(fake)
+        found[name] = {metric: values[metric] for metric in METRICS}
+    return found
+
+
+def complete(job: Job, cell: Cell, real: scoring.Reference, record: dict[str, Any]) -> dict[str, Any] | None:
+    """A record of an earlier commit, which measured less, with the averages of its run.
+
+    None where it has them, or where the run's folder is not there. Raises UserError where the folder holds another run:
+    its G_ema must give what the record says.
+    """
+    folder = job.out / cell.folder / "checkpoints"
+    if "averages" in record or not checkpoint.final_path(folder, "3d").exists():
+        return None
+    *_, (volumes, own) = training.generators(job, cell)
+    now, then = real.quick(scoring.generated(own, real.count)), record["final"]
+    if volumes != record["volumes"] or not np.isclose(now["frechet_held"], then["frechet_held"], rtol=0.01):
+        raise UserError(
+            f"{folder.parent} is not the run of the record: {volumes} volumes and frechet_held "
+            f"{now['frechet_held']:.4g}, the record has {record['volumes']} and {then['frechet_held']:.4g}; give the "
+            "--out that it was run in, or another one"
+        )
+    return record | {"averages": measure(job, cell, real)}
+
+
+def under(record: dict[str, Any], name: str) -> dict[str, float]:
+    """A record's metrics at its end under one of KINDS."""
+    return record["final"] if name == OWN else record["averages"][name]
