@@ -94,7 +94,7 @@ def test_cells_of_the_first_seed_come_first_and_grids_share_theirs():
         grids.cells("E", TINY, TINY.shape, [0])
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "cpu32", "gpu"])
 def test_equal_parameters_and_the_paper_s_share(name):
     scale = grids.SCALES[name]
     cells = grids.cells("C", scale, scale.shape, [0])
