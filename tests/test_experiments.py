@@ -102,10 +102,13 @@ def test_equal_parameters_and_the_paper_s_share(name):
     target = sizes["split_depth", ""]
     assert target <= 0.485 * sizes["dense", ""]
     assert {a for a, note in sizes if note == ""} == set(ARCHITECTURES)
-    matched = {a: n for (a, note), n in sizes.items() if note}
+    matched = {a: n for (a, note), n in sizes.items() if note == "equal parameters"}
     assert set(matched) == set(ARCHITECTURES) - {"split_depth"}
     for arch, count in matched.items():
         assert abs(count / target - 1) < 0.06, arch
+    wider = {key: n for key, n in sizes.items() if key[1] == "dense's parameters"}
+    assert list(wider) == [("split_depth", "dense's parameters")]
+    assert abs(wider["split_depth", "dense's parameters"] / sizes["dense", ""] - 1) < 0.06
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@
 
 Grid A: dense and split_depth, each from scratch, inflated as in the paper, and inflated from a 2D stage that knows
 where along depth a slice lies. B: inflation profiles on split_depth. C: architectures, at equal widths and at equal
-parameters. D: one of the two networks split and the other dense. Cells are ordered by seed. Each is a run of `ssgan
-train` in OUT/NAME; a finished one is a line of the file of results and is not run again under the same protocol (data,
-sizes, settings, metrics), whichever grid asks. A line of an earlier commit, which measured less, gets the rest where
-its run is still in OUT. A cell that fails is a line with its error, and the next one is run.
+parameters (of split_depth; and split_depth with those of dense). D: one of the two networks split and the other dense.
+Cells are ordered by seed. Each is a run of `ssgan train` in OUT/NAME; a finished one is a line of the file of results
+and is not run again under the same protocol (data, sizes, settings, metrics), whichever grid asks. A line of an earlier
+commit, which measured less, gets the rest where its run is still in OUT. A cell that fails is a line with its error,
+and the next one is run.
 """
 
 from __future__ import annotations

@@ -144,6 +144,8 @@ def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[
             widths = matched_widths(scale, shape, arch, target)
             if arch != MATCHED and widths != full:
                 kinds.append((arch, "average", widths, "equal parameters"))
+        whole = parameters(network(scale, shape, "dense", full))
+        kinds.append((MATCHED, "average", matched_widths(scale, shape, MATCHED, whole), "dense's parameters"))
     else:
         raise ConfigError(f"grid: expected A, B, C or D; got {grid!r}")
     return [Cell(arch, start, widths, seed, note) for seed in seeds for arch, start, widths, note in kinds]
