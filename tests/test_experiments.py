@@ -13,13 +13,15 @@ import pytest
 import safetensors.numpy
 import scipy.linalg
 import torch
+from PIL import Image
 
 from benchmarks import segmentation
-from benchmarks.experiments import averages, data, driver, grids, pace, report, results, scoring, training
+from benchmarks.experiments import averages, data, driver, grids, pace, pictures, report, results, scoring, training
 from benchmarks.experiments.grids import Cell
 from experiment_stand_ins import TINY, make_tiny, run
 from ssgan import checkpoint, gan, trainer
 from ssgan.config import ARCHITECTURES, ConfigError
+from ssgan.data.axes import to_axial
 from ssgan.data.dataset import DatasetError, VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.losses import NonFiniteError
@@ -341,6 +343,7 @@ def numbers_of_last(path: Path, cell: str):
 
 def test_a_report_names_the_commits_and_the_command_of_its_own_cells(finished, tmp_path):
     path = Path(shutil.copy(finished / "tiny.jsonl", tmp_path / "tiny.jsonl"))
+    shutil.copy(finished / "tiny-A-volumes.png", tmp_path)
     record = results.load(path)[-1]
     about = record["environment"] | {"commit": "of-another-grid", "date": "2999-01-01T00:00:00Z"}
     results.append(path, record | {"cell": "acs4-elsewhere", "command": "another command", "environment": about})
@@ -464,6 +467,10 @@ def test_a_copying_generator_is_told_from_a_good_one():
 def test_the_report_is_made_of_the_json_lines_alone(finished, tmp_path):
     path = Path(shutil.copy(finished / "tiny.jsonl", tmp_path / "tiny.jsonl"))
     words = ["--grid", "A", "--scale", "tiny", "--results", str(path), "--report-only", "--seeds", "0"]
+    assert driver.main(words) == 0  # the picture of volumes needs the runs: it is shown where it is
+    volumes = "![volumes](tiny-A-volumes.png)\n"
+    assert (tmp_path / "tiny-A.md").read_text() == (finished / "tiny-A.md").read_text().replace(volumes, "")
+    shutil.copy(finished / "tiny-A-volumes.png", tmp_path)
     assert driver.main(words) == 0
     assert (tmp_path / "tiny-A.md").read_text() == (finished / "tiny-A.md").read_text()
     assert (tmp_path / "tiny-A.png").read_bytes()[:4] == b"\x89PNG"
@@ -479,6 +486,38 @@ def test_the_report_is_made_of_the_json_lines_alone(finished, tmp_path):
         and "| dense, scratch | " in text.partition("At equal time")[2]
     )
     assert "| split_depth, inflated centre | 0 |" in text and "- not run: split_depth, inflated centre, seed 0" in text
+
+
+def test_the_picture_shows_the_cells_of_one_seed_and_no_trials(finished, tmp_path, monkeypatch, capsys):
+    assert "![volumes](tiny-A-volumes.png)" in (finished / "tiny-A.md").read_text()
+    with Image.open(finished / "tiny-A-volumes.png") as image:
+        assert image.height > 7 * image.width / 16  # seven rows of four cells of three planes
+    job, _ = tiny_job(finished)
+    drawn = {}
+
+    def sheet(volumes, names, path, **more):
+        drawn.update(volumes=volumes, names=names, **more)
+        return path
+
+    monkeypatch.setattr(pictures, "contact_sheet", sheet)
+    cells = grids.cells("A", TINY, TINY.shape, [3, 0])
+    assert pictures.draw(job, cells, tmp_path / "a.png") == tmp_path / "a.png"
+    assert [n for n in drawn["names"] if n] == ["real, held out", *(c.label for c in cells if c.seed == 0)]
+    assert drawn["volumes"].shape == (28, 8, 8, 8) and drawn["title"].startswith("seed 0;")
+    last = checkpoint.load(pictures._final(job, cells[-1]))[0]
+    G = training.Generator(job.config(cells[-1], "3d").network)
+    checkpoint.load_module(G, "G_ema", last, "")
+    axial = to_axial(scoring.generated(G, 4), job.split.held.info.slice_axis)
+    np.testing.assert_array_equal(drawn["volumes"][-4:], axial)
+    other = dataclasses.replace(job, changes={"stage_3d.r1_gamma": 2.5})  # the runs are of other settings
+    assert pictures.draw(other, cells, tmp_path / "b.png") is None
+    drawn.clear()
+    path = Path(shutil.copy(finished / "tiny.jsonl", tmp_path / "tiny.jsonl"))
+    known = results.load(path)[0]
+    monkeypatch.setattr(driver, "run_cell", lambda job, cell, real, head: known | {"protocol": head["protocol"]})
+    assert run(tmp_path, "--set", "stage_3d.r1_gamma=2.5", "--only", "dense-scratch") == 0 and not drawn
+    assert run(tmp_path) == 0 and not drawn  # there are results and no runs, which is said
+    assert "no picture of the cells' volumes: there are no finished runs" in capsys.readouterr().out
 
 
 def test_other_settings_in_the_file_are_shown_with_what_came_out(finished, tmp_path):

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.experiments import averages, grids, pace, report, results, scoring, training
+from benchmarks.experiments import averages, grids, pace, pictures, report, results, scoring, training
 from benchmarks.experiments.data import TRAIN, open_split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
@@ -120,6 +120,20 @@ def _complete(job: Job, cell: Cell, real: scoring.Reference, known: dict[str, An
         job.say(f"{cell.folder}: other averages of its weights added")
 
 
+def _draw(job: Job, args: argparse.Namespace, path: Path, protocol: str) -> None:
+    """Volumes of all cells of the grid whose runs are in OUT; not of trials, whose protocol the report leaves aside."""
+    if protocol != results.main_protocol(results.load(path)):
+        return
+    cells = grids.cells(args.grid, job.scale, job.shape, parse_seeds(args.seeds))
+    try:
+        shown = pictures.draw(job, cells, report.picture_of_volumes(path.with_suffix(""), args.grid))
+    except UserError as error:
+        shown, why = None, str(error)
+    else:
+        why = f"there are no finished runs of these settings in {args.out}"
+    job.say(f"written: {shown}" if shown else f"no picture of the cells' volumes: {why}")
+
+
 def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     """The cells whose folder or label begins with one of `only`; all without any."""
     chosen = [c for c in cells if not only or any(c.folder.startswith(o) or c.label.startswith(o) for o in only)]
@@ -205,6 +219,7 @@ def run(args: argparse.Namespace) -> int:
                 failed = 0
             else:
                 failed = run_grid(job, cells, path, head, real)
+                _draw(job, args, path, protocol)
     except (Stopped, KeyboardInterrupt):
         _say("stopped; the same command goes on from there")
         done = {r["protocol"] for r in results.load(path) if r["cell"] != pace.CELL}

@@ -37,11 +37,18 @@ def write(
     timed = pace.serving([r for r in times if r["protocol"] == protocol], cells)
     known = paced(known, timed)
     page, picture = Path(f"{stem}-{grid}.md"), Path(f"{stem}-{grid}.png")
-    text = markdown(grid, cells, known, protocol, picture.name, timed) + tried(records, protocol)
+    volumes = picture_of_volumes(stem, grid)
+    pictures = [picture.name, *([volumes.name] if volumes.exists() else [])]
+    text = markdown(grid, cells, known, protocol, pictures, timed) + tried(records, protocol)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     draw(cells, known, picture)
     return text, [page, picture]
+
+
+def picture_of_volumes(stem: Path, grid: str) -> Path:
+    """Where `pictures.draw` puts what the cells generate; it needs their runs, the rest of a report only the lines."""
+    return Path(f"{stem}-{grid}-volumes.png")
 
 
 def paced(known: dict[str, Record], timed: Record | None) -> dict[str, Record]:
@@ -108,7 +115,7 @@ def after(record: Record, seconds: float) -> float | None:
 
 
 def markdown(
-    grid: str, cells: Sequence[grids.Cell], known: dict[str, Record], protocol: str, picture: str,
+    grid: str, cells: Sequence[grids.Cell], known: dict[str, Record], protocol: str, pictures: Sequence[str],
     timed: Record | None = None,
 ) -> str:  # fmt: skip
     table = done_by_label(cells, known)
@@ -131,7 +138,7 @@ def markdown(
         f"Machine: {'; '.join(machines)}. Commits {', '.join(commits)}; {dates[0]} to {dates[-1]}. Command: "
         f"`{any_record['command']}`.",
         "",
-        f"![curves]({picture})",
+        *(f"![{what}]({name})" for what, name in zip(("curves", "volumes"), pictures, strict=False)),
         "",
         "At the end of the runs: mean (range over the seeds). best: the lowest frechet_held along the run. Seconds: of "
         f"training, {_timing(timed, [c for c in cells if table[c.label]])}; the 2D stage is in the total.",
