@@ -1,21 +1,18 @@
-"""benchmarks.experiments on phantoms of 8^3: what the cells are shown, resuming, failures, the split, the report."""
+"""benchmarks.experiments on phantoms of 8^3: what the cells are shown, resuming, failures, pictures, the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
-import scipy.linalg
 import torch
 from PIL import Image
 
-from benchmarks import segmentation
 from benchmarks.experiments import averages, data, driver, grids, pace, pictures, report, results, scoring, training
 from benchmarks.experiments.grids import Cell
 from experiment_stand_ins import TINY, make_tiny, run
@@ -23,7 +20,7 @@ from ssgan import checkpoint, gan, trainer
 from ssgan.config import ARCHITECTURES, ConfigError
 from ssgan.data.axes import to_axial
 from ssgan.data.dataset import DatasetError, VolumeDataset
-from ssgan.data.phantom import write_phantom_dataset
+from ssgan.errors import UserError
 from ssgan.losses import NonFiniteError
 from ssgan.measures import Measures
 
@@ -337,6 +334,25 @@ def test_a_failed_cell_is_named_and_tried_again(finished, tmp_path, monkeypatch,
     assert numbers_of_last(tmp_path / "tiny.jsonl", cell) == numbers_of_last(finished / "tiny.jsonl", cell)
 
 
+def test_values_that_are_not_finite_are_the_cells_failure(finished, tmp_path, monkeypatch):
+    """An infinity too, which clipping to [-1, 1] would hide."""
+
+    def infinite(G, z, **more):
+        return np.full((len(z), *G.cfg.shape), np.inf)
+
+    monkeypatch.setattr(scoring, "synthesise", infinite)
+    shutil.copytree(finished / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("train.lock"))
+    assert run(tmp_path, "--only", "dense-scratch") == 1
+    (record,) = results.load(tmp_path / "tiny.jsonl")
+    assert record["error"] == (
+        "UserError: dense-scratch-w8x4-seed0 after 0 volumes: the generator gives values that are not finite"
+    )
+    job, real = tiny_job(finished)
+    why = r"dense-scratch-w8x4-seed0, average of the weights: none, the weights of the last step: .* not finite"
+    with pytest.raises(UserError, match=why):
+        averages.measure(job, grids.cells("A", TINY, TINY.shape, [0])[0], real)
+
+
 def numbers_of_last(path: Path, cell: str):
     return [r for r in results.load(path) if r["cell"] == cell][-1]["final"]
 
@@ -351,18 +367,6 @@ def test_a_report_names_the_commits_and_the_command_of_its_own_cells(finished, t
     assert (tmp_path / "tiny-A.md").read_text() == (finished / "tiny-A.md").read_text()
 
 
-def test_half_a_last_line_is_left_out_and_said(tmp_path, capsys):
-    path, record = tmp_path / "x.jsonl", {"cell": "c", "protocol": "p", "seed": 0}
-    path.write_text(json.dumps(record) + '\n{"cell": "d", "prot')
-    assert [results.load(path) for _ in range(2)] == [[record]] * 2
-    assert capsys.readouterr().err == f"note: the last line of {path} is half a record and left out\n"
-    results.append(path, record)
-    assert results.load(path) == [record, record]
-    path.write_text("half\n" + json.dumps(record) + "\n")
-    with pytest.raises(results.ResultsError, match=r"x\.jsonl, line 1 is no record of a cell"):
-        results.load(path)
-
-
 def test_unknown_cells_and_missing_options_are_named(tmp_path, capsys):
     assert run(tmp_path, "--only", "sparse") == 2
     assert "--only sparse: no such cell; there are dense-scratch-w8x4-seed0" in capsys.readouterr().err
@@ -375,90 +379,12 @@ def test_unknown_cells_and_missing_options_are_named(tmp_path, capsys):
 # ---- the split ----
 
 
-def test_the_split_is_disjoint_fixed_and_that_of_the_segmentation():
-    names = [f"hippocampus_{i:03d}.nii.gz" for i in range(199)]
-    train, held = data.split_indices(names)
-    assert (len(train), len(held)) == (160, 39) and sorted(train + held) == list(range(199))
-    theirs = segmentation.split(199)
-    assert sorted(theirs[0]) == train and sorted(theirs[1]) == held
-    shuffled = list(names)
-    random.Random(5).shuffle(shuffled)
-    again, _ = data.split_indices(shuffled)
-    assert {shuffled[i] for i in again} == {names[i] for i in train}
-    with pytest.raises(DatasetError, match="167 volumes; expected at least 160 to train and 8 held out"):
-        data.split_indices(names[:167])
-    with pytest.raises(DatasetError, match="two volumes have the same source name"):
-        data.split_indices([*names, names[0]])
-
-
-def test_a_data_set_is_split_on_the_disk_without_a_voxel_in_both(tmp_path):
-    whole = write_phantom_dataset(tmp_path / "whole", 20, (8, 8, 8), seed=4)
-    split = data.open_split(str(tmp_path / "whole"), TINY, tmp_path / "split", train=11)
-    rows = [{v.tobytes() for v in part.volumes} for part in (split.train, split.held)]
-    assert [len(r) for r in rows] == [11, 9] and not rows[0] & rows[1]
-    assert rows[0] | rows[1] == {v.tobytes() for v in whole.volumes}
-    assert split.train.info.affine == whole.info.affine and split.train.info.recipe == "phantom"
-    again = data.open_split(str(tmp_path / "whole"), TINY, tmp_path / "split", train=11)
-    assert again.hashes == split.hashes
-    with pytest.raises(DatasetError, match="holds other volumes than --data"):
-        data.open_split(str(tmp_path / "whole"), TINY, tmp_path / "split", train=12)
-
-
 def test_phantoms_that_are_held_out_are_a_draw_of_their_own(finished):
     train, held = (VolumeDataset(finished / "runs" / "data" / name) for name in ("train", "held"))
     assert (len(train), len(held)) == (12, 8)
     assert not {v.tobytes() for v in train.volumes} & {v.tobytes() for v in held.volumes}
     with pytest.raises(DatasetError, match="choose another --out"):
         data.open_split("phantoms", grids.SCALES["cpu"], finished / "runs" / "data")
-
-
-# ---- metrics ----
-
-
-class Means:
-    """Four numbers of a volume: enough dimensions for a distance by another way."""
-
-    name, protocol, checksum = "means", "means", ""
-
-    def __call__(self, volumes):
-        x = np.asarray(volumes, np.float64)
-        return np.stack([x.mean((1, 2, 3)), x.std((1, 2, 3)), x[:, 0].mean((1, 2)), x[:, :, 0].mean((1, 2))], 1)
-
-
-def by_roots(a, b):
-    """Frechet distance by the matrix square root."""
-    s1, s2 = np.cov(a.T), np.cov(b.T)
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2 - 2 * scipy.linalg.sqrtm(s1 @ s2).real))
-
-
-def test_distances_are_taken_at_equal_counts_and_averaged():
-    rng = np.random.default_rng(0)
-    train, held, fake = (rng.normal(m, 1, (n, 8, 8, 8)) for m, n in ((0, 25), (0.1, 8), (0.3, 24)))
-    real = scoring.Reference(train, held, Means())
-    assert (real.groups, real.count) == (3, 24)
-    features = Means()
-    f, h = features(fake), features(held)
-    row = real.quick(fake)
-    expected = np.mean([by_roots(h, f[i : i + 8]) for i in (0, 8, 16)])
-    assert row["frechet_held"] == pytest.approx(expected, rel=1e-6)
-    t = features(train)[real.order]
-    halves = [by_roots(t[:12], f[:12]), by_roots(t[12:24], f[:12])]
-    assert row["frechet_train"] == pytest.approx(np.mean(halves), rel=1e-6)
-    floors = real.floors()
-    assert floors["frechet_train"] == pytest.approx(by_roots(t[:12], t[12:24]), rel=1e-6)
-    assert floors["frechet_held"] == pytest.approx(np.mean([by_roots(h, t[i : i + 8]) for i in (0, 8, 16)]), rel=1e-6)
-    assert sorted(real.order) == list(range(25))
-
-
-def test_a_copying_generator_is_told_from_a_good_one():
-    rng = np.random.default_rng(1)
-    train, held, good = (rng.normal(0, 0.3, (n, 8, 8, 8)).clip(-1, 1) for n in (24, 8, 24))
-    real = scoring.Reference(train, held, Means())
-    copies = train + rng.normal(0, 1e-3, train.shape)
-    assert real.whole(copies)["copies"] < 0.05
-    assert real.whole(good)["copies"] == pytest.approx(1, abs=0.1)
-    same = real.whole(np.repeat(good[:1], 24, 0) + rng.normal(0, 1e-3, good.shape))
-    assert same["msssim"] > 0.9 > real.floors()["msssim"] and same["recall"] < 0.2
 
 
 # ---- the report ----
@@ -475,7 +401,7 @@ def test_the_report_is_made_of_the_json_lines_alone(finished, tmp_path):
     assert (tmp_path / "tiny-A.md").read_text() == (finished / "tiny-A.md").read_text()
     assert (tmp_path / "tiny-A.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "tiny-A.md").read_text()
-    assert "--grid A --scale tiny --data phantoms --out runs --seeds 0" in text and "100.0%" in text
+    assert "--grid A --scale tiny --data phantoms --out runs --seeds 0 --threads 1`" in text and "100.0%" in text
     assert str(finished) not in text and str(finished) not in path.read_text()
     assert driver.main([*words[:-1], "0,4"]) == 0  # a seed that nobody ran is named
     assert "- not run: split_depth, inflated average, seed 4" in (tmp_path / "tiny-A.md").read_text()
@@ -504,7 +430,7 @@ def test_the_picture_shows_the_cells_of_one_seed_and_no_trials(finished, tmp_pat
     assert pictures.draw(job, cells, tmp_path / "a.png") == tmp_path / "a.png"
     assert [n for n in drawn["names"] if n] == ["real, held out", *(c.label for c in cells if c.seed == 0)]
     assert drawn["volumes"].shape == (28, 8, 8, 8) and drawn["title"].startswith("seed 0;")
-    last = checkpoint.load(pictures._final(job, cells[-1]))[0]
+    last = checkpoint.load(job.final(cells[-1]))[0]
     G = training.Generator(job.config(cells[-1], "3d").network)
     checkpoint.load_module(G, "G_ema", last, "")
     axial = to_axial(scoring.generated(G, 4), job.split.held.info.slice_axis)
@@ -542,63 +468,6 @@ def test_other_settings_in_the_file_are_shown_with_what_came_out(finished, tmp_p
     assert f"| {report.settings_of(first)} | {first['label']} | failed | – | – | – | – |" in rows and len(rows) == 2
 
 
-def curve(*rows):
-    """(volumes, seconds_2d, seconds_3d, frechet_held) each."""
-    names = ("volumes", "seconds_2d", "seconds_3d", "frechet_held")
-    return {"points": [dict(zip(names, r, strict=True)) | {"shown": r[0] + (4 if r[1] else 0)} for r in rows]}
-
-
-def test_time_to_the_baselines_best_by_hand():
-    baseline = curve((0, 0, 0, 90), (10, 0, 100, 20), (20, 0, 200, 10), (30, 0, 300, 12))
-    quick = curve((0, 30, 0, 40), (10, 30, 50, 9.5), (20, 30, 100, 3))
-    at = report.reach(quick, baseline)
-    assert at == {"time": pytest.approx(80 / 200), "time_3d": pytest.approx(50 / 200), "shown": pytest.approx(14 / 20)}
-    assert report.reach(curve((0, 30, 0, 40), (10, 30, 50, 10.1)), baseline) is None
-    assert report.reach(quick, curve((0, 0, 0, 5), (10, 0, 100, 20))) is None  # never better than its start
-
-
-def test_what_every_cell_had_reached_at_equal_time_by_hand():
-    baseline = [curve((0, 0, 0, 90), (10, 0, 100, 20), (20, 0, 200, 10)), curve((0, 0, 0, 80), (10, 0, 200, 30))]
-    quick = curve((0, 60, 0, 40), (10, 60, 30, 9.5), (20, 60, 60, 3))
-    assert [report.after(quick, s) for s in (59, 60, 90, 119, 1000)] == [None, 40, 9.5, 9.5, 3]
-    table = {report.BASELINE: dict(enumerate(baseline)), "quick": {0: quick}, "not run": {}}
-    text = report._equal_time(table, table[report.BASELINE])
-    assert text[2].startswith("| cell | 25.0% (50 s) | 37.5% (75 s) | 50.0% (100 s) |")
-    assert text[4] == (
-        "| dense, scratch | 85 (80 to 90) | 85 (80 to 90) | 50 (20 to 80) | 50 (20 to 80) | 50 (20 to 80) "
-        "| 20 (10 to 30) |"
-    )
-    assert text[5] == "| quick | – | 40 | 9.5 | 3 | 3 | 3 |" and len(text) == 7
-    other = report._equal_time({"quick": {0: quick}}, table[report.BASELINE])
-    assert other == text, "the baseline stands there in a grid that has it not"
-    assert report._equal_time({report.BASELINE: {}, "quick": {0: quick}}, {}) == []
-
-
-def test_the_protocol_of_the_most_cells_is_reported_and_a_grids_own_pace():
-    rows = [("a", "x"), ("b", "x"), ("trial", "y"), ("trial", "y"), ("failed", "z"), ("failed2", "z"), ("failed3", "z")]
-    records = [{"cell": c, "protocol": p} | ({"error": "E"} if p == "z" else {}) for c, p in rows]
-    assert results.main_protocol(records) == "x"
-    assert results.main_protocol(records[:1] + records[2:3]) == "y", "the later of equals"
-    assert results.main_protocol(records[2:3] + records[:1]) == "x"
-    cells = grids.cells("C", TINY, TINY.shape, [0])
-    names = list(pace.kinds(cells))
-    assert len(names) == 2 * len(cells) and pace.kinds(cells)[names[0]][0] is cells[0]
-    older, other, newer = ({"pace": dict.fromkeys(k, n)} for n, k in enumerate((names, [*names[:3], "else"], names)))
-    assert pace.serving([older, other], cells) is older and pace.serving([older, newer, other], cells) is newer
-    assert pace.serving([], cells) is None
-    about = {"environment": {"date": "2026-01-02T", "commit": "c0"}, "command": "it", "pace": dict.fromkeys(names[2:])}
-    told = "by steps timed in turns, 2026-01-02 at commit c0 (`it`)"
-    assert report._timing(about, cells[1:]) == told
-    assert report._timing(about, cells) == f"{told}, but by the median row of the log of {cells[0].label}"
-    assert report._timing(None, cells) == "by the median row of the log"
-
-
-def test_the_plots_curve_is_the_seeds_mean_where_all_have_points():
-    rows = [curve((0, 0, 0, 90), (10, 0, 1, 4), (20, 0, 2, 2)), curve((0, 0, 0, 10), (10, 0, 1, 9))]
-    shown, means = report.mean_curve(rows)
-    assert shown == [0, 10] and means == [pytest.approx(30), pytest.approx(6)]
-
-
 def test_the_pace_of_every_kind_of_cell_takes_the_place_of_the_logs_seconds(finished, tmp_path, capsys, monkeypatch):
     path = tmp_path / "tiny.jsonl"
     assert run(tmp_path, "--pace", results_in=path) == 0
@@ -621,15 +490,3 @@ def test_the_pace_of_every_kind_of_cell_takes_the_place_of_the_logs_seconds(fini
     assert "by steps timed in turns" in (tmp_path / "tiny-A.md").read_text()
     assert run(tmp_path, results_in=path) == 0  # no cell is run again, the pace stays
     assert results.load(path)[-1]["cell"] == "pace"
-
-
-def test_means_have_their_range():
-    assert report.spread([]) == "–" and report.spread([0.12345]) == "0.123"
-    assert report.spread([1.0, 2.0, 6.0]) == "3 (1 to 6)"
-
-
-def test_a_damaged_file_of_results_is_named(tmp_path):
-    path = tmp_path / "r.jsonl"
-    path.write_text('{"cell": "a"}\n{"cell": "a", "protocol": "p", "seed": 0}\n')
-    with pytest.raises(results.ResultsError, match="line 1 is no record of a cell"):
-        results.load(path)

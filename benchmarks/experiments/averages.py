@@ -55,23 +55,18 @@ def generators(job: Job, cell: Cell) -> dict[str, Generator]:
     paths = late(training.curve_checkpoints(job, cell))
     loaded = [checkpoint.load(path)[0] for path in paths]
     averages = [checkpoint.without_prefix("G_ema", tensors) for tensors in loaded]
-    states = {"G": checkpoint.without_prefix("G", loaded[-1]), "late": mean(averages)}
-    result = {}
-    for name, state in states.items():
-        G = Generator(job.config(cell, "3d").network).to(job.device).requires_grad_(False)
-        checkpoint.load_module(G, "G", checkpoint.with_prefix("G", state), str(paths[-1]))
-        result[name] = G
-    return result
+    tensors = loaded[-1] | checkpoint.with_prefix("late", mean(averages))
+    return {name: training.generator(job, cell, tensors, paths[-1], name) for name in KINDS if name != OWN}
 
 
 def measure(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, dict[str, float]]:
     """Metrics under each of the other averages; the run's own has them in the record as `final`."""
     found = {}
     for name, G in generators(job, cell).items():
-        fake = scoring.generated(G, real.count)
-        if not np.isfinite(fake).all():
-            raise UserError(f"{cell.folder}: the generator ({KINDS[name]}) gives values that are not finite")
-        values = real.whole(fake)
+        try:
+            values = real.whole(scoring.generated(G, real.count))
+        except UserError as error:
+            raise UserError(f"{cell.folder}, average of the weights: {KINDS[name]}: {error}") from None
         found[name] = {metric: values[metric] for metric in METRICS}
     return found
 
@@ -82,14 +77,13 @@ def complete(job: Job, cell: Cell, real: scoring.Reference, record: dict[str, An
     None where it has them, or where the run's folder is not there. Raises UserError where the folder holds another run:
     its G_ema must give what the record says.
     """
-    folder = job.out / cell.folder / "checkpoints"
-    if "averages" in record or not checkpoint.final_path(folder, "3d").exists():
+    if "averages" in record or not job.final(cell).exists():
         return None
     *_, (volumes, own) = training.generators(job, cell)
     now, then = real.quick(scoring.generated(own, real.count)), record["final"]
     if volumes != record["volumes"] or not np.isclose(now["frechet_held"], then["frechet_held"], rtol=0.01):
         raise UserError(
-            f"{folder.parent} is not the run of the record: {volumes} volumes and frechet_held "
+            f"{job.out / cell.folder} is not the run of the record: {volumes} volumes and frechet_held "
             f"{now['frechet_held']:.4g}, the record has {record['volumes']} and {then['frechet_held']:.4g}; give the "
             "--out that it was run in, or another one"
         )

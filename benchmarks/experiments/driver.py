@@ -125,12 +125,12 @@ def _draw(job: Job, args: argparse.Namespace, path: Path, protocol: str) -> None
     if protocol != results.main_protocol(results.load(path)):
         return
     cells = grids.cells(args.grid, job.scale, job.shape, parse_seeds(args.seeds))
+    why = f"there are no finished runs of these settings in {args.out}"
+    shown = None
     try:
         shown = pictures.draw(job, cells, report.picture_of_volumes(path.with_suffix(""), args.grid))
     except UserError as error:
-        shown, why = None, str(error)
-    else:
-        why = f"there are no finished runs of these settings in {args.out}"
+        why = str(error)
     job.say(f"written: {shown}" if shown else f"no picture of the cells' volumes: {why}")
 
 
@@ -247,6 +247,7 @@ def _command(args: argparse.Namespace) -> list[str]:
     words = ["python", "-m", "benchmarks.experiments", "--grid", args.grid, "--scale", args.scale]
     words += ["--data", Path(args.data).name, "--out", args.out.name, "--seeds", args.seeds]
     words += ["--train", str(args.train)] if args.train != TRAIN else []
+    words += ["--threads", str(args.threads)] if args.threads else []  # sums, and so a run, depend on it
     return words + (["--set", *args.set] if args.set else [])
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.experiments import scoring
+from benchmarks.experiments import scoring, training
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job
 from ssgan import checkpoint
 from ssgan.data.axes import to_axial
 from ssgan.images import contact_sheet
-from ssgan.networks import Generator
 from ssgan.runlog import identity
 
 COLUMNS = 4  # volumes of each cell
@@ -23,7 +22,7 @@ def drawable(job: Job, cells: Sequence[Cell]) -> list[Cell]:
     """The cells of one seed, that of the most finished runs of these settings in the folder (the lowest of equals)."""
 
     def finished(cell: Cell) -> bool:
-        path = _final(job, cell)
+        path = job.final(cell)
         return path.exists() and checkpoint.read_meta(path).config_hash == identity(job.config(cell, "3d").to_json())
 
     there = [c for c in cells if finished(c)]
@@ -43,18 +42,12 @@ def draw(job: Job, cells: Sequence[Cell], path: Path) -> Path | None:
     info = job.split.held.info
     rows, names = [np.array(job.split.held.volumes[:COLUMNS])], _names("real, held out")
     for cell in cells:
-        G = Generator(job.config(cell, "3d").network).to(job.device).requires_grad_(False)
-        tensors, _ = checkpoint.load(_final(job, cell))
-        checkpoint.load_module(G, "G_ema", tensors, str(_final(job, cell)))
+        G = training.generator(job, cell, checkpoint.load(job.final(cell))[0], job.final(cell))
         rows.append(scoring.generated(G, COLUMNS))
         names += _names(cell.label)
     volumes = to_axial(np.concatenate(rows), info.slice_axis)
     title = f"seed {cells[0].seed}; the first {COLUMNS} volumes of each, none chosen"
     return contact_sheet(volumes, names, path, spacing=info.spacing, title=title, columns=COLUMNS)
-
-
-def _final(job: Job, cell: Cell) -> Path:
-    return checkpoint.final_path(job.out / cell.folder / "checkpoints", "3d")
 
 
 def _names(label: str) -> list[str]:

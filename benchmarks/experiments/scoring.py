@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from ssgan.errors import UserError
 from ssgan.evaluate import memorisation
 from ssgan.metrics import sets, voxels
 from ssgan.metrics.features import Extractor, Random3d
@@ -118,9 +119,15 @@ def reference(train: np.ndarray, held: np.ndarray) -> Reference:
 
 @torch.no_grad()
 def generated(G: Generator, count: int) -> np.ndarray:
-    """(count, D, H, W) in [-1, 1]; the same latents for every generator of one z_dim."""
+    """(count, D, H, W) in [-1, 1]; the same latents for every generator of one z_dim.
+
+    Raises UserError where a voxel is not finite; clipping would hide an infinity.
+    """
     z = latents(range(count), G.cfg.z_dim)
-    return np.clip(synthesise(G, z, batch=AT_A_TIME, noise="random"), -1, 1)
+    volumes = synthesise(G, z, batch=AT_A_TIME, noise="random")
+    if not np.isfinite(volumes).all():
+        raise UserError("the generator gives values that are not finite")
+    return np.clip(volumes, -1, 1)
 
 
 def digest(*parts: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.experiments import grids, scoring
 from benchmarks.experiments.data import Split
@@ -45,6 +46,10 @@ class Job:
 
     def config(self, cell: Cell, stage: str) -> TrainConfig:
         return grids.config(self.scale, self.shape, cell, stage, self.changes)
+
+    def final(self, cell: Cell) -> Path:
+        """The last checkpoint of a cell's 3D run; it is there when the run is finished."""
+        return checkpoint.final_path(self.out / cell.folder / "checkpoints", "3d")
 
 
 def train_run(job: Job, cfg: TrainConfig, folder: Path, init: Path | None = None) -> None:
@@ -95,10 +100,14 @@ def generators(job: Job, cell: Cell) -> Iterator[tuple[int, Generator]]:
         start.inflate_from(flat, cfg.inflate, images=meta.images)
     yield 0, start.G_ema
     for images, path in curve_checkpoints(job, cell).items():
-        tensors, _ = checkpoint.load(path)
-        G = Generator(cfg.network).to(job.device).requires_grad_(False)
-        checkpoint.load_module(G, "G_ema", tensors, str(path))
-        yield images, G
+        yield images, generator(job, cell, checkpoint.load(path)[0], path)
+
+
+def generator(job: Job, cell: Cell, tensors: dict[str, Tensor], path: Path, name: str = "G_ema") -> Generator:
+    """The generator of a cell with the tensors NAME.* of a checkpoint; path: for errors."""
+    G = Generator(job.config(cell, "3d").network).to(job.device).requires_grad_(False)
+    checkpoint.load_module(G, name, tensors, str(path))
+    return G
 
 
 def curve_checkpoints(job: Job, cell: Cell) -> dict[int, Path]:
@@ -106,10 +115,9 @@ def curve_checkpoints(job: Job, cell: Cell) -> dict[int, Path]:
 
     A run that was stopped has a checkpoint of that moment too: no point of the curve, which would depend on the stop.
     """
-    folder, every = job.out / cell.folder / "checkpoints", job.scale.every
-    end = checkpoint.read_meta(checkpoint.final_path(folder, "3d")).images
-    batch = job.config(cell, "3d").stage_3d.batch
-    found = {checkpoint.read_meta(path).images: path for path in checkpoint.list_checkpoints(folder)}
+    every, batch = job.scale.every, job.config(cell, "3d").stage_3d.batch
+    end = checkpoint.read_meta(job.final(cell)).images
+    found = {checkpoint.read_meta(path).images: path for path in checkpoint.list_checkpoints(job.final(cell).parent)}
     return {n: found[n] for n in sorted(found) if n == end or n // every != (n - batch) // every}
 
 
@@ -130,9 +138,10 @@ def measure_cell(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, Any
     per_volume = speed(job.out / cell.folder, "3d") / 1000
     points, final = [], {}
     for volumes, G in generators(job, cell):
-        fake = scoring.generated(G, real.count)
-        if not np.isfinite(fake).all():
-            raise UserError(f"{cell.folder}: the generator after {volumes} volumes gives values that are not finite")
+        try:
+            fake = scoring.generated(G, real.count)
+        except UserError as error:
+            raise UserError(f"{cell.folder} after {volumes} volumes: {error}") from None
         # Only the last is wanted whole; which one that is shows when there is no next.
         final = {"fake": fake}
         row = {"volumes": volumes, "slices": slices, "shown": volumes + slices / depth}
