@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,11 @@ ARCHITECTURES: dict[str, tuple[tuple[Triple, ...], ...]] = {
 PROFILES = ("average", "centre", "triangle", "none")
 
 MIN_BASE, MAX_BASE = 3, 8
+
+
+def dense_at(levels: Sequence[int]) -> str:
+    """What to call these dense levels."""
+    return f"dense at level{'s' if len(levels) > 1 else ''} {', '.join(map(str, levels))}"
 
 
 class ConfigError(UserError):
@@ -86,7 +92,8 @@ class NetworkConfig:
     len(scales) + 1 of them. arch: a key of ARCHITECTURES. classes: labels to condition on, 0 for none; label_layers:
     of the discriminator's mapping of the label, None for as many as mapping_layers. depth_places: None, or (base's
     depth, volume's depth): the 2D networks are told where along depth a slice lies (`depth_aware`). arch_d: the
-    discriminator's architecture where it is another one, else None.
+    discriminator's architecture where it is another one, else None. dense_levels: those whose convolutions are dense
+    whatever the architectures, 0 the coarsest.
     """
 
     shape: Triple
@@ -104,6 +111,7 @@ class NetworkConfig:
     label_layers: int | None = None
     depth_places: tuple[int, int] | None = None
     arch_d: str | None = None
+    dense_levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, arch in (("arch", self.arch), ("arch_d", self.discriminator_arch)):
@@ -119,6 +127,7 @@ class NetworkConfig:
             for w in self.widths:
                 if w % branches:
                     raise ConfigError(f"widths: {w} channels cannot be split into {branches} branches ({arch})")
+        self._check_dense_levels()
         for name in ("image_channels", "z_dim", "w_dim", "mapping_layers", "mbstd_group"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1; got {getattr(self, name)}")
@@ -131,6 +140,15 @@ class NetworkConfig:
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name}: expected at least 0; got {getattr(self, name)}")
 
+    def _check_dense_levels(self) -> None:
+        chosen, last = self.dense_levels, len(self.scales)
+        if list(chosen) != sorted(set(chosen)) or not all(isinstance(n, int) and 0 <= n <= last for n in chosen):
+            raise ConfigError(
+                f"dense_levels: expected different levels in rising order, of 0 (the coarsest) .. {last}; got {chosen}"
+            )
+        if chosen and self.arch == self.discriminator_arch == "dense":
+            raise ConfigError(f"dense_levels: both networks are dense at every level; leave {chosen} out")
+
     @property
     def discriminator_arch(self) -> str:
         """The key of ARCHITECTURES that the discriminator's blocks have."""
@@ -138,13 +156,22 @@ class NetworkConfig:
 
     @property
     def arch_name(self) -> str:
-        """What to call the architecture of both, such as "split_depth" or "split_depth G, dense D"."""
+        """What to call the architecture of both, such as "split_depth", "split_depth G, dense D" or "split_depth, dense
+        at levels 0, 1"."""
         same = self.discriminator_arch == self.arch
-        return self.arch if same else f"{self.arch} G, {self.discriminator_arch} D"
+        name = self.arch if same else f"{self.arch} G, {self.discriminator_arch} D"
+        return f"{name}, {dense_at(self.dense_levels)}" if self.dense_levels else name
 
-    def with_arch(self, arch: str, arch_d: str | None = None) -> NetworkConfig:
-        """The same with other architectures: of both networks, or of the discriminator apart."""
-        return dataclasses.replace(self, arch=arch, arch_d=None if arch_d == arch else arch_d)
+    def arch_at(self, level: int, discriminator: bool = False) -> str:
+        """The key of ARCHITECTURES that the convolutions of a level (0 the coarsest) of one network have."""
+        if level in self.dense_levels:
+            return "dense"
+        return self.discriminator_arch if discriminator else self.arch
+
+    def with_arch(self, arch: str, arch_d: str | None = None, dense_levels: Iterable[int] = ()) -> NetworkConfig:
+        """The same with other architectures: of both networks, of the discriminator apart, and of single levels."""
+        levels = tuple(sorted(dense_levels))
+        return dataclasses.replace(self, arch=arch, arch_d=None if arch_d == arch else arch_d, dense_levels=levels)
 
     @property
     def is_flat(self) -> bool:

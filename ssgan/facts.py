@@ -173,7 +173,8 @@ def nearest(fake: np.ndarray, volumes: np.ndarray) -> Neighbours:
 def parameters(cfg: TrainConfig) -> list[tuple[str, int, int] | tuple[str, str]]:
     """(architecture, parameters of G, of D) at the run's shape and widths, or why there is no such network.
 
-    A run whose discriminator has an architecture of its own is a row more; `arch_name` tells which row is the run's.
+    A run whose discriminator or levels have an architecture of their own is a row more; `arch_name` tells which row is
+    the run's.
     """
     rows: list[tuple[str, int, int] | tuple[str, str]] = []
     for arch in ARCHITECTURES:
@@ -210,6 +211,8 @@ def train_command(record: dict[str, Any], cfg: TrainConfig, run: Path) -> str:
         words += ["--arch", cfg.network.arch]
     if cfg.network.discriminator_arch != cfg.network.arch:
         words += ["--arch-d", cfg.network.discriminator_arch]
+    if cfg.network.dense_levels:
+        words += ["--dense-levels", *map(str, cfg.network.dense_levels)]
     if bool(cfg.network.depth_places) != bool(usual.network.depth_places):
         words += ["--depth-aware" if cfg.network.depth_places else "--no-depth-aware"]
     if cfg.network.classes:

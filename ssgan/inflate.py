@@ -67,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arch-d", choices=tuple(ARCHITECTURES),
         help="of the 3D discriminator, where it is another (default: --arch's, or the run's own without --arch)",
     )  # fmt: skip
+    parser.add_argument(
+        "--dense-levels", type=int, nargs="+", metavar="LEVEL",
+        help="with --arch: levels of the 3D networks that stay dense, 0 the coarsest",
+    )  # fmt: skip
     parser.add_argument("--config", type=Path, help="the run's config.json (default: the one of the source's run)")
     parser.add_argument("--depth", type=int, help="of a pickle's volumes (default: as its height and width)")
     parser.add_argument(
@@ -83,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     ours = args.source.suffix == ".safetensors"
     source = own_source(args) if ours else pickle_source(args)
     arch = args.arch or (source.network.arch if ours else "split_depth")
-    network = source.network.with_arch(arch, args.arch_d or (None if args.arch or not ours else source.network.arch_d))
+    network = target_network(source.network, arch, args, keeps=ours and args.arch is None)
     tensors, parts = {"pl_mean": source.pl_mean}, []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(source.seed, "3d", 0, "init"))
@@ -97,9 +101,21 @@ def run(args: argparse.Namespace) -> int:
     print(f"profile {args.profile}\n\n" + "\n\n".join(parts) + "\n")
     shape, given = " x ".join(map(str, network.shape)), "" if arch == "split_depth" else f" --arch {arch}"
     given += f" --arch-d {network.arch_d}" if network.arch_d else ""
+    given += f" --dense-levels {' '.join(map(str, network.dense_levels))}" if network.dense_levels else ""
     print(f"wrote {args.out} for volumes of {shape} (D x H x W); start from it with")
     print(f"  ssgan train --stage 3d --init {args.out}{given} --data DATASET --out RUN --preset NAME")
     return 0
+
+
+def target_network(own: NetworkConfig, arch: str, args: argparse.Namespace, keeps: bool) -> NetworkConfig:
+    """The 3D networks that are asked for. keeps: what is not said is the source's own, not `arch`'s."""
+    if keeps and args.dense_levels is not None:
+        raise InflateError(
+            f"--dense-levels: needs --arch, the architecture of the other levels; without it the networks stay "
+            f"{own.arch_name}, as the source is"
+        )
+    arch_d = args.arch_d or (own.arch_d if keeps else None)
+    return own.with_arch(arch, arch_d, own.dense_levels if keeps else args.dense_levels or ())
 
 
 def inflate(
@@ -112,16 +128,20 @@ def inflate(
     """
     actions: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    option, own, wanted = "--arch", before.arch, after.arch
-    if isinstance(full, Discriminator):
-        own, wanted = before.discriminator_arch, after.discriminator_arch
-        option = "--arch-d" if after.arch_d else option
-    if own != wanted:
+    of_d = isinstance(full, Discriminator)
+    levels = range(1 if of_d else 0, len(after.widths))  # a discriminator has no convolution at level 0
+    changed = [n for n in levels if before.arch_at(n, of_d) != after.arch_at(n, of_d)]
+    for level in changed:
+        own, wanted = before.arch_at(level, of_d), after.arch_at(level, of_d)
         if own != "dense":
             name = type(full).__name__.lower()
+            asked = f"--arch-d {wanted}" if of_d and after.arch_d else f"--arch {wanted}"
+            if level in after.dense_levels:
+                asked, own = f"--dense-levels {level}", f"{own} there"
             raise InflateError(
-                f"{option} {wanted}: the source's {name} is {own}; expected that, or a dense source to select from"
+                f"{asked}: the source's {name} is {own}; expected that, or a dense source to select from"
             )
+    if changed:
         shapes = {name: tuple(t.shape) for name, t in net.state_dict().items()}
         dense, net = net, type(full)(after.flat())
         actions = select_weights(dense, net)

@@ -135,7 +135,7 @@ class SynthesisBlock(nn.Module):
 
     def __init__(self, cfg: NetworkConfig, level: int, size: tuple[int, int, int]):
         super().__init__()
-        stages = kernel_stages(cfg.arch, cfg.is_flat)
+        stages = kernel_stages(cfg.arch_at(level), cfg.is_flat)
         cout = cfg.widths[level]
         common = {"w_dim": cfg.w_dim, "stages": stages, "size": size, "clamp": cfg.conv_clamp}
         self.scale = cfg.scales[level - 1] if level else (1, 1, 1)
@@ -222,7 +222,7 @@ class DiscriminatorBlock(nn.Module):
 
     def __init__(self, cfg: NetworkConfig, level: int):
         super().__init__()
-        stages = kernel_stages(cfg.discriminator_arch, cfg.is_flat)
+        stages = kernel_stages(cfg.arch_at(level, discriminator=True), cfg.is_flat)
         cin, cout, scale = cfg.widths[level], cfg.widths[level - 1], cfg.scales[level - 1]
         self.conv0 = Conv(cin, cin, stages, clamp=cfg.conv_clamp)
         self.conv1 = Conv(cin, cout, stages, scale, clamp=cfg.conv_clamp)

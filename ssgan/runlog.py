@@ -40,7 +40,7 @@ LONGER = ("stage_2d.kimg", "stage_3d.kimg")
 FREE = ("snapshot_kimg", "keep_checkpoints", "metrics", "metrics_every", "early_stop", "best_metric")
 # Fields of later versions with the value that stands for how things were: runs of earlier versions go on.
 LATER = {"precision": "fp32", "freeze_d": 0, "warmup_kimg": 0.0, "network.classes": 0, "network.label_layers": None}
-LATER |= {"network.depth_places": None, "network.arch_d": None, "cooldown_kimg": 0.0}
+LATER |= {"network.depth_places": None, "network.arch_d": None, "network.dense_levels": [], "cooldown_kimg": 0.0}
 LATER |= {"ema_carries_over": False}
 LATER |= {f"augment.{k}": list(v) if isinstance(v, tuple) else v for k, v in AugmentConfig().to_json().items()}
 # Names that ssgan.files and ssgan.data.dataset give to what they are still writing.

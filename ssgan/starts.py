@@ -36,6 +36,9 @@ def start_network(init: Path | None, network: NetworkConfig) -> NetworkConfig:
         "arch": f"give --arch {own.arch}, or inflate with --arch {network.arch}",
         "discriminator_arch": f"give --arch-d {own.discriminator_arch}, or inflate with --arch-d "
         f"{network.discriminator_arch}",
+        "dense_levels": " ".join(["give --dense-levels", *map(str, own.dense_levels)])
+        if own.dense_levels
+        else "leave --dense-levels out, or inflate with it",
         "classes": "train on as many classes (--conditional) as the source has, or start from another",
         "image_channels": "volumes have one; inflate with --channels grey",
     }

@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choices = ("all", *ARCHITECTURES)
     parser.add_argument("--arch", choices=choices, default="all", help="layers of one architecture; default: a table")
     parser.add_argument("--arch-d", choices=tuple(ARCHITECTURES), help="with --arch NAME: another one for D")
+    parser.add_argument(
+        "--dense-levels", type=int, nargs="+", default=(), metavar="LEVEL", help="with --arch NAME: as of `ssgan train`"
+    )
     parser.add_argument("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help="voxels; default: the preset's")
     parser.add_argument("--flat", action="store_true", help="with --arch NAME: the 2D networks of the first stage")
 
@@ -62,13 +65,15 @@ def run(args: argparse.Namespace) -> int:
     if args.arch == "all":
         if args.arch_d is not None:
             raise ConfigError(f"--arch-d {args.arch_d}: needs --arch, the generator's architecture")
+        if args.dense_levels:
+            raise ConfigError("--dense-levels: needs --arch, the architecture of the other levels")
         cfg = chosen.network(shape)
         print(f"preset {args.preset}: volumes (D, H, W) = {cfg.shape}, widths {cfg.widths} from coarse to fine")
         print(f"{'architecture':<12} {'generator':>12} {'discriminator':>14} {'together':>12} {'of dense':>9}")
         for arch, g, d, share in share_table(args.preset, shape):
             print(f"{arch:<12} {g:>12,} {d:>14,} {g + d:>12,} {share:>8.1%}")
         return 0
-    cfg = chosen.network(shape).with_arch(args.arch, args.arch_d)
+    cfg = chosen.network(shape).with_arch(args.arch, args.arch_d, args.dense_levels)
     cfg = cfg.flat() if args.flat else cfg
     nets = build(cfg)
     rows = [row for net, prefix in zip(nets, ("G", "D"), strict=True) for row in layer_rows(net, prefix)]

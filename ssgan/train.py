@@ -116,6 +116,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arch-d", choices=tuple(ARCHITECTURES), help="of the discriminator, where it is another than --arch"
     )
     parser.add_argument(
+        "--dense-levels", type=int, nargs="+", default=(), metavar="LEVEL",
+        help="levels whose convolutions are dense whatever --arch, 0 the coarsest (default none)",
+    )  # fmt: skip
+    parser.add_argument(
         "--inflate", choices=PROFILES, help="depth profile (default: the preset's); none starts 3D afresh"
     )
     parser.add_argument(
@@ -218,7 +222,7 @@ def config_from(
     if args.metrics and args.best_metric is None:
         changes["best_metric"] = args.metrics[0]
     cfg = preset(args.preset).train_config(args.preset, shape, **changes)
-    asked = cfg.network.with_arch(args.arch, args.arch_d)
+    asked = cfg.network.with_arch(args.arch, args.arch_d, args.dense_levels)
     asked = dataclasses.replace(asked, classes=len(classes or ()) if args.conditional else 0)
     if args.depth_aware is not None:
         asked = asked.depth_aware(args.depth_aware)

@@ -21,6 +21,7 @@ from ssgan.config import ARCHITECTURES, ConfigError
 from ssgan.data.axes import to_axial
 from ssgan.data.dataset import DatasetError, VolumeDataset
 from ssgan.errors import UserError
+from ssgan.layers import BranchWeights
 from ssgan.losses import NonFiniteError
 from ssgan.measures import Measures
 
@@ -89,8 +90,30 @@ def test_cells_of_the_first_seed_come_first_and_grids_share_theirs():
     g, e = ([grids.parameter_count(nets[i]) for nets in sizes] for i in (0, 1))
     assert g[0] == g[2] > g[1] == g[3] and e[0] == e[1] > e[2] == e[3]
     assert len({pace.kind(dataclasses.asdict(x), "3d") for x in d[:4]}) == 4
-    with pytest.raises(ConfigError, match="grid: expected A, B, C or D; got 'E'"):
-        grids.cells("E", TINY, TINY.shape, [0])
+    with pytest.raises(ConfigError, match="grid: expected A, B, C, D or E; got 'F'"):
+        grids.cells("F", TINY, TINY.shape, [0])
+
+
+def test_the_grid_of_levels():
+    """Each cell's networks are dense at the levels that its label says, split_depth at the others."""
+    scale = grids.SCALES["cpu"]
+    e = grids.cells("E", scale, scale.shape, [0, 1])
+    assert [x.label for x in e[:6]] == [
+        "dense, scratch", "split_depth dense at level 0, scratch", "split_depth dense at levels 0, 1, scratch",
+        "split_depth dense at level 2, scratch", "split_depth dense at levels 1, 2, scratch", "split_depth, scratch",
+    ]  # fmt: skip
+    a = {x.folder for x in grids.cells("A", scale, scale.shape, [0, 1])}
+    assert {e[0].folder, e[5].folder, e[6].folder, e[11].folder} <= a and len({x.folder for x in e}) == 12
+    assert len({pace.kind(dataclasses.asdict(x), "3d") for x in e}) == 6
+    for cell in e[:6]:
+        nets = grids.build(grids.config(scale, scale.shape, cell, "3d").network)
+        dense = {
+            int(name.split(".")[2]) if part == "G" else 2 - int(name.split(".")[1])
+            for part, net in zip("GD", nets, strict=True)
+            for name, module in net.named_modules()
+            if "blocks" in name and isinstance(module, BranchWeights) and module.kernels == ((3, 3, 3),)
+        }
+        assert dense == ({0, 1, 2} if cell.arch == "dense" else set(cell.dense_levels)), cell.label
 
 
 @pytest.mark.parametrize("name", ["cpu", "cpu32", "gpu"])

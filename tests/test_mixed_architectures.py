@@ -1,4 +1,4 @@
-"""A generator of one architecture against a discriminator of another, from the command to the report."""
+"""Networks of more than one architecture, from the command to the report: the discriminator's apart, single levels."""
 
 import dataclasses
 import json
@@ -44,6 +44,8 @@ def test_after_centre_the_discriminator_of_a_constant_volume_is_the_2d_one_s():
 
 
 def test_architectures_that_cannot_be():
+    with pytest.raises(ConfigError, match=r"dense_levels: both networks are dense at every level; leave \(0,\) out"):
+        CONFIG.network.with_arch("dense", dense_levels=(0,))
     with pytest.raises(ConfigError, match=r"arch_d: expected one of dense, .*; got 'denser'"):
         CONFIG.network.with_arch("dense", "denser")
     odd = dataclasses.replace(CONFIG.network.with_arch("dense"), widths=(6, 6))
@@ -51,13 +53,59 @@ def test_architectures_that_cannot_be():
         odd.with_arch("dense", "acs4")
 
 
+@pytest.mark.parametrize(("arch", "other"), [("split_depth", None), ("acs4", "separable"), ("dense", "grouped")])
+def test_each_level_is_that_of_its_own_architecture(arch, other):
+    """By the shapes of every tensor, for both networks and their 2D counterparts."""
+    cfg = small((16, 24, 16)).with_arch(arch, other, dense_levels=[1])
+    assert cfg.dense_levels == (1,) and len(cfg.widths) == 3
+    for of in (cfg, cfg.flat()):
+        for net, dense, at in ((Generator, arch, "synthesis.blocks.1."), (Discriminator, other or arch, "blocks.1.")):
+            own, whole, none = (shapes(net(of.with_arch(a, None, n))) for a, n in (
+                (dense, [1] if dense != "dense" else []), ("dense", []), (dense, [])))  # fmt: skip
+            found = shapes(net(of))
+            assert found == own
+            assert {n: s for n, s in found.items() if n.startswith(at)} == {
+                n: s for n, s in whole.items() if n.startswith(at)
+            }
+            assert {n: s for n, s in found.items() if not n.startswith(at)} == {
+                n: s for n, s in none.items() if not n.startswith(at)
+            }
+    assert cfg.arch_name.endswith(", dense at level 1")
+    assert NetworkConfig.from_json(json.loads(json.dumps(dataclasses.asdict(cfg)))) == cfg
+
+
+@pytest.mark.parametrize("arch", ["split_depth", "acs4", "separable"])
+def test_with_dense_levels_too_a_constant_volume_gives_what_the_slice_gave(arch):
+    cfg = small((16, 24, 16)).with_arch(arch, dense_levels=(0, 2))
+    flat, full = randomised(Discriminator(cfg.flat()), 1), randomised(Discriminator(cfg), 2)
+    inflate_network(flat, full, "centre")
+    x = torch.randn(2, 1, 1, 24, 16, dtype=torch.float64)
+    inside = full.double()(x.expand(-1, -1, 16, -1, -1))
+    assert relative(inside, flat.double()(x)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ((3,), r"dense_levels: expected different levels in rising order, of 0 \(the coarsest\) .. 1; got \(3,\)"),
+        ((-1,), r"got \(-1,\)"),
+        ((1, 1), r"got \(1, 1\)"),
+        ((0.5,), r"got \(0.5,\)"),
+    ],
+)
+def test_levels_that_cannot_be(levels, message):
+    with pytest.raises(ConfigError, match=message):
+        CONFIG.network.with_arch("split_depth", dense_levels=levels)
+
+
 def test_a_run_of_before_goes_on():
-    """Its record has no arch_d and no cooldown, and its identity is the same as ever."""
+    """Its record has no arch_d, dense_levels and cooldown, and its identity is the same as ever."""
     record = json.loads(json.dumps(CONFIG.to_json()))
     now = runlog.identity(record)
-    del record["network"]["arch_d"], record["cooldown_kimg"]
+    del record["network"]["arch_d"], record["network"]["dense_levels"], record["cooldown_kimg"]
     assert runlog.identity(record) == now and TrainConfig.from_json(record) == CONFIG
-    assert runlog.identity(dataclasses.replace(CONFIG, network=MIXED).to_json()) != now
+    for other in (MIXED, CONFIG.network.with_arch("split_depth", dense_levels=(0,))):
+        assert runlog.identity(dataclasses.replace(CONFIG, network=other).to_json()) != now
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +176,56 @@ def test_inflation_keeps_selects_and_refuses_each_network_by_itself(data, tmp_pa
     assert status == 2 and "--arch-d acs4: the source's discriminator is grouped; expected that, or a dense" in text
 
 
+def test_dense_levels_from_the_command_to_the_report(data, tmp_path, capsys):
+    levels = ("--dense-levels", "1")
+    folder = tmp_path / "run"
+    assert run(data, folder, *levels) == 0
+    assert run(data, folder, *levels) == 0  # finished
+    assert run(data, folder) == 2
+    assert "network.dense_levels was [1], now" in capsys.readouterr().err
+    assert run(data, tmp_path / "none", "--dense-levels", "2") == 2
+    assert (
+        "dense_levels: expected different levels in rising order, of 0 (the coarsest) .. 1" in capsys.readouterr().err
+    )
+    assert report.main(["--run", str(folder), "--count", "2"]) == 0
+    known = facts.gather(folder, None, None, None, 2)
+    rows = {row[0]: row[1:] for row in facts.parameters(known.cfg)}
+    assert rows["split_depth"] < rows["split_depth, dense at level 1"] < rows["dense"]
+    assert "--dense-levels 1" in known.command
+    assert "architecture `split_depth, dense at level 1`" in (folder / "MODEL_CARD.md").read_text()
+
+
+def test_inflation_of_dense_levels(data, tmp_path, capsys):
+    """A dense source becomes split where it is asked to, and stays as it is at its dense levels."""
+    assert run(data, tmp_path / "flat", "--stage", "2d", "--arch", "dense") == 0
+
+    def inflated(run, name, *more):
+        source = str(tmp_path / run / "checkpoints" / "2d-final.safetensors")
+        capsys.readouterr()
+        status = inflate.main(["--source", source, "--out", str(tmp_path / f"{name}.safetensors"), *more])
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    status, text = inflated("flat", "start", "--arch", "split_depth", "--dense-levels", "0")
+    assert status == 0 and "--init" in text and "--dense-levels 0 --data DATASET" in text
+    selected = [line.split()[0] for line in text.splitlines() if "selected" in line and "->" in line]
+    assert {name.rsplit(".stages", 1)[0] for name in selected} == {
+        "synthesis.blocks.1.conv0", "synthesis.blocks.1.conv1", "blocks.0.conv0", "blocks.0.conv1",
+    }  # fmt: skip
+    begun = ("--stage", "3d", "--init", str(tmp_path / "start.safetensors"))
+    assert run(data, tmp_path / "other", *begun) == 2
+    assert "dense_levels (0,), this run's (); give --dense-levels 0" in capsys.readouterr().err
+    assert run(data, tmp_path / "third", *begun, "--dense-levels", "0") == 0
+    # Without --arch the networks stay as they are, levels and all; a split level becomes no dense one.
+    status, text = inflated("flat", "never", "--dense-levels", "0")
+    assert status == 2 and "--dense-levels: needs --arch" in text and "stay dense" in text
+    assert run(data, tmp_path / "levels", "--stage", "2d", "--dense-levels", "1") == 0
+    status, text = inflated("levels", "as-it-was")
+    assert status == 0 and "--dense-levels 1 --data DATASET" in text and "selected" not in text
+    status, text = inflated("levels", "not", "--arch", "split_depth", "--dense-levels", "0")
+    assert status == 2 and "--dense-levels 0: the source's generator is split_depth there; expected that" in text
+
+
 def test_the_summary_of_both(capsys):
     assert summary.main(["--preset", "demo", "--arch", "split_depth", "--arch-d", "dense"]) == 0
     text = capsys.readouterr().out
@@ -137,6 +235,10 @@ def test_the_summary_of_both(capsys):
     assert f"{table['split_depth'][1]:,}" not in text
     assert summary.main(["--arch-d", "dense"]) == 2
     assert "--arch-d dense: needs --arch" in capsys.readouterr().err
+    assert summary.main(["--dense-levels", "0"]) == 2
+    assert "--dense-levels: needs --arch" in capsys.readouterr().err
+    assert summary.main(["--preset", "demo", "--arch", "split_depth", "--dense-levels", "0", "1"]) == 0
+    assert "demo, split_depth, dense at levels 0, 1:" in capsys.readouterr().out
 
 
 def test_every_option_of_a_stage_reaches_its_own_stage():

@@ -7,6 +7,7 @@
 Grid A: dense and split_depth, each from scratch, inflated as in the paper, and inflated from a 2D stage that knows
 where along depth a slice lies. B: inflation profiles on split_depth. C: architectures, at equal widths and at equal
 parameters (of split_depth; and split_depth with those of dense). D: one of the two networks split and the other dense.
+E: split_depth with its coarse or its fine levels dense.
 Cells are ordered by seed. Each is a run of `ssgan train` in OUT/NAME; a finished one is a line of the file of results
 and is not run again under the same protocol (data, sizes, settings, metrics), whichever grid asks. A line of an earlier
 commit, which measured less, gets the rest where its run is still in OUT. A cell that fails is a line with its error,
@@ -154,7 +155,7 @@ def report_grid(args: argparse.Namespace, path: Path, protocol: str | None) -> N
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--grid", choices=("A", "B", "C", "D"), required=True)
+    parser.add_argument("--grid", choices=tuple("ABCDE"), required=True)
     parser.add_argument("--scale", choices=tuple(grids.SCALES), required=True)
     parser.add_argument("--data", default="phantoms", help="a data set made by `ssgan prepare`, or phantoms (default)")
     parser.add_argument("--out", type=Path, help="folder of the runs; not needed for --report-only")

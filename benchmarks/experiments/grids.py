@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssgan.config import ConfigError, NetworkConfig, TrainConfig, Triple, plan_levels, preset
+from ssgan.config import ConfigError, NetworkConfig, TrainConfig, Triple, dense_at, plan_levels, preset
 from ssgan.summary import build, parameter_count
 
 KEEP_ALL = 10**6  # checkpoints: the metric along the run is measured on them afterwards
@@ -57,7 +57,7 @@ SCALES = {
 @dataclass(frozen=True)
 class Cell:
     """One run. inflate: a depth profile, PLACES, or "none" for 3D from scratch. widths: channels, coarse to fine.
-    arch_d: the discriminator's architecture where it is another."""
+    arch_d: the discriminator's architecture where it is another; dense_levels: levels that are dense all the same."""
 
     arch: str
     inflate: str
@@ -65,6 +65,7 @@ class Cell:
     seed: int
     note: str = ""  # such as "equal parameters"
     arch_d: str | None = None
+    dense_levels: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -72,6 +73,7 @@ class Cell:
         known = {"none": "scratch", PLACES: "inflated centre, depth-aware"}
         start = known.get(self.inflate, f"inflated {self.inflate}")
         arch = self.arch if self.arch_d is None else f"{self.arch} G and {self.arch_d} D"
+        arch += f" {dense_at(self.dense_levels)}" if self.dense_levels else ""
         return f"{arch}, {start}" + (f", {self.note}" if self.note else "")
 
     @property
@@ -86,11 +88,17 @@ class Cell:
 
     @property
     def _archs(self) -> str:
-        return self.arch if self.arch_d is None else f"{self.arch}+{self.arch_d}"
+        return architectures(self.arch, self.arch_d, self.dense_levels)
 
     @property
     def _widths(self) -> str:
         return "w" + "x".join(map(str, self.widths))
+
+
+def architectures(arch: str, arch_d: str | None = None, dense_levels: Sequence[int] = ()) -> str:
+    """A name of them for folders, such as split_depth, split_depth+dense (G+D) or split_depth-dense01 (levels)."""
+    levels = f"-dense{''.join(map(str, dense_levels))}" if dense_levels else ""
+    return (f"{arch}+{arch_d}" if arch_d else arch) + levels
 
 
 def widths_of(scale: Scale, shape: Triple) -> tuple[int, ...]:
@@ -131,6 +139,13 @@ def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[
     if grid == "D":
         pairs = (("dense", None), ("split_depth", "dense"), ("dense", "split_depth"), ("split_depth", None))
         return [Cell(arch, "none", full, seed, arch_d=other) for seed in seeds for arch, other in pairs]
+    if grid == "E":
+        count = len(full)
+        split_at = [tuple(range(n)) for n in range(1, count)] + [
+            tuple(range(n, count)) for n in range(count - 1, 0, -1)
+        ]
+        chosen = [("dense", ()), *((MATCHED, levels) for levels in split_at), (MATCHED, ())]
+        return [Cell(arch, "none", full, s, dense_levels=levels) for s in seeds for arch, levels in chosen]
     if grid == "A":
         starts = ("none", "average", PLACES)
         kinds = [(arch, start, full, "") for arch in ("dense", "split_depth") for start in starts]
@@ -147,7 +162,7 @@ def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[
         whole = parameters(network(scale, shape, "dense", full))
         kinds.append((MATCHED, "average", matched_widths(scale, shape, MATCHED, whole), "dense's parameters"))
     else:
-        raise ConfigError(f"grid: expected A, B, C or D; got {grid!r}")
+        raise ConfigError(f"grid: expected A, B, C, D or E; got {grid!r}")
     return [Cell(arch, start, widths, seed, note) for seed in seeds for arch, start, widths, note in kinds]
 
 
@@ -162,7 +177,7 @@ def config(scale: Scale, shape: Triple, cell: Cell, stage: str, changes: dict[st
         scale.preset, shape, cell.arch, stage=stage, seed=cell.seed, keep_checkpoints=KEEP_ALL,
         inflate=profile if stage == "3d" else "average", snapshot_kimg=scale.every / 1000,
     )  # fmt: skip
-    networks = network(scale, shape, cell.arch, cell.widths).with_arch(cell.arch, cell.arch_d)
+    networks = network(scale, shape, cell.arch, cell.widths).with_arch(cell.arch, cell.arch_d, cell.dense_levels)
     cfg = dataclasses.replace(
         cfg,
         network=networks.depth_aware(cell.inflate == PLACES),

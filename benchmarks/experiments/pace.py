@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.experiments.grids import PLACES, Cell
+from benchmarks.experiments.grids import PLACES, Cell, architectures
 from benchmarks.experiments.training import Job
 from ssgan.dryrun import step_seconds
 from ssgan.gan import Gan
@@ -22,7 +22,7 @@ ROUNDS = 3
 def kind(record: dict[str, Any], stage: str) -> str:
     """What decides the pace of a stage: architectures, widths, places."""
     widths = "x".join(map(str, record["widths"]))
-    archs = f"{record['arch']}+{record['arch_d']}" if record.get("arch_d") else record["arch"]
+    archs = architectures(record["arch"], record.get("arch_d"), record.get("dense_levels", ()))
     return f"{archs}-w{widths}{'-places' if record['inflate'] == PLACES else ''}-{stage}"
 
 

@@ -20,6 +20,7 @@ TITLES = {
     "B": "inflation profiles, split_depth",
     "C": "architectures, inflated by average",
     "D": "which of the two networks is split, from scratch",
+    "E": "which levels are split, from scratch",
 }
 
 

@@ -150,8 +150,8 @@ def measure_cell(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, Any
     cfg = job.config(cell, "3d")
     nets = {name: sum(p.numel() for p in net.parameters()) for name, net in zip("GD", _nets(cfg), strict=True)}
     return {
-        "arch": cell.arch, "arch_d": cell.arch_d, "inflate": cell.inflate, "widths": list(cell.widths),
-        "note": cell.note, "label": cell.label,
+        "arch": cell.arch, "arch_d": cell.arch_d, "dense_levels": list(cell.dense_levels), "inflate": cell.inflate,
+        "widths": list(cell.widths), "note": cell.note, "label": cell.label,
         "parameters": sum(nets.values()), "parameters_g": nets["G"], "parameters_d": nets["D"],
         "slices": slices, "volumes": points[-1]["volumes"], "shown": points[-1]["shown"],
         "seconds_per_1000_volumes": 1000 * per_volume, "seconds_per_1000_slices": 1000 * per_slice or None,
