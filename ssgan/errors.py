@@ -12,17 +12,20 @@ class UserError(ValueError):
     """Bad input: the message names the argument or file, what was expected, what came and what to do."""
 
 
-def run_command(name: str, command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Runs a command and turns user errors into one line on stderr and exit status 2; Ctrl-C gives 130."""
+def run_command(program: str, command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Runs a command and turns user errors into one line on stderr and exit status 2; Ctrl-C gives 130.
+
+    program: what the user called, such as "ssgan train".
+    """
     try:
         return command(args)
     except UserError as error:
-        print(f"ssgan {name}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {error}", file=sys.stderr)
     except OSError as error:
         what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         where = f" ({error.filename})" if error.filename else ""
-        print(f"ssgan {name}: error: {what}{where}; what was saved before is intact", file=sys.stderr)
+        print(f"{program}: error: {what}{where}; what was saved before is intact", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"ssgan {name}: stopped", file=sys.stderr)
+        print(f"{program}: stopped", file=sys.stderr)
         return 130
     return 2

@@ -243,7 +243,7 @@ def write_one(volume: np.ndarray, out: Path, name: str, info: DatasetInfo, stage
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ssgan generate", description=__doc__.split("\n")[0])
     add_arguments(parser)
-    return run_command("generate", run, parser.parse_args(argv))
+    return run_command(parser.prog, run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

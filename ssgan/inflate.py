@@ -190,7 +190,7 @@ def pickle_source(args: argparse.Namespace) -> Source:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ssgan inflate", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
-    return run_command("inflate", run, parser.parse_args(argv))
+    return run_command(parser.prog, run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ssgan labelnet", description=__doc__.split("\n")[0])
     add_arguments(parser)
-    return run_command("labelnet", run, parser.parse_args(argv))
+    return run_command(parser.prog, run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

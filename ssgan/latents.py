@@ -528,7 +528,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ssgan latents", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
-    return run_command("latents", run, parser.parse_args(argv))
+    return run_command(parser.prog, run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

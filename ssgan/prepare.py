@@ -300,7 +300,7 @@ def _find(folder: Path) -> Found:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ssgan prepare", description=__doc__)
     add_arguments(parser)
-    return run_command("prepare", run, parser.parse_args(argv))
+    return run_command(parser.prog, run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

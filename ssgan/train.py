@@ -315,7 +315,7 @@ def _silent(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ssgan train", description=__doc__.split("\n")[0])
     add_arguments(parser)
-    return run_command("train", run, parser.parse_args(argv))
+    return run_command(parser.prog, run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

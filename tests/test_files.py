@@ -141,12 +141,12 @@ def test_commands_report_in_one_line(error, status, words, capsys):
     def command(_):
         raise error
 
-    assert run_command("try", command, argparse.Namespace()) == status
+    assert run_command("ssgan try", command, argparse.Namespace()) == status
     out, err = capsys.readouterr()
     assert out == "" and words in err and err.count("\n") == 1
 
 
 def test_faults_of_ours_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
-        run_command("try", lambda _: 1 // 0, argparse.Namespace())
-    assert run_command("try", lambda args: args.status, argparse.Namespace(status=0)) == 0
+        run_command("ssgan try", lambda _: 1 // 0, argparse.Namespace())
+    assert run_command("ssgan try", lambda args: args.status, argparse.Namespace(status=0)) == 0

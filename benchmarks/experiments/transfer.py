@@ -372,7 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, default=2e-3, help="Adam's, at the start (default 0.002, as in the GAN)")
     parser.add_argument("--train", type=int, default=TRAIN, help="volumes of the split that are not held out")
     parser.add_argument("--threads", type=int, default=1)
-    return run_command("transfer", run, parser.parse_args(argv))
+    return run_command(parser.prog, run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
