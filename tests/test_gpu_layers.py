@@ -54,8 +54,11 @@ def test_every_contender_computes_its_layer(layer):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layer", [TINY[0], TINY[7]], ids=lambda layer: layer.name)
 def test_every_contender_computes_its_layer_in_16_bit(layer, dtype):
+    """PyTorch's own convolutions may be coarser in bfloat16: on a CPU with AVX2 at most, the input gradient of a dense
+    one was 1.1 % of the largest value off, where ours stay within 1 %."""
     for contender in tiny_contenders(layer, dtype):
-        check(layer, contender, twice=True)
+        ours = contender.implementation.startswith("ssconv")
+        check(layer, contender, tolerance=None if ours or dtype != torch.bfloat16 else 2e-2, twice=True)
 
 
 def test_contenders_of_one_kernel_set_with_one_weight_agree():
