@@ -124,7 +124,7 @@ def inflate(
     """Loads a 2D network of configuration `before.flat()` into a 3D one of `after`; tells what became of every tensor.
 
     Raises:
-        InflateError: `after` has another architecture and the network is not dense.
+        InflateError: `after` has another architecture at a level that is not dense in `before`.
     """
     actions: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}

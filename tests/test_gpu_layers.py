@@ -51,14 +51,31 @@ def test_every_contender_computes_its_layer(layer):
         check(layer, contender, twice=True)
 
 
+def in_bfloat16_pieces(layer: Layer, contender: Contender, dtype: torch.dtype) -> bool:
+    """Whether a CPU may compute it by aten::slow_conv3d, which keeps what it adds up in bfloat16."""
+    dense = contender.kernels == "dense" and contender.implementation.startswith("nn.Conv3d")
+    return dense and dtype == torch.bfloat16 and not layer.transposed
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layer", [TINY[0], TINY[7]], ids=lambda layer: layer.name)
 def test_every_contender_computes_its_layer_in_16_bit(layer, dtype):
-    """PyTorch's own convolutions may be coarser in bfloat16: on a CPU with AVX2 at most, the input gradient of a dense
-    one was 1.1 % of the largest value off, where ours stay within 1 %."""
     for contender in tiny_contenders(layer, dtype):
-        ours = contender.implementation.startswith("ssconv")
-        check(layer, contender, tolerance=None if ours or dtype != torch.bfloat16 else 2e-2, twice=True)
+        if not in_bfloat16_pieces(layer, contender, dtype):
+            check(layer, contender, twice=True)
+
+
+def test_pytorch_s_dense_convolution_computes_its_layer_in_bfloat16():
+    """With the same bound as the others. On AVX2 slow_conv3d's input gradient is 1.1 % of the largest value off: the
+    check is right to refuse it, and nothing of ours can mend it."""
+    found = [c for c in tiny_contenders(TINY[0], torch.bfloat16) if in_bfloat16_pieces(TINY[0], c, torch.bfloat16)]
+    assert [c.implementation for c in found] == ["nn.Conv3d contiguous", "nn.Conv3d channels_last"]
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        pytest.skip(
+            "PyTorch's dense bfloat16 convolution is coarser than the check allows on a processor without AVX-512"
+        )
+    for contender in found:
+        check(TINY[0], contender, twice=True)
 
 
 def test_contenders_of_one_kernel_set_with_one_weight_agree():

@@ -140,12 +140,10 @@ def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[
         pairs = (("dense", None), ("split_depth", "dense"), ("dense", "split_depth"), ("split_depth", None))
         return [Cell(arch, "none", full, seed, arch_d=other) for seed in seeds for arch, other in pairs]
     if grid == "E":
-        count = len(full)
-        split_at = [tuple(range(n)) for n in range(1, count)] + [
-            tuple(range(n, count)) for n in range(count - 1, 0, -1)
-        ]
-        chosen = [("dense", ()), *((MATCHED, levels) for levels in split_at), (MATCHED, ())]
-        return [Cell(arch, "none", full, s, dense_levels=levels) for s in seeds for arch, levels in chosen]
+        levels = tuple(range(len(full)))
+        coarse, fine = [levels[:n] for n in levels[1:]], [levels[n:] for n in levels[:0:-1]]
+        chosen = [("dense", ()), *((MATCHED, those) for those in (*coarse, *fine, ()))]
+        return [Cell(arch, "none", full, s, dense_levels=those) for s in seeds for arch, those in chosen]
     if grid == "A":
         starts = ("none", "average", PLACES)
         kinds = [(arch, start, full, "") for arch in ("dense", "split_depth") for start in starts]
