@@ -148,6 +148,11 @@ class NetworkConfig:
             )
         if chosen and self.arch == self.discriminator_arch == "dense":
             raise ConfigError(f"dense_levels: both networks are dense at every level; leave {chosen} out")
+        if chosen == (0,) and self.arch == "dense":
+            raise ConfigError(
+                "dense_levels: the generator is dense, and the discriminator has nothing split at level 0; leave "
+                "(0,) out"
+            )
 
     @property
     def discriminator_arch(self) -> str:

@@ -46,6 +46,10 @@ def test_after_centre_the_discriminator_of_a_constant_volume_is_the_2d_one_s():
 def test_architectures_that_cannot_be():
     with pytest.raises(ConfigError, match=r"dense_levels: both networks are dense at every level; leave \(0,\) out"):
         CONFIG.network.with_arch("dense", dense_levels=(0,))
+    with pytest.raises(ConfigError, match=r"the discriminator has nothing split at level 0; leave \(0,\) out"):
+        CONFIG.network.with_arch("dense", "split_depth", dense_levels=(0,))
+    finer = CONFIG.network.with_arch("dense", "split_depth", dense_levels=(0, 1))
+    assert finer.arch_at(1, discriminator=True) == "dense"
     with pytest.raises(ConfigError, match=r"arch_d: expected one of dense, .*; got 'denser'"):
         CONFIG.network.with_arch("dense", "denser")
     odd = dataclasses.replace(CONFIG.network.with_arch("dense"), widths=(6, 6))
