@@ -1,4 +1,4 @@
-"""What the tests of the experiments share: a scale of seconds, and the command on it."""
+"""What the tests of the experiments share: a scale of seconds, the command on it, and its numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.experiments import driver, grids
+from benchmarks.experiments import driver, grids, results
 from benchmarks.experiments.grids import Scale
 from ssgan import trainer
 
@@ -31,3 +31,12 @@ def run(root: Path, *more: str, grid: str = "A", results_in: Path | None = None)
     words = ["--grid", grid, "--scale", "tiny", "--out", str(root / "runs"), "--seeds", "0", "--threads", "1"]
     path = results_in or root / "tiny.jsonl"
     return driver.main([*words, "--device", "cpu", "--results", str(path), *more])
+
+
+def numbers(path: Path) -> dict[str, tuple]:
+    """Cell -> all that its record holds besides times: what must not depend on how often it was stopped."""
+    found = {}
+    for r in results.load(path):
+        points = [{k: v for k, v in p.items() if not k.startswith("seconds")} for p in r["points"]]
+        found[r["cell"]] = (points, r["final"], r["averages"], r["parameters"], r["protocol"])
+    return found

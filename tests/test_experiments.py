@@ -13,9 +13,21 @@ import safetensors.numpy
 import torch
 from PIL import Image
 
-from benchmarks.experiments import averages, data, driver, grids, pace, pictures, report, results, scoring, training
+from benchmarks.experiments import (
+    averages,
+    data,
+    driver,
+    grids,
+    pace,
+    pictures,
+    report,
+    results,
+    running,
+    scoring,
+    training,
+)
 from benchmarks.experiments.grids import Cell
-from experiment_stand_ins import TINY, make_tiny, run
+from experiment_stand_ins import TINY, make_tiny, numbers, run
 from ssgan import checkpoint, gan, trainer
 from ssgan.config import ARCHITECTURES, ConfigError
 from ssgan.data.axes import to_axial
@@ -31,15 +43,6 @@ KEYS = ("frechet_held", "frechet_train", "kid")
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     make_tiny(monkeypatch)
-
-
-def numbers(path: Path) -> dict[str, tuple]:
-    """Cell -> all that its record holds besides times: what must not depend on how often it was stopped."""
-    found = {}
-    for r in results.load(path):
-        points = [{k: v for k, v in p.items() if not k.startswith("seconds")} for p in r["points"]]
-        found[r["cell"]] = (points, r["final"], r["averages"], r["parameters"], r["protocol"])
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -463,7 +466,7 @@ def test_the_picture_shows_the_cells_of_one_seed_and_no_trials(finished, tmp_pat
     drawn.clear()
     path = Path(shutil.copy(finished / "tiny.jsonl", tmp_path / "tiny.jsonl"))
     known = results.load(path)[0]
-    monkeypatch.setattr(driver, "run_cell", lambda job, cell, real, head: known | {"protocol": head["protocol"]})
+    monkeypatch.setattr(running, "run_cell", lambda job, cell, real, head: known | {"protocol": head["protocol"]})
     assert run(tmp_path, "--set", "stage_3d.r1_gamma=2.5", "--only", "dense-scratch") == 0 and not drawn
     assert run(tmp_path) == 0 and not drawn  # there are results and no runs, which is said
     assert "no picture of the cells' volumes: there are no finished runs" in capsys.readouterr().out

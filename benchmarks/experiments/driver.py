@@ -1,7 +1,7 @@
 """Runs a grid of trainings and measures every cell; the same command goes on where it was stopped.
 
     python -m benchmarks.experiments --grid A --scale cpu --data DATASET --out runs/grid-a
-    python -m benchmarks.experiments --grid A --scale gpu --data phantoms --out runs/grid-a-gpu --budget-minutes 25
+    python -m benchmarks.experiments --grid A --scale gpu --out runs/grid-a --jobs 6 --cuda-graphs --budget-minutes 25
     python -m benchmarks.experiments --grid A --scale cpu --results FILE.jsonl --report-only   # the tables again
 
 Grid A: dense and split_depth, each from scratch, inflated as in the paper, and inflated from a 2D stage that knows
@@ -11,7 +11,8 @@ E: split_depth with its coarse or its fine levels dense.
 Cells are ordered by seed. Each is a run of `ssgan train` in OUT/NAME; a finished one is a line of the file of results
 and is not run again under the same protocol (data, sizes, settings, metrics), whichever grid asks. A line of an earlier
 commit, which measured less, gets the rest where its run is still in OUT. A cell that fails is a line with its error,
-and the next one is run.
+and the next one is run. With --jobs several cells are run at a time; their numbers are those of one job with as many
+--threads.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.experiments import averages, grids, pace, pictures, report, results, scoring, training
+from benchmarks.experiments import grids, pace, pictures, report, results, running, scoring
 from benchmarks.experiments.data import TRAIN, open_split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
 from benchmarks.run import environment
 from ssgan.errors import UserError, run_command
 from ssgan.generate import parse_seeds
+from ssgan.graphs import check as check_graphs
 from ssgan.machine import keep_freed_memory, pick_device
 from ssgan.runlog import RunLock, identity
 
@@ -68,57 +69,6 @@ def machine() -> dict[str, Any]:
     if os.environ.get("COMMIT"):
         about["commit"] = os.environ["COMMIT"]
     return about
-
-
-def run_cell(job: Job, cell: Cell, real: scoring.Reference, head: dict[str, Any]) -> dict[str, Any]:
-    """The record of a cell, trained as far as that is still to be done; of a failed one, its error."""
-    record = {"cell": cell.folder, "seed": cell.seed, "label": cell.label, **head}
-
-    def finished() -> dict[str, Any]:
-        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return {"environment": {**head["environment"], "date": now}}
-
-    try:
-        training.train_cell(job, cell)
-        measured = training.measure_cell(job, cell, real) | {"averages": averages.measure(job, cell, real)}
-        return record | measured | finished()
-    except Stopped:
-        raise
-    except Exception as error:  # of any library: the other cells are still to be run
-        return record | {"error": f"{type(error).__name__}: {str(error).strip()[:500]}"} | finished()
-
-
-def run_grid(job: Job, cells: Sequence[Cell], path: Path, head: dict[str, Any], real: scoring.Reference) -> int:
-    """Runs the cells that `path` has no result of; how many failed."""
-    failed = 0
-    for number, cell in enumerate(cells, start=1):
-        known = results.latest(results.load(path), head["protocol"]).get(cell.folder)
-        if known is not None and "error" not in known:
-            job.say(f"[{number}/{len(cells)}] {cell.folder}: in {path} already")
-            _complete(job, cell, real, known, path)
-            continue
-        job.say(f"[{number}/{len(cells)}] {cell.folder}")
-        record = run_cell(job, cell, real, head)
-        results.append(path, record)
-        failed += "error" in record
-        if "error" in record:
-            job.say(f"{cell.folder} failed: {record['error']}")
-        else:
-            scores = ", ".join(f"{name} {value:.4g}" for name, value in record["final"].items())
-            job.say(f"{cell.folder}: {scores}")
-    return failed
-
-
-def _complete(job: Job, cell: Cell, real: scoring.Reference, known: dict[str, Any], path: Path) -> None:
-    """A line more for a cell whose record lacks what is measured by now."""
-    try:
-        more = averages.complete(job, cell, real, known)
-    except UserError as error:  # the record stands as it is
-        job.say(f"{cell.folder}: other averages not measured: {error}")
-        return
-    if more is not None:
-        results.append(path, more)
-        job.say(f"{cell.folder}: other averages of its weights added")
 
 
 def _draw(job: Job, args: argparse.Namespace, path: Path, protocol: str) -> None:
@@ -175,9 +125,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report-only", action="store_true", help="train nothing, write tables and plots")
     parser.add_argument("--budget-minutes", type=float, help="stop, with everything saved, after so long")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=int, help="CPU threads of a job (default: its share of the cores)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, each in a process of its own (default 1)")
+    parser.add_argument(
+        "--cuda-graphs", action="store_true", help="record the phases of a step as CUDA graphs and replay them"
+    )
     parser.add_argument("--progress", action="store_true", help="progress of the trainings on stderr")
+
+
+def _check_jobs(args: argparse.Namespace) -> None:
+    if args.jobs < 1:
+        raise UserError(f"--jobs: expected at least 1; got {args.jobs}")
+    if args.jobs > 1 and (args.pace or args.progress):
+        why = "--pace wants the machine for itself" if args.pace else "--progress shows one training"
+        raise UserError(f"--jobs {args.jobs}: {why}; leave one of the two out")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -189,9 +151,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--out: expected a folder for the runs")
     if args.budget_minutes is not None and not args.budget_minutes > 0:
         raise UserError(f"--budget-minutes: expected a number above 0; got {args.budget_minutes}")
+    _check_jobs(args)
     device = pick_device(args.device)
+    if args.cuda_graphs:
+        check_graphs(device, 1)
     if device.type == "cpu":
         keep_freed_memory()
+    if args.jobs > 1 and args.threads is None:
+        args.threads = max(1, (os.cpu_count() or 1) // args.jobs)
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
     scale = grids.SCALES[args.scale]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -203,7 +170,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         with RunLock(args.out):
             split = open_split(args.data, scale, args.out / "data", args.train)
-            job = Job(scale, split, args.out, device, grids.parse_changes(args.set), _say, args.progress)
+            job = Job(
+                scale, split, args.out, device, grids.parse_changes(args.set), _say, args.progress, args.cuda_graphs
+            )
             real = scoring.reference(split.train.volumes, split.held.volumes)
             protocol, about = protocol_of(job, real)
             counts = [len(split.train), len(split.held)]
@@ -219,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
                 results.append(path, about | {"command": head["command"] + " --pace", "pace": pace.measure(job, cells)})
                 failed = 0
             else:
-                failed = run_grid(job, cells, path, head, real)
+                failed = running.run_grid(job, cells, path, head, real, args.jobs)
                 _draw(job, args, path, protocol)
     except (Stopped, KeyboardInterrupt):
         _say("stopped; the same command goes on from there")
@@ -249,6 +218,8 @@ def _command(args: argparse.Namespace) -> list[str]:
     words += ["--data", Path(args.data).name, "--out", args.out.name, "--seeds", args.seeds]
     words += ["--train", str(args.train)] if args.train != TRAIN else []
     words += ["--threads", str(args.threads)] if args.threads else []  # sums, and so a run, depend on it
+    words += ["--jobs", str(args.jobs)] if args.jobs > 1 else []
+    words += ["--cuda-graphs"] if args.cuda_graphs else []
     return words + (["--set", *args.set] if args.set else [])
 
 

@@ -46,7 +46,10 @@ def serving(records: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> dict[st
 
 def measure(job: Job, cells: Sequence[Cell]) -> dict[str, float]:
     """Kind -> seconds per 1,000 images, with the lazy phases by their share of the steps."""
-    gans = {name: Gan(job.config(cell, stage), stage, job.device) for name, (cell, stage) in kinds(cells).items()}
+    gans = {
+        name: Gan(job.config(cell, stage), stage, job.device, job.execution)
+        for name, (cell, stage) in kinds(cells).items()
+    }
     found: dict[str, list[float]] = {name: [] for name in gans}
     for number in range(ROUNDS):
         for name, gan in gans.items():

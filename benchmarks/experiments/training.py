@@ -19,6 +19,7 @@ from ssgan.config import TrainConfig
 from ssgan.errors import UserError
 from ssgan.gan import Gan
 from ssgan.networks import Generator
+from ssgan.precision import Execution
 from ssgan.runlog import JsonLog, RunLock
 
 Say = Callable[[str], None]
@@ -39,10 +40,15 @@ class Job:
     changes: dict[str, Any]
     say: Say = print
     progress: bool = False
+    cuda_graphs: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.split.train.info.shape
+
+    @property
+    def execution(self) -> Execution:
+        return Execution(cuda_graphs=self.cuda_graphs)
 
     def config(self, cell: Cell, stage: str) -> TrainConfig:
         return grids.config(self.scale, self.shape, cell, stage, self.changes)
@@ -58,7 +64,7 @@ def train_run(job: Job, cfg: TrainConfig, folder: Path, init: Path | None = None
     with RunLock(folder):
         status = trainer.train(
             cfg, job.split.train, folder, init=init, data_path=str(job.split.train.path), device=job.device,
-            say=job.say, progress=job.progress,
+            say=job.say, progress=job.progress, execution=job.execution,
         )  # fmt: skip
     if status:
         raise Stopped(f"{folder} was stopped with status {status}")
