@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.experiments import driver, grids, results, running
+from benchmarks.experiments import grids, results, running
 from experiment_stand_ins import TINY, make_tiny, numbers, run
 from ssgan import checkpoint
 
@@ -57,12 +59,14 @@ def checkpoints(root: Path, cell: str) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_two_at_a_time_have_the_numbers_of_one_after_the_other(in_turn, tmp_path, capfd):
+def test_two_at_a_time_have_the_numbers_of_one_after_the_other(in_turn, tmp_path, capfd, monkeypatch):
+    clock = iter((0.0, 90.0, 0.0))  # begun, one cell done; begun with none to do
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=clock.__next__))
     assert run(tmp_path, *PAIR, "--jobs", "2") == 0
     assert numbers(tmp_path / "tiny.jsonl") == in_turn and set(in_turn) == BOTH
     said = capfd.readouterr().out
     assert all(f"{cell}: begins" in said and f"{cell}: frechet_held" in said for cell in BOTH)
-    assert "1 of 2 cells done, about 0 min" in said and "2 of 2" not in said
+    assert "1 of 2 cells done, about 1 min 30 s left" in said and "2 of 2" not in said
     commands = {r["command"].partition("--seeds 0 ")[2] for r in results.load(tmp_path / "tiny.jsonl")}
     assert commands == {"--threads 1 --jobs 2"}
     assert run(tmp_path, *PAIR, "--jobs", "2") == 0
@@ -96,7 +100,7 @@ def test_a_process_that_dies_is_its_cells_failure(in_turn, tmp_path, capfd):
     assert run(tmp_path, *PAIR) == 0
     path = tmp_path / "tiny.jsonl"
     whole = [r for r in results.load(path) if "error" not in r]
-    path.write_text("".join(driver.json.dumps(r) + "\n" for r in whole))
+    path.write_text("".join(json.dumps(r) + "\n" for r in whole))
     assert numbers(path) == in_turn
 
 
