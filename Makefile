@@ -73,8 +73,8 @@ format: $(STAMP) ## bring the code into the project's format
 
 bench: $(STAMP) ## time the operator against its rivals; JSON lines, a table and a PNG in benchmarks/results
 	$(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
-	$(BIN)/python -m benchmarks.run
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.operator.run
+	$(BIN)/python -m benchmarks.operator.report
 
 clean: ## remove builds and caches (not .venv, not runs)
 	rm -rf $(STAMP) build dist ./*.egg-info ssconv/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks

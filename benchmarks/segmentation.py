@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ssconv
-from benchmarks.run import environment
+from benchmarks.operator.run import environment
 
 SHAPE = (40, 56, 40)  # X, Y, Z; multiples of 8, as three strides of 2 want
 CLASSES = 3

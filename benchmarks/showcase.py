@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 
 from ssgan.data.dataset import VolumeDataset, to_axial
-from ssgan.facts import gather
-from ssgan.files import read_json, write_json_atomic
 from ssgan.generate import class_labels, load_generator
-from ssgan.images import plot_curves, three_plane_grid
-from ssgan.report_picture import draw
-from ssgan.sampling import latents, synthesise
+from ssgan.models.sampling import latents, synthesise
+from ssgan.reporting.collect import gather
+from ssgan.reporting.picture import draw
+from ssgan.utils.files import read_json, write_json_atomic
+from ssgan.utils.pictures import plot_curves, three_plane_grid
 
 
 def commit() -> str:

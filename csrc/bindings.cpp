@@ -1,5 +1,5 @@
 // The ops torch.ops.ssconv_kernels.*: tensors in, the kernels' plain structs out. Results are allocated by the caller
-// (ssconv/cpu.py), which has also checked the call (ssconv/spec.py). Stable ABI: built once, loads under every torch
+// (ssconv/backend/cpu.py), which has also checked the call (ssconv/spec.py). Stable ABI: built once, loads under every torch
 // from 2.11 on.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

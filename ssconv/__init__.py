@@ -8,7 +8,7 @@ inflate_weight, depth_profile       the same for one weight
 backends                            what can compute here, and why something cannot
 """
 
-from ssconv.backends import backends
+from ssconv.backend.dispatch import backends
 from ssconv.convert import ConvertReport, convert, from_conv3d
 from ssconv.functional import replicate_depth, split_shuffle_conv3d, upfirdn3d
 from ssconv.inflate import depth_profile, inflate_weight

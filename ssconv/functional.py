@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssconv import ops
-from ssconv.backends import resolve
+from ssconv.backend.dispatch import resolve
+from ssconv.ops import conv as ops
 from ssconv.spec import check_call, check_companion, check_epilogue, check_input, check_noise, triple, upfirdn_size
 
 

@@ -16,14 +16,15 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
-from ssgan.compared import EvaluateError, Source, check_alike, check_apart, is_folder, load_source
 from ssgan.data.axes import to_axial
-from ssgan.errors import run_command
-from ssgan.files import atomic_path, write_json_atomic
-from ssgan.images import contact_sheet
-from ssgan.metrics import sets, voxels
+from ssgan.metrics import distances as sets
+from ssgan.metrics import voxels
 from ssgan.metrics.extractors.choose import NAMES, make_extractor
 from ssgan.metrics.features import Extractor, per_volume, views
+from ssgan.metrics.volume_sets import EvaluateError, Source, check_alike, check_apart, is_folder, load_source
+from ssgan.utils.errors import run_command
+from ssgan.utils.files import atomic_path, write_json_atomic
+from ssgan.utils.pictures import contact_sheet
 
 FORMAT, VERSION = "ssgan-metrics", 1
 LEAST, MOST, NEIGHBOURS, DIGITS, PAIRS_SHOWN = 12, 200, 5, 5, 8  # MOST: volumes made by a run, unless asked for more

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssgan import checkpoint
-from ssgan.config import TrainConfig
+from ssgan.config.training import TrainConfig
 from ssgan.data.dataset import DatasetInfo, to_axial, to_nifti
-from ssgan.errors import UserError, run_command
-from ssgan.files import atomic_path, read_json, write_json_atomic
-from ssgan.images import contact_sheet, save_gif, slice_grid, three_plane_grid
-from ssgan.machine import pick_device
-from ssgan.networks import Generator
-from ssgan.sampling import class_mean, class_shares, latents, synthesise
+from ssgan.models.networks import Generator
+from ssgan.models.sampling import class_mean, class_shares, latents, synthesise
+from ssgan.runs import checkpoint
+from ssgan.utils.environment import pick_device
+from ssgan.utils.errors import UserError, run_command
+from ssgan.utils.files import atomic_path, read_json, write_json_atomic
+from ssgan.utils.pictures import contact_sheet, save_gif, slice_grid, three_plane_grid
 
 MAX_SEED = 2**32 - 1
 RECORD = "generate.json"

@@ -5,8 +5,9 @@
     python -m ssgan.train --stage 3d --init start3d.safetensors --data DATASET --out RUN3D
 
 The source is a checkpoint of a run's 2D stage or a pickle of NVIDIA's StyleGAN2-ADA (PyTorch), of which nothing is run
-(`ssgan.pickles`). With a dense source, `--arch` makes the 3D networks of another architecture, from the weights that it
-keeps (`ssgan.selection`). The networks' widths come from the source; `--init` takes them from the written file.
+(`ssgan.models.stylegan2_pickle`). With a dense source, `--arch` makes the 3D networks of another architecture, from the
+weights that it keeps (`ssgan.models.dense_to_split`). The networks' widths come from the source; `--init` takes them
+from the written file.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssgan import checkpoint, stylegan2
-from ssgan.config import ARCHITECTURES, PROFILES, NetworkConfig, TrainConfig, plan_levels
-from ssgan.errors import UserError, run_command
-from ssgan.files import read_json
-from ssgan.gan import stream_seed
-from ssgan.inflation import InflationReport, inflate_network
-from ssgan.networks import Discriminator, Generator
-from ssgan.selection import select_weights
-from ssgan.starts import start_meta
+from ssgan.config.training import ARCHITECTURES, PROFILES, NetworkConfig, TrainConfig, plan_levels
+from ssgan.models import stylegan2
+from ssgan.models.dense_to_split import select_weights
+from ssgan.models.inflation import InflationReport, inflate_network
+from ssgan.models.networks import Discriminator, Generator
+from ssgan.runs import checkpoint
+from ssgan.training.start_file import start_meta
+from ssgan.training.step import stream_seed
+from ssgan.utils.errors import UserError, run_command
+from ssgan.utils.files import read_json
 
 NETWORKS = ("G", "D", "G_ema")
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssgan.data.dataset import VolumeDataset
-from ssgan.errors import UserError, run_command
 from ssgan.metrics.extractors.labels import save_label_network, train_label_network
+from ssgan.utils.errors import UserError, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

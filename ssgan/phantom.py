@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ssgan.config import plan_levels
+from ssgan.config.training import plan_levels
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.errors import UserError, run_command
-from ssgan.images import contact_sheet
+from ssgan.utils.errors import UserError, run_command
+from ssgan.utils.pictures import contact_sheet
 
 SHEET_VOLUMES = 48
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ssgan.config import plan_levels
+from ssgan.config.training import plan_levels
 from ssgan.data import itk
 from ssgan.data.dataset import ARRAY_AXES, DatasetWriter, VolumeDataset, check_destination, to_axial
 from ssgan.data.labels import SUFFIXES, Labels, read_labels
@@ -27,8 +27,8 @@ from ssgan.data.recipes import CT_WINDOW, PRESETS
 from ssgan.data.sources import Found, Source, find_files, look
 from ssgan.data.volume import Failure
 from ssgan.data.workers import run_in_order, usable_cpus
-from ssgan.errors import UserError, run_command
-from ssgan.images import contact_sheet
+from ssgan.utils.errors import UserError, run_command
+from ssgan.utils.pictures import contact_sheet
 
 SHEET_VOLUMES = 48
 FORMATS = ".nii, .nii.gz, .nrrd, .mha or .mhd file or DICOM series"

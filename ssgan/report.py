@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssgan.errors import run_command
-from ssgan.facts import ReportError, gather
-from ssgan.files import atomic_write_bytes
-from ssgan.model_card import card
-from ssgan.report_page import MAX_PAGE, page
-from ssgan.report_picture import draw
+from ssgan.reporting.collect import ReportError, gather
+from ssgan.reporting.html import MAX_PAGE, page
+from ssgan.reporting.model_card import card
+from ssgan.reporting.picture import draw
+from ssgan.utils.errors import run_command
+from ssgan.utils.files import atomic_write_bytes
 
 MOST = 64
 CARD = "MODEL_CARD.md"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ssgan.data.dataset import VolumeDataset, check_destination
 from ssgan.data.split import SUBJECT, copy_part, split_indices
-from ssgan.errors import UserError, run_command
+from ssgan.utils.errors import UserError, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ssgan.config import ARCHITECTURES, PRESETS, ConfigError, NetworkConfig, preset
+from ssgan.config.training import ARCHITECTURES, PRESETS, ConfigError, NetworkConfig, preset
 from ssgan.data.dataset import ARRAY_AXES
-from ssgan.errors import run_command
-from ssgan.networks import Discriminator, Generator
+from ssgan.models.networks import Discriminator, Generator
+from ssgan.utils.errors import run_command
 
 
 def build(cfg: NetworkConfig) -> tuple[Generator, Discriminator]:

@@ -19,21 +19,30 @@ from typing import Any
 
 import torch
 
-from ssgan.config import ARCHITECTURES, PRESETS, PROFILES, STAGE_OPTIONS, ConfigError, StageConfig, TrainConfig, preset
+from ssgan.config.augmentation import FLIPS, POLICIES, AugmentConfig, policy
+from ssgan.config.training import (
+    ARCHITECTURES,
+    PRESETS,
+    PROFILES,
+    STAGE_OPTIONS,
+    ConfigError,
+    StageConfig,
+    TrainConfig,
+    preset,
+)
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.distributed import TIMEOUT, Group, join, leave
-from ssgan.dryrun import dry_run
-from ssgan.errors import run_command
-from ssgan.files import read_json
-from ssgan.graphs import check as check_graphs
-from ssgan.machine import keep_freed_memory, pick_device
-from ssgan.policies import FLIPS, POLICIES, AugmentConfig, policy
-from ssgan.precision import DTYPES, Execution
-from ssgan.runlog import RunError, RunLock, check_folder
-from ssgan.schedule import check_metrics, check_names
-from ssgan.starts import start_network
-from ssgan.trainer import train
+from ssgan.runs.log import RunError, RunLock, check_folder
+from ssgan.training.cuda_graphs import check as check_graphs
+from ssgan.training.distributed import TIMEOUT, Group, join, leave
+from ssgan.training.dry_run import dry_run
+from ssgan.training.loop import train
+from ssgan.training.precision import DTYPES, Execution
+from ssgan.training.schedule import check_metrics, check_names
+from ssgan.training.start_file import start_network
+from ssgan.utils.environment import keep_freed_memory, pick_device
+from ssgan.utils.errors import run_command
+from ssgan.utils.files import read_json
 
 PHANTOMS = 256
 # Arguments that replace the field of TrainConfig of the same name where they are given.

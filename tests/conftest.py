@@ -43,8 +43,9 @@ def poisoned_memory():
 @pytest.fixture
 def graphs_on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA graphs without a GPU, after a single warm-up."""
-    from ssgan import gan, graphs
-    from tape import TapeRecorder
+    from ssgan.training import cuda_graphs as graphs
+    from ssgan.training import step as gan
+    from tests.support.tape import TapeRecorder
 
     monkeypatch.setattr(gan, "Graphs", functools.partial(graphs.Graphs, warmup=1))
     monkeypatch.setattr(gan, "check_graphs", lambda device, processes: None)

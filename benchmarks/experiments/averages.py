@@ -19,9 +19,9 @@ from torch import Tensor
 from benchmarks.experiments import scoring, training
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job
-from ssgan import checkpoint
-from ssgan.errors import UserError
-from ssgan.networks import Generator
+from ssgan.models.networks import Generator
+from ssgan.runs import checkpoint
+from ssgan.utils.errors import UserError
 
 OWN = "G_ema"
 KINDS = {

@@ -33,12 +33,12 @@ from benchmarks.experiments import grids, pace, pictures, report, results, runni
 from benchmarks.experiments.data import TRAIN, open_split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
-from benchmarks.run import environment
-from ssgan.errors import UserError, run_command
+from benchmarks.operator.run import environment
 from ssgan.generate import parse_seeds
-from ssgan.graphs import check as check_graphs
-from ssgan.machine import keep_freed_memory, pick_device
-from ssgan.runlog import RunLock, identity
+from ssgan.runs.log import RunLock, identity
+from ssgan.training.cuda_graphs import check as check_graphs
+from ssgan.utils.environment import keep_freed_memory, pick_device
+from ssgan.utils.errors import UserError, run_command
 
 RESULTS = Path("benchmarks/results/experiments")
 RATES = ("lr_g", "lr_d", "r1_gamma")

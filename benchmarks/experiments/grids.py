@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssgan.config import ConfigError, NetworkConfig, TrainConfig, Triple, dense_at, plan_levels, preset
+from ssgan.config.training import ConfigError, NetworkConfig, TrainConfig, Triple, dense_at, plan_levels, preset
 from ssgan.summary import build, parameter_count
 
 KEEP_ALL = 10**6  # checkpoints: the metric along the run is measured on them afterwards

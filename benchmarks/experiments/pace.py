@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.experiments.grids import PLACES, Cell, architectures
 from benchmarks.experiments.training import Job
-from ssgan.dryrun import step_seconds
-from ssgan.gan import Gan
+from ssgan.training.dry_run import step_seconds
+from ssgan.training.step import Gan
 
 CELL = "pace"  # the name of its record
 ROUNDS = 3

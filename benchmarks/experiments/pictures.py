@@ -10,10 +10,10 @@ import numpy as np
 from benchmarks.experiments import scoring, training
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job
-from ssgan import checkpoint
 from ssgan.data.axes import to_axial
-from ssgan.images import contact_sheet
-from ssgan.runlog import identity
+from ssgan.runs import checkpoint
+from ssgan.runs.log import identity
+from ssgan.utils.pictures import contact_sheet
 
 COLUMNS = 4  # volumes of each cell
 

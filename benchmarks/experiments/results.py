@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ssgan.errors import UserError
+from ssgan.utils.errors import UserError
 
 Record = dict[str, Any]
 _said: set[Path] = set()

@@ -26,10 +26,10 @@ from benchmarks.experiments.data import Split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
 from ssgan.data.dataset import VolumeDataset
-from ssgan.errors import UserError
-from ssgan.machine import keep_freed_memory
-from ssgan.report_page import hours
-from ssgan.runlog import StopSignals
+from ssgan.reporting.html import hours
+from ssgan.runs.log import StopSignals
+from ssgan.utils.environment import keep_freed_memory
+from ssgan.utils.errors import UserError
 
 POLL = 0.5  # seconds between looks at whether a signal came
 Record = dict[str, Any]

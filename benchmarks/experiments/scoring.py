@@ -18,12 +18,13 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ssgan.errors import UserError
 from ssgan.evaluate import memorisation
-from ssgan.metrics import sets, voxels
+from ssgan.metrics import distances as sets
+from ssgan.metrics import voxels
 from ssgan.metrics.features import Extractor, Random3d
-from ssgan.networks import Generator
-from ssgan.sampling import latents, synthesise
+from ssgan.models.networks import Generator
+from ssgan.models.sampling import latents, synthesise
+from ssgan.utils.errors import UserError
 
 NEIGHBOURS, SEED, AT_A_TIME = 5, 0, 8
 BETTER = {

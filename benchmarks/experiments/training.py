@@ -14,13 +14,14 @@ from torch import Tensor
 from benchmarks.experiments import grids, scoring
 from benchmarks.experiments.data import Split
 from benchmarks.experiments.grids import Cell, Scale
-from ssgan import checkpoint, trainer
-from ssgan.config import TrainConfig
-from ssgan.errors import UserError
-from ssgan.gan import Gan
-from ssgan.networks import Generator
-from ssgan.precision import Execution
-from ssgan.runlog import JsonLog, RunLock
+from ssgan.config.training import TrainConfig
+from ssgan.models.networks import Generator
+from ssgan.runs import checkpoint
+from ssgan.runs.log import JsonLog, RunLock
+from ssgan.training import loop as trainer
+from ssgan.training.precision import Execution
+from ssgan.training.step import Gan
+from ssgan.utils.errors import UserError
 
 Say = Callable[[str], None]
 

@@ -38,16 +38,16 @@ from torch import Tensor, nn
 from benchmarks import segmentation
 from benchmarks.experiments import results, scoring
 from benchmarks.experiments.data import TRAIN, split_indices
-from benchmarks.run import environment
-from ssgan import checkpoint
-from ssgan.config import NetworkConfig, TrainConfig
+from benchmarks.operator.run import environment
+from ssgan.config.training import NetworkConfig, TrainConfig
 from ssgan.data.axes import to_array_axes
 from ssgan.data.dataset import VolumeDataset
-from ssgan.errors import UserError, run_command
-from ssgan.files import read_json
 from ssgan.generate import load_generator, parse_seeds
-from ssgan.machine import keep_freed_memory
-from ssgan.networks import Discriminator
+from ssgan.models.networks import Discriminator
+from ssgan.runs import checkpoint
+from ssgan.utils.environment import keep_freed_memory
+from ssgan.utils.errors import UserError, run_command
+from ssgan.utils.files import read_json
 
 ARMS = ("fresh", "gan", "generated", "unlabelled")
 NOISE, BLOCK, HIDDEN = 0.3, 4, 0.5  # what damages a volume: noise, and hidden blocks of so many voxels a side

@@ -30,7 +30,7 @@ const char* epilogue(Format format, const FinishParams& p, Grid grid, void* stre
 const char* epilogue_backward(Format format, const FinishBackwardParams& p, Grid grid, void* stream);
 const char* upfirdn(Format format, const FilterParams& p, Grid grid, int shared_bytes, void* stream);
 
-// A call in numbers, as ssconv/cuda_backend.py writes it: pointers and sizes, then floats. Null, or what went wrong.
+// A call in numbers, as ssconv/backend/cuda/launch.py writes it: pointers and sizes, then floats. Null, or what went wrong.
 const char* cuda_call(const char* kernel, const int64_t* integers, int64_t integer_count, const double* floats,
                       int64_t float_count);
 

@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssgan.config import Triple
+from ssgan.config.training import Triple
 from ssgan.data.axes import ARRAY_AXES, to_array_axes, to_axial, to_world_axes
-from ssgan.errors import UserError
-from ssgan.files import fsync_path, read_json, write_json_atomic
+from ssgan.utils.errors import UserError
+from ssgan.utils.files import fsync_path, read_json, write_json_atomic
 
 __all__ = [
     "ARRAY_AXES", "DatasetError", "DatasetInfo", "DatasetWriter", "VolumeDataset", "check_destination", "class_names",

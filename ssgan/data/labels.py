@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ssgan.errors import UserError
+from ssgan.utils.errors import UserError
 
 FILE, SUBJECT, CLASS = ("file",), ("subject", "subject_id", "participant_id"), ("class", "group")
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")

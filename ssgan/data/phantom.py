@@ -12,9 +12,9 @@ import os
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ssgan.config import Triple
+from ssgan.config.training import Triple
 from ssgan.data.dataset import DatasetWriter, VolumeDataset
-from ssgan.errors import UserError
+from ssgan.utils.errors import UserError
 
 FIELD = 180.0  # mm, the length that the field of view covers along its longest axis
 RAW_HIGH = 1000.0  # the raw intensity that +1 stands for when a phantom is written as NIfTI

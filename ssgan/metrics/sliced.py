@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ssgan.errors import UserError
+from ssgan.utils.errors import UserError
 
 MAX_SIDE = 16  # voxels per side after pooling
 PROJECTIONS = 512

@@ -7,9 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ssgan.errors import UserError
-from ssgan.metrics import sets, voxels
+from ssgan.metrics import distances as sets
+from ssgan.metrics import voxels
 from ssgan.metrics.features import Random3d
+from ssgan.utils.errors import UserError
 
 MAX_IMAGES = 64
 NEIGHBOURS = 5

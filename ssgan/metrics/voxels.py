@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import wasserstein_distance
 
-from ssgan.errors import UserError
+from ssgan.utils.errors import UserError
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, SIGMA, C1, C2 = 7, 1.5, 0.01**2, 0.03**2

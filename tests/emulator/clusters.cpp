@@ -1,4 +1,4 @@
-// A small kernel around what blocks of a cluster do to each other, for tests/cluster_checks.py: what it leaves out is chosen
+// A small kernel around what blocks of a cluster do to each other, for tests/support/cluster_checks.py: what it leaves out is chosen
 // by words.
 #include <pybind11/pybind11.h>
 

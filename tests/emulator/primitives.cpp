@@ -1,4 +1,4 @@
-// Small kernels around single primitives of csrc/hopper.cuh, for tests/hopper_checks.py: what they do is chosen by
+// Small kernels around single primitives of csrc/hopper.cuh, for tests/support/sm90_checks.py: what they do is chosen by
 // numbers, also what they leave out.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ssgan import checkpoint
-from ssgan.config import TrainConfig
-from ssgan.files import read_json
+from ssgan.config.training import TrainConfig
 from ssgan.metrics.extractors.weights import WeightsError, file_sha256
-from ssgan.networks import Discriminator
+from ssgan.models.networks import Discriminator
+from ssgan.runs import checkpoint
+from ssgan.utils.files import read_json
 
 
 def find_checkpoint(path: Path) -> tuple[Path, Path]:

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ssgan.files import atomic_write_bytes
 from ssgan.metrics.extractors.weights import WeightsError, fit, read_weights
+from ssgan.utils.files import atomic_write_bytes
 
 FORMAT, VERSION = "ssgan-label-network", 1
 WIDTHS = (16, 32, 64)

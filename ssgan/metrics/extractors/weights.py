@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ssgan.errors import UserError
+from ssgan.utils.errors import UserError
 
 COUNTER = ".num_batches_tracked"  # of batch norm; old files lack it, and evaluation does not read it
 

@@ -1,0 +1,143 @@
+"""Which implementations exist here, which one serves a call, and why one is not available."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ssconv.backend import cpu, reference
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The compiled module, whose import registers its ops, or why there is none."""
+    try:
+        return importlib.import_module("ssconv._C"), ""
+    except ModuleNotFoundError as error:
+        if error.name != "ssconv._C":
+            raise
+        return None, (
+            "the compiled module ssconv._C is not installed (without a C++ compiler, Python's C headers or torch's "
+            "the build leaves it out and says so)"
+        )
+    except ImportError as error:
+        reason = f"the compiled module ssconv._C does not load ({error}); build it again: pip install ."
+        warnings.warn(f"ssconv: {reason}; the reference backend serves", RuntimeWarning, stacklevel=3)
+        return None, reason
+
+
+_COMPILED, _MISSING = _load()
+
+
+def _cpu() -> str:
+    if _COMPILED is None:
+        return f"not available: {_MISSING}"
+    if "cpu" not in _COMPILED.build_info()["kernels"]:
+        return "not available: the compiled module was built without the CPU kernels"
+    return "available"
+
+
+def _cuda() -> tuple[ModuleType | None, str]:
+    """The CUDA backend, imported only where it can serve, and its state."""
+    if _COMPILED is None:
+        return None, f"not available: {_MISSING}"
+    info = _COMPILED.build_info()
+    if "cuda" not in info["kernels"]:
+        compiler = info["cuda"] or "none"
+        return None, f"not available: the compiled module has no CUDA kernels (CUDA compiler: {compiler})"
+    if torch.version.cuda is None:
+        return None, "not available: this torch is built without CUDA"
+    if torch.cuda.device_count() == 0:  # does not initialise the GPU, which would forbid the process to fork
+        return None, "not available: no NVIDIA GPU"
+    module = importlib.import_module("ssconv.backend.cuda.launch")
+    module.call = _COMPILED.cuda_call
+    module.has_sm90a = "90" in (a.removesuffix("+PTX") for a in info["cuda_arch_list"])
+    return module, "available"
+
+
+def _triton() -> tuple[ModuleType | None, str]:
+    """The Triton backend, imported only where it can serve, and its state."""
+    if importlib.util.find_spec("triton") is None:
+        return None, "not available: triton is not installed (pip install triton)"
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("1", "true", "on", "y", "yes"):
+        # device_count does not initialise the GPU, which would forbid the process to fork.
+        if torch.cuda.device_count() == 0 and torch.xpu.device_count() == 0:
+            return None, (
+                "not available: no GPU that Triton reaches (with TRITON_INTERPRET=1 in the environment its interpreter "
+                "runs the kernels on a CPU, slowly)"
+            )
+    return importlib.import_module("ssconv.backend.triton.launch"), "available"
+
+
+_TRITON, _TRITON_STATE = _triton()
+_CUDA, _CUDA_STATE = _cuda()
+
+# Found out once: torch.compile traces `resolve`, and a constant is all that it then sees.
+_STATES = {
+    "reference": "available",
+    "cpu": _cpu(),
+    "triton": _TRITON_STATE,
+    "cuda": _CUDA_STATE,
+}
+
+
+def backends() -> dict[str, str]:
+    """Every backend by name with "available", or the reason why it is not.
+
+    Example:
+        >>> ssconv.backends()["reference"]
+        'available'
+    """
+    return dict(_STATES)
+
+
+def _fits(module: ModuleType | None, x: Tensor) -> bool:
+    """Whether a GPU backend serves x."""
+    return module is not None and x.device.type in module.DEVICES and x.dtype in module.DTYPES
+
+
+def resolve(name: str, x: Tensor) -> str:
+    """The backend that serves a call on x: `name` itself, or the fastest that can for "auto".
+
+    Raises:
+        ValueError: the name is unknown. RuntimeError: that backend cannot serve; the message says why.
+    """
+    fits_cpu = x.device.type == "cpu" and x.dtype in CPU_DTYPES
+    if name == "auto":
+        if fits_cpu and _STATES["cpu"] == "available":
+            return "cpu"
+        if x.device.type == "cpu":
+            return "reference"
+        return next((b for b, module in (("cuda", _CUDA), ("triton", _TRITON)) if _fits(module, x)), "reference")
+    if name not in NAMES:
+        raise ValueError(f"backend: expected auto or one of {', '.join(NAMES)}; got {name!r}")
+    state = _STATES[name]
+    if state != "available":
+        raise RuntimeError(f'backend: {name!r} was asked for and is {state}; use backend="auto"')
+    if name == "cpu" and not fits_cpu:
+        raise RuntimeError(
+            f"backend: 'cpu' serves float32, bfloat16 and float16 on the CPU; got {x.dtype} on {x.device}; "
+            'use backend="auto"'
+        )
+    module = {"triton": _TRITON, "cuda": _CUDA}.get(name)
+    if module is not None and not _fits(module, x):
+        raise RuntimeError(
+            f"backend: {name!r} serves {', '.join(str(t).removeprefix('torch.') for t in module.DTYPES)} on "
+            f'{" or ".join(module.DEVICES)}; got {x.dtype} on {x.device}; use backend="auto"'
+        )
+    return name
+
+
+def implementation(name: str) -> ModuleType:
+    """The module that computes for a resolved backend name."""
+    module = {"reference": reference, "cpu": cpu, "triton": _TRITON, "cuda": _CUDA}[name]
+    assert module is not None, "resolve lets nobody through without"
+    return module

@@ -1,0 +1,453 @@
+"""Reads a pickle of networks without running it: the opcodes are interpreted here, and no name in it is ever imported.
+
+Python's pickle calls what a file names. This reader has a stack, a memo and a table of the few names that a pickle of
+StyleGAN2-ADA (PyTorch) needs, each standing for a function below that makes plain data: dicts, numbers, views of
+tensors, and `Persistent` for an object of NVIDIA's `torch_utils.persistence`, whose source code, which lies in the file
+as text, is left there. Any other name, opcode or use is refused.
+
+Work and memory are bounded by the file's size: lengths are those that are there, keys are strings or small numbers (so
+that hashing costs nothing), a tensor has no more elements than its storage, and nothing recurses.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssgan.utils.errors import UserError
+
+MAX_BYTES = 4 << 30  # the largest published pickle has 0.4e9
+MAX_WORK = 20_000_000  # opcodes and copied elements; a published pickle has about 0.1e6
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save's format before it wrote zip files
+STORAGES = {
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+
+
+class PickleError(UserError):
+    """A file that is no pickle of StyleGAN2-ADA's networks, or one that asks for more than data."""
+
+
+@dataclass(frozen=True)
+class Persistent:
+    """An object that was saved with its source code: its class's name and its attributes."""
+
+    class_name: str
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A flat tensor that others are views of."""
+
+    data: Tensor
+
+
+@dataclass
+class Dtype:
+    """numpy.dtype; its state may only say that it is little-endian, or that it has no order."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """Something that is there and not needed, such as a numpy array."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name that the pickle may use."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class _Mark:
+    """Where the arguments of the next opcode begin."""
+
+
+class Refusal(Exception):
+    """Why a stream is not read; `read` turns it into a PickleError that names the file."""
+
+
+def read(path: Path) -> Any:
+    """The data of a pickle.
+
+    Raises:
+        PickleError: the file is too large, cut short, no pickle, or names what a StyleGAN2-ADA pickle has no use for.
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        raise PickleError(f"{path} does not exist; expected a StyleGAN2-ADA pickle (.pkl)")
+    if not path.is_file():
+        raise PickleError(f"{path} is not a file; expected a StyleGAN2-ADA pickle (.pkl)")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise PickleError(f"{path} has {size} bytes; expected at most {MAX_BYTES}, more than any published network's")
+    data = path.read_bytes()
+    try:
+        if data[:4] == b"PK\x03\x04":
+            raise Refusal("it is a zip file, as torch.save writes; expected a pickle of NVIDIA's training, whole")
+        if data[:1] != b"\x80":
+            raise Refusal("it does not begin as a pickle; expected NVIDIA's own file, not a page or a link to it")
+        return _Machine(io.BytesIO(data), [MAX_WORK]).run()
+    except Refusal as refusal:
+        raise PickleError(f"{path} is refused: {refusal}; nothing in it was run") from None
+
+
+def shown(value: Any) -> str:
+    """A value from a file in a message. What holds others gives its type alone: written out it may have no end."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a huge number"
+    if value is None or isinstance(value, (str, int, float)):
+        return repr(value[:80] if isinstance(value, str) else value)
+    return str(value)[:80] if isinstance(value, Name) else f"a {type(value).__name__}"
+
+
+# ------------------------------------------------------------------------------------------ what the names stand for
+
+
+def _persistent(machine: _Machine, meta: Any) -> Persistent:
+    if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
+        raise Refusal("an object of torch_utils.persistence has no state")
+    if meta.get("type") != "class" or meta.get("version") != 6 or not isinstance(meta.get("class_name"), str):
+        raise Refusal(
+            "an object of torch_utils.persistence is not a class of version 6: "
+            f"type {shown(meta.get('type'))}, version {shown(meta.get('version'))}"
+        )
+    return Persistent(meta["class_name"], meta["state"])
+
+
+def _tensor(machine: _Machine, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
+    """torch._utils._rebuild_tensor_v2: a view of its storage; requires_grad, hooks and metadata are left out."""
+    numbers = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 8
+    if not isinstance(storage, Storage) or not numbers or not all(map(_is_count, (offset, *size, *stride))):
+        raise Refusal("a tensor without a storage, or with an impossible size")
+    held, count = storage.data.numel(), math.prod(size)
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if count > held or (count and last >= held):
+        raise Refusal(f"a tensor of {count} elements up to place {last} in a storage of {held}")
+    return storage.data.as_strided(size, stride, offset) if count else storage.data.new_empty(size)
+
+
+def _parameter(machine: _Machine, data: Any, *rest: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise Refusal("a parameter that is no tensor")
+    return data
+
+
+def _storage(machine: _Machine, data: Any) -> Storage:
+    """torch.storage._load_from_bytes: a storage in torch.save's old format, a stream of five pickles and raw numbers.
+
+    It holds one storage; its pickles are read by this same reader.
+    """
+    if not isinstance(data, bytes):
+        raise Refusal("a storage that is not given as bytes")
+    stream = io.BytesIO(data)
+    magic, protocol, system = (_Machine(stream, machine.work).run() for _ in range(3))
+    if magic != LEGACY_MAGIC or protocol != 1001 or not isinstance(system, dict) or not system.get("little_endian"):
+        raise Refusal("a storage that is not in torch.save's format of one storage, little-endian")
+    found = _Machine(stream, machine.work, inner=True).run()
+    keys = _Machine(stream, machine.work).run()
+    if not isinstance(found, _Promise) or keys != [found.key]:
+        raise Refusal("a storage whose stream holds something else")
+    start = stream.tell() + 8
+    if int.from_bytes(data[start - 8 : start], "little") != found.count or found.count > MAX_BYTES:
+        raise Refusal("a storage whose number of elements is not the one that it announces")
+    if start + found.count * found.dtype.itemsize != len(data):
+        raise Refusal(f"a storage of {found.count} elements in {len(data)} bytes")
+    if found.count == 0:
+        return Storage(torch.empty(0, dtype=found.dtype))
+    raw = torch.from_numpy(np.frombuffer(bytearray(data[start:]), np.uint8))
+    return Storage(raw.view(found.dtype))
+
+
+@dataclass(frozen=True)
+class _Promise:
+    """What a storage's stream says of the numbers that follow."""
+
+    dtype: torch.dtype
+    key: str
+    count: int
+
+
+def _promise(saved: Any) -> _Promise:
+    match saved:
+        case ("storage", Name(module="torch", name=kind), str(key), str(), int(count), *view) if kind in STORAGES:
+            if view in ([], [None]) and _is_count(count):
+                return _Promise(STORAGES[kind], key, count)
+    raise Refusal("a storage of an unknown kind")
+
+
+def _dictionary(machine: _Machine, pairs: Any = ()) -> dict[Any, Any]:
+    items = list(pairs) if isinstance(pairs, (list, tuple)) else None
+    if items is None or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in items):
+        raise Refusal("an OrderedDict of something else than pairs")
+    machine.spend(len(items))
+    return {_key(k): v for k, v in items}
+
+
+def _set(machine: _Machine, items: Any = ()) -> set[Any]:
+    if not isinstance(items, (list, tuple)):
+        raise Refusal("a set of something else than a list")
+    machine.spend(len(items))
+    return {_key(item) for item in items}
+
+
+def _rebuilt(machine: _Machine, cls: Any, base: Any, state: Any) -> dict[Any, Any]:
+    if cls not in EASY or not (state is None or isinstance(state, dict)):
+        raise Refusal(f"copyreg._reconstructor of {shown(cls)}")
+    machine.spend(len(state or {}))
+    return dict(state or {})
+
+
+def _encoded(machine: _Machine, text: Any, codec: Any) -> bytes:
+    """Bytes as protocol 2 writes them."""
+    if not isinstance(text, str) or codec != "latin1":
+        raise Refusal("_codecs.encode of something else than text to latin1")
+    machine.spend(len(text))
+    try:
+        return text.encode("latin1")
+    except UnicodeEncodeError:
+        raise Refusal("_codecs.encode of text that is not latin1") from None
+
+
+def _dtype(machine: _Machine, name: Any, *rest: Any) -> Dtype:
+    return Dtype(name if isinstance(name, str) else "")
+
+
+def _scalar(machine: _Machine, dtype: Any, data: Any) -> Any:
+    if not isinstance(dtype, Dtype) or dtype.name not in NUMBERS or not isinstance(data, bytes):
+        raise Refusal("a numpy scalar that is no number")
+    if len(data) != int(dtype.name[1]):
+        raise Refusal(f"a numpy scalar {dtype.name} of {len(data)} bytes")
+    return np.frombuffer(data, "?" if dtype.name == "b1" else f"<{dtype.name}")[0].item()
+
+
+def _array(machine: _Machine, *rest: Any) -> Opaque:
+    return Opaque("numpy array")
+
+
+def _device(machine: _Machine, *rest: Any) -> Opaque:
+    return Opaque("torch device")
+
+
+EASY = (Name("dnnlib.util", "EasyDict"), Name("dnnlib", "EasyDict"))
+CALLS: dict[Name, Callable[..., Any]] = {
+    Name("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+    Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    Name("torch._utils", "_rebuild_parameter"): _parameter,
+    Name("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    Name("torch.storage", "_load_from_bytes"): _storage,
+    Name("collections", "OrderedDict"): _dictionary,
+    Name("_codecs", "encode"): _encoded,
+    Name("numpy", "dtype"): _dtype,
+    Name("torch", "device"): _device,
+    **{Name(module, "set"): _set for module in ("builtins", "__builtin__")},
+    **{Name(module, "_reconstructor"): _rebuilt for module in ("copyreg", "copy_reg")},
+    **{Name(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{Name(f"numpy.{core}.multiarray", "_reconstruct"): _array for core in ("core", "_core")},
+    **{Name(f"numpy.{core}.numeric", "_frombuffer"): _array for core in ("core", "_core")},
+}
+VALUES = {  # names that are only handed on
+    *EASY,
+    Name("numpy", "ndarray"),
+    *(Name(module, "dict") for module in ("builtins", "__builtin__")),
+    *(Name("torch", kind) for kind in STORAGES),
+    *(Name("torch", str(dtype).removeprefix("torch.")) for dtype in STORAGES.values()),
+}
+
+
+def _name(module: Any, name: Any) -> Name:
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise Refusal("it names something by what is no text")
+    if module == "dnnlib.tflib.network":
+        raise Refusal(
+            "it holds TensorFlow networks (StyleGAN or StyleGAN2 before PyTorch); convert them with legacy.py of "
+            "NVIDIA's stylegan2-ada-pytorch on a machine that you can spare, then give the result"
+        )
+    found = Name(module, name)
+    if found not in CALLS and found not in VALUES:
+        shown = f"{module}.{name}"
+        raise Refusal(f"it names {shown!r:.120}, which StyleGAN2-ADA's networks have no use for")
+    return found
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 40
+
+
+def _key(value: Any) -> Any:
+    """A key of a dict or a set: what is hashed in no time and does not collide by design."""
+    small = isinstance(value, int) and abs(value) < 1 << 31
+    if value is None or isinstance(value, str) or small:
+        return value
+    raise Refusal(f"a key that is neither text nor a small number ({type(value).__name__})")
+
+
+# ------------------------------------------------------------------------------------------------------- the machine
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_MAKE = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
+_LITERALS = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
+    "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+@dataclass
+class _Machine:
+    """One pickle of a stream, from where the stream stands to behind its STOP.
+
+    work: what may still be done, shared by all machines of a file. inner: within a storage, where a persistent id is
+    the storage that follows.
+    """
+
+    stream: io.BytesIO
+    work: list[int]
+    inner: bool = False
+    stack: list[Any] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+
+    def spend(self, count: int) -> None:
+        self.work[0] -= count
+        if self.work[0] < 0:
+            raise Refusal(f"it takes more than {MAX_WORK} steps to read")
+
+    def run(self) -> Any:
+        operations = pickletools.genops(self.stream)
+        while True:
+            try:
+                opcode, argument, _ = next(operations)
+            except (ValueError, OverflowError, StopIteration) as error:
+                raise Refusal(f"it is cut short or damaged ({str(error)[:120]})") from None
+            self.spend(1)
+            try:
+                if opcode.name == "STOP":
+                    if len(self.stack) != 1 or self.stack[0] is _Mark:
+                        raise Refusal("it is damaged (things are left over at its end)")
+                    return self.stack.pop()
+                self.step(opcode.name, argument)
+            except (IndexError, KeyError):
+                raise Refusal(f"it is damaged (opcode {opcode.name} lacks what it works on)") from None
+
+    def pop(self) -> Any:
+        value = self.stack.pop()
+        if value is _Mark:
+            raise IndexError
+        return value
+
+    def marked(self) -> list[Any]:
+        """What stands above the last mark."""
+        items = []
+        while (value := self.stack.pop()) is not _Mark:
+            items.append(value)
+        return items[::-1]
+
+    def step(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name in ("PROTO", "FRAME"):
+            return
+        if name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _LITERALS:
+            stack.append(argument)
+        elif name in _MAKE:
+            stack.append(_MAKE[name]())
+        elif name == "MARK":
+            stack.append(_Mark)
+        elif name == "POP":
+            stack.pop()
+        elif name == "POP_MARK":
+            self.marked()
+        elif name in _TUPLES:
+            stack.append(tuple([self.pop() for _ in range(_TUPLES[name])][::-1]))
+        elif name == "TUPLE":
+            stack.append(tuple(self.marked()))
+        elif name in ("LIST", "APPENDS"):
+            items = self.marked()
+            self.target(list).extend(items) if name == "APPENDS" else stack.append(items)
+        elif name == "APPEND":
+            item = self.pop()
+            self.target(list).append(item)
+        elif name in ("DICT", "SETITEMS", "SETITEM"):
+            items = [self.pop(), self.pop()][::-1] if name == "SETITEM" else self.marked()
+            if len(items) % 2:
+                raise IndexError
+            if name == "DICT":
+                stack.append({})
+            target = self.target(dict)
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                target[_key(key)] = value
+        elif name == "ADDITEMS":
+            items = self.marked()
+            self.target(set).update(map(_key, items))
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.target(object)
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.target(object)
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif name == "GLOBAL":
+            stack.append(_name(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            attribute, module = self.pop(), self.pop()
+            stack.append(_name(module, attribute))
+        elif name == "REDUCE":
+            arguments, function = self.pop(), self.pop()
+            stack.append(self.call(function, arguments))
+        elif name == "NEWOBJ":
+            arguments, cls = self.pop(), self.pop()
+            if cls not in EASY or arguments != ():
+                raise Refusal(f"it makes an object of {shown(cls)}")
+            stack.append({})
+        elif name == "BUILD":
+            state = self.pop()
+            self.build(self.target(object), state)
+        elif name == "BINPERSID" and self.inner:
+            stack.append(_promise(self.pop()))
+        else:
+            raise Refusal(f"it has the opcode {name}, which StyleGAN2-ADA's pickles do not")
+
+    def target(self, kind: type) -> Any:
+        """The top of the stack, which stays there."""
+        value = self.stack[-1]
+        if value is _Mark or not isinstance(value, kind):
+            raise Refusal(f"it is damaged (a {kind.__name__} was expected)")
+        return value
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, Name) or function not in CALLS or not isinstance(arguments, tuple):
+            raise Refusal(f"it calls {shown(function)}")
+        try:
+            return CALLS[function](self, *arguments)
+        except TypeError:
+            raise Refusal(f"it calls {function} with {len(arguments)} arguments, not those expected") from None
+
+    def build(self, target: Any, state: Any) -> None:
+        """Attributes of an object: those of the few that have any are of no use here."""
+        if isinstance(target, Dtype):
+            if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
+                raise Refusal("a numpy dtype that is not little-endian")
+        elif not (isinstance(target, Opaque) or (isinstance(target, dict) and isinstance(state, dict))):
+            raise Refusal(f"it sets the state of a {type(target).__name__}")

@@ -1,0 +1,133 @@
+"""MODEL_CARD.md of a run, after Mitchell et al. 2019, from the same facts as the report."""
+
+from __future__ import annotations
+
+from ssgan.reporting.collect import Facts, parameters
+from ssgan.reporting.html import hours, number
+
+
+def card(facts: Facts) -> str:
+    """The card in Markdown. What is not known is said to be not known."""
+    cfg, info, meta = facts.cfg, facts.info, facts.meta
+    network = cfg.network
+    counts = next((row for row in parameters(cfg) if row[0] == network.arch_name and len(row) == 3), None)
+    size = f"{counts[1]:,} (generator) and {counts[2]:,} (discriminator)" if counts else "unknown"
+    shape = " x ".join(map(str, network.shape))
+    spacing = " x ".join(f"{s:g}" for s in info.spacing)
+    phantom = info.recipe == "phantom"
+    many = "unknown, the data set was not at hand" if facts.data is None else str(len(facts.data))
+    data_words = (
+        "Random ellipsoid phantoms made by this project: no patients, and no anatomy worth modelling."
+        if phantom
+        else "The licence, consent and population of the scans are not known here: **fill them in before sharing.**"
+    )
+    before = f", after {meta.images_before:,} in the 2D stage that it was inflated from" if meta.images_before else ""
+    places = ", the 2D stage knew where along depth each slice lies" if cfg.network.depth_places else ""
+    return f"""# Model card: {facts.run.resolve().name}
+
+Written by `ssgan report` from the run's own records. What a person has to add is in bold.
+
+## Model
+
+- 3D Split&Shuffle-GAN (after Liu et al. 2022), a StyleGAN2 for volumes
+- architecture `{network.arch_name}`, preset `{cfg.preset}`
+- makes volumes of {shape} voxels (D x H x W), {spacing} mm (x, y, z), slice axis {info.slice_axis}
+- parameters: {size}
+- checkpoint `{facts.checkpoint.name}`, SHA-256 `{facts.sha256}`
+- {"training is finished" if facts.result is not None else "**training is not finished**"}
+
+## Intended use
+
+Research: method development, augmentation studies, teaching, tests of software that needs volumes without patients.
+Whether synthetic volumes help a task has to be shown for that task, on real held-out data.
+
+## Not intended
+
+- Diagnosis, treatment, or any decision about a person. Generated volumes may show anatomy or findings that do
+  not occur.
+- Measuring prevalence, effect sizes or any population statistic: a GAN drops modes, and rare findings first.
+- Standing in for real data in a clinical validation.
+- Passing off generated volumes as real: their files have the geometry and intensities of real ones, so label them.
+- Use as anonymised data without a privacy review; see below.
+
+## Data
+
+- {many} volumes, recipe `{info.recipe}`
+- intensities {info.intensity_low:g} to {info.intensity_high:g}, scaled to [-1, 1]
+- SHA-256 of the voxels `{info.content_hash}`
+- {data_words}
+- Generated volumes have the affine and the intensity scale of a typical volume of the set; they inherit its scanners,
+  protocols, ages and biases.
+
+## Training
+
+    {facts.command}
+
+- {meta.images:,} real images shown in stage {meta.stage}{before}; {hours(facts.seconds)}; seed {cfg.seed}
+- inflation profile `{cfg.inflate}`{places}; every hyper-parameter is in `config.json`, every step in `log.jsonl`
+
+## Evaluation
+
+{evaluation(facts)}
+
+## Privacy and memorisation
+
+{privacy(facts)}
+
+GANs can reproduce training volumes, small data sets above all. A distance check finds near copies, not flipped, shifted
+or partial ones, and is no proof of anonymity and no differential privacy. **Before sharing weights or volumes made from
+patients' scans: a check against the whole training set, and the approval that licence and ethics board ask for.**
+
+## Limits
+
+- {shape} voxels at {spacing} mm: what is finer is not modelled.
+- Truncation below 1 makes volumes more typical and less varied; report it with every result.
+- Voxels at a volume's border and intensities outside the scale above were cut off in preparation.
+- One run with one seed: it says nothing about the spread between runs.
+
+## Reproducing
+
+The command above with the same data set, versions and number of threads gives the same weights on a CPU. This card was
+made with {", ".join(f"{k} {v}" for k, v in facts.environment.items() if k in ("ssgan", "commit", "Python", "torch"))}.
+"""
+
+
+def evaluation(facts: Facts) -> str:
+    lines = []
+    if facts.distance is not None:
+        floor = "" if facts.floor is None else f" (real against real: {facts.floor:.4f})"
+        lines.append(f"- sliced Wasserstein distance to the data, measured in training: {facts.distance:.4f}{floor}")
+    if facts.metrics is None:
+        return "\n".join([*lines, "- **not evaluated yet** with `ssgan evaluate`"])
+    found = facts.metrics
+    if facts.metrics_note:
+        lines.append(f"- {facts.metrics_note}")
+    lines += ["", "| metric | value | 95 % interval | floor (real against real) | better |", "|---|---|---|---|---|"]
+    for name, row in found["metrics"].items():
+        interval = row.get("interval")
+        shown = "none" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
+        lines.append(
+            f"| {name} | {number(row.get('value'))} | {shown} | {number(row.get('floor'))} | {row.get('better', '')} |"
+        )
+    return "\n".join([*lines, "", f"{found['count']} against {found['count']} volumes. Protocol: {found['protocol']}."])
+
+
+def privacy(facts: Facts) -> str:
+    lines = []
+    check = (facts.metrics or {}).get("memorisation") or {}
+    for space in ("features", "voxels"):
+        if space in check:
+            row = check[space]
+            lines.append(
+                f"- {space}: median distance to the nearest training volume over that of the reference "
+                f"({check.get('reference', 'unknown')}): {number(row['ratio'])}, well below 1 points to copies; "
+                f"{row['below_5_percent']:.1%} nearer than the reference's 5 % quantile"
+            )
+    near = facts.neighbours
+    if near is not None:
+        lines.append(
+            f"- {len(near.distance)} volumes (seeds 0 to {len(near.distance) - 1}): distances to the nearest training "
+            f"volume {min(near.distance):.3f} to {max(near.distance):.3f}; of training volumes to their nearest other "
+            f"one: median {near.median:.3f}, 5 % quantile {near.low:.3f}"
+        )
+    return "\n".join(lines) or "- **not checked**: `ssgan evaluate`, and `ssgan report` with the data set at hand, do"

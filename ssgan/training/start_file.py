@@ -1,0 +1,61 @@
+"""What `ssgan inflate` writes and `ssgan train --init` reads: 3D networks, with their own configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from torch import Tensor
+
+from ssgan.config.training import ConfigError, NetworkConfig
+from ssgan.runs import checkpoint
+from ssgan.runs.checkpoint import CheckpointMeta, config_hash
+from ssgan.training.step import Gan
+
+
+def start_meta(network: NetworkConfig, images_before: int) -> CheckpointMeta:
+    """The place of a start: stage 3d, nothing done. Its config_hash covers the configuration in the file's header."""
+    return CheckpointMeta("3d", 0, 0, config_hash(dataclasses.asdict(network)), images_before)
+
+
+def start_network(init: Path | None, network: NetworkConfig) -> NetworkConfig:
+    """The networks that training with --init has: the file's own where it brings them, `network` otherwise.
+
+    network: those of the preset, for the data set's shape and the architecture and classes asked for.
+
+    Raises:
+        ConfigError: the file's networks are for other volumes, of another architecture or number of classes.
+        CheckpointError: the file is damaged.
+    """
+    record = None if init is None else checkpoint.read_network(init)
+    if record is None:
+        return network
+    own = NetworkConfig.from_json(record)
+    hints = {
+        "shape": "prepare the data with that --shape, or inflate with another --depth",
+        "arch": f"give --arch {own.arch}, or inflate with --arch {network.arch}",
+        "discriminator_arch": f"give --arch-d {own.discriminator_arch}, or inflate with --arch-d "
+        f"{network.discriminator_arch}",
+        "dense_levels": " ".join(["give --dense-levels", *map(str, own.dense_levels)])
+        if own.dense_levels
+        else "leave --dense-levels out, or inflate with it",
+        "classes": "train on as many classes (--conditional) as the source has, or start from another",
+        "image_channels": "volumes have one; inflate with --channels grey",
+    }
+    for name, hint in hints.items():
+        if getattr(own, name) != getattr(network, name):
+            found, wanted = getattr(own, name), getattr(network, name)
+            raise ConfigError(f"--init {init}: its networks have {name} {found}, this run's {wanted}; {hint}")
+    return own
+
+
+def load_start(gan: Gan, tensors: dict[str, Tensor], meta: CheckpointMeta, where: str) -> None:
+    """Loads the networks of a start into a fresh 3D GAN, whatever its precision and augmentation.
+
+    Raises:
+        CheckpointError: the networks are others; up to three tensors are named.
+    """
+    for name in ("G", "D", "G_ema"):
+        checkpoint.load_module(getattr(gan, name), name, tensors, where)
+    gan.pl_mean = tensors["pl_mean"].to(gan.device)
+    gan.images_before = meta.images_before

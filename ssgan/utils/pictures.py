@@ -1,0 +1,283 @@
+"""Pictures of volumes and runs: PNG grids in three planes, GIFs through the slices, curves.
+
+Volumes are (N, Z, Y, X) in [-1, 1] with X, Y, Z to the patient's right, front and head; `ssgan.data.dataset.to_axial`
+gives that order. Pictures show the head up, the front up (axial) or to the right (sagittal), and the patient's right
+on the right. Every file is written atomically.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ssgan.utils.errors import UserError
+from ssgan.utils.files import atomic_path
+
+INK, PAPER = (225, 228, 232), (16, 17, 20)
+CELL = 112  # height of the tallest plane, in pixels
+GAP, MARGIN, TITLE = 3, 10, 22
+MAX_WIDTH = 1900
+QUANTITIES = {
+    "loss_g": "generator loss",
+    "loss_d": "discriminator loss",
+    "r1": "R1 penalty",
+    "path_length": "path length",
+    "distance": "sliced Wasserstein distance to the data",
+}
+
+Spacing = tuple[float, float, float]
+
+
+class ImageError(UserError):
+    """An array that cannot be drawn."""
+
+
+def three_plane_grid(
+    volumes: np.ndarray,
+    path: str | os.PathLike[str],
+    *,
+    spacing: Spacing | None = None,
+    title: str | None = None,
+    columns: int | None = None,
+) -> Path:
+    """PNG with a cell per volume (N, Z, Y, X): its axial, coronal and sagittal middle slices. spacing: (x, y, z) mm."""
+    return _sheet([_cell(v, spacing) for v in _volumes(volumes, 4)], None, path, title, columns)
+
+
+def contact_sheet(
+    volumes: np.ndarray,
+    names: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    spacing: Spacing | None = None,
+    title: str | None = None,
+    columns: int | None = None,
+) -> Path:
+    """`three_plane_grid` with a name under each cell; (N, Z, Y, X) and N names."""
+    volumes = _volumes(volumes, 4)
+    if len(names) != len(volumes):
+        raise ImageError(f"names: expected {len(volumes)}, one per volume; got {len(names)}")
+    return _sheet([_cell(v, spacing) for v in volumes], names, path, title, columns)
+
+
+def slice_grid(
+    slices: np.ndarray, path: str | os.PathLike[str], *, title: str | None = None, columns: int | None = None
+) -> Path:
+    """PNG with a cell per slice (N, H, W), H upwards."""
+    slices = _volumes(slices, 3)
+    return _sheet([_plane(s, (1.0, 1.0), CELL / max(slices.shape[1:])) for s in slices], None, path, title, columns)
+
+
+def save_gif(
+    volume: np.ndarray, path: str | os.PathLike[str], *, spacing: Spacing | None = None, milliseconds: int = 90
+) -> Path:
+    """Looping GIF through the axial slices of a volume (Z, Y, X), foot to head and back."""
+    volume = _volumes(volume[None] if np.ndim(volume) == 3 else volume, 4)[0]
+    sx, sy, _ = spacing or (1.0, 1.0, 1.0)
+    scale = 2 * CELL / max(volume.shape[1] * sy, volume.shape[2] * sx)
+    frames = [_plane(s, (sy, sx), scale) for s in volume]
+    frames += frames[-2:0:-1]
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    return path
+
+
+def slices_gif(
+    volumes: np.ndarray,
+    names: Sequence[str],
+    path: Path,
+    *,
+    spacing: Spacing | None = None,
+    milliseconds: int = 90,
+) -> Path:
+    """Looping GIF through the axial slices of volumes (N, Z, Y, X) side by side, each under its name, and back."""
+    volumes = _volumes(volumes, 4)
+    if len(names) != len(volumes):
+        raise ImageError(f"names: expected {len(volumes)}, one per volume; got {len(names)}")
+    sx, sy, _ = spacing or (1.0, 1.0, 1.0)
+    scale, font = 2 * CELL / max(volumes.shape[2] * sy, volumes.shape[3] * sx), ImageFont.load_default(12)
+    pages = []
+    for z in range(volumes.shape[1]):
+        planes = [_plane(volume[z], (sy, sx), scale) for volume in volumes]
+        step = max(planes[0].width, *(math.ceil(font.getlength(name)) for name in names)) + MARGIN
+        page = Image.new("RGB", (MARGIN + len(planes) * step, planes[0].height + TITLE + MARGIN), PAPER)
+        draw = ImageDraw.Draw(page)
+        for i, (plane, name) in enumerate(zip(planes, names, strict=True)):
+            draw.text((MARGIN + i * step, 5), name, fill=INK, font=font)
+            page.paste(plane.convert("RGB"), (MARGIN + i * step, TITLE))
+        pages.append(page.quantize(256, dither=Image.Dither.NONE))
+    pages += pages[-2:0:-1]
+    with atomic_path(path) as temporary:
+        pages[0].save(temporary, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0)
+    return path
+
+
+def three_plane_cell(volume: np.ndarray, spacing: Spacing | None = None) -> Image.Image:
+    """The axial, coronal and sagittal middle slices of a volume (Z, Y, X) side by side: for `table` and `cells_gif`."""
+    return _cell(_volumes(np.asarray(volume)[None], 4)[0], spacing)
+
+
+def table(
+    cells: Sequence[Sequence[Image.Image | None]], rows: Sequence[str], columns: Sequence[str], path: Path, title: str
+) -> Path:
+    """PNG of cells in rows and columns with their names; None leaves a place empty."""
+    if [len(line) for line in cells] != [len(columns)] * len(rows) or not rows or not columns:
+        raise ImageError(f"cells: expected {len(rows)} rows of {len(columns)}; got {[len(line) for line in cells]}")
+    font, shown = ImageFont.load_default(12), [c for line in cells for c in line if c is not None]
+    if not shown:
+        raise ImageError("cells: every place of the table is empty")
+    width, height = max(c.width for c in shown), max(c.height for c in shown)
+    left, top = MARGIN + round(max(font.getlength(name) for name in rows)) + MARGIN, MARGIN + TITLE + 18
+    page = Image.new(
+        "RGB", (left + len(columns) * (width + GAP) + MARGIN, top + len(rows) * (height + GAP) + MARGIN), PAPER
+    )
+    draw = ImageDraw.Draw(page)
+    draw.text((MARGIN, MARGIN - 2), title, fill=INK, font=ImageFont.load_default(14))
+    for j, name in enumerate(columns):
+        draw.text((left + j * (width + GAP) + width // 2, top - 5), name, fill=INK, font=font, anchor="ms")
+    for i, name in enumerate(rows):
+        up = top + i * (height + GAP)
+        draw.text((MARGIN, up + height // 2), name, fill=INK, font=font, anchor="lm")
+        for j, cell in enumerate(cells[i]):
+            if cell is not None:
+                page.paste(cell, (left + j * (width + GAP), up))
+    with atomic_path(path) as temporary:
+        page.save(temporary, format="PNG", optimize=True)
+    return path
+
+
+def cells_gif(
+    frames: Sequence[Sequence[Image.Image]],
+    names: Sequence[str],
+    path: Path,
+    back: bool = True,
+    milliseconds: int = 120,
+) -> Path:
+    """Looping GIF: each frame shows its cells one below another, with its name; `back` plays the way back too."""
+    if not frames or len(names) != len(frames) or len({len(f) for f in frames}) != 1 or not frames[0]:
+        raise ImageError(f"frames: expected equally many cells in each, and a name; got {[len(f) for f in frames]}")
+    pages = []
+    for cells, name in zip(frames, names, strict=True):
+        height = sum(c.height + GAP for c in cells)
+        page = Image.new("RGB", (max(c.width for c in cells) + 2 * MARGIN, height + MARGIN + TITLE), PAPER)
+        ImageDraw.Draw(page).text((MARGIN, 5), name, fill=INK, font=ImageFont.load_default(12))
+        up = TITLE
+        for cell in cells:
+            page.paste(cell, (MARGIN, up))
+            up += cell.height + GAP
+        pages.append(page.quantize(256, dither=Image.Dither.NONE))
+    pages += pages[-2:0:-1] if back else []
+    with atomic_path(path) as temporary:
+        pages[0].save(temporary, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0)
+    return path
+
+
+def plot_curves(rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """PNG of the run's curves from the rows of log.jsonl: a panel per quantity, 2D stage left, 3D stage right."""
+    # matplotlib is slow to import and only this picture needs it. The Agg canvas needs no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    stages = [s for s in ("2d", "3d") if any(r.get("stage") == s for r in rows)]
+    present = [q for q in QUANTITIES if any(r.get(q) is not None for r in rows)]
+    if not stages or not present:
+        raise ImageError("rows: expected log rows with a stage and at least one of " + ", ".join(QUANTITIES))
+    figure = Figure(figsize=(5.2 * len(stages), 1.9 * len(present)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(present), len(stages), squeeze=False, sharex="col")
+    for i, quantity in enumerate(present):
+        for j, stage in enumerate(stages):
+            points = [
+                (r["images"], r[quantity]) for r in rows if r.get("stage") == stage and r.get(quantity) is not None
+            ]
+            axis = axes[i][j]
+            if points:
+                images, values = zip(*points, strict=True)
+                marker = "o" if len(points) < 60 else None
+                axis.plot(np.array(images) / 1000, values, lw=1, marker=marker, ms=3, color=f"C{j}")
+            if quantity == "distance":
+                axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+            axis.set_title(f"{stage.upper()}: {QUANTITIES[quantity]}", fontsize=9)
+            if i == len(present) - 1:
+                axis.set_xlabel("real images shown to the discriminator (thousands)", fontsize=8)
+            axis.tick_params(labelsize=8)
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    return path
+
+
+def _volumes(array: np.ndarray, dims: int) -> np.ndarray:
+    array = np.asarray(array, dtype=np.float32)
+    if array.ndim != dims or array.size == 0:
+        axes = "(N, Z, Y, X)" if dims == 4 else "(N, H, W)"
+        raise ImageError(f"expected a non-empty array {axes} to draw; got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ImageError(f"{int((~np.isfinite(array)).sum())} values to draw are NaN or infinite")
+    return array
+
+
+def _plane(plane: np.ndarray, mm: tuple[float, float], scale: float) -> Image.Image:
+    """Rows upwards, [-1, 1] to black and white; mm is the size of a voxel along rows and columns."""
+    grey = np.round((np.clip(plane[::-1], -1, 1) + 1) * 127.5).astype(np.uint8)
+    rows, columns = (max(1, round(n * s * scale)) for n, s in zip(plane.shape, mm, strict=True))
+    return Image.fromarray(grey).resize((columns, rows), Image.Resampling.BICUBIC)
+
+
+def _cell(volume: np.ndarray, spacing: Spacing | None) -> Image.Image:
+    """The three middle slices side by side."""
+    sx, sy, sz = spacing or (1.0, 1.0, 1.0)
+    z, y, x = (n // 2 for n in volume.shape)
+    scale = CELL / max(n * s for n, s in zip(volume.shape, (sz, sy, sx), strict=True))
+    planes = [
+        _plane(volume[z], (sy, sx), scale),
+        _plane(volume[:, y], (sz, sx), scale),
+        _plane(volume[:, :, x], (sz, sy), scale),
+    ]
+    height = max(p.height for p in planes)
+    cell = Image.new("RGB", (sum(p.width for p in planes) + 2 * GAP, height), PAPER)
+    left = 0
+    for plane in planes:
+        cell.paste(plane.convert("RGB"), (left, (height - plane.height) // 2))
+        left += plane.width + GAP
+    return cell
+
+
+def _sheet(
+    cells: Sequence[Image.Image],
+    names: Sequence[str] | None,
+    path: str | os.PathLike[str],
+    title: str | None,
+    columns: int | None,
+) -> Path:
+    """Cells in a grid of about 3:2, or of `columns`, on a dark page."""
+    width, height = cells[0].width, max(c.height for c in cells) + (14 if names else 0)
+    if columns is None:
+        columns = max(1, round(math.sqrt(1.5 * len(cells) * (height + MARGIN) / (width + MARGIN))))
+        columns = min(columns, len(cells), max(1, (MAX_WIDTH - MARGIN) // (width + MARGIN)))
+    if columns < 1:
+        raise ImageError(f"columns: expected at least 1; got {columns}")
+    lines = -(-len(cells) // columns)
+    top = MARGIN + (TITLE if title else 0)
+    size = (MARGIN + columns * (width + MARGIN), top + lines * (height + MARGIN))
+    page = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(page)
+    if title:
+        draw.text((MARGIN, MARGIN - 2), title, fill=INK, font=ImageFont.load_default(14))
+    for i, cell in enumerate(cells):
+        left, up = MARGIN + i % columns * (width + MARGIN), top + i // columns * (height + MARGIN)
+        page.paste(cell, (left, up))
+        if names:
+            draw.text((left, up + cell.height + 1), names[i], fill=INK, font=ImageFont.load_default(11))
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        page.save(temporary, format="PNG", optimize=True)
+    return path

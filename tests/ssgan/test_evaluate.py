@@ -1,0 +1,227 @@
+"""`ssgan evaluate` from the command line: the record, the check for copies, the cache and its errors."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from ssgan import evaluate
+from ssgan.data.dataset import VolumeDataset
+from ssgan.data.phantom import write_phantom_dataset
+from ssgan.generate import load_generator
+from ssgan.metrics import volume_sets as compared
+from ssgan.metrics.features import Random3d
+from ssgan.models.sampling import latents, synthesise
+from ssgan.phantom import main as phantom
+from ssgan.runs import checkpoint
+from tests.support.tiny_runs import SHAPE, make_run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluate")
+    for name, seed, shape in (("real", 0, "8 12 8"), ("fake", 1, "8 12 8"), ("other", 2, "8 8 8")):
+        count = "48" if name == "real" else "24"
+        assert (
+            phantom(["--out", str(root / name), "--count", count, "--shape", *shape.split(), "--seed", str(seed)]) == 0
+        )
+    return root
+
+
+def go(data, out, *more, fake="fake"):
+    return evaluate.main(
+        ["--real", str(data / "real"), "--fake", str(data / fake), "--out", str(out), "--repeats", "3", *more]
+    )
+
+
+def test_record_and_again_from_the_cache(data, tmp_path):
+    more = ("--cache", str(tmp_path / "cache"), "--held-out", str(data / "fake"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))
+    assert go(data, tmp_path / "b.json", *more[2:]) == 0
+    torch.set_num_threads(threads)
+    uncached = json.loads((tmp_path / "b.json").read_text())
+    assert go(data, tmp_path / "a.json", *more) == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # held-out and fake are the same volumes
+    assert go(data, tmp_path / "b.json", *more) == 0
+    a, b = (json.loads((tmp_path / f"{n}.json").read_text()) for n in "ab")
+    a["memorisation"].pop("picture")
+    for other in (b, uncached):  # with and without the cache, by one thread or two: the whole record
+        other["memorisation"].pop("picture")
+        assert other == a
+    assert a["count"] == 24 and "24 against 24 volumes of 8x12x8 voxels" in a["protocol"]
+    assert set(a["metrics"]) == set(evaluate.BETTER)
+    assert a["memorisation"]["voxels"]["ratio"] == 1  # the fakes are the held-out volumes themselves
+    assert (tmp_path / "a.pairs.png").is_file()
+    assert [len(a["memorisation"][space]["closest"]) for space in ("voxels", "features")] == [8, 8]
+
+
+def test_the_method_of_each_interval_is_stated(data, tmp_path):
+    assert go(data, tmp_path / "a.json", "--interval", "bootstrap") == 0
+    record = json.loads((tmp_path / "a.json").read_text())
+    methods = {name: row["method"] for name, row in record["metrics"].items()}
+    assert methods["frechet"] == methods["spectrum"] == "bootstrap" and methods["msssim"] == "pairs"
+    assert {methods[name] for name in evaluate.NEIGHBOUR_METRICS} == {"half"} and "bootstrap" in record["protocol"]
+
+
+def test_what_is_computed_together_is_computed_once(monkeypatch):
+    """Once for the value, once for the floor, once per half: not again for each of its names."""
+    rng, calls = np.random.default_rng(0), []
+    for module, name in ((evaluate.sets, "prdc"), (evaluate.voxels, "profile_distances")):
+        own = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, own=own, name=name: calls.append(name) or own(*a))
+    sides = [(rng.normal(size=(16, 6)), rng.uniform(-1, 1, (16, 8, 8, 8)).astype(np.float32)) for _ in range(3)]
+    found = evaluate.compare(*sides, repeats=4, seed=0)
+    assert list(found) == list(evaluate.BETTER) and found["recall"]["better"] == "higher"
+    assert calls.count("prdc") == calls.count("profile_distances") == 4 + 2
+    real, fake = (features for features, _ in sides[:2])
+    for name, value in evaluate.sets.prdc(real, fake, 5).items():
+        assert found[name]["value"] == evaluate.significant(value)
+    halves = [evaluate.sets.prdc(a, b, 5)["density"] for a, b in evaluate.sets.halves(real, fake, 4, 0)]
+    low, high = found["density"]["interval"]
+    assert high - low == pytest.approx(2 * 1.96 * np.std(halves), rel=1e-3)
+
+
+def test_distances_in_blocks_and_a_part_of_the_training_volumes(monkeypatch):
+    """Blocks change nothing; of many training volumes some, evenly spaced, are the reference, each without itself."""
+    a, b = np.random.default_rng(0).normal(size=(2, 23, 4))
+    np.testing.assert_array_equal(evaluate.distances(a, b[:9], block=5), evaluate.cdist(a, b[:9]))
+    monkeypatch.setattr(evaluate, "REFERENCE_ROWS", 3)
+    own = evaluate.cdist(b, b) + np.diag([np.inf] * 23)
+    expected = np.median(own.min(1)[[0, 11, 22]])
+    assert evaluate.memorisation(a, b, None)["median_reference"] == evaluate.significant(expected)
+
+
+def test_no_interval_leaves_what_its_metric_can_be(data, tmp_path):
+    """Few volumes, wide intervals: a precision below 0 or above 1 would be no interval at all."""
+    assert go(data, tmp_path / "a.json", "--count", "12") == 0
+    metrics = json.loads((tmp_path / "a.json").read_text())["metrics"]
+    for name, row in metrics.items():
+        low, high = row["interval"]
+        assert evaluate.RANGE[name][0] <= low <= row["value"] <= high <= evaluate.RANGE[name][1], name
+    assert any(metrics[n]["interval"][1] == 1 for n in ("precision", "recall", "coverage"))
+
+
+def test_copies_are_found():
+    rng = np.random.default_rng(0)
+    train, held = rng.normal(size=(30, 8)), rng.normal(size=(30, 8))
+    honest = evaluate.memorisation(rng.normal(size=(40, 8)), train, held)
+    copied = evaluate.memorisation(train[:20] + 1e-3, train, held)
+    assert 0.8 < honest["ratio"] < 1.25 and copied["ratio"] < 0.01 and copied["below_5_percent"] == 1
+    late = evaluate.memorisation(train[-5:], train, held[:5])  # copies of volumes far down the training set
+    assert late["ratio"] == 0
+    assert evaluate.memorisation(train[:20] + 1e-3, train, None)["ratio"] < 0.01
+
+
+def test_the_cache_goes_by_voxels_and_extractor(tmp_path):
+    """A changed voxel, preprocessing or weight is another file; a damaged file is named."""
+    volumes = np.random.default_rng(0).uniform(-1, 1, (12, 8, 8, 8)).astype(np.float32)
+    changed = volumes.copy()
+    changed[5, 1, 2, 3] += 0.25
+
+    def features(volumes, **attributes):
+        extractor = Random3d()
+        for name, value in attributes.items():
+            setattr(extractor, name, value)
+        found = evaluate.cached_features(
+            extractor, compared.Source("folder", volumes, (1, 1, 1), "axial", None), tmp_path
+        )
+        return found, len(list(tmp_path.iterdir()))
+
+    first, files = features(volumes)
+    assert files == 1 and features(volumes.copy())[1] == 1
+    other, files = features(changed)
+    assert files == 2 and not np.array_equal(other[5], first[5]) and np.array_equal(other[:5], first[:5])
+    assert features(volumes, protocol="another preprocessing")[1] == 3
+    assert features(volumes, checksum="other weights")[1] == 4
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"cut")
+    with pytest.raises(compared.EvaluateError, match=r"--cache: .*\.npy is damaged .*; delete it"):
+        features(volumes)
+
+
+def test_a_run_is_evaluated_by_the_checkpoint_that_is_named(tmp_path, capsys):
+    run = make_run(tmp_path)
+    write_phantom_dataset(tmp_path / "real", count=24, shape=SHAPE, seed=0)
+    out, best = tmp_path / "m.json", tmp_path / "other.safetensors"
+    (last,) = (run / "checkpoints").glob("3d-final*")
+    tensors, meta = checkpoint.load(last)
+    checkpoint.save(best, {n: t * 0 if n.startswith("G_ema") else t for n, t in tensors.items()}, meta)
+    told = ["--real", str(tmp_path / "real"), "--fake", str(run), "--out", str(out), "--repeats", "2"]
+    records = []
+    for more in ([], ["--checkpoint", str(best)]):
+        assert evaluate.main([*told, *more]) == 0
+        records.append(json.loads(out.read_text()))
+    a, b = (r["fake"] for r in records)
+    assert (a["kind"], a["volumes"], a["checkpoint"]) == ("run", 12, last.name)
+    assert (b["checkpoint"], b["checkpoint_sha256"]) == (best.name, checkpoint.checksum(best))
+    assert a["sha256"] != b["sha256"] and "generated by seeds 0 to 11, no truncation" in records[0]["protocol"]
+    G = load_generator(run, None)[0]
+    made = np.clip(synthesise(G, latents(range(12), G.cfg.z_dim), batch=4), -1, 1)
+    assert a["sha256"] == compared.Source("run", made, (1, 1, 1), "axial", None).content
+    assert evaluate.main([*told[:2], "--fake", told[1], *told[4:], "--checkpoint", str(best)]) == 2
+    assert "is no run; leave --checkpoint out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fake, more, match",
+    [
+        ("fake", ("--held-out", "real"), "--held-out: volumes [0, 1, 2, 3, 4] (48 in all) are among those of --real"),
+        ("fake", ("--cache", "real/dataset.json"), "--cache: "),
+        ("real/dataset.json", (), "is a file; expected a data set"),
+        ("other", (), "shape"),
+        ("absent", (), "does not exist"),
+        ("fake", ("--count", "25"), "expected at least 50 real"),
+        ("fake", ("--count", "3"), "--count"),
+        ("fake", ("--repeats", "1"), "--repeats"),
+    ],
+)
+def test_errors(data, tmp_path, capsys, fake, more, match):
+    more = [str(data / value) if value.startswith("real") else value for value in more]
+    assert go(data, tmp_path / "m.json", *more, fake=fake) == 2
+    assert match in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_said_before_the_work(data, tmp_path, capsys):
+    for out, match in ((tmp_path, "ends in .json"), (tmp_path / "m.txt", "ends in .json")):
+        assert go(data, out) == 2
+        assert f"--out {out}: expected a file name that {match}" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    assert go(data, tmp_path / "file" / "m.json") == 2
+    assert "is a file; expected a folder" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_nan_is_named(data):
+    source = compared.load_source(data / "real", "--real", None, 0)
+    bad = np.array(VolumeDataset(data / "real").volumes)
+    bad[3, 0, 0, 0] = np.nan
+    with pytest.raises(compared.EvaluateError, match=r"--fake: volumes \[3\]"):
+        compared.checked(compared.Source("dataset", bad, source.spacing, "axial", None), "--fake")
+
+
+def test_a_folder_of_nifti_gives_what_its_data_set_gives(data, tmp_path, capsys):
+    """The volumes as they would be on disk: RAS+ axes X, Y, Z, on the real set's intensity scale."""
+    fake, real = VolumeDataset(data / "fake"), VolumeDataset(data / "real").info
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    affine = np.diag([*real.spacing[::-1], 1.0])
+    for i, volume in enumerate(fake.volumes):
+        raw = (np.asarray(volume, np.float32) + 1) / 2 * (real.intensity_high - real.intensity_low) + real.intensity_low
+        nibabel.save(nibabel.Nifti1Image(raw.transpose(2, 1, 0), affine), folder / f"{i:02d}.nii.gz")
+    assert go(data, tmp_path / "a.json") == 0 and go(data, tmp_path / "b.json", fake=folder) == 0
+    a, b = (json.loads((tmp_path / f"{n}.json").read_text())["metrics"] for n in "ab")
+    for name, row in a.items():
+        assert b[name]["value"] == pytest.approx(row["value"], rel=1e-3, abs=1e-5), name
+    # The other way round: the folder is real, on the scale of the data set that it is compared with.
+    told = ["--fake", str(data / "real"), "--repeats", "2", "--out"]
+    assert evaluate.main(["--real", str(data / "fake"), *told, str(tmp_path / "a.json")]) == 0
+    assert evaluate.main(["--real", str(folder), *told, str(tmp_path / "b.json")]) == 0
+    a, b = (json.loads((tmp_path / f"{n}.json").read_text())["metrics"] for n in "ab")
+    for name, row in a.items():
+        assert b[name]["value"] == pytest.approx(row["value"], rel=1e-3, abs=1e-5), name
+    capsys.readouterr()
+    assert evaluate.main(["--real", str(folder), "--fake", str(folder), "--out", str(tmp_path / "c.json")]) == 2
+    assert "no common intensity scale; prepare one of them" in capsys.readouterr().err

@@ -1,0 +1,272 @@
+"""Warm-up, FreezeD, best checkpoint, early stop, going back after a NaN, and runs of earlier versions."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ssgan import train as train_command
+from ssgan.config.training import ConfigError, StageConfig, TrainConfig
+from ssgan.data.phantom import write_phantom_dataset
+from ssgan.metrics.features import Random3d
+from ssgan.runs import checkpoint
+from ssgan.runs import log as runlog
+from ssgan.training import loop as trainer
+from ssgan.training import losses, schedule
+from ssgan.training.monitor import Measures
+from ssgan.training.step import Gan
+from tests.support import process_checks
+from tests.support.process_checks import CONFIG, SHAPE
+
+CPU = torch.device("cpu")
+SMALL = dataclasses.replace(
+    CONFIG, stage="3d", stage_3d=StageConfig(kimg=0.032, batch=4), snapshot_kimg=0.008, adam_eps=1e-8
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_phantom_dataset(tmp_path_factory.mktemp("phantoms") / "data", count=5, shape=SHAPE, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch, tmp_path_factory):
+    process_checks.blank_picture(tmp_path_factory.getbasetemp())
+    for name in ("snapshot", "draw"):
+        monkeypatch.setattr(trainer.Run, name, lambda self, *rest: process_checks.BLANK)
+    monkeypatch.setattr(trainer, "plot_curves", lambda rows, path: None)
+
+
+def go(data, folder, cfg=SMALL, said=None, **options):
+    say = (lambda text: None) if said is None else said.append
+    return trainer.train(cfg, data, folder, progress=False, say=say, **options)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_rates_rise_after_inflation_and_halve_with_every_rewind():
+    cfg = dataclasses.replace(CONFIG, warmup_kimg=0.04)
+    assert schedule.rate_factor(cfg, "3d", 10, True, 0) == pytest.approx(0.25)
+    assert schedule.rate_factor(cfg, "3d", 100, True, 2) == 0.25
+    assert schedule.rate_factor(cfg, "3d", 10, False, 0) == schedule.rate_factor(cfg, "2d", 10, True, 0) == 1.0
+    gan = Gan(cfg, "3d", CPU)
+    gan.images_before = 40
+    full = gan.opt_d.param_groups[0]["lr"]
+    gan.train_step(torch.zeros(12, 1, *SHAPE))
+    assert gan.opt_d.param_groups[0]["lr"] == pytest.approx(full * 12 / 40)
+
+
+def test_rates_fall_to_the_end_of_the_3d_stage():
+    """Linearly over the last 0.04 thousand images; the last step still has a rate."""
+    cfg = dataclasses.replace(CONFIG, cooldown_kimg=0.04, stage_3d=StageConfig(kimg=0.096, batch=8))
+    factors = [schedule.rate_factor(cfg, "3d", 8 * (step + 1), False, 0) for step in range(12)]
+    assert factors == pytest.approx([1.0] * 8 + [0.8, 0.6, 0.4, 0.2])
+    assert schedule.rate_factor(cfg, "3d", 104, False, 0) == 0.0  # a dry run may ask beyond
+    assert schedule.rate_factor(cfg, "2d", 96, False, 0) == 1.0
+    longer = dataclasses.replace(cfg, stage_3d=StageConfig(kimg=0.2, batch=8))
+    assert schedule.rate_factor(longer, "3d", 96, True, 1) == 0.5
+    both = dataclasses.replace(cfg, warmup_kimg=0.08)
+    assert schedule.rate_factor(both, "3d", 72, True, 0) == pytest.approx(0.9 * 0.8)
+    gan = Gan(cfg, "3d", CPU)
+    full, gan.step = gan.opt_g.param_groups[0]["lr"], 11
+    gan.train_step(torch.zeros(8, 1, *SHAPE))
+    assert gan.opt_g.param_groups[0]["lr"] == pytest.approx(0.2 * full)
+    with pytest.raises(ConfigError, match="cooldown_kimg: expected a number of at least 0; got -1"):
+        dataclasses.replace(CONFIG, cooldown_kimg=-1)
+
+
+def test_the_average_goes_on_after_inflation_or_begins_anew():
+    """Without ramp-up 12 images of a half-life of 2,000 change little; with it the average at first is the copy."""
+    steps = {}
+    for carries in (False, True):
+        cfg = dataclasses.replace(CONFIG, ema_carries_over=carries)
+        for before in (0, 4000):
+            gan = Gan(cfg, "3d", CPU)
+            gan.images_before = before
+            start = [p.clone() for p in gan.G_ema.parameters()]
+            gan.train_step(torch.zeros(12, 1, *SHAPE))
+            moved = [torch.cat([(a - b).flatten() for a, b in zip(g, start, strict=True)])
+                     for g in (list(gan.G_ema.parameters()), list(gan.G.parameters()))]  # fmt: skip
+            steps[carries, before] = (moved[0] @ moved[1] / moved[1].square().sum()).item()
+    assert steps.pop((True, 4000)) == pytest.approx(1 - 0.5 ** (12 / (1000 * CONFIG.stage_3d.ema_kimg)), rel=1e-3)
+    assert list(steps.values()) == pytest.approx([1.0] * 3)
+
+
+def test_frozen_blocks_stay_and_the_rest_trains():
+    gan = Gan(dataclasses.replace(CONFIG, freeze_d=1), "3d", CPU)
+    before = {n: p.detach().clone() for n, p in gan.D.named_parameters()}
+    gan.train_step(torch.rand(12, 1, *SHAPE))
+    still = {n for n, p in gan.D.named_parameters() if torch.equal(p, before[n])}
+    assert still == {n for n in before if n.startswith(("from_image.", "blocks.0."))}
+    again = Gan(gan.cfg, "3d", CPU)  # a state without Adam's moments of what is frozen
+    again.load(gan.state(), checkpoint.CheckpointMeta("3d", 1, 12, ""), "memory")
+    with pytest.raises(ConfigError, match="freeze_d: expected 0 to 1, the blocks of D; got 2"):
+        dataclasses.replace(CONFIG, freeze_d=2)
+
+
+@pytest.fixture
+def planned():
+    """A metric whose values are given beforehand."""
+    values = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    schedule.register_metric("planned", schedule.Metric(lambda data, stage, seed: lambda generate: next(values), False))
+    yield "planned"
+    del schedule.METRICS["planned"]
+
+
+def test_the_best_checkpoint_is_kept_and_a_stage_without_progress_ends(data, tmp_path, planned):
+    cfg = dataclasses.replace(SMALL, metrics=("planned",), best_metric="planned", early_stop=2, metrics_every=4)
+    said = []
+    assert go(data, tmp_path, cfg, said) == 0
+    assert any("planned has not improved in 2 measurements" in text for text in said)
+    best, final = (checkpoint.load(p)[1] for p in (checkpoint.best_path(tmp_path / "checkpoints", "3d"),
+                                                   checkpoint.final_path(tmp_path / "checkpoints", "3d")))  # fmt: skip
+    assert best.images == 8 and final.images == 16  # higher is better; the untrained networks' 1.0 is no checkpoint
+    assert [r["planned"] for r in rows(tmp_path) if "planned" in r] == [1.0, 0.5, 0.9, 0.8, 0.7]
+    said.clear()
+    assert go(data, tmp_path, cfg, said) == 0 and "is finished: 16 images" in said[0]
+    # Patience may be changed; the run then goes on from where it stopped.
+    assert go(data, tmp_path, dataclasses.replace(cfg, early_stop=0), said) == 0
+    assert checkpoint.load(checkpoint.final_path(tmp_path / "checkpoints", "3d"))[1].images == 32
+
+
+def test_unknown_and_unmeasured_metrics_are_refused(data, tmp_path):
+    with pytest.raises(ConfigError, match=r"metrics: expected of coverage, density, distance, frechet, .*; got 'fid'"):
+        go(data, tmp_path, dataclasses.replace(SMALL, metrics=("fid",)))
+    with pytest.raises(ConfigError, match="best_metric: expected one of the measured distance; got 'fid'"):
+        go(data, tmp_path, dataclasses.replace(SMALL, best_metric="fid"))
+    with pytest.raises(ConfigError, match="registered already"):
+        schedule.register_metric("distance", schedule.METRICS["distance"])
+
+
+def planted(monkeypatch, at, times):
+    """A NaN in a gradient of D at step `at` of stage 3d, the first `times` times."""
+    real, count = Gan._discriminator_phase, []
+
+    def phase(self, shares):
+        hook = None
+        if self.step == at and len(count) < times:
+            count.append(0)
+            hook = self.D.head.out.bias.register_hook(lambda gradient: gradient * float("nan"))
+        try:
+            return real(self, shares)
+        finally:
+            if hook:
+                hook.remove()
+
+    monkeypatch.setattr(Gan, "_discriminator_phase", phase)
+
+
+def test_rewind_goes_back_halves_the_rates_and_survives_a_resume(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        planted(patch, at=5, times=2)
+        said = []
+        killed = RuntimeError("killed after the second rewind")
+
+        def save(self, gan, final, best=False, real=trainer.Run.save):
+            path = real(self, gan, final, best)
+            if gan.rewinds == 2:
+                raise killed
+            return path
+
+        patch.setattr(trainer.Run, "save", save)
+        with pytest.raises(RuntimeError, match="second rewind"):
+            go(data, tmp_path, said=said, on_nan="rewind")
+    assert "step 5, discriminator" in said[0] and "gradient of D.head.out.bias" in said[0]
+    assert "Going back to 16 images of stage 3d, with learning rates times 0.5" in said[0]
+    assert go(data, tmp_path) == 0
+    tensors, meta = checkpoint.load(checkpoint.final_path(tmp_path / "checkpoints", "3d"))
+    assert int(tensors["rewinds"]) == 2 and meta.images == 32
+    events = [r for r in rows(tmp_path) if r.get("event") == "rewind"]
+    assert [r["rewinds"] for r in events] == [1, 2] and all(r["step"] == 4 for r in events)
+    steps = [r["step"] for r in rows(tmp_path) if "event" not in r]
+    assert steps == sorted(set(steps))
+
+
+def test_rewind_before_the_first_checkpoint_starts_the_stage_again_and_is_bounded(data, tmp_path, monkeypatch):
+    planted(monkeypatch, at=1, times=99)
+    with pytest.raises(losses.NonFiniteError, match=r"the stage went back 5 times before"):
+        go(data, tmp_path, on_nan="rewind")
+    newest = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert newest[1].images == 0 and int(newest[0]["rewinds"]) == 5
+    assert [r["event"] for r in rows(tmp_path)] == ["floor", "start"] + ["rewind"] * 5
+
+
+def test_changed_voxels_are_noticed_when_a_run_goes_on(data, tmp_path):
+    own = write_phantom_dataset(tmp_path / "data", count=5, shape=SHAPE, seed=1)
+    short = dataclasses.replace(SMALL, stage_3d=StageConfig(kimg=0.004, batch=4))
+    assert go(own, tmp_path / "run", short) == 0
+    voxels = np.load(tmp_path / "data" / "volumes.npy", mmap_mode="r+")
+    voxels[3, 1, 2, 3] += 0.25
+    voxels.flush()
+    with pytest.raises(runlog.RunError, match=r"its voxels have changed since it was made"):
+        go(own, tmp_path / "run", SMALL)
+
+
+# Of TrainConfig.to_json() of tests/support/process_checks.py's networks before there were the fields of `runlog.LATER`.
+EARLIER = "8a4b32b248c981c584c5da6cefbf3a526ab1d94b8e81c5d24eb6d2f667bc190b"
+
+
+def test_runs_of_earlier_versions_go_on(data, tmp_path):
+    cfg = TrainConfig(
+        network=dataclasses.replace(CONFIG.network, mbstd_group=4),
+        stage_2d=StageConfig(kimg=0.04, batch=8),
+        stage_3d=StageConfig(kimg=0.024, batch=4),
+        d_reg_interval=3,
+        g_reg_interval=2,
+    )
+    assert runlog.identity(cfg.to_json()) == EARLIER
+    later = ("augment", "precision", "freeze_d", "warmup_kimg", "metrics", "metrics_every", "early_stop", "best_metric",
+             "cooldown_kimg", "ema_carries_over")  # fmt: skip
+    record = {k: v for k, v in json.loads(json.dumps(cfg.to_json())).items() if k not in later}
+    assert TrainConfig.from_json(record) == cfg
+    info = {"path": "", "content_hash": data.info.content_hash, "info": data.info.to_json()}
+    runlog.record_config(tmp_path, record, info, None, None)
+    runlog.record_config(tmp_path, cfg.to_json(), info, None, None)
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, "config": record, "data": info, "init": None}))
+    with pytest.raises(runlog.RunError, match="freeze_d was 0, now 1"):
+        runlog.record_config(tmp_path, dataclasses.replace(cfg, freeze_d=1).to_json(), info, None, None)
+
+
+def test_arguments_become_the_configuration():
+    parser = __import__("argparse").ArgumentParser()
+    train_command.add_arguments(parser)
+    line = "--out run --warmup-kimg 3 --freeze-d 1 --mbstd-group 2 --metrics planned,distance --metrics-every 500"
+    line += " --precision bf16 --cooldown-kimg 2"
+    cfg = train_command.config_from(parser.parse_args(line.split()), (16, 24, 16))
+    assert (cfg.cooldown_kimg, cfg.warmup_kimg, cfg.freeze_d, cfg.network.mbstd_group, cfg.precision) == (
+        2.0,
+        3.0,
+        1,
+        2,
+        "bf16",
+    )
+    assert (cfg.metrics, cfg.best_metric, cfg.metrics_every) == (("planned", "distance"), "planned", 500)
+    for bad in ("--metrics a,,b", "--metrics a,a", "--freeze-d -1", "--accumulate 0", "--on-nan skip"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--out", "run", *bad.split()])
+
+
+def test_metrics_of_a_run_share_their_features(data, monkeypatch):
+    """The data's are computed once, the generated images' once a measurement, for all names together."""
+    calls = []
+    real = Random3d.__call__
+    monkeypatch.setattr(Random3d, "__call__", lambda self, volumes: calls.append(len(volumes)) or real(self, volumes))
+    names = ("distance", "frechet", "kid", "msssim")
+    measures, gan = Measures(data, seed=5), Gan(SMALL, "3d", CPU)
+    first = measures.of(gan, names)
+    assert tuple(first) == names and calls == [len(data), len(data)]
+    assert measures.of(gan, names) == first and calls == [len(data)] * 3
+    alone = Measures(data, seed=5).of(gan, ("kid",))
+    assert alone["kid"] == first["kid"]
+
+
+def test_a_wrong_metric_costs_no_phantoms(tmp_path, capsys):
+    assert train_command.main(["--out", str(tmp_path / "run"), "--metrics", "fid"]) == 2
+    assert "got 'fid'" in capsys.readouterr().err
+    assert train_command.main(["--out", str(tmp_path / "run"), "--conditional"]) == 2
+    assert "the phantoms have none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

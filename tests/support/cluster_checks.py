@@ -1,0 +1,143 @@
+"""What the emulator must make of clusters, and notice; and sm_90a's product in clusters of two, whose blocks bring
+weights for each other. Run by cuda_checks.py."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import numpy as np
+import torch
+
+import ssconv
+from ssconv.backend.cuda import launch as cuda_backend
+from ssconv.backend.cuda import sm90 as cuda_hopper
+from tests.support import parity_checks
+from tests.support import sm90_checks as hopper_checks
+from tests.support.sm90_checks import PRODUCTS, SEEDS, address, aligned, hopper, must_fail
+from tests.support.strategies import tensors_of
+
+ROUNDS = 3
+
+
+@contextmanager
+def clusters(blocks: int) -> Iterator[None]:
+    """Whatever the plan expects to be faster."""
+    os.environ[cuda_hopper.CLUSTER_SWITCH] = str(blocks)
+    try:
+        yield
+    finally:
+        del os.environ[cuda_hopper.CLUSTER_SWITCH]
+
+
+def share(module: ModuleType, rounds: int = ROUNDS, faults: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """What both blocks have written, (2, rounds, 512) bytes, and what they should."""
+    source = aligned((rounds, 512), np.uint8)
+    source[...] = np.random.default_rng(1).integers(0, 256, source.shape)
+    out = aligned((2, rounds, 512), np.uint8)
+    module.set_ranges([(address(source), source.nbytes, False), (address(out), out.nbytes, True)])
+    module.share(address(source), rounds, address(out), faults)
+    return out, np.stack([source, source])
+
+
+def primitives(module: ModuleType) -> None:
+    """Bytes brought to both blocks, arrivals at the other's mbarrier, barriers of the cluster; and what goes wrong."""
+    for seed in range(4 * SEEDS):
+        module.set_seed(seed)
+        for faults in ("", "barrier at the end"):
+            found, expected = share(module, faults=faults)
+            assert np.array_equal(found, expected)
+    for seed in range(SEEDS):
+        module.set_seed(seed)
+        faulty = functools.partial(share, module)
+        must_fail(faulty, "deadlock", faults="no arrival at the other's")
+        must_fail(faulty, "deadlock", faults="to itself")
+        must_fail(faulty, "blocks that the cluster does not have", faults="to a third")
+        must_fail(faulty, "a block that the cluster does not have", faults="of a third")
+        must_fail(
+            faulty,
+            "no barrier of the cluster since",
+            "another block that was never",
+            faults="no barrier of the cluster",
+        )
+        must_fail(faulty, "no fence made known", faults="no fence")
+        must_fail(faulty, "more arrivals", "deadlock", "asynchronous cop", "not waited", faults="one block's arrivals")
+        must_fail(faulty, "threads which are done never reach", "deadlock", faults="a barrier for some")
+        must_fail(faulty, "a launch that no card takes", faults="half a cluster")
+    # What depends on who runs first is noticed by some order.
+    noticed(module, "ended", faults="no wait at the end")
+    noticed(module, "asynchronous cop", "not waited", "more arrivals", "more bytes", "deadlock", faults="never waits")
+    noticed(module, "asynchronous cop", "not waited", faults="freed before it is read")
+    noticed(module, "two asynchronous copies at once", "other bytes", faults="the same half")
+
+
+def noticed(module: ModuleType, *texts: str, faults: str) -> None:
+    said = []
+    for seed in range(16):
+        module.set_seed(seed)
+        try:
+            found, expected = share(module, faults=faults)
+            if not np.array_equal(found, expected):
+                raise RuntimeError("other bytes than were there")
+        except RuntimeError as error:
+            said.append(str(error))
+            assert any(text in said[-1] for text in texts), f"expected one of {texts}; got: {said[-1]}"
+    assert said, f"{faults}: none of 16 orders noticed"
+
+
+def products() -> None:
+    """Every instantiation, every box, outputs, first and second derivatives."""
+    with clusters(2):
+        hopper_checks.products()
+
+
+def agree() -> None:
+    """The bits that blocks by themselves give: odd numbers of tiles, one tile, several blocks of columns, parities."""
+    cases = {name: PRODUCTS[name] for name in ("split-depth", "dense", "acs4", "many-samples")} | parity_checks.LAYERS
+    for name, case in cases.items():
+        tensors = tensors_of(case, torch.bfloat16)
+        found = []
+        for blocks, count in ((1, 5), (2, 2), (2, 4), (2, 7), (2, 64)):
+            with hopper() as used, clusters(blocks):
+                cuda_backend.multiprocessors = lambda device, count=count: count
+                found.append(case.call(ssconv, tensors, "cuda"))
+            assert used, f"sm_80's product served {name}"
+        assert all(torch.equal(found[0], other) for other in found[1:]), f"{name}: clusters give others"
+
+
+def adjoints() -> None:
+    with clusters(2):
+        parity_checks.adjoints()
+
+
+def quick() -> None:
+    """Enough to notice a planted fault."""
+    with clusters(2):
+        for name in ("same-222", "dense-valid", "many-samples"):
+            parity_checks.check(parity_checks.ADJOINTS[name], name)
+        hopper_checks.products_quick()
+
+
+def choice() -> None:
+    """Clusters where they bring less, blocks by themselves where pairs would be fewer than there is room for."""
+    choose = cuda_hopper.cluster_blocks
+    assert choose(8192, 1, 128, 132) == 2 and choose(8192, 1, 64, 132) == 2 and choose(8192, 8, 32, 132) == 2
+    assert choose(133, 1, 64, 132) == 2, "two waves in either case"
+    assert choose(132 + 1, 1, 128, 133) == 1, "a multiprocessor without its like is idle"
+    assert choose(3, 44, 128, 132) == 1, "one void tile of four"
+    assert choose(8192, 1, 128, 1) == 1
+    with clusters(2):
+        assert cuda_hopper.cluster_wanted() == 2
+    assert cuda_hopper.cluster_wanted() == 0
+    os.environ[cuda_hopper.CLUSTER_SWITCH] = "4"
+    try:
+        cuda_hopper.cluster_wanted()
+    except ValueError as error:
+        assert "SSCONV_CLUSTER: expected 1 or 2" in str(error)
+    else:
+        raise AssertionError("clusters of four were not refused")
+    finally:
+        del os.environ[cuda_hopper.CLUSTER_SWITCH]

@@ -1,0 +1,479 @@
+"""What the compiled CPU kernels must do, for one instruction set; run by test_cpu_kernels.py, in processes of its own.
+
+    python tests/support/cpu_kernel_checks.py {generic,avx2,avx512} [CHECK ...]
+
+Exit code 0: all hold; 3: one does not, and stderr says which. Such a process is started with SSCONV_POISON=1, so that
+the kernels' scratch memory is NaN where nobody wrote it, and torch.empty gives NaN. Expected values come from
+the float64 reference, PyTorch's own convolutions, which shares no code with the kernels; the other tests hold that
+one against numpy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import itertools
+import mmap
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import ssconv
+from ssconv.backend import cpu
+from tests.support.strategies import ROUNDINGS, ConvCase, Epilogue, UpfirdnCase, tensors_of
+
+KERNELS = torch.ops.ssconv_kernels
+FULL = Epilogue(True, True, "each", "lrelu", 0.2, 2**0.5, 2.5)
+SHARED = Epilogue(True, False, "shared", "lrelu", 0.1, -0.7, None)
+ACS4 = ((3, 3, 3), (1, 3, 3), (3, 1, 3), (3, 3, 1))
+
+
+def wide_cases() -> Iterator[ConvCase]:
+    """Channel counts around every register width, lines around every tile width, every stride and padding."""
+    channels = [
+        (1, 3),
+        (3, 1),
+        (7, 9),
+        (8, 8),
+        (9, 7),
+        (15, 17),
+        (16, 16),
+        (17, 15),
+        (24, 8),
+        (8, 24),
+        (33, 40),
+        (48, 33),
+    ]
+    for seed, (cin, cout) in enumerate(channels):
+        yield ConvCase(cin=cin, cout=cout, size=(3, 2, 9), in_scale=seed % 2 == 0, epilogue=FULL, seed=seed)
+    for seed, width in enumerate((1, 2, 8, 15, 17, 63, 64, 65, 130)):
+        layout = ("channels_last", "sliced", "permuted", "contiguous")[seed % 4]
+        for stride in ((1, 1, 1), (1, 2, 2), (2, 1, 2)):
+            yield ConvCase(
+                cin=8,
+                cout=7,
+                size=(2, 3, width),
+                stride=stride,
+                epilogue=SHARED,
+                layout=layout,
+                in_scale=True,
+                seed=seed,
+            )
+        yield ConvCase(
+            cin=5,
+            cout=9,
+            size=(2, 2, width),
+            stride=(1, 2, 2),
+            transposed=True,
+            epilogue=FULL,
+            layout=layout,
+            seed=seed,
+        )
+    yield ConvCase(cin=20, cout=8, size=(9, 11, 7), padding="valid", epilogue=FULL, seed=30)
+    yield ConvCase(cin=20, cout=18, size=(9, 6, 7), padding="valid", stride=(2, 1, 2), epilogue=SHARED, seed=31)
+    yield ConvCase(cin=4, cout=20, size=(3, 4, 5), padding="valid", stride=(2, 2, 1), transposed=True, seed=32)
+    yield ConvCase(((7, 1, 5), (1, 7, 7)), 6, 8, size=(8, 3, 9), epilogue=FULL, seed=33)
+    yield ConvCase(((3, 3, 3),), 24, 40, size=(4, 5, 6), epilogue=FULL, seed=34)
+    yield ConvCase(((3, 3, 3),) * 3, 10, 6, size=(4, 5, 6), epilogue=FULL, seed=35)
+    yield ConvCase(ACS4, 8, 12, size=(3, 5, 17), epilogue=FULL, in_scale=True, seed=36)
+    yield ConvCase(ACS4, 9, 20, size=(3, 4, 6), shuffle=False, epilogue=FULL, seed=37)
+    yield ConvCase(((3, 3, 3), None), 17, 17, size=(3, 4, 6), epilogue=FULL, in_scale=True, seed=38)
+    yield ConvCase(cin=16, cout=16, size=(11, 13, 10), batch=3, epilogue=FULL, seed=39)
+
+
+def small_cases() -> Iterator[ConvCase]:
+    """Enough to notice a planted fault, and quick."""
+    yield ConvCase(cin=8, cout=8, size=(3, 4, 17), epilogue=FULL, in_scale=True, seed=50)
+    yield ConvCase(
+        cin=17, cout=24, size=(4, 3, 70), stride=(1, 2, 2), in_scale=True, epilogue=SHARED, layout="sliced", seed=51
+    )
+    yield ConvCase(cin=20, cout=9, size=(3, 2, 7), stride=(1, 2, 2), transposed=True, epilogue=FULL, seed=52)
+    yield ConvCase(ACS4, 3, 9, size=(4, 3, 5), epilogue=FULL, seed=53)
+    yield ConvCase(cin=5, cout=6, size=(5, 4, 6), padding="valid", shuffle=False, epilogue=SHARED, seed=54)
+    yield ConvCase(((3, 3, 3), None), 6, 6, size=(3, 4, 6), epilogue=FULL, in_scale=True, seed=55)
+    yield ConvCase(cin=3, cout=4, size=(2, 2, 70), epilogue=FULL, seed=56)
+    yield ConvCase(cin=16, cout=8, size=(3, 5, 9), stride=(1, 2, 2), shuffle=False, epilogue=SHARED, seed=57)
+    yield ConvCase(((3, 3, 3), None), 8, 8, size=(3, 4, 6), epilogue=FULL, seed=58)
+    # Read where they lie: one block of channels, blocks and a rest, two tiles along W, strides, far branches.
+    yield ConvCase(cin=8, cout=8, size=(3, 4, 70), batch=2, layout="channels_last", epilogue=SHARED, seed=59)
+    yield ConvCase(
+        cin=12, cout=5, size=(4, 3, 9), batch=2, layout="channels_last", in_scale=True, epilogue=FULL, seed=60
+    )
+    yield ConvCase(cin=20, cout=8, size=(3, 2, 1), layout="channels_last", stride=(2, 1, 1), epilogue=SHARED, seed=61)
+    yield ConvCase(cin=8, cout=6, size=(3, 5, 9), layout="channels_last", stride=(1, 2, 2), epilogue=SHARED, seed=62)
+    yield ConvCase(((1, 1, 9), (3, 1, 3)), 6, 8, size=(4, 3, 11), padding="valid", layout="channels_last", seed=63)
+    yield ConvCase(cin=40, cout=9, size=(2, 3, 5), layout="channels_last", epilogue=SHARED, seed=64)
+    # Two lines in a vector: odd numbers of them, one alone, a stride between them, too far apart; and one line of 16.
+    yield ConvCase(cin=8, cout=8, size=(3, 5, 19), layout="channels_last", epilogue=SHARED, seed=65)
+    yield ConvCase(cin=12, cout=7, size=(4, 1, 9), layout="channels_last", epilogue=FULL, seed=66)
+    yield ConvCase(cin=9, cout=8, size=(2, 9, 5), layout="channels_last", stride=(1, 2, 1), epilogue=SHARED, seed=67)
+    yield ConvCase(cin=40, cout=8, size=(2, 7, 5), layout="channels_last", epilogue=SHARED, seed=68)
+    yield ConvCase(((3, 5, 3), (1, 3, 3)), 8, 8, size=(3, 6, 7), padding="valid", layout="channels_last", seed=69)
+    yield ConvCase(cin=16, cout=16, size=(3, 4, 21), layout="channels_last", epilogue=SHARED, seed=70)
+    yield ConvCase(cin=20, cout=15, size=(3, 4, 9), in_scale=True, epilogue=FULL, seed=71)
+    # Blocks of channels of every kind in one branch: 16 and 8 where they lie, 32 and 8 and 32 and 16 packed.
+    yield ConvCase(cin=12, cout=24, size=(3, 5, 9), layout="channels_last", epilogue=SHARED, seed=72)
+    yield ConvCase(cin=24, cout=40, size=(2, 5, 6), layout="channels_last", epilogue=SHARED, seed=73)
+    yield ConvCase(cin=9, cout=48, size=(2, 3, 7), in_scale=True, epilogue=FULL, seed=74)
+
+
+def wide(case: ConvCase) -> ConvCase:
+    """The same without kinks: with absolute values it bounds every sum of magnitudes."""
+    bound = case.epilogue.bound()
+    return dataclasses.replace(
+        case, epilogue=dataclasses.replace(case.epilogue, activation="linear", clamp=None, **bound)
+    )
+
+
+def outputs(case: ConvCase, tensors: dict[str, Tensor], gy: Tensor | None, backend: str) -> dict[str, Tensor]:
+    y = case.call(ssconv, tensors, backend)
+    found = {"output": y.detach()}
+    if gy is not None:
+        gradients = torch.autograd.grad(y, list(tensors.values()), gy)
+        found |= {f"gradient of {name}": g for name, g in zip(tensors, gradients, strict=True)}
+    return found
+
+
+def expected_of(case: ConvCase, tensors: dict[str, Tensor], gy: Tensor) -> tuple[dict, dict, Tensor]:
+    """Values and bounds by the float64 reference, and the upstream gradient, zero where rounding decides at a kink."""
+    exact = {n: t.detach().double().requires_grad_() for n, t in tensors.items()}
+    magnitudes = {n: t.detach().abs().requires_grad_() for n, t in exact.items()}
+    linear = dataclasses.replace(
+        case, epilogue=dataclasses.replace(case.epilogue, activation="linear", clamp=None, gain=1.0)
+    )
+    e, dtype = case.epilogue, tensors["x"].dtype
+    with torch.no_grad():
+        t = linear.call(ssconv, exact, "reference")
+        margin = 2 * ROUNDINGS[dtype] * torch.finfo(dtype).eps * wide(case).call(ssconv, magnitudes, "reference")
+        near = t.abs() < margin
+        if e.clamp is not None:
+            u = torch.where(t > 0, t, t * e.negative_slope) if e.activation == "lrelu" else t
+            near |= ((u * e.gain).abs() - e.clamp).abs() < margin
+        gy = torch.where(near, 0, gy)
+    values = outputs(case, exact, gy.double(), "reference")
+    bounds = outputs(wide(case), magnitudes, gy.double().abs(), "reference")
+    return values, bounds, gy
+
+
+def assert_close(found: dict[str, Tensor], values: dict, bounds: dict, dtype: torch.dtype, case: ConvCase) -> None:
+    assert found.keys() == values.keys()
+    info = torch.finfo(dtype)
+    for what, t in found.items():
+        allowed = ROUNDINGS[dtype] * info.eps * bounds[what] + 4 * info.smallest_normal * info.eps
+        wrong = ~((t.double() - values[what]).abs() <= allowed)
+        assert not wrong.any(), (
+            f"{what}: {int(wrong.sum())} of {wrong.numel()} wrong, first {wrong.nonzero()[0]}; {case}"
+        )
+
+
+def check_values(cases: Iterator[ConvCase], dtypes: tuple[torch.dtype, ...]) -> None:
+    for case, dtype in itertools.product(cases, dtypes):
+        tensors = tensors_of(case, dtype, requires_grad=True)
+        gy = torch.tensor(np.random.default_rng(case.seed).normal(size=case.call(ssconv, tensors, "cpu").shape)).to(
+            dtype
+        )
+        values, bounds, gy = expected_of(case, tensors, gy)
+        assert_close(outputs(case, tensors, gy, "cpu"), values, bounds, dtype, case)
+
+
+def small() -> None:
+    """All outputs and gradients of a few calls."""
+    check_values(small_cases(), (torch.float32,))
+
+
+def filter_cases() -> Iterator[UpfirdnCase]:
+    """Channels around the blocks of 8 and 16, several tiles of height and depth, borders cropped and left out."""
+    yield UpfirdnCase((4, 4, 4), 3, 2, (3, 5, 4), up=(2, 2, 2), padding=(2, 1, 2, 1, 2, 1), seed=70)
+    yield UpfirdnCase((4, 4, 4), 24, 2, (4, 6, 5), down=(2, 2, 2), padding=1, layout="channels_last", seed=71)
+    yield UpfirdnCase((None, 4, 4), 17, 1, (2, 5, 6), padding=(0, 0, 2, 2, 2, 1), layout="sliced", seed=72)
+    yield UpfirdnCase((3, 1, 5), 16, 2, (4, 5, 3), (3, 1, 2), (2, 1, 3), (-2, 3, 1, 0, 4, -1), layout="channels_last",
+                      seed=73)  # fmt: skip
+    yield UpfirdnCase(
+        (4, None, 7), 8, 1, (9, 2, 3), (1, 3, 1), (1, 2, 1), (3, 2, 0, 1, 9, 12), layout="permuted", seed=74
+    )
+    yield UpfirdnCase(
+        (4, 4, 4), 40, 1, (5, 70, 66), (1, 2, 2), padding=(1, 2, 2, 1, 2, 1), layout="channels_last", seed=75
+    )
+    yield UpfirdnCase((9, 9, 9), 5, 1, (13, 6, 5), padding=4, seed=76)
+    yield UpfirdnCase((None, None, None), 20, 1, (4, 3, 5), (1, 2, 1), (2, 1, 3), (1, 0, -1, 2, 0, 3), seed=77)
+
+
+def check_filters(dtype: torch.dtype, threads_used: int = 1) -> None:
+    for case in filter_cases():
+        tensors = tensors_of(case, dtype)
+        with threads(threads_used):
+            found = case.call(ssconv, tensors, "cpu")
+        exact = {n: t.double() for n, t in tensors.items()}
+        values = {"output": case.call(ssconv, exact, "reference")}
+        bounds = {"output": case.call(ssconv, {n: t.abs() for n, t in exact.items()}, "reference")}
+        assert_close({"output": found}, values, bounds, dtype, case)
+        with threads(1):
+            assert torch.equal(found, case.call(ssconv, tensors, "cpu")), f"{threads_used} threads: other bits; {case}"
+
+
+def filters() -> None:
+    check_filters(torch.float32)
+
+
+def filters_16_bit() -> None:
+    check_filters(torch.bfloat16)
+    check_filters(torch.float16)
+
+
+def filter_workers() -> None:
+    """Tiles depend on the number of threads, no bit of the result does."""
+    for count in (2, 3, 7):
+        check_filters(torch.float32, count)
+
+
+def wide_float32() -> None:
+    """All outputs and gradients, over shapes around every width that the kernels know."""
+    check_values(wide_cases(), (torch.float32,))
+
+
+def wide_16_bit() -> None:
+    check_values(wide_cases(), (torch.bfloat16, torch.float16))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def workers() -> None:
+    """The same bits each time with the same number of threads, the same values with any number."""
+    for case in (*small_cases(), ConvCase(cin=16, cout=24, size=(9, 10, 33), batch=1, epilogue=FULL, seed=60)):
+        tensors = tensors_of(case, torch.float32, requires_grad=True)
+        with threads(1):
+            y = case.call(ssconv, tensors, "cpu")
+            gy = torch.tensor(np.random.default_rng(case.seed).normal(size=y.shape), dtype=torch.float32)
+            values, bounds, gy = expected_of(case, tensors, gy)
+            single = outputs(case, tensors, gy, "cpu")
+        for count in (1, 2, 3, 7):
+            with threads(count):
+                runs = [outputs(case, tensors, gy, "cpu") for _ in range(4)]
+            assert_close(runs[0], values, bounds, torch.float32, case)
+            for again, what in itertools.product(runs, runs[0]):
+                assert torch.equal(again[what], runs[0][what]), f"{what}: other bits at the next call, {count} threads"
+            # Sums over channels and taps do not depend on how positions are cut up.
+            assert torch.equal(runs[0]["output"], single["output"]), f"output: other bits with {count} threads"
+
+
+def copied(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The identity branch: x as it is read, as z stores it."""
+    y, z = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+    KERNELS.convolve(
+        x, [], None, None, None, None, [0, 0, 0], [1, 1, 1], [0, 0, 0], False, False, 1, 1.0, 1.0, None, y, z
+    )
+    return z
+
+
+def same_bits(found: Tensor, expected: Tensor) -> bool:
+    """NaN in the same places, and the same bits, signs of zeros included, in all others."""
+    nan = expected.isnan()
+    integer = torch.int32 if found.dtype == torch.float32 else torch.int16
+    return torch.equal(found.isnan(), nan) and torch.equal(found.view(integer)[~nan], expected.view(integer)[~nan])
+
+
+def conversions() -> None:
+    """Every 16-bit pattern to float32; and back from each, from halfway to the next and beside that."""
+    patterns = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        x = patterns.view(dtype).reshape(1, 64, 64, 16, 1).permute(0, 4, 1, 2, 3).reshape(1, 1, 64, 64, 16)
+        wide = x.float()
+        assert same_bits(copied(x, torch.float32), wide), f"{dtype} to float32"
+        following = (patterns + 1).view(dtype).reshape(x.shape).float()
+        halfway = wide + (following - wide) / 2
+        up, down = (torch.nextafter(halfway, torch.tensor(side)) for side in (torch.inf, -torch.inf))
+        beyond = torch.tensor([65519.9, 65520.0, 65536.0, -70000.0, 131071.0, 3.4e38, 2.9e-8, 3e-8, -1e-40, -0.0] * 8)
+        payloads = torch.tensor([0x7F800001, 0x7FFFFFFF, -1, -0x7FFFFF] * 20, dtype=torch.int32).view(torch.float32)
+        assert payloads.isnan().all()
+        for values in (wide, halfway, up, down, *(t.reshape(1, 1, 1, 8, 10) for t in (beyond, payloads))):
+            assert same_bits(copied(values, dtype), values.to(dtype)), f"float32 to {dtype}"
+
+
+def nan_and_infinity() -> None:
+    """Reach the outputs and gradients whose sums they are in, and change no bit of any other."""
+    for case in small_cases():
+        case = dataclasses.replace(case, in_scale=False, epilogue=Epilogue(bias=True))
+        tensors = tensors_of(case, torch.float32)
+        shape = tensors["x"].shape
+        at = (shape[0] - 1, 1, shape[2] // 2, shape[3] - 1, shape[4] // 3)
+        for value in (torch.nan, torch.inf):
+            x = tensors["x"].clone()
+            x[at] = 0
+            before = case.call(ssconv, {**tensors, "x": x}, "cpu")
+            x[at] = value
+            after = case.call(ssconv, {**tensors, "x": x}, "cpu")
+            ones = {
+                n: torch.ones_like(t) if n.startswith("weights") else torch.zeros_like(t) for n, t in tensors.items()
+            }
+            ones["x"][at] = 1
+            reached = case.call(ssconv, {n: t.double() for n, t in ones.items()}, "reference") != 0
+            assert reached.any() and not reached.all()
+            assert torch.equal(~after.isfinite(), reached), f"{value} in x: other outputs than it reaches; {case}"
+            assert torch.equal(after[~reached], before[~reached]), (
+                f"{value} in x changes outputs that do not see it; {case}"
+            )
+        leaves = {n: t.clone().requires_grad_() for n, t in tensors.items()}
+        y = case.call(ssconv, leaves, "cpu")
+        gy = torch.zeros_like(y)
+        middle = (0, y.shape[1] - 1, *(n // 2 for n in y.shape[2:]))
+        gy[middle] = torch.nan
+        gx = torch.autograd.grad(y, leaves["x"], gy)[0]
+        gy[middle] = 1
+        magnitudes = {n: t.detach().double().abs().requires_grad_() for n, t in leaves.items()}
+        exact = case.call(ssconv, magnitudes, "reference")
+        seen = torch.autograd.grad(exact, magnitudes["x"], gy.double())[0] != 0
+        assert seen.any() and torch.equal(gx.isnan(), seen), f"NaN upstream: other inputs than its output saw; {case}"
+
+
+def kinks() -> None:
+    """At 0 the slope is the negative side's, as in PyTorch, whatever the gain's sign; beyond the clamp it is 0."""
+    z = torch.tensor([0.0, -0.0, 1.0, -1.0, 5.0, -5.0]).repeat(3).reshape(1, 6, 1, 1, 3).contiguous()
+    for gain, slope, groups, clamp in itertools.product((1.5, -1.5), (0.2, 0.0), (1, 2, 3), (None, 2.0)):
+        leaf = z.clone().requires_grad_()
+        shuffled = torch.nn.functional.channel_shuffle(leaf, groups)
+        t = torch.nn.functional.leaky_relu(shuffled, slope) * gain
+        expected = t if clamp is None else t.clamp(-clamp, clamp)
+        y = cpu.epilogue(z, None, None, None, groups, slope, gain, clamp)
+        assert torch.equal(y, expected), f"epilogue at a kink: gain {gain}, slope {slope}, clamp {clamp}"
+        gy = torch.rand(y.shape) + 0.5
+        gz, *_ = cpu.epilogue_backward(gy, y, None, None, groups, slope, gain, clamp, False, -1)
+        (exact,) = torch.autograd.grad(expected, leaf, gy)
+        assert torch.allclose(gz, exact, rtol=1e-6, atol=0), f"gradient at a kink: {gain}, {slope}, {clamp}"
+
+
+def no_samples() -> None:
+    """A batch of none: empty results, gradients of the parameters 0."""
+    for case in small_cases():
+        tensors = tensors_of(dataclasses.replace(case, batch=0), torch.float32, requires_grad=True)
+        y = case.call(ssconv, tensors, "cpu")
+        assert y.shape[0] == 0
+        for name, t in tensors.items():
+            (gradient,) = torch.autograd.grad(y, t, torch.zeros_like(y), retain_graph=True)
+            assert gradient.shape == t.shape and (gradient == 0).all(), f"gradient of {name} without samples; {case}"
+
+
+# --------------------------------------------------------------------------------------------- memory of its own
+
+
+class Guarded:
+    """Tensors that end, or begin, at a page which may not be touched: one element too far kills the process."""
+
+    def __init__(self, at_end: bool) -> None:
+        self.at_end = at_end
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.libc.mmap.restype = ctypes.c_void_p
+        self.libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        self.libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def empty(self, shape, dtype: torch.dtype = torch.float32, memory_format=torch.contiguous_format) -> Tensor:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        count = int(np.prod(shape))
+        size, page = max(count, 1) * dtype.itemsize, mmap.PAGESIZE
+        room = -(-size // page) * page
+        start = self.libc.mmap(None, room + 2 * page, 3, 0x22, -1, 0)  # read and write; private, anonymous
+        assert start not in (None, 2**64 - 1)
+        for guard in (start, start + page + room):
+            assert self.libc.mprotect(guard, page, 0) == 0
+        at = start + page + (room - size if self.at_end else 0)
+        flat = torch.frombuffer((ctypes.c_char * size).from_address(at), dtype=dtype)[:count].fill_(torch.nan)
+        if memory_format == torch.channels_last_3d:
+            n, c, *rest = shape
+            return flat.view(n, *rest, c).permute(0, 4, 1, 2, 3)
+        return flat.view(shape)
+
+    def copy(self, t: Tensor | None, memory_format=torch.contiguous_format) -> Tensor | None:
+        return None if t is None else self.empty(t.shape, t.dtype, memory_format).copy_(t)
+
+
+def guard_pages() -> None:
+    """No kernel reads or writes beside its tensors, and every element of every result is written."""
+    real = cpu.torch
+    for at_end, dtype, memory in itertools.product(
+        (True, False), (torch.float32, torch.bfloat16), (torch.channels_last_3d, torch.contiguous_format)
+    ):
+        guarded = Guarded(at_end)
+        patched = {n: getattr(real, n) for n in dir(real) if not n.startswith("__")} | {"empty": guarded.empty}
+        patched["empty_like"] = lambda t: guarded.empty(t.shape, t.dtype, real.channels_last_3d)  # noqa: B023
+        cpu.torch = SimpleNamespace(**patched)
+        try:
+            for case in small_cases():
+                run_guarded(case, guarded, dtype, memory)
+            for case in filter_cases():
+                x = guarded.copy(tensors_of(case, dtype)["x"], memory)
+                taps = [None if f is None else guarded.copy(torch.tensor(f).float()) for f in case.filters()]
+                y = cpu.upfirdn(x, taps, case.up, case.down, case.six)
+                assert y.isfinite().all(), "upfirdn leaves outputs unwritten"
+        finally:
+            cpu.torch = real
+
+
+def run_guarded(case: ConvCase, guarded: Guarded, dtype: torch.dtype, memory: torch.memory_format) -> None:
+    tensors = tensors_of(case, dtype)
+    spec = ssconv.spec.ConvSpec(
+        tuple(k or (0, 0, 0) for k in case.kernels), case.stride, case.padding, case.transposed, case.shuffle
+    )
+    x = guarded.copy(tensors["x"], memory)
+    weights = [guarded.copy(tensors[n]) for n in tensors if n.startswith("weights")]
+    bias, scale, in_scale, noise = (
+        guarded.copy(None if n not in tensors else tensors[n].float())
+        for n in ("bias", "out_scale", "in_scale", "noise")
+    )
+    e, groups = case.epilogue, len(case.kernels) if case.shuffle else 1
+    slope = e.negative_slope if e.activation == "lrelu" else 1.0
+    y, z = cpu.convolve(x, weights, bias, in_scale, scale, noise, spec, groups, slope, e.gain, e.clamp, True)
+    assert y.isfinite().all() and z.isfinite().all(), "convolve leaves outputs unwritten"
+    again = cpu.epilogue(z, bias, scale, noise, groups, slope, e.gain, e.clamp)
+    assert again.isfinite().all(), "epilogue leaves outputs unwritten"
+    gy = guarded.copy(torch.randn(y.shape).to(dtype), memory)
+    parts = cpu.epilogue_backward(
+        gy, y, z, scale, groups, slope, e.gain, e.clamp, True, -1 if noise is None else noise.shape[0]
+    )
+    assert all(p is None or p.isfinite().all() for p in parts), "epilogue_backward leaves results unwritten"
+    gx = cpu.input_grad(parts[0], weights, in_scale, spec, x.shape[2:])
+    assert gx.isfinite().all(), "input_grad leaves results unwritten"
+    assert all(g.isfinite().all() for g in cpu.weight_grad(parts[0], x, in_scale, spec)), (
+        "weight_grad leaves some unwritten"
+    )
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    c.__name__: c
+    for c in (
+        small, filters, filters_16_bit, filter_workers, conversions, kinks, workers, nan_and_infinity, no_samples,
+        guard_pages, wide_float32, wide_16_bit,
+    )
+}  # fmt: skip
+
+
+def main(instruction_set: str, *names: str) -> int:
+    if not KERNELS.set_cpu_instruction_set(instruction_set):
+        print(f"this processor does not run {instruction_set}", file=sys.stderr)
+        return 2
+    torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
+    torch.set_num_threads(1)
+    for name in names or CHECKS:
+        try:
+            CHECKS[name]()
+        except AssertionError:
+            traceback.print_exc()
+            print(f"check failed: {name}", file=sys.stderr)
+            return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

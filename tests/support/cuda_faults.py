@@ -1,0 +1,353 @@
+"""Faults planted in the CUDA kernels and their calls, each of which the checks on the emulator must notice.
+
+python tests/support/cuda_faults.py benchmarks/results/cuda_faults.md      plants them all, writes what noticed each
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import emulated, forked
+from tests.support.forked import ROOT, Done, Server
+
+
+def objects(folder: Path, names: list[str]) -> list[Path]:
+    return [folder / f"{name}.o" for name in names]
+
+
+def build(folder: Path) -> Path:
+    """The emulator's module as the sources are."""
+    names = list(emulated.sources())
+    emulated.compile_objects(names, folder)
+    return emulated.link(objects(folder, names), folder / "emulated.so")
+
+
+PRODUCT = ("product_bf16",)
+WEIGHTS = ("weight_kinds",)
+MEMORY = ("memory_bound",)
+HOPPER = ("product_sm90",)
+HOPPER_WEIGHTS = ("weights_sm90",)
+HALO = ("halo_sm90",)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In csrc/cuda/`file`, `old`, which stands there once, becomes `new`; `check` must notice. `units` are compiled
+    anew; none: the file is one of ssconv/."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    units: tuple[str, ...] = PRODUCT
+    check: str = "quick"
+
+
+def _halo(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HALO) -> Fault:
+    return Fault(what, file, old, new, units, "halo_quick")
+
+
+def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+    return Fault(what, file, old, new, units, "hopper_quick")
+
+
+def _parity(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+    return Fault(what, file, old, new, units, "parity_quick")
+
+
+def _cluster(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+    return Fault(what, file, old, new, units, "cluster_quick")
+
+
+FAULTS = [
+    # the ring of stages
+    Fault("no barrier before a stage is used", "product.cuh",
+          "        sync_threads();  // the stage is there for all, and all are done with the one before\n", ""),
+    Fault("no wait for a stage", "product.cuh", "        wait_for_oldest(p.stages);\n", ""),
+    Fault("a wait for one stage too few", "common.cuh", "    copy_wait<1>();", "    copy_wait<2>();"),
+    Fault("a stage filled while it is read", "product.cuh", "        loader.fill(filled * STAGE);\n",
+          "        loader.fill(used * STAGE);\n"),
+    Fault("no wait at the end", "product.cuh", "    copy_wait<0>();\n    write(", "    write("),
+    # what is loaded
+    Fault("a tap too far", "product.cuh", "taps[i].shift + (p.geometry", "taps[i].shift + 1 + (p.geometry"),
+    Fault("heights and widths swapped in a mask", "product.cuh", "inside(h + (r >> 8 & 255), p.x.size[2])",
+          "inside(h + (r >> 8 & 255), p.x.size[3])"),
+    Fault("no mask along D", "product.cuh", "r >> 31 == 0 && inside(d + (r & 255), p.x.size[1]) &&",
+          "r >> 31 == 0 &&"),
+    Fault("samples beyond the last", "product.cuh", "(there ? 0u : 1u << 31)", "0u"),
+    Fault("channels of the first branch for all", "product.cuh", "w * p.x.stride[4] + static_cast<int64_t>(number)",
+          "w * p.x.stride[4] + static_cast<int64_t>(0)"),
+    Fault("elements outside not masked", "product.cuh", "          if (there) {", "          if (sample) {"),
+    Fault("scales of the first sample", "product.cuh",
+          "load(p.in_scale + n * p.branches * p.in_channels + c_all)", "load(p.in_scale + c_all)"),
+    Fault("the weights of one block for all", "product.cuh", "static_cast<int64_t>(place.column_block) * left *",
+          "static_cast<int64_t>(0) * left *"),
+    Fault("weights of the first step for all", "product.cuh", "        weights += BN * CHUNKS;\n", ""),
+    Fault("parities of the adjoint swapped", "common.cuh", "const int tap = reach % stride;",
+          "const int tap = (reach + 1) % stride;", (*PRODUCT, *MEMORY)),
+    # what is multiplied
+    Fault("the same rows twice", "product.cuh", "16 * i + lane % 16, k + lane", "16 * i + lane % 8, k + lane"),
+    Fault("a tile of columns twice", "product.cuh", "first_column + 8 * j + lane / 16 * 8 + lane % 8",
+          "first_column + 8 * j + lane % 8"),
+    Fault("a last chunk of few channels left out", "product.cuh", "(rest + SIZE - 1) / SIZE", "rest / SIZE"),
+    # what is stored
+    Fault("branches side by side, not interleaved", "product.cuh", "run[c * S + s] = values[c];",
+          "run[s * RUN + c] = values[c];"),
+    Fault("columns beyond the last stored", "common.cuh", "    if (i < count) store(p + i, from_float<T>(values[i]));",
+          "    store(p + i, from_float<T>(values[i]));"),
+    Fault("outputs of one parity side by side", "product.cuh", "q[j] * p.geometry.stride[j] + place.parity[j] : q[j]",
+          "q[j] + place.parity[j] : q[j]"),
+    Fault("noise of the first sample", "common.cuh", "n * e.noise_stride + voxel", "voxel"),
+    Fault("clamped on one side", "common.cuh", "    y = y < -e.clamp ? -e.clamp : y;\n", ""),
+    Fault("shuffled channels of one branch side by side", "product.cuh",
+          "const int step = p.shuffle ? p.branches : 1;", "const int step = 1;"),
+    Fault("the identity reads the first branch", "product.cuh",
+          "static_cast<int64_t>(b.number) * p.in_channels + column;", "column;"),
+    # weights and inputs made ready
+    Fault("columns not permuted", "pack.cuh", "lane * p.run + within", "in_half", MEMORY),
+    Fault("weights of a channel too many", "pack.cuh", "channel < p.in_channels &&", "channel <= p.in_channels &&",
+          MEMORY),
+    Fault("taps of the first parity for all", "pack.cuh", "taps[0].first + tap", "0 + tap", MEMORY),
+    Fault("what lies beyond a branch's channels", "pack.cuh",
+          "first + j < p.channels ? to_float(load(x + j * p.x.stride[1])) : 0.f",
+          "to_float(load(x + j * p.x.stride[1]))", MEMORY),
+    # weight gradient
+    Fault("no barrier in the weight gradient", "weights.cuh",
+          "      sync_threads();\n      loader.fill(filled", "      loader.fill(filled", WEIGHTS),
+    Fault("a share of voxels too large", "weights.cuh", "? step + p.steps_per_split : p.steps",
+          "? step + p.steps_per_split + 1 : p.steps", WEIGHTS),
+    Fault("windows without stride", "weights.cuh", "divide_off(p.h, rest) * p.geometry.stride[1] + shift[1]",
+          "divide_off(p.h, rest) + shift[1]", WEIGHTS),
+    Fault("all splits to one place", "weights.cuh", "(int64_t(block_y()) * blocks_x() + block_x())",
+          "int64_t(block_x())", WEIGHTS),
+    Fault("the last split not added", "weights.cuh", "split < p.splits;", "split < p.splits - 1;", WEIGHTS),
+    Fault("rows and columns of a transposed weight swapped", "weights.cuh", "p.transposed ? int64_t(channel)",
+          "!p.transposed ? int64_t(channel)", WEIGHTS),
+    Fault("voxels beyond the last", "weights.cuh", "bool there = high_channel >= 0 && rest < p.voxels;",
+          "bool there = high_channel >= 0;", WEIGHTS),
+    # the epilogue's backward
+    Fault("no barrier before the warps' sums are added", "finish.cuh",
+          "    sync_threads();\n    for (int i = thread_index(); i < p.lanes",
+          "    for (int i = thread_index(); i < p.lanes", MEMORY),
+    Fault("half of a voxel's channels in its noise", "finish.cuh", "for (int mask = 1; mask < p.lanes; mask *= 2)",
+          "for (int mask = 2; mask < p.lanes; mask *= 2)", MEMORY),
+    Fault("slope before the gain's sign", "finish.cuh", "((p.gain > 0 ? y[i] : -y[i]) > 0)", "(y[i] > 0)", MEMORY),
+    Fault("un-shuffle the wrong way round", "finish.cuh", "own[j] = values[j * S + s];",
+          "own[j] = values[j * S + S - 1 - s];", MEMORY),
+    # upfirdn
+    Fault("no barrier between two filters", "filter.cuh",
+          "      put(second + i / groups * cell + c * 4, sum);\n    }\n    sync_threads();\n",
+          "      put(second + i / groups * cell + c * 4, sum);\n    }\n", MEMORY, "quick_filters"),
+    Fault("a result over what is still read", "filter.cuh", "(in > out ? in : out)", "in", MEMORY, "quick_filters"),
+    Fault("taps not flipped", "filter.cuh", "p.length[i] - 1 - t)", "t)", MEMORY, "quick_filters"),
+    Fault("zeros between samples forgotten", "filter.cuh", "t += p.up[i], at", "t += 1, at", MEMORY, "quick_filters"),
+    # sm_90a's product with the halo in shared memory: its rings
+    _halo("no wait for a full buffer", "halo_sm90.cuh", "      inputs.wait_full();\n", ""),
+    _halo("no wait for a full stage of weights", "halo_sm90.cuh",
+          "        if (within == 0) weights.wait_full();\n", ""),
+    _halo("no wait for a free buffer", "halo_sm90.cuh",
+          "          ring.wait_free();\n          mbarrier_expect(ring.full(), b.",
+          "          mbarrier_expect(ring.full(), b."),
+    _halo("no wait for a free stage of weights", "halo_sm90.cuh",
+          "          ring.wait_free();\n          mbarrier_expect(ring.full(), STAGE);",
+          "          mbarrier_expect(ring.full(), STAGE);"),
+    _halo("the bytes of one piece expected", "halo_sm90.cu", "b.expected = p.copies * pixels * pixel;",
+          "b.expected = pixels * pixel;"),
+    _halo("a buffer freed before its wgmmas are done", "halo_sm90.cuh",
+          "          Inputs::release(before);\n          before = inputs.stage;\n",
+          "          before = inputs.stage;\n          Inputs::release(before);\n"),
+    _halo("a stage of weights freed before its wgmmas are done", "halo_sm90.cuh",
+          "          Weights::release(reading);\n          reading = weights.stage;\n",
+          "          reading = weights.stage;\n          Weights::release(reading);\n"),
+    _halo("a branch's last buffer never freed", "halo_sm90.cuh", "    Inputs::release(before);\n  }",
+          "  }"),
+    _halo("a lead that the second warpgroup waits for in vain", "halo_sm90.cuh", "mbarrier_init(LEAD, 4);",
+          "mbarrier_init(LEAD, 8);"),
+    _halo("a lead of more than the first chunk", "halo_sm90.cuh",
+          "      if (lead > 0) give_lead();\n      lead = 0;\n", ""),
+    _halo("both rings' mbarriers in one place", "halo_sm90.cuh", "STAGES * STAGE, Weights::SHARED>",
+          "STAGES * STAGE, MBARRIERS>"),
+    # what it brings, and where a tap begins in it
+    _halo("a halo on one side", "halo_sm90.cu", "p.geometry.first[i]) - (b.extent[i] - 1) / 2;",
+          "p.geometry.first[i]);"),
+    _halo("the adjoint's windows where the forward's are", "halo_sm90.cu",
+          "(p.geometry.adjoint ? -p.geometry.first[i] : p.geometry.first[i])", "p.geometry.first[i]"),
+    _halo("the adjoint's taps in the forward's order", "halo_sm90.cu",
+          "p.geometry.adjoint ? b.extent[j] - 1 - shift[j] : shift[j]", "shift[j]"),
+    _halo("rows of the tile, not of the halo", "halo_sm90.cu", "b.stride = box[2] * pixel;",
+          "b.stride = p.tile[2] * pixel;"),
+    _halo("pieces of channels too near", "halo_sm90.cu", "b.leading = p.swizzled ? 0 : b.plane;",
+          "b.leading = p.swizzled ? 0 : b.plane - 128;"),
+    _halo("the next 16 of K one piece on", "halo_sm90.cu", "2 * b.plane / 16", "b.plane / 16"),
+    _halo("copies of another swizzle", "halo_sm90.cu", "box, p.span, p.map[s]", "box, p.span / 2, p.map[s]"),
+    _halo("matrices of another swizzle", "halo_sm90.cuh", "p.span, b.leading", "p.span ? 192 - p.span : 0, b.leading"),
+    _halo("a map with the next branch's channels", "../tiled.cuh", "m.size[0] = x.channels_there;",
+          "m.size[0] = x.channels_there + 8;"),
+    _halo("slices beyond a chunk's last tap", "halo_sm90.cu",
+          "b.slices = taps * (p.chunk / 16);\n  b.steps = (b.slices + 3) / 4;",
+          "b.steps = (taps * (p.chunk / 16) + 3) / 4;\n  b.slices = b.steps * 4;"),
+    # what it multiplies and stores
+    _halo("no wgmma fence in the halo's product", "halo_sm90.cuh", "        matrix_fence();\n", ""),
+    _halo("no commit in the halo's product", "halo_sm90.cuh", "        matrix_commit();\n", ""),
+    _halo("no wait before the halo's sums are read", "halo_sm90.cuh", "    matrix_wait<0>();\n", ""),
+    _halo("the halo's sums of the tile before", "halo_sm90.cuh", "chunk > 0 || slice > 0 || k > 0", "true"),
+    _halo("sums of a tile's first chunk left out", "halo_sm90.cuh", "chunk > 0 || slice > 0 || k > 0",
+          "slice > 0 || k > 0"),
+    _halo("the first warpgroup's matrices for both", "halo_sm90.cuh", "uniform(thread_index() / 128) * MI", "0"),
+    _halo("a matrix's rows in another order", "halo_sm90.cuh", "2 * (warp % 4) + row % 2", "warp % 4 + row % 2 * 4"),
+    _halo("outputs beyond an edge stored", "halo_sm90.cuh", " && w < p.size[2];", ";"),
+    _halo("the halo's outputs of the first sample", "halo_sm90.cuh", "n = tile.at[0];", "n = 0;"),
+    _halo("the halo's weights of the first columns", "halo_sm90.cuh", "static_cast<int64_t>(tile.column_block) * steps",
+          "static_cast<int64_t>(0) * steps"),
+    _halo("weights of the first chunk for all", "pack.cuh", "step / chunk_steps * chunk_channels + ", "", MEMORY),
+    _halo("chunks not in whole stages", "backend/cuda/sm90_halo.py", "total += blocks * chunks * steps * own",
+          "total += blocks * steps * own", ()),
+    # sm_90a's products: the ring
+    _hopper("no wait for a full stage", "product_sm90.cuh", "          ring.wait_full();\n", ""),
+    _hopper("no wait for a free stage", "product_sm90.cuh", "ring.wait_free();\n          mbarrier", "mbarrier"),
+    _hopper("a phase bit that stays", "ring.cuh", "    parity ^= 1;\n", ""),
+    _hopper("fewer bytes expected than come", "product_sm90.cuh", "mbarrier_expect(full, STAGE);",
+            "mbarrier_expect(full, A_BYTES);"),
+    _hopper("a stage freed before its wgmmas are done", "product_sm90.cuh",
+            "          Ring::template release<CLUSTER>(reading);\n          reading = ring.stage;\n",
+            "          reading = ring.stage;\n          Ring::template release<CLUSTER>(reading);\n"),
+    _hopper("a stage freed by one warpgroup of two", "ring.cuh", "4 * CONSUMERS * BLOCKS);", "4 * BLOCKS);"),
+    _hopper("no fence after the mbarriers' initialisation", "ring.cuh", "      mbarrier_fence();\n", ""),
+    _hopper("no barrier after the mbarriers' initialisation", "ring.cuh", "      sync_threads();\n", "      ;\n"),
+    # what its bulk copies bring
+    _hopper("corners in the order of the tensor", "product_sm90.cu", "window(box, i, b.lower[i]",
+            "window(box, 2 - i, b.lower[i]"),
+    _hopper("steps of one", "product_sm90.cu", "b.lower[i], p.pace[i],", "b.lower[i], 1,"),
+    _hopper("a map of all branches' channels", "product_sm90.cu", "  box.channels = p.box_channels;",
+            "  box.channels_there *= p.branches - b.number;\n  box.channels = p.box_channels;"),
+    _hopper("taps beyond the last", "product_sm90.cuh", "const bool real = tap[0] < r.count[0];",
+            "const bool real = true;"),
+    _hopper("taps in the forward's order", "product_sm90.cuh", "p.geometry.adjoint ? r.shift[i] - tap[i] : tap[i]",
+            "tap[i]"),
+    # what it multiplies
+    _hopper("a swizzle that is not the copy's", "product_sm90.cuh",
+            "group * ROWS * span), span, 0, 8 * span)", "group * ROWS * span), 128, 0, 8 * span)"),
+    _hopper("no wgmma fence", "product_sm90.cuh", "          matrix_fence();\n", ""),
+    _hopper("no commit", "product_sm90.cuh", "          matrix_commit();\n", ""),
+    _hopper("no wait before the sums are read", "product_sm90.cuh", "      matrix_wait<0>();\n", ""),
+    _hopper("sums of the tile before", "product_sm90.cuh", "step > 0 || k > 0", "true"),
+    # what it stores, and the weights as it reads them
+    _hopper("its branches in the wrong order", "shuffled.cuh", "finished[i % S][g]", "finished[S - 1 - i % S][g]"),
+    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (output >= p.outputs) return false;", ""),
+    _hopper("the first sample's noise for all", "shuffled.cuh", "finisher.finish(own, n, voxel);",
+            "finisher.finish(own, 0, voxel);"),
+    _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", MEMORY),
+    _hopper("a tap's weights padded otherwise than its inputs", "backend/cuda/sm90.py",
+          '"packed", channels, padded, columns',
+          '"packed", channels, there, columns', ()),
+    # the adjoint of a stride, parity by parity
+    _parity("taps of one parity for all", "product_sm90.cuh", "const Params::Reach& r = b.reach[tile.parity];",
+            "const Params::Reach& r = b.reach[0];"),
+    _parity("outputs of one parity of sm_90a side by side", "product_sm90.cuh",
+            "divide_off(*count[i], n) * p.geometry.stride[i] +", "divide_off(*count[i], n) +"),
+    _parity("voxels of a parity that lie outside", "product_sm90.cuh",
+            "there = there && at < static_cast<uint32_t>(p.size[i]);", "there = true;"),
+    _parity("sums where no tap reaches", "product_sm90.cuh", "reach.count[0] > 0 ? sum :", "true ? sum :"),
+    _parity("a wave of more slots than are left", "product_sm90.cuh",
+            "p.slots - first < clusters ? p.slots - first : clusters", "clusters"),
+    _parity("a map that begins where the last parity's taps do", "product_sm90.cu",
+            "if (taps[k].count == 0 || found) continue;", "if (taps[k].count == 0) continue;"),
+    _parity("the packed weights of one parity for all", "product_sm90.cu", "r.start = b.start[k];",
+            "r.start = b.start[0];"),
+    _parity("parities in another order than their taps", "product_sm90.cu",
+            "std::swap(p.parity[j], p.parity[j - 1]);", ""),
+    _parity("weights of the first parity alone", "backend/cuda/sm90.py", "count, len(kinds)), \"packed\"",
+            "count, 1), \"packed\"", ()),
+    # clusters
+    _cluster("no arrival at the other block's mbarriers", "ring.cuh",
+             "mbarrier_arrive_at(FREE + 8 * stage, block_rank() ^ 1);", ";"),
+    _cluster("stages freed by one block's warps", "ring.cuh", "4 * CONSUMERS * BLOCKS);", "4 * CONSUMERS);"),
+    _cluster("weights for the block itself alone", "product_sm90.cuh", "copy_bulk_to(3,",
+             "copy_bulk_to(1 << block_rank(),"),
+    _cluster("the same half of the weights by both blocks", "product_sm90.cuh", "block_rank() * (B_BYTES / 2)", "0"),
+    _cluster("no barrier of the cluster at its start", "ring.cuh", "      sync_cluster();", "      sync_threads();"),
+    _cluster("a block that ends while the other frees its stages", "product_sm90.cuh",
+             "for (int i = 0; i < STAGES; ++i) {", "for (int i = 0; i < 0; ++i) {"),
+    _cluster("the same outputs by both blocks", "product_sm90.cuh", "(CLUSTER > 1 ? block_rank() : 0)", "0"),
+    _cluster("half a cluster", "backend/cuda/sm90.py", "multiprocessors // cluster)) * cluster",
+             "multiprocessors // cluster))", ()),
+    # sm_90a's weight gradient
+    _hopper("windows of sm_90a's weight gradient without stride", "weights_sm90.cuh",
+            "at[1 + i] * p.geometry.stride[i] + b.lower[i]", "at[1 + i] + b.lower[i]", HOPPER_WEIGHTS),
+    _hopper("K along the rows", "weights_sm90.cuh", "matrix_multiply<T, BN, true, true>",
+            "matrix_multiply<T, BN, true, false>", HOPPER_WEIGHTS),
+    _hopper("the next channels too near", "weights_sm90.cuh", "high_span, BK * high_span, 8 * high_span)",
+            "high_span, 8 * high_span, 8 * high_span)", HOPPER_WEIGHTS),
+    _hopper("all splits of sm_90a to one place", "weights_sm90.cuh", "(block_y() * tiles + number)", "(number)",
+            HOPPER_WEIGHTS),
+    _hopper("a stage of the weight gradient freed too early", "weights_sm90.cuh",
+            "      Ring::release(reading);\n      reading = ring.stage;\n",
+            "      reading = ring.stage;\n      Ring::release(reading);\n", HOPPER_WEIGHTS),
+    # the calls
+    Fault("weights' strides not swapped", "backend/cuda/plan.py", "if swap else stride", "if False else stride", ()),
+    Fault("a filter's tile without its halo", "backend/cuda/plan.py", "((t - 1) * s + n - 1) // u + 1",
+          "((t - 1) * s) // u + 1", (), "quick_filters"),
+]  # fmt: skip
+
+
+def planted(fault: Fault, folder: Path, clean: Path) -> tuple[Path, Path]:
+    """The emulator's module and the package, with one fault."""
+    package = ROOT
+    folder.mkdir(parents=True, exist_ok=True)
+    if fault.units:
+        root = folder / "source"
+        shutil.copytree(ROOT / "csrc", root / "csrc", ignore=shutil.ignore_patterns("cpu", "*.o"))
+        path = root / "csrc" / "cuda" / fault.file
+    else:
+        package = folder
+        shutil.copytree(ROOT / "ssconv", folder / "ssconv", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        path = folder / "ssconv" / fault.file
+    text = path.read_text()
+    assert text.count(fault.old) == 1, f"{fault.file} has {text.count(fault.old)} of {fault.old!r}: plant it elsewhere"
+    path.write_text(text.replace(fault.old, fault.new))
+    if not fault.units:
+        return clean, package
+    emulated.compile_objects(fault.units, folder, root)
+    others = [name for name in emulated.sources() if name not in fault.units]
+    return emulated.link(
+        [*objects(folder, list(fault.units)), *objects(clean.parent, others)], folder / "emulated.so"
+    ), ROOT
+
+
+def check(fault: Fault, folder: Path, clean: Path, server: Server) -> Done:
+    """The fault's check with the fault."""
+    module, package = planted(fault, folder, clean)
+    return server.run("cuda_checks.py", str(module), fault.check, package=package)
+
+
+def report(path: Path) -> int:
+    """Plants all, writes a table; returns how many went unnoticed."""
+    missed = 0
+    rows = ["| fault | in | check | noticed by |", "|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clean = build(folder / "clean")
+        with forked.server(folder / "stderr") as server:
+            for number, fault in enumerate(FAULTS):
+                done = check(fault, folder / str(number), clean, server)
+                missed += done.returncode != 3
+                lines = [line for line in done.stderr.splitlines() if "Error: " in line]
+                noticed = "**nothing**"
+                if lines and done.returncode == 3:
+                    noticed = lines[-1].split("Error: ", 1)[1].split("; torch.")[0]
+                rows.append(f"| {fault.what} | {fault.file} | {fault.check} | {noticed[:150].replace('|', ' ')} |")
+                print(f"{number + 1}/{len(FAULTS)}: {fault.what}: {noticed[:80]}", flush=True)
+    found = len(FAULTS) - missed
+    path.write_text(
+        f"Planted in the sources of the CUDA backend, one at a time: {found} of {len(FAULTS)} were noticed. "
+        "`python tests/support/cuda_faults.py FILE` writes this table.\n\n" + "\n".join(rows) + "\n"
+    )
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(report(Path(sys.argv[1])))

@@ -1,0 +1,105 @@
+"""The CUDA backend on the emulator: its kernels' own sources, compiled for this CPU."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+import torch
+from torch import Tensor
+
+from ssconv.backend.cuda import launch as cuda_backend
+from ssconv.backend.cuda.plan import Launch
+
+backends = importlib.import_module("ssconv.backend.dispatch")  # the package's name is the function
+
+
+ROOT = Path(__file__).parents[2]
+MODULE = "ssconv_emulated"
+
+
+def sources(root: Path = ROOT) -> dict[str, Path]:
+    """What the emulator's module is compiled from: the kernels, the calls, the emulator."""
+    files = [*(root / "csrc" / "cuda").glob("*.cu"), root / "csrc" / "cuda" / "calls.cpp"]
+    return {f.stem: f for f in (*files, *(ROOT / "tests" / "emulator").glob("*.cpp"))}
+
+
+def compile_objects(names: Iterable[str], folder: Path, root: Path = ROOT) -> None:
+    """Compiles some of `sources` for this CPU; the kernels those of `root`, without a warning if they are ours.
+
+    Raises:
+        RuntimeError: the compiler's words.
+    """
+    python = sysconfig.get_paths()["include"]
+    includes = [root / "csrc", root / "csrc" / "cuda", ROOT / "tests" / "emulator", python, pybind11.get_include()]
+    options = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    command = [*compiler(), *options, f"-DSSCONV_MODULE={MODULE}", *(f"-I{i}" for i in includes), "-x", "c++", "-c"]
+
+    def compile_one(name: str) -> None:
+        done = subprocess.run(
+            [*command, str(sources(root)[name]), "-o", str(folder / f"{name}.o")], capture_output=True, text=True
+        )
+        if done.returncode != 0 or (done.stderr and root == ROOT):
+            raise RuntimeError(f"{name} does not compile: {done.stderr}")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, names))
+
+
+def link(objects: Iterable[Path], path: Path) -> Path:
+    """The module from its objects."""
+    subprocess.run([*compiler(), "-shared", *map(str, objects), "-o", str(path)], check=True, capture_output=True)
+    return path
+
+
+def compiler() -> list[str]:
+    """The C++ compiler; the emulator is written for GCC and Clang."""
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if not found:
+        raise FileNotFoundError("no C++ compiler")
+    return found.split()
+
+
+def load(path: Path) -> ModuleType:
+    """The emulator's module from a shared object."""
+    spec = importlib.util.spec_from_file_location(MODULE, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _range(t: Tensor, writable: bool) -> tuple[int, int, bool]:
+    """The bytes from a tensor's first element to its last."""
+    last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), (last + 1) * t.element_size() if t.numel() else 0, writable
+
+
+def use(module: ModuleType) -> None:
+    """From now on backend="cuda" serves CPU tensors, by the emulator. Kernels may touch only the tensors of their call,
+    and write only its results."""
+    run = cuda_backend._run
+
+    def checked(launch: Launch, tensors: dict[str, Tensor | None], *floats: Sequence[float]) -> None:
+        named = [
+            (t, name in launch.writes) for name in (*launch.writes, *launch.reads) if (t := tensors[name]) is not None
+        ]
+        module.set_ranges([_range(t, writable) for t, writable in named])
+        run(launch, tensors, *floats)
+
+    cuda_backend._run = checked
+    cuda_backend.call = module.call
+    cuda_backend.DEVICES = ("cpu",)
+    backends._CUDA = cuda_backend
+    backends._STATES["cuda"] = "available"
+    torch.utils.deterministic.fill_uninitialized_memory = True

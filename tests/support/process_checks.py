@@ -1,0 +1,245 @@
+"""Runs of several processes, and processes that are killed, for test_processes.py.
+
+    python -m tests.support.process_checks NAME FOLDER
+
+Everything is imported once and the processes are forked from here: this one never calls backward(), after which
+PyTorch refuses to fork. Results are files in FOLDER.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch._dynamo  # Adam imports it: once, here
+import torch.utils.tensorboard
+from safetensors.torch import save_file
+
+from ssgan.config.augmentation import policy
+from ssgan.config.training import NetworkConfig, StageConfig, TrainConfig
+from ssgan.data.dataset import VolumeDataset
+from ssgan.data.phantom import write_phantom_dataset
+from ssgan.runs import checkpoint
+from ssgan.training import loop as trainer
+from ssgan.training.distributed import SINGLE, Group, join, leave
+from ssgan.training.precision import Execution
+from ssgan.training.step import Gan
+from ssgan.utils.errors import UserError
+
+SHAPE = (6, 8, 12)
+NETWORK = NetworkConfig(
+    shape=SHAPE, base=(3, 4, 6), scales=((2, 2, 2),), widths=(4, 4), z_dim=6, w_dim=6, mapping_layers=1, mbstd_group=4
+)
+# Every gradient large enough against epsilon: Adam divides by it, and rounding is to stay rounding.
+CONFIG = TrainConfig(
+    network=NETWORK,
+    stage_2d=StageConfig(kimg=0.048, batch=12),
+    stage_3d=StageConfig(kimg=0.06, batch=12),
+    snapshot_kimg=0.024,
+    d_reg_interval=2,
+    g_reg_interval=2,
+    adam_eps=1e-3,
+    augment=policy("brain", p_start=0.3, interval=2, kimg=0.1),
+)
+STEPS = 3
+ACCUMULATED = {"accumulate": Execution(accumulate=3), "recompute": Execution(accumulate=2, recompute=True)}
+
+
+def fork(task: Callable[[], int]) -> int:
+    """Runs `task` in a child; its process id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os._exit(task())
+    except BaseException:
+        traceback.print_exc()
+        os._exit(70)
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def together(size: int, task: Callable[[Group], int], timeout: float = 60.0) -> list[int]:
+    """`task` in `size` processes joined as torchrun joins them; their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def member(rank: int) -> int:
+        place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        os.environ.update({k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
+        group = join(torch.device("cpu"), timeout)
+        status = task(group)
+        leave()
+        return status
+
+    children = [fork(lambda rank=rank: member(rank)) for rank in range(size)]
+    return [ended(child) for child in children]
+
+
+def steps(folder: Path, name: str, execution: Execution, group: Group) -> int:
+    """A few steps on the same images of three classes; state and losses into FOLDER."""
+    cfg = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, classes=3))
+    gan = Gan(cfg, "3d", torch.device("cpu"), execution, group, class_counts=(1, 4, 2))
+    images = torch.rand(STEPS, 12, 1, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    labels = torch.randint(3, (STEPS, 12), generator=torch.Generator().manual_seed(2))
+    stats = [gan.train_step(images[i][gan.local], labels[i][gan.local]) for i in range(STEPS)]
+    save_file({k: v.contiguous() for k, v in gan.state().items()}, folder / f"{name}-{group.rank}.safetensors")
+    (folder / f"{name}-{group.rank}.json").write_text(json.dumps(stats))
+    return 0
+
+
+def same_step(folder: Path) -> None:
+    """One process, two, three, and one that accumulates."""
+    for name, execution in {"one": Execution(), **ACCUMULATED}.items():
+        assert ended(fork(lambda n=name, e=execution: steps(folder, n, e, SINGLE))) == 0
+    for size in (2, 3):
+        assert together(size, lambda group, n=size: steps(folder, f"of{n}", Execution(), group)) == [0] * size
+    both = Execution(accumulate=2)
+    config_batch = CONFIG.stage_3d.batch
+    assert config_batch % 4 == 0
+    statuses = together(3, lambda group: expect_too_many(folder, both, group))
+    assert statuses == [0, 0, 0]
+
+
+def expect_too_many(folder: Path, execution: Execution, group: Group) -> int:
+    try:
+        Gan(CONFIG, "3d", torch.device("cpu"), execution, group)
+    except UserError as error:
+        (folder / f"refused-{group.rank}.txt").write_text(str(error))
+        return 0
+    return 1
+
+
+def train(folder: Path, data: VolumeDataset, group: Group = SINGLE, cfg: TrainConfig = CONFIG) -> int:
+    """`trainer.train` as the command calls it, but for the pictures; what it says goes to FOLDER/said-RANK.txt."""
+    torch.set_num_threads(1)
+    for name in ("snapshot", "draw"):
+        setattr(trainer.Run, name, lambda self, *rest: BLANK)
+    trainer.plot_curves = lambda rows, path: None
+    folder.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    status = 0
+    try:
+        with redirect_stdout(text), redirect_stderr(text):
+            status = trainer.train(cfg, data, folder, progress=False, group=group)
+    except UserError as error:
+        text.write(str(error))
+        status = 2
+    with open(folder.parent / f"said-{group.rank}.txt", "a") as file:
+        file.write(text.getvalue())
+    return status
+
+
+BLANK = Path()
+
+
+def blank_picture(folder: Path) -> None:
+    from PIL import Image
+
+    global BLANK
+    BLANK = folder / "blank.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(BLANK)
+
+
+def death(folder: Path) -> None:
+    """Process 1 of 2 gets SIGTERM in the 2D stage, and in the next attempt SIGKILL in the 3D stage; three processes
+    finish the run. And one process alone."""
+    data = write_phantom_dataset(folder / "data", count=7, shape=SHAPE, seed=1)
+    blank_picture(folder)
+
+    def dying(group: Group) -> int:
+        real = Gan._r1_phase
+
+        def kill(self: Gan, *arguments: object) -> None:
+            if group.rank == 1 and self.stage == "3d" and self.step == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(self, *arguments)
+
+        Gan._r1_phase = kill  # type: ignore[method-assign]
+        return train(folder / "run", data, group)
+
+    def stopping(group: Group) -> int:
+        real = Gan.train_step
+
+        def stop(self: Gan, *arguments: Any) -> dict[str, float]:
+            if group.rank == 1 and self.step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(self, *arguments)
+
+        Gan.train_step = stop  # type: ignore[method-assign]
+        return train(folder / "run", data, group)
+
+    stopped = together(2, stopping)
+    (folder / "said-0.txt").rename(folder / "stopped-0.txt")
+    first = together(2, dying)
+    (folder / "said-0.txt").rename(folder / "died-0.txt")
+    second = together(3, lambda group: train(folder / "run", data, group))
+    alone = ended(fork(lambda: train(folder / "alone", data)))
+    (folder / "statuses.json").write_text(json.dumps([stopped, first, second, alone]))
+
+
+def fifty_kills(folder: Path, kills: int = 50) -> None:
+    """SIGKILL at `kills` random moments of runs; after each, what was saved is still there and intact."""
+    data = write_phantom_dataset(folder / "data", count=5, shape=SHAPE, seed=1)
+    blank_picture(folder)
+    cfg = dataclasses.replace(CONFIG, stage_2d=StageConfig(kimg=0.048, batch=4), stage_3d=StageConfig(0.048, 4))
+    cfg = dataclasses.replace(cfg, snapshot_kimg=0.012, adam_eps=1e-8)
+    began = time.monotonic()
+    assert ended(fork(lambda: train(folder / "straight", data, cfg=cfg))) == 0
+    whole = time.monotonic() - began
+    draw = random.Random(0)
+    done, runs, lost = 0, 0, []
+    moments: list[str] = []
+    while done < kills:
+        run = folder / f"run{runs}"
+        before = newest(run)
+        child = fork(lambda run=run: train(run, data, cfg=cfg))
+        deadline = time.monotonic() + draw.uniform(0.02, 0.5) * whole
+        while time.monotonic() < deadline and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.001)
+        os.kill(child, signal.SIGKILL)
+        status = ended(child)
+        if status == 0:  # the run was finished before
+            runs += 1
+            continue
+        assert status == -signal.SIGKILL, status
+        done += 1
+        after = newest(run)
+        moments.append(str(after))
+        if after < before:
+            lost.append(f"kill {done}: {before} before, {after} after")
+    last = folder / f"run{runs}"
+    assert ended(fork(lambda: train(last, data, cfg=cfg))) == 0
+    result = {"kills": done, "runs": runs + 1, "lost": lost, "moments": moments, "seconds": whole}
+    (folder / "kills.json").write_text(json.dumps(result))
+
+
+def newest(run: Path) -> tuple[int, int]:
+    """Where the newest checkpoint stands, each one verified; (-1, 0) before the first."""
+    places = [checkpoint.load(path)[1].order for path in checkpoint.list_checkpoints(run / "checkpoints")]
+    return max(places, default=(-1, 0))
+
+
+CHECKS = {"same_step": same_step, "death": death, "fifty_kills": fifty_kills}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    CHECKS[sys.argv[1]](Path(sys.argv[2]))

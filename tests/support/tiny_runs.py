@@ -1,0 +1,29 @@
+"""A run of two steps on phantoms, for tests of what reads a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ssgan.config.training import NetworkConfig, StageConfig, TrainConfig
+from ssgan.data.phantom import write_phantom_dataset
+from ssgan.training import loop as trainer
+
+SHAPE = (6, 8, 12)
+CONFIG = TrainConfig(
+    network=NetworkConfig(
+        shape=SHAPE, base=(3, 4, 6), scales=((2, 2, 2),), widths=(8, 4), z_dim=6, w_dim=8, mapping_layers=2
+    ),
+    stage_2d=StageConfig(kimg=0.008, batch=4),
+    stage_3d=StageConfig(kimg=0.008, batch=4, lr_g=0.05),
+    stage="3d",
+)
+
+
+def make_run(root: Path, stage: str = "3d") -> Path:
+    """root/data with 6 phantoms and root/STAGE, trained on them."""
+    data = write_phantom_dataset(root / "data", count=6, shape=SHAPE, seed=1)
+    cfg = dataclasses.replace(CONFIG, stage=stage)
+    told = {"progress": False, "say": lambda text: None, "data_path": str(root / "data")}
+    assert trainer.train(cfg, data, root / stage, **told) == 0
+    return root / stage
