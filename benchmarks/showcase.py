@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 
 from ssgan.data.dataset import VolumeDataset, to_axial
-from ssgan.generate import class_labels, load_generator
 from ssgan.models.sampling import latents, synthesise
 from ssgan.reporting.collect import gather
 from ssgan.reporting.picture import draw
+from ssgan.runs.generator import class_labels, load_generator
 from ssgan.utils.files import read_json, write_json_atomic
 from ssgan.utils.pictures import plot_curves, three_plane_grid
 

@@ -30,9 +30,9 @@ from ssgan.models.inflation import InflationReport, inflate_network
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.runs import checkpoint
 from ssgan.training.start_file import start_meta
-from ssgan.training.step import stream_seed
 from ssgan.utils.errors import UserError, run_command
 from ssgan.utils.files import read_json
+from ssgan.utils.seeding import stream_seed
 
 NETWORKS = ("G", "D", "G_ema")
 

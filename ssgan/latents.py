@@ -38,18 +38,18 @@ from ssgan.data.preparation import Recipe, prepare_volume
 from ssgan.data.recipes import PRESETS
 from ssgan.data.sources import load, look
 from ssgan.data.volume import VolumeError
-from ssgan.generate import class_names, load_generator, parse_class, parse_seeds
 from ssgan.latent_space import walks
 from ssgan.latent_space.files import LatentError, load_tensors, save_tensors
 from ssgan.latent_space.projection import FEATURES, SPACES, ProjectionConfig, Projector, random_features, set_noise
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.models.sampling import latents
 from ssgan.runs import checkpoint
-from ssgan.runs.log import StopSignals
+from ssgan.runs.generator import class_names, load_generator, parse_class, parse_seeds
 from ssgan.utils.environment import pick_device
 from ssgan.utils.errors import run_command
 from ssgan.utils.files import atomic_path, read_json, write_json_atomic
 from ssgan.utils.pictures import cells_gif, contact_sheet, slices_gif, table, three_plane_cell
+from ssgan.utils.signals import StopSignals
 
 RECORD = "latents.json"
 SAVE_SECONDS = 30.0

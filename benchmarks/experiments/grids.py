@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssgan.config.training import ConfigError, NetworkConfig, TrainConfig, Triple, dense_at, plan_levels, preset
-from ssgan.summary import build, parameter_count
+from ssgan.models.parameters import build, parameter_count
 
 KEEP_ALL = 10**6  # checkpoints: the metric along the run is measured on them afterwards
 MATCHED = "split_depth"  # the architecture whose parameters the others of Grid C are brought to

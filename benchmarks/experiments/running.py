@@ -27,9 +27,9 @@ from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
 from ssgan.data.dataset import VolumeDataset
 from ssgan.reporting.html import hours
-from ssgan.runs.log import StopSignals
 from ssgan.utils.environment import keep_freed_memory
 from ssgan.utils.errors import UserError
+from ssgan.utils.signals import StopSignals
 
 POLL = 0.5  # seconds between looks at whether a signal came
 Record = dict[str, Any]

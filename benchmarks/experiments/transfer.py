@@ -42,9 +42,9 @@ from benchmarks.operator.run import environment
 from ssgan.config.training import NetworkConfig, TrainConfig
 from ssgan.data.axes import to_array_axes
 from ssgan.data.dataset import VolumeDataset
-from ssgan.generate import load_generator, parse_seeds
 from ssgan.models.networks import Discriminator
 from ssgan.runs import checkpoint
+from ssgan.runs.generator import load_generator, parse_seeds
 from ssgan.utils.environment import keep_freed_memory
 from ssgan.utils.errors import UserError, run_command
 from ssgan.utils.files import read_json

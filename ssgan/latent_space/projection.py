@@ -20,7 +20,7 @@ from torch import Tensor
 from ssgan.latent_space.files import LatentError
 from ssgan.latent_space.walks import map_latents
 from ssgan.models.networks import Discriminator, Generator
-from ssgan.training.step import splitmix64
+from ssgan.utils.seeding import splitmix64
 
 W_SAMPLES = 10_000
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # of the steps: warm-up and decay of the learning rate

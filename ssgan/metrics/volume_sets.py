@@ -14,9 +14,9 @@ from ssgan.data.dataset import DatasetInfo, VolumeDataset, to_array_axes
 from ssgan.data.nifti import SUFFIXES, load_nifti
 from ssgan.data.sources import find_files
 from ssgan.data.volume import VolumeError
-from ssgan.generate import class_labels, load_generator
 from ssgan.models.sampling import latents, synthesise
 from ssgan.runs import checkpoint as checkpoints
+from ssgan.runs.generator import class_labels, load_generator
 from ssgan.utils.errors import UserError
 
 

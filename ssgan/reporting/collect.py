@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from ssgan.config.training import ARCHITECTURES, PRESETS, STAGE_OPTIONS, ConfigError, TrainConfig
 from ssgan.data.dataset import DatasetInfo, VolumeDataset
-from ssgan.generate import class_labels, load_generator
 from ssgan.metrics.sliced import block_means
+from ssgan.models.parameters import build, parameter_count
 from ssgan.models.sampling import latents, synthesise
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta
+from ssgan.runs.generator import class_labels, load_generator
 from ssgan.runs.log import JsonLog
-from ssgan.summary import build, parameter_count
 from ssgan.utils.environment import environment
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import read_json

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from ssgan.data.axes import to_axial
-from ssgan.generate import class_labels, load_generator
 from ssgan.models.sampling import latents, synthesise
 from ssgan.reporting.collect import Facts, ReportError
 from ssgan.reporting.html import hours
+from ssgan.runs.generator import class_labels, load_generator
 from ssgan.utils.files import atomic_path
 from ssgan.utils.pictures import GAP, three_plane_cell
 

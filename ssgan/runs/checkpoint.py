@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import atomic_path
+from ssgan.utils.seeding import STAGES
 
 FORMAT = 1
-STAGES = ("2d", "3d")
 _NUMBERED = re.compile(r"^(2d|3d)-(\d{9,})\.safetensors$")
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8", torch.bool: "BOOL"}
 

@@ -7,9 +7,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,10 +20,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ssgan.config.augmentation import AugmentConfig
-from ssgan.runs.checkpoint import STAGES, CheckpointMeta, config_hash
+from ssgan.runs.checkpoint import CheckpointMeta, config_hash
 from ssgan.utils.environment import environment
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import atomic_write_bytes, read_json, write_json_atomic
+from ssgan.utils.seeding import STAGES
 
 try:
     import fcntl
@@ -192,30 +191,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any], longer: tuple[str, ..
             paths = f"was {before.get('path', 'none')}, now {after.get('path', 'none')}"
             found.append(f"{what} ({paths}; the contents differ)")
     return found
-
-
-class StopSignals:
-    """Notes SIGINT and SIGTERM instead of dying, so that a step can be finished and saved; a second one kills."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # Python sets handlers there only
-            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._restore()
 
 
 class JsonLog:

@@ -30,7 +30,6 @@ from ssgan.runs.log import (
     JsonLog,
     Progress,
     RunError,
-    StopSignals,
     check_voxels,
     distance_line,
     identity,
@@ -43,9 +42,11 @@ from ssgan.training.monitor import Measures
 from ssgan.training.precision import Execution
 from ssgan.training.schedule import MAX_REWINDS, check_metrics, exhausted, standing
 from ssgan.training.start_file import load_start
-from ssgan.training.step import Gan, stream_seed
+from ssgan.training.step import Gan
 from ssgan.utils.files import atomic_write_bytes, write_json_atomic
 from ssgan.utils.pictures import plot_curves, slice_grid, three_plane_grid
+from ssgan.utils.seeding import stream_seed
+from ssgan.utils.signals import StopSignals
 
 LOG_STEPS = 16  # a row of log.jsonl; the R1 interval, so that each row has every loss
 SNAPSHOT_IMAGES = 16

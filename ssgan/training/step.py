@@ -30,26 +30,7 @@ from ssgan.training.cuda_graphs import check as check_graphs
 from ssgan.training.distributed import SINGLE, Group, split_batch, split_evenly, std_group
 from ssgan.training.precision import DTYPES, Execution, LossScale, lower_convolutions, recompute_blocks
 from ssgan.training.schedule import rate_factor, trainable
-
-# Seeds depend on the place in this list: new ones go to its end.
-PURPOSES = ("init", "order", "g_main", "g_path", "pl_noise", "d_main", "aug_g", "aug_fake", "aug_real", "aug_r1")
-
-
-def splitmix64(state: int) -> int:
-    """One output of SplitMix64 (Steele et al. 2014) at `state`, 64 bits."""
-    mixed = (state + 0x9E3779B97F4A7C15) % 2**64
-    mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) % 2**64
-    mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) % 2**64
-    return mixed ^ mixed >> 31
-
-
-def stream_seed(seed: int, stage: str, step: int, purpose: str) -> int:
-    """64-bit seed of one stream of random numbers: SplitMix64 chained over the four values."""
-    state = 0
-    for word in (seed, checkpoint.STAGES.index(stage), step, PURPOSES.index(purpose)):
-        state = splitmix64(state ^ word)
-    return state
-
+from ssgan.utils.seeding import stream_seed
 
 Share = tuple[Tensor, Tensor | None, Tensor | None]  # a part's real images, their classes one-hot, their places
 

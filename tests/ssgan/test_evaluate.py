@@ -10,12 +10,12 @@ import torch
 from ssgan import evaluate
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.generate import load_generator
 from ssgan.metrics import volume_sets as compared
 from ssgan.metrics.features import Random3d
 from ssgan.models.sampling import latents, synthesise
 from ssgan.phantom import main as phantom
 from ssgan.runs import checkpoint
+from ssgan.runs.generator import load_generator
 from tests.support.tiny_runs import SHAPE, make_run
 
 

@@ -12,7 +12,7 @@ from ssgan import generate
 from ssgan.config.training import NetworkConfig, StageConfig, TrainConfig
 from ssgan.data.dataset import to_nifti
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.runs import checkpoint
+from ssgan.runs import checkpoint, generator
 from ssgan.training import loop as trainer
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import read_json, write_json_atomic
@@ -56,15 +56,15 @@ def digests(out):
     [("3", [3]), ("0-3,20", [0, 1, 2, 3, 20]), (" 7 , 5-6", [7, 5, 6]), ("4294967295", [2**32 - 1])],
 )
 def test_seeds(text, seeds):
-    assert generate.parse_seeds(text) == seeds
+    assert generator.parse_seeds(text) == seeds
 
 
 @pytest.mark.parametrize(
     "text", ["", "a", "1,,2", "3-1", "-1", "1-", "1.5", "4294967296", "0-99999999", "1,0-2", "1;2"]
 )
 def test_bad_seeds(text):
-    with pytest.raises(generate.GenerateError, match="--seeds"):
-        generate.parse_seeds(text)
+    with pytest.raises(generator.GenerateError, match="--seeds"):
+        generator.parse_seeds(text)
 
 
 def test_latents_are_each_from_its_seed_alone():
@@ -80,7 +80,7 @@ def test_files_and_values(runs, tmp_path, capsys):
     names = {p.name for p in tmp_path.iterdir()}
     stems = ["seed0000", "seed0001", "seed0002", "seed12345"]
     assert names == {f"{s}.{e}" for s in stems for e in ("nii.gz", "png", "gif")} | {"montage.png", "generate.json"}
-    G, meta, info, _ = generate.load_generator(runs / "3d", None)
+    G, meta, info, _ = generator.load_generator(runs / "3d", None)
     assert meta.images == 8
     with torch.no_grad():
         expected = G(generate.latents([1], 6), noise="const")[0, 0].numpy()
@@ -168,7 +168,7 @@ def test_every_class_of_a_seed(conditional, tmp_path, capsys):
     assert {p.name for p in tmp_path.iterdir()} == names
     out = capsys.readouterr().out
     assert all(f"2 volumes of class {name} in" in out for name in ("healthy", "7", "0"))
-    G, _, info, _ = generate.load_generator(conditional / "run", None)
+    G, _, info, _ = generator.load_generator(conditional / "run", None)
     with torch.no_grad():
         expected = G(generate.latents([1], 6), torch.tensor([2]), noise="const")[0, 0].numpy()
     values = np.asarray(to_nifti(expected, info).dataobj)
@@ -192,7 +192,7 @@ def test_truncation_moves_to_the_mean_of_the_class_or_of_all(conditional, tmp_pa
     scale = max(np.ptp(v) for v in own.values())
     np.testing.assert_allclose(overall["class0-seed0000"], overall["class2-seed0000"], atol=1e-3 * scale)
     assert np.abs(own["class0-seed0000"] - own["class2-seed0000"]).max() > 1e-2 * scale
-    G, _, info, _ = generate.load_generator(conditional / "run", None)
+    G, _, info, _ = generator.load_generator(conditional / "run", None)
     with torch.no_grad():
         w = G.mapping(torch.randn(200_000, 6), torch.full((200_000,), 2)).mean(0)
         expected = G.synthesis(w.expand(1, G.num_ws, -1), "none")[0, 0].numpy()
@@ -223,12 +223,12 @@ def test_a_class_of_a_run_without_classes(runs, tmp_path, capsys):
 
 def test_a_record_with_other_classes_than_the_networks(conditional, tmp_path):
     record = read_json(conditional / "run" / "config.json")
-    assert generate.class_names(conditional / "run", 3) == ["healthy", "7", "0"]
-    with pytest.raises(generate.GenerateError, match="names 3 classes, its networks have 2"):
-        generate.class_names(conditional / "run", 2)
+    assert generator.class_names(conditional / "run", 3) == ["healthy", "7", "0"]
+    with pytest.raises(generator.GenerateError, match="names 3 classes, its networks have 2"):
+        generator.class_names(conditional / "run", 2)
     record["data"]["info"]["classes"] = None
     write_json_atomic(tmp_path / "config.json", record)
-    assert generate.class_names(tmp_path, 2) == ["0", "1"]
+    assert generator.class_names(tmp_path, 2) == ["0", "1"]
 
 
 def test_a_checkpoint_by_name(runs, tmp_path):
@@ -270,11 +270,11 @@ def test_a_run_without_checkpoints_and_a_damaged_one(runs, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.json").write_bytes((runs / "3d" / "config.json").read_bytes())
-    with pytest.raises(generate.GenerateError, match="no checkpoint yet"):
-        generate.load_generator(run, None)
+    with pytest.raises(generator.GenerateError, match="no checkpoint yet"):
+        generator.load_generator(run, None)
     source = checkpoint.final_path(runs / "3d" / "checkpoints", "3d")
     target = run / "checkpoints" / source.name
     target.write_bytes(source.read_bytes()[:-1])
     with pytest.raises(UserError, match="damaged"):
-        generate.load_generator(run, None)
+        generator.load_generator(run, None)
     assert target.exists()  # reading a run changes nothing in it

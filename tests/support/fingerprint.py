@@ -32,11 +32,12 @@ SHORT = ["--device", "cpu", "--threads", "1", "--kimg-2d", "0.64", "--seed", "3"
 RUNS = {
     "default": ["--preset", "demo"],
     "everything": [
-        *["--preset", "hippocampus", "--channels", "16", "16", "8", "--batch-2d", "16", "--batch-3d", "4"],
-        *["--augment", "ada", "--augment-p", "0.3", "--pl-weight-2d", "1", "--pl-weight-3d", "1", "--r1-gamma-3d", "1"],
-        *["--style-mixing-2d", "0.9", "--style-mixing-3d", "0.9", "--no-depth-aware", "--inflate", "average"],
-        *["--accumulate", "2", "--warmup-kimg", "0.1", "--metrics", "frechet,msssim"],
+        *["--preset", "demo", "--batch-2d", "16", "--batch-3d", "4", "--augment", "fixed", "--augment-p", "0.3"],
+        *["--pl-weight-2d", "1", "--pl-weight-3d", "1", "--r1-gamma-3d", "1", "--style-mixing-2d", "0.9"],
+        *["--style-mixing-3d", "0.9", "--no-depth-aware", "--inflate", "average", "--accumulate", "2"],
+        *["--warmup-kimg", "0.1", "--metrics", "frechet,msssim", "--arch-d", "dense"],
     ],
+    "classes": ["--preset", "demo", "--conditional", "--augment", "ada"],
     "bf16": ["--preset", "demo", "--precision", "bf16", "--arch", "acs4", "--checkpoint-activations"],
 }
 
@@ -145,8 +146,8 @@ def prepare(out: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def generate(run: Path, out: Path) -> dict[str, str]:
-    command("generate", "--run", run, "--seeds", "0-2", "--out", out, "--truncation", "0.8")
+def generate(run: Path, out: Path, *options: str) -> dict[str, str]:
+    command("generate", "--run", run, "--seeds", "0-2", "--out", out, "--truncation", "0.8", *options)
     return files(out, "*.nii.gz") | files(out, "*.png")
 
 
@@ -155,14 +156,16 @@ def train(out: Path, before: Path | None) -> dict[str, dict[str, str]]:
     command("phantom", "--out", out / "phantoms", "--shape", 16, 16, 16, "--count", 40, "--seed", 5)
     found["phantoms"] = files(out / "phantoms", "*.npy") | files(out / "phantoms", "*.png")
     for name, options in RUNS.items():
-        run, data = out / name, out / "phantoms"
+        run, data = out / name, out / ("prepared" if name == "classes" else "phantoms")
         words = ["train", "--data", data, *options, *SHORT]
         if name == "default":  # one that is stopped half-way, and goes on; the other code goes on from the half too
             command(*words, "--kimg-3d", "0.08", "--out", run)
             shutil.copytree(run, out / "half")
         command(*words, "--kimg-3d", "0.16", "--out", run)
         found[name] = {p.name: tensors(p) for p in sorted((run / "checkpoints").glob("*-final*"))}
-        found[f"{name} samples"] = generate(run, out / f"{name}-samples")
+        found[f"{name} samples"] = generate(
+            run, out / f"{name}-samples", *(["--class", "all"] if name == "classes" else [])
+        )
     command(
         "evaluate", "--real", out / "phantoms", "--fake", out / "default", "--out", out / "metrics.json", "--count", 40
     )

@@ -12,7 +12,6 @@ from PIL import Image
 
 from ssgan import latents
 from ssgan.data.dataset import VolumeDataset
-from ssgan.generate import load_generator
 from ssgan.latent_space import walks
 from ssgan.latent_space.files import LatentError, load_tensors, save_tensors
 from ssgan.latent_space.projection import (
@@ -25,6 +24,7 @@ from ssgan.latent_space.projection import (
     set_noise,
 )
 from ssgan.models.sampling import latents as draw
+from ssgan.runs.generator import load_generator
 from ssgan.utils.pictures import ImageError, cells_gif, table, three_plane_cell
 from tests.support.tiny_runs import SHAPE, make_run
 

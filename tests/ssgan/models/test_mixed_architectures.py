@@ -10,6 +10,7 @@ from ssgan import generate, inflate, report, summary, train
 from ssgan.config.training import ConfigError, NetworkConfig, TrainConfig, preset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.latent_space.projection import random_features
+from ssgan.models import parameters
 from ssgan.models.inflation import inflate_network
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.reporting import collect as facts
@@ -236,7 +237,7 @@ def test_inflation_of_dense_levels(data, tmp_path, capsys):
 def test_the_summary_of_both(capsys):
     assert summary.main(["--preset", "demo", "--arch", "split_depth", "--arch-d", "dense"]) == 0
     text = capsys.readouterr().out
-    table = {a: (g, d) for a, g, d, _ in summary.share_table("demo")}
+    table = {a: (g, d) for a, g, d, _ in parameters.share_table("demo")}
     assert "demo, split_depth G, dense D:" in text
     assert f"{table['split_depth'][0]:,}" in text and f"{table['dense'][1]:,}" in text
     assert f"{table['split_depth'][1]:,}" not in text

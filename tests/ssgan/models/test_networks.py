@@ -8,7 +8,8 @@ import torch
 from ssgan.config.training import ARCHITECTURES, PRESETS, ConfigError, NetworkConfig, TrainConfig, plan_levels, preset
 from ssgan.models.layers import Conv, MinibatchStd, ModulatedConv, kernel_stages
 from ssgan.models.networks import Discriminator, Generator
-from ssgan.summary import layer_rows, main, share_table
+from ssgan.models.parameters import layer_rows, share_table
+from ssgan.summary import main
 from tests.support import oracle_stylegan2
 
 SHAPES = [(16, 24, 16), (8, 40, 24), (4, 12, 20), (32, 32, 48)]

@@ -19,11 +19,11 @@ from ssgan import report
 from ssgan.data.axes import to_axial
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.generate import load_generator
 from ssgan.models.sampling import latents
 from ssgan.reporting import collect as facts
 from ssgan.reporting import html as report_page
 from ssgan.reporting import picture as report_picture
+from ssgan.runs.generator import load_generator
 from tests.support.tiny_runs import SHAPE, make_run
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)

@@ -12,7 +12,8 @@ from ssgan.config.augmentation import AugmentConfig, PolicyError, policy
 from ssgan.config.training import ConfigError, TrainConfig
 from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.training import losses
-from ssgan.training.step import Gan, stream_seed
+from ssgan.training.step import Gan
+from ssgan.utils.seeding import stream_seed
 from tests.support.process_checks import CONFIG, SHAPE
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from ssgan.runs import checkpoint
 from ssgan.runs import log as runlog
 from ssgan.training import loop as trainer
 from ssgan.training import losses
-from ssgan.training import step as gan
+from ssgan.utils import seeding
 from ssgan.utils.errors import UserError
 
 SHAPE = (6, 8, 12)
@@ -412,20 +412,20 @@ def test_batches_are_the_items(data):
 
 def test_stream_seeds_differ_in_every_argument_and_stay():
     seeds = {
-        gan.stream_seed(seed, stage, step, purpose)
+        seeding.stream_seed(seed, stage, step, purpose)
         for seed in (0, 1, 2)
         for stage in ("2d", "3d")
         for step in range(50)
-        for purpose in gan.PURPOSES
+        for purpose in seeding.PURPOSES
     }
-    assert len(seeds) == 3 * 2 * 50 * len(gan.PURPOSES)
+    assert len(seeds) == 3 * 2 * 50 * len(seeding.PURPOSES)
     assert all(0 <= seed < 2**64 for seed in seeds)
 
 
 def test_splitmix64_matches_its_published_sequence():
     # Vigna's splitmix64.c, seeded with 1234567, whose state grows by the golden gamma.
     gamma = 0x9E3779B97F4A7C15
-    outputs = [gan.splitmix64((1234567 + i * gamma) % 2**64) for i in range(5)]
+    outputs = [seeding.splitmix64((1234567 + i * gamma) % 2**64) for i in range(5)]
     assert outputs == [
         6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
     ]  # fmt: skip
