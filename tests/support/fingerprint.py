@@ -32,7 +32,7 @@ SHORT = ["--device", "cpu", "--threads", "1", "--kimg-2d", "0.64", "--seed", "3"
 RUNS = {
     "default": ["--preset", "demo"],
     "everything": [
-        *["--preset", "demo", "--batch-2d", "16", "--batch-3d", "4", "--augment", "fixed", "--augment-p", "0.3"],
+        *["--preset", "demo", "--batch-2d", "16", "--batch-3d", "8", "--augment", "fixed", "--augment-p", "0.3"],
         *["--pl-weight-2d", "1", "--pl-weight-3d", "1", "--r1-gamma-3d", "1", "--style-mixing-2d", "0.9"],
         *["--style-mixing-3d", "0.9", "--no-depth-aware", "--inflate", "average", "--accumulate", "2"],
         *["--warmup-kimg", "0.1", "--metrics", "frechet,msssim", "--arch-d", "dense"],
