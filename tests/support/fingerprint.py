@@ -167,7 +167,7 @@ def train(out: Path, before: Path | None) -> dict[str, dict[str, str]]:
             run, out / f"{name}-samples", *(["--class", "all"] if name == "classes" else [])
         )
     command(
-        "evaluate", "--real", out / "phantoms", "--fake", out / "default", "--out", out / "metrics.json", "--count", 40
+        "evaluate", "--real", out / "phantoms", "--fake", out / "default", "--out", out / "metrics.json", "--count", 20
     )
     metrics = json.loads((out / "metrics.json").read_text())
     found["evaluate"] = {"metrics": sha256(json.dumps(metrics["metrics"], sort_keys=True).encode())}
