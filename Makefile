@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test faults lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -52,16 +52,21 @@ demo: $(STAMP) ## train on phantoms from nothing and generate NIfTI volumes (CPU
 	@echo "montage:  $(DEMO_DIR)/samples/montage.png"
 	@echo "training: $(DEMO_DIR)/snapshots, $(DEMO_DIR)/log.jsonl"
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist worksteal -p no:benchmark
+
 test: $(STAMP) ## run the tests; what is left out is named at the end
-	@without=; status=0; \
-	if ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then without="gpu"; fi; \
+	@without=faults; status=0; \
+	if ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then without="$$without gpu"; fi; \
 	if [ "$(SLOW)" = 0 ]; then without="$$without slow"; fi; \
 	expression=$$(echo $$without | sed 's/ / or /g'); \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist worksteal -p no:benchmark $${expression:+-m "not ($$expression)"} || status=$$?; \
+	$(PYTEST) -m "not ($$expression)" || status=$$?; \
 	for marker in $$without; do \
 	  echo "left out: tests marked '$$marker': $$(sed -n "s/^ *\"$$marker: \(.*\)\",$$/\1/p" pyproject.toml)"; \
 	done; \
 	exit $$status
+
+faults: $(STAMP) ## plant errors in the code, one at a time, and see that the tests' checks find each
+	$(PYTEST) -m faults
 
 lint: $(STAMP) ## check format and style, changing nothing
 	$(BIN)/ruff format --check .

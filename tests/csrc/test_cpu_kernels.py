@@ -238,6 +238,7 @@ def builder(tmp_path_factory) -> Builder:
     return Builder(tmp_path_factory.mktemp("faults"))
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("instruction_set", [n for n in ("generic", "avx2") if n in instruction_sets()])
 def test_an_unchanged_copy_passes(instruction_set, builder):
@@ -256,6 +257,7 @@ def test_an_unchanged_copy_passes(instruction_set, builder):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(FAULTS)), ids=[f.what.replace(" ", "-") for f in FAULTS])
 def test_a_planted_fault_is_noticed(number, builder):

@@ -57,6 +57,7 @@ def test_on_the_emulator(checks, emulator, server):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=[f.what.replace(" ", "-") for f in FAULTS])
 def test_a_planted_fault_is_noticed(fault, tmp_path, emulator, server):

@@ -226,6 +226,7 @@ def cases() -> list[Case]:
     return sorted(every, key=lambda case: sum(a.size for a in case.arrays().values()))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "check", [check_forward, forward_bf16, check_gradients, gradients_bf16, check_gradcheck, check_gradgradcheck]
 )
@@ -237,6 +238,7 @@ def test_an_unchanged_copy_passes(check, tmp_path, monkeypatch):
         check(copy, case)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", range(len(FAULTS)), ids=[f.what.replace(" ", "-") for f in FAULTS])
 def test_a_planted_fault_is_noticed(number, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))

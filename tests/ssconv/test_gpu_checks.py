@@ -24,6 +24,7 @@ def test_derivatives_against_float64_in_16_bit(dtype):
     gpu_checks.check_against_float64(gpu_checks.LARGE["many-samples"], dtype, BACKENDS[-1], "cpu")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("fault", ["output", "gradient of x", "second gradient of weights"])
 def test_the_comparison_with_float64_notices_errors(fault, monkeypatch):
     real = gpu_checks.derivatives
@@ -47,6 +48,7 @@ def test_both_ends_of_a_volume(shape, operator, backend):
     gpu_checks.check_both_ends(operator, shape, torch.float32, backend, "cpu")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("end", [0, -1])
 def test_both_ends_are_looked_at(end):
     def wrong(x, weights, backend):
@@ -77,6 +79,7 @@ def test_training_on_two_backends_stays_together():
     gpu_checks.check_training_together("cpu", "reference", 12, "cpu")
 
 
+@pytest.mark.faults
 def test_training_on_a_wrong_backend_does_not(monkeypatch):
     real = gpu_checks.train
 
@@ -99,6 +102,7 @@ def test_replayed_training_stays_together(case):
     gpu_checks.check_replayed_training(case, BACKENDS[-1], 5, "cpu")
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("graphs_on_a_tape")
 def test_a_replay_that_forgets_its_inputs_does_not(monkeypatch):
     monkeypatch.setattr(graphs.Recorded, "fill", lambda self, key, inputs: None)

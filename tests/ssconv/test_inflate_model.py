@@ -573,6 +573,7 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_planted_fault_is_noticed(what):
     old, new = FAULTS[what]

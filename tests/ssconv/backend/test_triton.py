@@ -125,6 +125,7 @@ def planted(folder: Path, fault: Fault | None) -> Path:
     return folder
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("check", ["quick", "filters"])
 def test_an_unchanged_copy_passes(check, tmp_path, interpreter):
@@ -132,6 +133,7 @@ def test_an_unchanged_copy_passes(check, tmp_path, interpreter):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(FAULTS)), ids=[f.what.replace(" ", "-") for f in FAULTS])
 def test_a_planted_fault_is_noticed(number, tmp_path, interpreter):

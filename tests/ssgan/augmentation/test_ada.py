@@ -71,6 +71,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", range(len(FAULTS)), ids=[f[0].replace(" ", "-") for f in FAULTS])
 def test_a_planted_fault_is_noticed(number, tmp_path, monkeypatch):
     _, file, old, new, check = FAULTS[number]

@@ -96,6 +96,7 @@ def test_landmarks_stay(axes, grid_name, slice_axis, tmp_path):
     assert (np.abs(errors(dataset)) < 0.25 * np.array(dataset.info.spacing)).all()
 
 
+@pytest.mark.faults
 def test_a_left_right_flip_would_be_seen(tmp_path, monkeypatch):
     """The check above against a mirrored file, and against a reader that forgets to turn the axes."""
     source = write_landmarks(tmp_path / "mirrored", AXES["LAS"], mirrored=True)

@@ -229,6 +229,7 @@ def test_mutants_are_refused_with_a_reason_or_are_what_they_declare(mutants):
     print(f"{admitted} admitted, {refused} refused, {deaths} of them by a reader's death")
 
 
+@pytest.mark.faults
 def test_a_planted_fault_would_be_found(mutants):
     """A reader that mirrors, scales or moves what it reads is caught on every mutant that it admits."""
     for fault in ("mirror", "scale", "move", "spacing"):

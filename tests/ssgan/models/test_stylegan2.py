@@ -100,6 +100,7 @@ def test_other_protocols_hold_the_same(published, tmp_path, protocol):
         assert all(torch.equal(t, other.states[name][n]) for n, t in expected.states[name].items())
 
 
+@pytest.mark.faults
 @torch.no_grad()
 @pytest.mark.parametrize("pair", [("conv0", "conv1"), ("flip", "flip")], ids=["conv0 for conv1", "flipped"])
 def test_a_planted_fault_is_seen(tmp_path, pair):

@@ -373,6 +373,7 @@ def test_chromium_draws_the_slices_that_the_sliders_ask_for(made, tmp_path):
     assert not seen["wide"]  # nothing sticks out to the side
 
 
+@pytest.mark.faults
 def test_a_fault_in_the_script_is_seen(made, tmp_path):
     """Planted: the check above would notice a script that fails, and the still pictures stay."""
     broken = made.read_text().replace('new DecompressionStream("gzip")', 'new DecompressionStream("none")')

@@ -164,6 +164,7 @@ def plant_random(monkeypatch):
     )
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("plant", "match"),
     [
@@ -205,6 +206,7 @@ def plant_stale_input(gan, monkeypatch):
     gan.train_step = train_step
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("plant", [plant_baked_number, plant_stale_input])
 def test_what_is_baked_into_a_piece_shows_in_the_comparison(monkeypatch, plant):
     stats = []
