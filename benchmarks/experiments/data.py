@@ -31,7 +31,7 @@ def split_indices(names: list[str], train: int = TRAIN) -> tuple[list[int], list
     """Indices that train and those held out, of volumes by their names; the order that they come in is of no matter.
 
     As `ssgan split` with seed 0: of the 199 hippocampus volumes these are the same 160 and 39 that
-    `benchmarks.segmentation` trains on and validates with.
+    `benchmarks.experiments.segmentation` trains on and validates with.
     """
     if len(names) < train + LEAST_HELD_OUT:
         raise DatasetError(

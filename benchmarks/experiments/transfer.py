@@ -35,8 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import segmentation
-from benchmarks.experiments import results, scoring
+from benchmarks.experiments import results, scoring, segmentation
 from benchmarks.experiments.data import TRAIN, split_indices
 from benchmarks.operator.run import environment
 from ssgan.config.training import NetworkConfig, TrainConfig

@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Everything that has to be seen on a GPU, in under nine minutes and in parts that run one by one.
+# Builds, tests and measures ssconv on a GPU, in under nine minutes.
 #
-#     bash benchmarks/gpu/acceptance.sh [build] [tests] [layers] [training] [report]      (default: all of them)
+#     bash benchmarks/gpu/acceptance.sh [build] [tests] [layers] [training] [report]      (default: all parts)
 #
 # Environment:
 #     OUT       folder of the results (default: benchmarks/results/gpu-<name>-<commit>)
 #     PYTHON    interpreter that has torch (default: python3)
-#     COMMIT    what to call this tree where there is no git beside it
-#     WORKERS   test processes, where pytest-xdist is there (default: 6)
-#     BUILD_SECONDS, TESTS_SECONDS, LAYERS_SECONDS, TRAINING_SECONDS, REPORT_SECONDS      limits of the parts
-#     SSCONV_CUDA_ARCHS what the CUDA kernels are built for (default: this card)
-#     LAYERS_OPTIONS, TRAINING_OPTIONS      further options, such as "--part 1/3 --dtype fp16", "--presets heart"
+#     COMMIT    the name of this tree where it has no git
+#     WORKERS   test processes, where pytest-xdist is installed (default: 6)
+#     BUILD_SECONDS, TESTS_SECONDS, LAYERS_SECONDS, TRAINING_SECONDS, REPORT_SECONDS      time limits of the parts
+#     SSCONV_CUDA_ARCHS                     architectures of the CUDA kernels (default: this card's)
+#     LAYERS_OPTIONS, TRAINING_OPTIONS      more options, such as "--part 1/3 --dtype fp16", "--presets heart"
 #
-# Exit code: 0 everything passed; 1 a part failed (the others ran all the same) and is named; 2 there is no GPU;
-# 64 there is no such part.
+# Exit code: 0 all parts passed; 1 a part failed and is named at the end (the others still ran); 2 there is no GPU;
+# 64 a part of that name does not exist.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 PARTS=(build tests layers training report)
 PYTHON=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1
-export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8} # cuBLAS repeats itself in the tests only with it
+export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8} # makes cuBLAS deterministic in the tests
 
-limit_of() { # seconds; together 537
+limit_of() { # in seconds; 537 in all
   case $1 in
     build) echo "${BUILD_SECONDS:-75}" ;;
     tests) echo "${TESTS_SECONDS:-160}" ;;
@@ -39,15 +39,15 @@ write_environment() { "$PYTHON" -m benchmarks.gpu.environment --write "$OUT/envi
 
 part_build() {
   local how=""
-  # Only for this card: the others take minutes more.
+  # Other architectures take minutes more.
   export SSCONV_CUDA_ARCHS=${SSCONV_CUDA_ARCHS:-$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')}
   if "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps -e .; then
     how="pip install --no-build-isolation --no-deps -e ."
   elif "$PYTHON" setup.py build_ext --inplace; then
-    how="python setup.py build_ext --inplace (pip could not)"
+    how="python setup.py build_ext --inplace (pip failed)"
   fi
   write_environment --build "${how:-failed}"
-  [ -n "$how" ] || { echo "build: neither pip nor setup.py could build" >&2; return 1; }
+  [ -n "$how" ] || { echo "build: pip and setup.py both failed" >&2; return 1; }
 }
 
 part_tests() {
@@ -55,7 +55,7 @@ part_tests() {
   for package in pytest hypothesis; do
     has "$package" || { echo "tests: $package is not installed; no test was run" | tee "$OUT/tests.txt" >&2; return 1; }
   done
-  # Only files with such tests: others may import what is not installed on this machine.
+  # Only files with such tests: others may import packages that this machine lacks.
   mapfile -t files < <(grep -rlE 'mark\.gpu\b' --include='test_*.py' tests)
   if has xdist; then options+=(-n "${WORKERS:-6}"); else echo "tests: pytest-xdist is not installed; one process"; fi
   if has pytest_benchmark; then options+=(-p no:benchmark); fi
@@ -63,16 +63,15 @@ part_tests() {
     "${options[@]}" "${files[@]}" 2>&1 | tee "$OUT/tests.txt"
 }
 
-part_layers() { # budgets under the limit, so that the last layer ends in time
+part_layers() { # the budgets leave time for the last layer
   local options=() status=0
   read -ra options <<<"${LAYERS_OPTIONS:-}"
   "$PYTHON" -m benchmarks.gpu.layers --out "$OUT/layers.jsonl" --budget "$((LIMIT - 60))" ${options[@]+"${options[@]}"} || status=$?
   "$PYTHON" -m benchmarks.gpu.memory_bound --out "$OUT/memory-bound.jsonl" --budget 6 || status=$?
-  "$PYTHON" -m benchmarks.gpu.upsampling --out "$OUT/upsampling.jsonl" --budget 10 || status=$?
   return "$status"
 }
 
-part_training() { # first what a bar is set for
+part_training() { # first the presets that have a target
   local options=() status=0 first=$((LIMIT * 2 / 5))
   read -ra options <<<"${TRAINING_OPTIONS:-}"
   "$PYTHON" -m benchmarks.gpu.training --out "$OUT/training.jsonl" --budget "$first" \
@@ -84,7 +83,7 @@ part_training() { # first what a bar is set for
 
 part_report() {
   [ -f "$OUT/environment.json" ] || write_environment
-  "$PYTHON" -m benchmarks.operator.report "$OUT"
+  "$PYTHON" -m benchmarks.gpu.report "$OUT"
 }
 
 if [ "${1:-}" = --inside ]; then # one part, under its time limit
@@ -94,11 +93,11 @@ if [ "${1:-}" = --inside ]; then # one part, under its time limit
 fi
 
 for part in "$@"; do
-  limit_of "$part" >/dev/null || { echo "gpu_acceptance: no part '$part'; there are: ${PARTS[*]}" >&2; exit 64; }
+  limit_of "$part" >/dev/null || { echo "acceptance: no part '$part'; the parts are: ${PARTS[*]}" >&2; exit 64; }
 done
 [ "$#" -gt 0 ] || set -- "${PARTS[@]}"
 
-name=$("$PYTHON" -m benchmarks.gpu.environment --folder --program gpu_acceptance) || exit "$?"
+name=$("$PYTHON" -m benchmarks.gpu.environment --folder --program acceptance) || exit "$?"
 export OUT="${OUT:-benchmarks/results/$name}"
 mkdir -p "$OUT"
 
@@ -117,6 +116,6 @@ done
 
 echo "results: $OUT"
 if [ "${#failed[@]}" -gt 0 ]; then
-  echo "gpu_acceptance: failed: ${failed[*]}" >&2
+  echo "acceptance: failed: ${failed[*]}" >&2
   exit 1
 fi

@@ -1,8 +1,7 @@
-"""The GPU that is measured, what is installed beside it, and the refusal where there is none.
+"""Describes the GPU and what is installed beside it, and refuses to go on where there is no GPU.
 
-python -m benchmarks.gpu.environment --check          # exit code 2 and one sentence without a GPU
 python -m benchmarks.gpu.environment --folder         # prints gpu-<name>-<commit>; exit code 2 without a GPU
-python -m benchmarks.gpu.environment --write FILE     # everything below as JSON
+python -m benchmarks.gpu.environment --write FILE     # writes card, driver, versions and backends as JSON
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ LEAST_CUDNN = (9, 15)  # releases before it are slow or wrong: pytorch#163539, #
 USED = ("torch", "triton", "numpy", "pytest", "hypothesis", "xdist", "tqdm", "matplotlib", "safetensors", "nibabel")
 
 
-def refusal() -> str | None:
-    """Why nothing can be measured here, one sentence, or None where a GPU is there."""
+def no_gpu_reason() -> str | None:
+    """Gives one sentence that says why nothing can be measured here, or None where there is a GPU."""
     if importlib.util.find_spec("torch") is None:
         return f"PyTorch is not installed for {sys.executable}; nothing was run."
     import torch
@@ -40,27 +39,27 @@ def refusal() -> str | None:
 
 def refuse_without_gpu(program: str) -> None:
     """Ends the process with exit code 2 and one sentence where there is no GPU."""
-    reason = refusal()
+    reason = no_gpu_reason()
     if reason is not None:
         print(f"{program}: {reason}", file=sys.stderr)
         raise SystemExit(NO_GPU)
 
 
 def commit() -> str:
-    """The commit of the tree; $COMMIT where a copy of it has no git beside it."""
+    """Gives the tree's commit; $COMMIT for a copy without git."""
     return os.environ.get("COMMIT") or tree_commit()
 
 
 def missing() -> list[str]:
-    """Packages that some part uses and that are not installed."""
+    """Lists the packages that some part uses and that are not installed."""
     return [name for name in USED if importlib.util.find_spec(name) is None]
 
 
 def cudnn_warning(version: int | None) -> str | None:
-    """A sentence where the rivals run on a cuDNN known to be slow or wrong; version as torch has it, 91501 = 9.15.1."""
+    """Warns of a cuDNN that is known to be slow or wrong; version as torch has it, 91501 = 9.15.1."""
     least = ".".join(map(str, LEAST_CUDNN))
     if version is None:
-        return f"there is no cuDNN; the rivals want {least} or later"
+        return f"there is no cuDNN; PyTorch's layers need {least} or later"
     found = (version // 10000, version // 100 % 100)
     if found < LEAST_CUDNN:
         return (
@@ -70,17 +69,17 @@ def cudnn_warning(version: int | None) -> str | None:
 
 
 def driver() -> str:
-    """The driver's version as nvidia-smi tells it."""
+    """Gives the driver's version as nvidia-smi reports it."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()
+        output = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return said[0] if said else "unknown"
+    return output[0] if output else "unknown"
 
 
 def about() -> dict[str, Any]:
-    """What the figures depend on besides the code; goes into every record."""
+    """Gives what the figures depend on besides the code; goes into every record."""
     import torch
 
     import ssconv
@@ -116,7 +115,7 @@ def version_of(package: str) -> str | None:
 
 
 def folder(device: str, at: str) -> str:
-    """gpu-<device>-<commit> in lower case, safe on any file system."""
+    """Gives gpu-<device>-<commit> in lower case, safe on any file system."""
     return f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}-{at}"
 
 
@@ -126,9 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--folder", action="store_true", help="print the name of the folder of results")
-    wanted.add_argument("--write", type=Path, metavar="FILE", help="write everything as JSON")
+    wanted.add_argument("--write", type=Path, metavar="FILE", help="write card, driver, versions and backends as JSON")
     parser.add_argument("--build", default=None, help="with --write: how the build went, in words")
-    parser.add_argument("--program", default="gpu_environment", help="who refuses, where there is no GPU")
+    parser.add_argument("--program", default="benchmarks.gpu.environment", help="the name at the head of an error")
     args = parser.parse_args(argv)
     refuse_without_gpu(args.program)
     found = about()
@@ -140,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     found |= {
         "backends": ssconv.backends(),
-        "sm_90a products": hopper_state("cuda"),
+        "sm_90a kernels": hopper_state("cuda"),
         "serving_gpu": serving("cuda"),
         "missing": missing(),
     }

@@ -1,16 +1,15 @@
-"""Times every contender on the layers of a GPU run; appends JSON lines to one file, layer by layer.
+"""Times every contender on the layers of a GPU run and appends JSON lines to one file, layer by layer.
 
     python -m benchmarks.gpu.layers --out layers.jsonl [--budget 150] [--part 1/3] [--dtype bf16] [--layers NAME ...]
 
-Each contender is checked on random data before it is timed; a wrong one is named, left out, and the exit code is 1. A
-layer whose records are in the file already, for the same commit, device and dtype, is not measured again. What the
-budget does not reach is recorded as skipped. Without a GPU: exit code 2.
+Each contender is checked on random data before it is timed; a wrong one is named and left out, and the exit code is 1.
+A layer whose records are in the file already, for the same commit, device and dtype, is not measured again. Layers that
+the budget does not reach are recorded as skipped. Without a GPU: exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,28 +21,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.gpu.cases import DTYPES, GPU_LAYERS, PASSES, gpu_backends, gpu_contenders, part, work
+from benchmarks.gpu.cases import DTYPES, GPU_LAYERS, gpu_backends, gpu_contenders, part
 from benchmarks.gpu.environment import about, refuse_without_gpu
-from benchmarks.gpu.timing import Ceilings, CudaDevice, Device, Prepare, ceilings, measure_on
+from benchmarks.gpu.figures import Record, append, measured
+from benchmarks.gpu.roofline import PASSES, Peaks, measure_peaks, work
+from benchmarks.gpu.timing import CudaTimer, Prepare, Timer, measure_on
 from benchmarks.operator.cases import Contender, Layer, layer_input
 from benchmarks.operator.check import TOLERANCE_TF32, check, second_derivatives
 
 KIND = "gpu layer"
-PLACE = "cuda"
+DEVICE = "cuda"
 TOLERANCES = {"tf32": TOLERANCE_TF32, "fp32": 1e-4}  # weights' gradients are sums of millions of terms here
 SKIPPED = "out of time"
-ENOUGH = 8.0  # seconds without which a layer is not begun
-ONLY_WHOLE = (
-    "forward",
-    "full step",
-)  # what can be taken apart under torch.compile, which computes all gradients at once
-
-Record = dict[str, Any]
+LEAST_SECONDS = 8.0  # with less left, a layer is skipped
+# The passes that can be timed under torch.compile, which computes all gradients at once.
+COMPILED_PASSES = ("forward", "full step")
 
 
 @contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """PyTorch's switches for the run: TF32 where it is asked for, cuDNN tries its kernels and takes the fastest."""
+    """Sets PyTorch's switches for the run: TF32 if asked for; cuDNN tries its kernels and takes the fastest."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, dtype == "tf32", dtype == "tf32"
@@ -54,39 +51,38 @@ def precision(dtype: str) -> Iterator[None]:
 
 
 def passes_of(contender: Contender) -> list[str]:
-    """The passes that can be timed."""
-    return [what for what in PASSES if contender.twice or what in ONLY_WHOLE]
+    """Lists the passes that can be timed."""
+    return [what for what in PASSES if contender.twice or what in COMPILED_PASSES]
 
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def inputs(layer: Layer, contender: Contender) -> Inputs:
-    """x, which wants a gradient, the upstream gradient, and a cotangent of the input gradient."""
+    """Draws x, which requires a gradient, the upstream gradient, and a cotangent of the input gradient."""
     x, upstream = layer_input(layer, contender)
     return x.requires_grad_(), upstream, layer_input(layer, contender, seed=5)[0]
 
 
 def prepared(contender: Contender, what: str, data: Inputs) -> Prepare:
-    """One pass on `data`, in the contender's surroundings; see `_prepared`."""
+    """Prepares one pass on `data` (see `_prepared`), under the contender's environment variables."""
     prepare = _prepared(contender, what, data)
     if not contender.environment:
         return prepare
 
     def inside(function: Callable[[], object]) -> object:
-        with contender.surroundings():
+        with contender.with_environment():
             return function()
 
     def outer() -> Callable[[], object]:
-        with contender.surroundings():
-            function = prepare()
+        function = inside(prepare)
         return lambda: inside(function)
 
     return outer
 
 
 def _prepared(contender: Contender, what: str, data: Inputs) -> Prepare:
-    """One pass on `data`. What comes before it (the graph of a gradient) is prepared untimed.
+    """Prepares one pass on `data`. The graph that a gradient needs is built untimed.
 
     "full step" is forward and all gradients, those of the scales too; "double backward" is what R1 asks of a layer: the
     input gradient with a graph, and that gradient's derivatives for the weights and the upstream gradient.
@@ -116,16 +112,16 @@ def _prepared(contender: Contender, what: str, data: Inputs) -> Prepare:
     return graph
 
 
-def peak_bytes(contender: Contender, data: Inputs, device: Device) -> int:
-    """What one full step adds to the device's memory at its peak, beyond input, upstream gradient and parameters."""
+def peak_bytes(contender: Contender, data: Inputs, timer: Timer) -> int:
+    """Measures what one full step adds to the device's memory at its peak, beyond inputs and parameters."""
     step = prepared(contender, "full step", data)()
-    before = device.reset_peak()
+    before = timer.reset_peak()
     step()
-    return device.peak() - before
+    return timer.peak() - before
 
 
 def kernel_names(contender: Contender, data: Inputs) -> list[str]:
-    """The device kernels of one full step, the longest first, as torch.profiler names them."""
+    """Names the device kernels of one full step, the longest first, as torch.profiler has them."""
     from torch.profiler import ProfilerActivity, profile
 
     step = prepared(contender, "full step", data)()
@@ -139,8 +135,8 @@ def kernel_names(contender: Contender, data: Inputs) -> list[str]:
 def measure_layer(
     layer: Layer,
     entrants: Sequence[Contender],
-    device: Device,
-    ceiling: Ceilings,
+    timer: Timer,
+    peaks: Peaks,
     *,
     dtype: str,
     seconds: float,
@@ -148,7 +144,7 @@ def measure_layer(
     profiled: bool,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Record]:
-    """Checks, then times the contenders; one record for each and each pass, an "error" where there is no figure."""
+    """Checks, then times the contenders. Gives a record for each and each pass, with an "error" where it failed."""
     deadline = clock() + seconds
     tolerance = TOLERANCES.get(dtype)
     records: list[Record] = []
@@ -169,10 +165,10 @@ def measure_layer(
             record(contender, what, error=f"{type(error).__name__}: {str(error).strip()[:500]}")
         else:
             return
-        _forget(device)
+        free_memory(timer)
 
     for contender in entrants:
-        with guarded(contender, "check"), contender.surroundings():
+        with guarded(contender, "check"), contender.with_environment():
             check(layer, contender, tolerance, twice=contender.twice)
             good.append(contender)
     data = {c.memory_format: inputs(layer, c) for c in good}  # shared by those of one layout
@@ -186,12 +182,12 @@ def measure_layer(
                     function()()
                     able[contender.name], functions[contender.name] = contender, function
         # A quarter is left for warming up.
-        times = measure_on(device, functions, warmup=2, repeats=repeats, budget=0.75 * share, clock=clock)
+        times = measure_on(timer, functions, warmup=2, repeats=repeats, budget=0.75 * share, clock=clock)
         for name, (timing, launch) in times.items():
             contender = able[name]
             shared = data[contender.memory_format]
             least = work(layer, contender.kernels, what, DTYPES[dtype].itemsize)
-            extra = {"peak_bytes": peak_bytes(contender, shared, device)} if what == "full step" else {}
+            extra = {"peak_bytes": peak_bytes(contender, shared, timer)} if what == "full step" else {}
             if profiled and what == "full step" and contender.implementation.startswith("nn."):
                 with guarded(contender, "profile"):
                     extra["device_kernels"] = kernel_names(contender, shared)
@@ -202,26 +198,17 @@ def measure_layer(
                 launch_seconds=launch,
                 operations=least.operations,
                 bytes=least.bytes,
-                floor_seconds=least.floor(ceiling.operations_per_second, ceiling.bytes_per_second),
+                roofline_seconds=least.seconds(peaks),
                 **extra,
             )
     return records
 
 
-def _forget(device: Device) -> None:
-    """Gives memory back, so that what failed does not stand in the way of the next."""
-    device.synchronise()
+def free_memory(timer: Timer) -> None:
+    """Gives cached memory back, so that what has failed takes none from the next contender."""
+    timer.synchronise()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def done(path: Path, head: Record) -> set[tuple[str, str]]:
-    """(layer, dtype) that the file has figures of, for the same commit and device."""
-    if not path.exists():
-        return set()
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    same = [r for r in records if all(r.get(k) == head.get(k) for k in ("commit", "device"))]
-    return {(r["layer"], r["dtype"]) for r in same if "seconds" in r}
 
 
 def run(
@@ -229,9 +216,9 @@ def run(
     path: Path,
     *,
     head: Record,
-    device: Device,
-    place: str,
-    ceiling: Ceilings,
+    timer: Timer,
+    device: str,
+    peaks: Peaks,
     dtype: str,
     backends: Sequence[str],
     budget: float,
@@ -240,44 +227,39 @@ def run(
     profiled: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """Measures the layers and appends to `path`; the number of ssconv's contenders that failed.
+    """Measures the layers and appends to `path`. Gives the number of ssconv's measurements that failed.
 
     head: goes into every record. budget: seconds for all layers; each gets an equal share of what is left.
     """
     deadline = clock() + budget
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = done(path, head)
+    known = {(r["layer"], r["dtype"]) for r in measured(path, head)}
     failed = 0
-    head = {"kind": KIND, **head, "ceilings": vars(ceiling)}
+    head = {"kind": KIND, **head, "peaks": vars(peaks)}
     bar = tqdm(layers, unit="layer", disable=None)
     for number, layer in enumerate(bar):
         bar.set_description(layer.name)
         if (layer.name, dtype) in known:
             continue
         left = deadline - clock()
-        if left < ENOUGH:
+        if left < LEAST_SECONDS:
             print(f"{layer.name}: skipped, {SKIPPED}", flush=True)
-            _append(path, head, [{"layer": layer.name, "dtype": dtype, "skipped": SKIPPED}])
+            append(path, head, [{"layer": layer.name, "dtype": dtype, "skipped": SKIPPED}])
             continue
         if compiled:
             torch.compiler.reset()  # else the ninth closure of one kind is not compiled
-        entrants = gpu_contenders(layer, DTYPES[dtype], place, backends, compiled)
+        entrants = gpu_contenders(layer, DTYPES[dtype], device, backends, compiled)
         records = measure_layer(
-            layer, entrants, device, ceiling, dtype=dtype, seconds=left / (len(layers) - number), repeats=repeats,
+            layer, entrants, timer, peaks, dtype=dtype, seconds=left / (len(layers) - number), repeats=repeats,
             profiled=profiled, clock=clock,
         )  # fmt: skip
         for r in records:
             failed += "error" in r and r["implementation"].startswith("ssconv")
             print(_line(r), flush=True)
-        _append(path, head, records)
+        append(path, head, records)
         del entrants
-        _forget(device)
+        free_memory(timer)
     return failed
-
-
-def _append(path: Path, head: Record, records: Sequence[Record]) -> None:
-    with path.open("a") as file:
-        file.writelines(json.dumps({**head, **record}) + "\n" for record in records)
 
 
 def _line(r: Record) -> str:
@@ -285,7 +267,7 @@ def _line(r: Record) -> str:
     if "error" in r:
         return f"{name}  {r['error']}"
     median = r["seconds"]["median"]
-    return f"{name}  {median * 1e3:9.3f} ms  {100 * r['floor_seconds'] / median:5.1f} % of the floor"
+    return f"{name}  {median * 1e3:9.3f} ms  {100 * r['roofline_seconds'] / median:5.1f} % of the roofline"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -297,13 +279,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=150.0, help="seconds for all layers (default: 150)")
     parser.add_argument("--repeats", type=int, default=20, help="timed calls at most (default: 20)")
     parser.add_argument("--no-compile", action="store_true", help="leave out what runs under torch.compile")
-    parser.add_argument("--no-profile", action="store_true", help="leave out the names of the rivals' kernels")
+    parser.add_argument("--no-profile", action="store_true", help="leave out the names of PyTorch's kernels")
     args = parser.parse_args(argv)
     try:
         layers = part([a for a in GPU_LAYERS if args.layers is None or a.name in args.layers], args.part)
     except ValueError as error:
         parser.error(str(error))
-    refuse_without_gpu("gpu_run")
+    refuse_without_gpu("benchmarks.gpu.layers")
     begun = time.perf_counter()
     backends, head = gpu_backends(), about()
     if not backends:
@@ -311,20 +293,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "warning" in head:
         print(f"warning: {head['warning']}", flush=True)
     with precision(args.dtype):
-        device = CudaDevice()
-        ceiling = ceilings(device, PLACE, DTYPES[args.dtype])
+        timer = CudaTimer()
+        peaks = measure_peaks(timer, DEVICE, DTYPES[args.dtype])
         print(
-            f"{head['device']}: {ceiling.operations_per_second / 1e12:.0f} TFLOP/s in {args.dtype}, "
-            f"{ceiling.bytes_per_second / 1e12:.2f} TB/s",
+            f"{head['device']}: {peaks.operations_per_second / 1e12:.0f} TFLOP/s in {args.dtype}, "
+            f"{peaks.bytes_per_second / 1e12:.2f} TB/s",
             flush=True,
         )
         failed = run(
-            layers, args.out, head=head, device=device, place=PLACE, ceiling=ceiling, dtype=args.dtype,
+            layers, args.out, head=head, timer=timer, device=DEVICE, peaks=peaks, dtype=args.dtype,
             backends=backends, budget=args.budget - (time.perf_counter() - begun), repeats=args.repeats,
             compiled=not args.no_compile, profiled=not args.no_profile,
         )  # fmt: skip
     if failed:
-        print(f"gpu_run: {failed} measurements of ssconv failed; {args.out} says why", file=sys.stderr)
+        print(f"benchmarks.gpu.layers: {failed} measurements of ssconv failed; {args.out} says why", file=sys.stderr)
     return 1 if failed else 0
 
 

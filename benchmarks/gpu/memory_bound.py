@@ -1,17 +1,15 @@
-"""Times the kernels that memory limits, activation gradients and filters, against a large copy; appends JSON lines.
+"""Times the memory-bound kernels, activation gradients and filters, against a large copy; appends JSON lines.
 
     python -m benchmarks.gpu.memory_bound --out memory-bound.jsonl [--budget 10] [--backends cuda triton]
 
-Each is called as the operator calls it, on a tensor of KERNELS.md section 8, and first compared with the reference
-backend: one that is wrong or fails is a line with its error, and the exit code is 1. Bytes are every input read once
-and every output written once; the sums of a gradient for the bias, a millionth of them, are not counted. Without a
-GPU: exit code 2.
+Each is called as the operator calls it and first compared with the reference backend: one that is wrong or fails gets a
+record with its error, and the exit code is 1. Bytes are every input read once and every output written once; the bias
+gradient, a millionth of them, is not counted. Without a GPU: exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,44 +23,45 @@ from torch import Tensor
 import ssconv
 from benchmarks.gpu.cases import gpu_backends
 from benchmarks.gpu.environment import about, refuse_without_gpu
-from benchmarks.gpu.figures import Record, share_of_copy
-from benchmarks.gpu.timing import Ceilings, CudaDevice, Device, Prepare, ceilings, measure_on
-from benchmarks.gpu.upsampling_floors import FIR
+from benchmarks.gpu.figures import Record, append, bandwidth_share
+from benchmarks.gpu.roofline import Peaks, measure_peaks
+from benchmarks.gpu.timing import CudaTimer, Prepare, Timer, measure_on
 from benchmarks.operator.cases import SLOPE
 from ssconv.backend import reference
 from ssconv.backend.dispatch import implementation
 
 KIND = "gpu memory-bound"
-PLACE = "cuda"
+DEVICE = "cuda"
 GROUPS = 2
+FIR = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's filter
 DEVIATION = 1e-2  # of the norm, in bf16, which rounds each value by at most 1 in 256
-# (batch, channels, edge) of KERNELS.md section 8, those large enough that no cache holds them.
+# (batch, channels, edge) of the GPU run's layers that are larger than the L2 cache.
 SIZES = ((8, 128, 64), (8, 64, 64), (4, 32, 128), (16, 256, 32))
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel on given tensors. call: with a backend's module. bytes: the least it moves."""
+    """One kernel on given tensors. call: takes a backend's module. bytes: the least it moves."""
 
     name: str
     call: Callable[[ModuleType], Any]
     bytes: int
 
 
-def kernels(size: tuple[int, int, int], place: str, dtype: torch.dtype) -> list[Kernel]:
-    """Those of a layer with two branches whose output is (N, C, E, E, E) of `size`, channels last in memory."""
+def kernels(size: tuple[int, int, int], device: str, dtype: torch.dtype) -> list[Kernel]:
+    """Lists the kernels of a two-branch layer whose output is (N, C, E, E, E) of `size`, channels last in memory."""
     batch, channels, edge = size
-    generator = torch.Generator(device=place).manual_seed(1)
+    generator = torch.Generator(device=device).manual_seed(1)
 
     def drawn(*shape: int) -> Tensor:
-        t = torch.randn(shape, generator=generator, device=place, dtype=dtype)
+        t = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         return t.contiguous(memory_format=torch.channels_last_3d) if len(shape) == 5 else t
 
     shape = (batch, channels, *[edge] * 3)
     z, gy, bias, scale = drawn(*shape), drawn(*shape), drawn(channels), drawn(batch, channels).abs() + 0.5
     y = reference.epilogue(z, bias, scale, None, GROUPS, SLOPE, 1.0, None).to(z)
     grown = drawn(batch, channels, *[edge + 1] * 3)
-    taps = [torch.tensor(FIR, device=place) / sum(FIR)] * 3
+    taps = [torch.tensor(FIR, device=device) / sum(FIR)] * 3
     one, two = (1, 1, 1), (2, 2, 2)
 
     def moved(*tensors: Tensor) -> int:
@@ -88,13 +87,13 @@ def kernels(size: tuple[int, int, int], place: str, dtype: torch.dtype) -> list[
 
 
 def results(kernel: Kernel, module: ModuleType) -> list[Tensor]:
-    """What the kernel gives, the sums of a gradient after it."""
+    """Calls the kernel and gives its tensors, a bias gradient among them."""
     result = kernel.call(module)
     return [t for t in result if t is not None] if isinstance(result, tuple) else [result]
 
 
 def deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """How far results are from those expected, in norms; infinite where one is missing."""
+    """Gives the largest relative difference, in norms; infinite where a result is missing."""
     if len(found) != len(expected):
         return float("inf")
     return max(float((f.float() - e.float()).norm() / e.float().norm()) for f, e in zip(found, expected))
@@ -105,12 +104,12 @@ def prepared(kernel: Kernel, module: ModuleType) -> Prepare:
 
 
 def measure_size(
-    size: tuple[int, int, int], backends: Sequence[str], device: Device, *, place: str, dtype: torch.dtype,
+    size: tuple[int, int, int], backends: Sequence[str], timer: Timer, *, device: str, dtype: torch.dtype,
     budget: float,
 ) -> list[Record]:  # fmt: skip
-    """A record for each kernel and backend: seconds and bytes, or an error."""
+    """Gives a record for each kernel and backend: seconds and bytes, or an error."""
     records: list[Record] = []
-    found = kernels(size, place, dtype)
+    found = kernels(size, device, dtype)
     for kernel in found:
         head = {"tensor": "x".join(map(str, size[:2])) + f"x{size[2]}^3", "kernel": kernel.name}
         able = {}
@@ -127,27 +126,26 @@ def measure_size(
                 words = f"{type(error).__name__}: {str(error).strip()[:500]}"
                 records.append({**head, "implementation": name, "error": words})
         del expected
-        times = measure_on(device, able, warmup=2, budget=budget / len(found))
+        times = measure_on(timer, able, warmup=2, budget=budget / len(found))
         for name, (timing, _) in times.items():
             records.append({**head, "implementation": name, "seconds": timing.to_json(), "bytes": kernel.bytes})
     return records
 
 
 def run(
-    path: Path, *, head: Record, device: Device, place: str, ceiling: Ceilings, backends: Sequence[str],
+    path: Path, *, head: Record, timer: Timer, device: str, peaks: Peaks, backends: Sequence[str],
     dtype: torch.dtype = torch.bfloat16, sizes: Sequence[tuple[int, int, int]] = SIZES, budget: float = 10.0,
 ) -> int:  # fmt: skip
-    """Measures, prints and appends; how many failed."""
+    """Measures, prints and appends. Gives the number that failed."""
     failed = 0
     for size in sizes:
-        records = measure_size(size, backends, device, place=place, dtype=dtype, budget=budget / len(sizes))
-        records = [{"kind": KIND, **head, "ceilings": vars(ceiling), **r} for r in records]
+        records = measure_size(size, backends, timer, device=device, dtype=dtype, budget=budget / len(sizes))
+        records = [{"kind": KIND, **head, "peaks": vars(peaks), **r} for r in records]
         for r in records:
             failed += "error" in r
-            said = r.get("error") or f"{100 * share_of_copy(r):.0f} % of a copy's bytes a second"
+            said = r.get("error") or f"{100 * bandwidth_share(r):.0f} % of a copy's bytes a second"
             print(f"{r['tensor']:>12}  {r['kernel']:<32} {r['implementation']:<8} {said}", flush=True)
-        with path.open("a") as file:
-            file.writelines(json.dumps(r) + "\n" for r in records)
+        append(path, {}, records)
     return failed
 
 
@@ -159,14 +157,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backends", nargs="+", choices=list(ssconv.backends()), help="default: those made for GPUs")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of timed calls for all (default: 10)")
     args = parser.parse_args(argv)
-    refuse_without_gpu("gpu_memory_bound")
-    device = CudaDevice()
+    refuse_without_gpu("benchmarks.gpu.memory_bound")
+    timer = CudaTimer()
     failed = run(
-        args.out, head=about(), device=device, place=PLACE, ceiling=ceilings(device, PLACE, torch.bfloat16),
+        args.out, head=about(), timer=timer, device=DEVICE, peaks=measure_peaks(timer, DEVICE, torch.bfloat16),
         backends=args.backends or gpu_backends(), sizes=SIZES, budget=args.budget,
     )  # fmt: skip
     if failed:
-        print(f"gpu_memory_bound: {failed} kernels failed; {args.out} says why", file=sys.stderr)
+        print(f"benchmarks.gpu.memory_bound: {failed} kernels failed; {args.out} says why", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,29 +1,33 @@
-"""The summary of a GPU run: tables in Markdown and plots, from the files that gpu_acceptance.sh leaves in one folder.
+"""Summarises a GPU run: tables in Markdown and plots, from the files that acceptance.sh leaves in one folder.
 
-Reads environment.json, tests.xml, layers.jsonl, memory-bound.jsonl, upsampling.jsonl and training.jsonl, as far as they
-are there; writes summary.md, layers.png and training.png. `python -m benchmarks.operator.report FOLDER` calls it.
+    python -m benchmarks.gpu.report FOLDER
+
+Reads environment.json, tests.xml, layers.jsonl, memory-bound.jsonl and training.jsonl, as far as they are there; writes
+summary.md, layers.png and training.png. Exit code 1 where the folder has none of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import bars as gpu_bars
+from benchmarks.gpu import targets
 from benchmarks.gpu.figures import (
     MEMORY,
     Record,
     against_dense,
+    bandwidth_share,
     best_dense,
-    lines,
-    name,
+    contender,
+    load,
     ratios,
-    share_of_copy,
-    share_of_floor,
+    roofline_share,
     training_figures,
     variant,
     with_memory,
@@ -42,23 +46,23 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def layer_table(figures: Sequence[Record], what: str) -> str:
-    """One pass: the best dense cost, then ratio (and share of the floor) per contender; an empty cell has no figure."""
+    """Writes the table of one pass: the best dense cost, then ratio and share of the roofline per contender."""
     layers = _unique(r["layer"] for r in figures)
-    by_place = {(name(r), r["layer"]): r for r in figures if r["pass"] == what}
+    of_contender = {(contender(r), r["layer"]): r for r in figures if r["pass"] == what}
     unit, scale = ("MiB", 2**-20) if what == MEMORY else ("ms", 1e3)
 
     def best_cell(layer: str) -> str:
         best = best_dense(figures, layer, what)
         if best is None:
             return ""
-        floor = "" if what == MEMORY else f" ({100 * share_of_floor(best):.0f} %)"
-        return f"{best['cost'] * scale:.3g}{floor}"
+        share = "" if what == MEMORY else f" ({100 * roofline_share(best):.0f} %)"
+        return f"{best['cost'] * scale:.3g}{share}"
 
     def cell(who: str, layer: str, ratio: float | None) -> str:
         if ratio is None:
             return ""
-        floor = "" if what == MEMORY else f" ({100 * share_of_floor(by_place[who, layer]):.0f} %)"
-        return f"{ratio:.2f}{floor}"
+        share = "" if what == MEMORY else f" ({100 * roofline_share(of_contender[who, layer]):.0f} %)"
+        return f"{ratio:.2f}{share}"
 
     rows = [
         _row([what, *layers, "geometric mean"]),
@@ -73,24 +77,24 @@ def layer_table(figures: Sequence[Record], what: str) -> str:
 
 
 def layer_report(records: Sequence[Record]) -> list[str]:
-    """Sections of Markdown for layers.jsonl."""
+    """Writes the sections for layers.jsonl."""
     figures = with_memory(records)
     parts = ["## Layers"]
     for dtype in _unique(r["dtype"] for r in figures):
         own = [r for r in figures if r["dtype"] == dtype]
-        ceiling = own[-1]["ceilings"]
+        peaks = own[-1]["peaks"]
         parts.append(
-            f"{dtype}. Measured in the same run: {ceiling['operations_per_second'] / 1e12:.0f} TFLOP/s in a large "
-            f"matrix product, {ceiling['bytes_per_second'] / 1e12:.2f} TB/s in a large copy; the floor of a figure is "
-            "the larger of its operations and its bytes over these. Cells are ratios against the better layout of "
-            "dense nn.Conv3d, above 1 is faster (or needs less memory), and in brackets the share of the contender's "
-            "own floor. Layers are batch x channels x edge^3 with bias and leaky ReLU; a scaled one has per-sample "
+            f"{dtype}. Measured in the same run: {peaks['operations_per_second'] / 1e12:.0f} TFLOP/s in a large "
+            f"matrix product, {peaks['bytes_per_second'] / 1e12:.2f} TB/s in a large copy; the roofline of a figure "
+            "is the larger of its operations and its bytes over these. Cells are ratios against the better layout of "
+            "dense nn.Conv3d, above 1 is faster (or needs less memory), and in brackets the roofline's time over the "
+            "contender's own. Layers are batch x channels x edge^3 with bias and leaky ReLU; scaled: with per-sample "
             "scales. Empty: no figure, see below."
         )
         for scaled in (False, True):
             some = [r for r in own if r["layer"].endswith(" scaled") == scaled]
             parts += [layer_table(some, what) for what in _unique(r["pass"] for r in some)]
-    failures = _unique(f"* {r['layer']}, {name(r)}, {r['pass']}: {r['error']}" for r in records if "error" in r)
+    failures = _unique(f"* {r['layer']}, {contender(r)}, {r['pass']}: {r['error']}" for r in records if "error" in r)
     measured = {(r["layer"], r["dtype"]) for r in figures}
     skipped = _unique(
         f"* {r['layer']} in {r['dtype']}: {r['skipped']}"
@@ -100,17 +104,17 @@ def layer_report(records: Sequence[Record]) -> list[str]:
     if failures or skipped:
         parts.append("Without a figure:\n\n" + "\n".join([*failures, *skipped]))
     kernels = _unique(
-        f"* {r['layer']}, {name(r)}: " + ", ".join(f"`{k[:100]}`" for k in r["device_kernels"][:3])
+        f"* {r['layer']}, {contender(r)}: " + ", ".join(f"`{k[:100]}`" for k in r["device_kernels"][:3])
         for r in figures
         if r["kernels"] == "dense" and r.get("device_kernels") and r["pass"] != MEMORY
     )
     if kernels:
-        parts.append("The longest kernels of the rivals' full step:\n\n" + "\n".join(kernels))
+        parts.append("The longest kernels of PyTorch's full step:\n\n" + "\n".join(kernels))
     return parts
 
 
 def training_report(records: Sequence[Record]) -> list[str]:
-    """Sections of Markdown for training.jsonl."""
+    """Writes the sections for training.jsonl."""
     figures = training_figures(records)
     rows = [
         _row(
@@ -146,44 +150,24 @@ def training_report(records: Sequence[Record]) -> list[str]:
 
 
 def memory_bound_report(records: Sequence[Record]) -> list[str]:
-    """A section of Markdown for memory-bound.jsonl: kernels down, tensors across, a line for each implementation."""
+    """Writes the section for memory-bound.jsonl: kernels down, tensors across, a line for each implementation."""
     tensors = _unique(r["tensor"] for r in records)
     found = {(r["kernel"], r["implementation"], r["tensor"]): r for r in records if "seconds" in r}
     rows = [_row(["kernel", "by", *tensors]), "|---" * (len(tensors) + 2) + "|"]
     for kernel, who in _unique((r["kernel"], r["implementation"]) for r in records):
         cells = [found.get((kernel, who, t)) for t in tensors]
-        rows.append(_row([kernel, who, *("" if r is None else f"{100 * share_of_copy(r):.0f} %" for r in cells)]))
+        rows.append(_row([kernel, who, *("" if r is None else f"{100 * bandwidth_share(r):.0f} %" for r in cells)]))
     failures = [f"* {r['kernel']}, {r['implementation']}, {r['tensor']}: {r['error']}" for r in records if "error" in r]
     return [
-        "## Kernels that memory limits",
+        "## Memory-bound kernels",
         "Bytes a second (each input read once, each output written once) as a share of a large copy's in the same run.",
         "\n".join(rows),
         *(["Without a figure:\n\n" + "\n".join(failures)] if failures else []),
     ]
 
 
-def upsampling_report(records: Sequence[Record]) -> list[str]:
-    """A section of Markdown for upsampling.jsonl: milliseconds of the two ways and their ratio."""
-    rows = [_row(["level", "of", "kernels", "two steps, ms", "phases, ms", "phases / two steps"]), "|---" * 6 + "|"]
-    for level, where, kernels in _unique((r["level"], r["of"], r["kernels"]) for r in records):
-        own = [r for r in records if (r["level"], r["of"], r["kernels"]) == (level, where, kernels)]
-        ms = {r["way"]: 1e3 * r["seconds"]["median"] for r in own if "seconds" in r}
-        if len(ms) < 2:
-            error = next((r["error"] for r in own if "error" in r), "")
-            rows.append(_row([level, where, kernels, error, "", ""]))
-            continue
-        two, phases = ms["two steps"], ms["phases"]
-        rows.append(_row([level, where, kernels, f"{two:.3f}", f"{phases:.3f}", f"{phases / two:.2f}"]))
-    return [
-        "## Upsampling and FIR",
-        "A transposed convolution and then the filter, against both as phases of one convolution (not interleaved, so "
-        "without a part of its work); above 1 the two steps are faster.",
-        "\n".join(rows),
-    ]
-
-
 def tests_report(path: Path) -> list[str]:
-    """Counts and the names of what failed, from pytest's junit file."""
+    """Counts the tests and names those that failed, from pytest's junit file."""
     suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
     count = {key: sum(int(s.get(key, 0)) for s in suites) for key in ("tests", "failures", "errors", "skipped")}
     passed = count["tests"] - count["failures"] - count["errors"] - count["skipped"]
@@ -207,23 +191,20 @@ def environment_report(about: Record) -> list[str]:
     extra = [f"* warning: {about['warning']}"] if about.get("warning") else []
     extra += [f"* build: {about['build']}"] if about.get("build") else []
     extra += [f"* backend {key}: {state}" for key, state in about.get("backends", {}).items()]
-    if "sm_90a products" in about:
-        extra.append(f"* products of sm_90a: {about['sm_90a products']}")
+    if "sm_90a kernels" in about:
+        extra.append(f"* kernels of sm_90a: {about['sm_90a kernels']}")
     extra += [f"* not installed: {', '.join(about['missing'])}"] if about.get("missing") else []
     return [text + ("\n\n" + "\n".join(extra) if extra else "")]
 
 
-def bars_report(folder: Path) -> list[str]:
-    """What is asked of the kernels, where anything was measured."""
-    layers, training, bound = (lines(folder / f"{n}.jsonl") for n in ("layers", "training", "memory-bound"))
-    environment = folder / "environment.json"
-    about = json.loads(environment.read_text()) if environment.exists() else {}
-    return gpu_bars.report(layers, training, bound, about.get("warning")) if layers or training or bound else []
+def targets_report(folder: Path) -> list[str]:
+    """Writes the section of the targets, where anything was measured."""
+    found = [load(folder / f"{name}.jsonl") for name in ("layers", "training", "memory-bound")]
+    return targets.report(*found) if any(found) else []
 
 
 def _bars(panels: Sequence[tuple[str, str, dict[str, dict[str, float]]]], path: Path, title: str) -> None:
-    """Grouped bars: one panel per (title, label of the axis, series -> group -> value); WIDTH by LEGEND + PANEL each,
-    in inches of DOTS pixels."""
+    """Draws grouped bars to a PNG, one panel per (title, label of the axis, series -> group -> value)."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -235,8 +216,8 @@ def _bars(panels: Sequence[tuple[str, str, dict[str, dict[str, float]]]], path: 
         groups = _unique(g for found in table.values() for g in found)
         width = 0.85 / max(len(table), 1)
         for i, (who, found) in enumerate(table.items()):
-            places = [groups.index(g) + (i - (len(table) - 1) / 2) * width for g in found]
-            axes.bar(places, list(found.values()), width, color=colours[who])
+            positions = [groups.index(g) + (i - (len(table) - 1) / 2) * width for g in found]
+            axes.bar(positions, list(found.values()), width, color=colours[who])
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xticks(range(len(groups)), [g.replace("^3 ", "^3\n") for g in groups], fontsize="small")
         axes.set_ylabel(label, fontsize="small")
@@ -248,7 +229,7 @@ def _bars(panels: Sequence[tuple[str, str, dict[str, dict[str, float]]]], path: 
 
 
 def draw_layers(records: Sequence[Record], path: Path) -> None:
-    """Ratios against the best dense layer, a panel per dtype, pass and kind of layer."""
+    """Draws the ratios against the best dense layer, a panel per dtype, pass and kind of layer."""
     figures = with_memory(records)
     panels = []
     for dtype in _unique(r["dtype"] for r in figures):
@@ -261,7 +242,7 @@ def draw_layers(records: Sequence[Record], path: Path) -> None:
 
 
 def draw_training(records: Sequence[Record], path: Path) -> None:
-    """Images per second against dense on nn.Conv3d, one group per preset."""
+    """Draws images per second against dense on nn.Conv3d, one group per preset."""
     figures = training_figures(records)
     table: dict[str, dict[str, float]] = {}
     for r in figures:
@@ -276,39 +257,52 @@ def _title(r: Record) -> str:
 
 
 def write(folder: Path) -> int:
-    """summary.md and the plots of a folder; prints the summary. The exit code is 1 where there is nothing to report.
+    """Writes summary.md and the plots of a folder and prints the summary. Gives the exit code.
 
     Raises:
         ValueError: a file is damaged; names the line.
     """
-    parts = ["# GPU acceptance"]
     sources: tuple[tuple[str, Callable[[Path], list[str]]], ...] = (
-        ("environment.json", lambda p: environment_report(json.loads(p.read_text()))),
+        ("environment.json", lambda path: environment_report(json.loads(path.read_text()))),
         ("tests.xml", tests_report),
-        ("layers.jsonl", lambda p: layer_report(lines(p))),
-        ("memory-bound.jsonl", lambda p: memory_bound_report(lines(p))),
-        ("upsampling.jsonl", lambda p: upsampling_report(lines(p))),
-        ("training.jsonl", lambda p: training_report(lines(p))),
+        ("layers.jsonl", lambda path: layer_report(load(path))),
+        ("memory-bound.jsonl", lambda path: memory_bound_report(load(path))),
+        ("training.jsonl", lambda path: training_report(load(path))),
     )
     absent = [file for file, _ in sources if not ((folder / file).exists() and (folder / file).stat().st_size)]
+    parts = ["# GPU acceptance"]
     for file, report in sources:
         if file not in absent:
             parts += report(folder / file)
         if file == "tests.xml":
-            parts += bars_report(folder)
+            parts += targets_report(folder)
     if absent:
-        parts.append(f"Not there: {', '.join(absent)}.")
+        parts.append(f"Missing: {', '.join(absent)}.")
     text = "\n\n".join(parts) + "\n"
     print(text)
     (folder / "summary.md").write_text(text)
-    written = ["summary.md"]
-    for file, png, draw, figures in (
-        ("layers.jsonl", "layers.png", draw_layers, with_memory),
-        ("training.jsonl", "training.png", draw_training, training_figures),
+    for file, figures, draw in (
+        ("layers", with_memory, draw_layers),
+        ("training", training_figures, draw_training),
     ):
-        records = lines(folder / file)
+        records = load(folder / f"{file}.jsonl")
         if figures(records):
-            draw(records, folder / png)
-            written.append(png)
-    print(f"written to {folder}: {', '.join(written)}")
+            draw(records, folder / f"{file}.png")
+    print(f"written to {folder}: summary.md and the plots")
     return 1 if len(absent) == len(sources) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.report", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="results of acceptance.sh")
+    args = parser.parse_args(argv)
+    if not args.folder.is_dir():
+        parser.error(f"{args.folder} is not a folder; expected one that acceptance.sh has written")
+    try:
+        return write(args.folder)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""Times of asynchronous work: device events, a cold L2 cache, contenders in turn.
+"""Times asynchronous work with device events, behind a flushed L2 cache, contenders in turn.
 
-A call's launches must not be what is timed. So each timed call is preceded by writes to a buffer larger than the L2
-cache: they evict it, and they keep the device busy for longer than the host needs to launch the call.
+Launch time must not be measured. So each timed call is preceded by writes to a buffer larger than the L2 cache: they
+evict it, and they keep the device busy for longer than the host needs to launch the call.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,29 +21,29 @@ LONGEST_HEAD_START = 0.02  # seconds
 Prepare = Callable[[], Callable[[], object]]
 
 
-class Device(Protocol):
-    """What the harness needs of a device; `HostDevice` has it for a CPU."""
+class Timer(Protocol):
+    """Times and peak memory of a device: `CudaTimer` for a GPU, `HostTimer` for a CPU."""
 
     def flush(self, seconds: float) -> None:
         """Evicts the caches and keeps the device busy for at least `seconds`."""
 
     def mark(self) -> Any:
-        """A point in the device's queue."""
+        """Marks a point in the device's queue."""
 
     def between(self, start: Any, stop: Any) -> float:
-        """Seconds between two marks; after `synchronise`."""
+        """Gives the seconds between two marks; after `synchronise`."""
 
     def synchronise(self) -> None: ...
 
     def reset_peak(self) -> int:
-        """Starts a new peak; the bytes that are allocated now."""
+        """Begins a new peak; gives the bytes that are allocated now."""
 
     def peak(self) -> int:
-        """The most bytes allocated since `reset_peak`."""
+        """Gives the most bytes allocated since `reset_peak`."""
 
 
-class CudaDevice:
-    """The current CUDA device."""
+class CudaTimer:
+    """Times the current CUDA device."""
 
     def __init__(self) -> None:
         card = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -84,8 +83,8 @@ class CudaDevice:
         return torch.cuda.max_memory_allocated()
 
 
-class HostDevice:
-    """A CPU, where work is done when the call returns and no peak of memory is known."""
+class HostTimer:
+    """Times a CPU: a call's work is done when it returns, and its peak memory is not known."""
 
     def flush(self, seconds: float) -> None:
         pass
@@ -107,7 +106,7 @@ class HostDevice:
 
 
 def measure_on(
-    device: Device,
+    timer: Timer,
     functions: Mapping[str, Prepare],
     *,
     warmup: int = 3,
@@ -116,9 +115,9 @@ def measure_on(
     budget: float = 10.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, tuple[Timing, float]]:
-    """Calls every function `repeats` times, round by round: quantiles of the device's times, and the launch time.
+    """Calls every function `repeats` times, round by round; gives quantiles of the device's times, and the launch time.
 
-    A round calls each once and begins one further than the last round, so that a slow spell falls on all.
+    A round calls each function once and begins with the next one each time, so that a slow spell falls on all.
 
     Args:
         functions: by name; each prepares untimed work (a graph, say) and returns the call that is timed.
@@ -132,11 +131,11 @@ def measure_on(
     for _ in range(warmup):
         for name in names:
             call = functions[name]()
-            device.synchronise()
+            timer.synchronise()
             start = clock()
             call()
             launch[name] = clock() - start
-            device.synchronise()
+            timer.synchronise()
             del call
     seconds: dict[str, list[float]] = {name: [] for name in names}
     begun = clock()
@@ -146,34 +145,11 @@ def measure_on(
         for i in range(len(names)):
             name = names[(i + turn) % len(names)]
             call = functions[name]()
-            device.flush(min(HEAD_START * launch[name], LONGEST_HEAD_START))
-            start = device.mark()
+            timer.flush(min(HEAD_START * launch[name], LONGEST_HEAD_START))
+            start = timer.mark()
             call()
-            stop = device.mark()
-            device.synchronise()
-            seconds[name].append(device.between(start, stop))
+            stop = timer.mark()
+            timer.synchronise()
+            seconds[name].append(timer.between(start, stop))
             del call
     return {name: (summarise(times), launch[name]) for name, times in seconds.items()}
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """What this device reaches: a large matrix product in operations/s, a large copy in bytes/s (read and written)."""
-
-    operations_per_second: float
-    bytes_per_second: float
-
-
-def ceilings(device: Device, place: str, dtype: torch.dtype, *, edge: int = 8192, copied: int = 2**31) -> Ceilings:
-    """Measures both, on random data: zeros run faster than real data."""
-    a, b = (torch.randn(edge, edge, device=place, dtype=dtype) for _ in range(2))
-    source = torch.randn(copied // 4, device=place)
-    target = torch.empty_like(source)
-    found = measure_on(
-        device,
-        {"product": lambda: lambda: torch.mm(a, b), "copy": lambda: lambda: target.copy_(source)},
-        repeats=10,
-        budget=5.0,
-    )
-    product, copy = found["product"][0].median, found["copy"][0].median
-    return Ceilings(2 * edge**3 / product, 2 * 4 * source.numel() / copy)

@@ -1,13 +1,12 @@
-"""A training step of each preset: dense on PyTorch's own convolutions, split_depth on each GPU backend of ssconv; each
-called, and replayed as CUDA graphs.
+"""Times a training step of each preset: dense on nn.Conv3d, split_depth on ssconv, eager and as CUDA graphs.
 
     python -m benchmarks.gpu.training --out training.jsonl [--presets demo heart] [--precision tf32] [--budget 90]
     python -m benchmarks.gpu.training --out training.jsonl --presets brain --edges 64 128 --precision bf16 --compared
 
-What is timed is `Gan.train_step`, the step that `ssgan train` makes, with its four phases apart; the lazy ones (path
-length, R1) count by the share of steps that have them. Reals are random: their values cost nothing. Where the preset's
-batch does not fit the memory it is halved, and the record says so. The networks train in float32, with TF32 products
-unless --precision fp32 forbids them, or as `ssgan train --precision bf16` (fp16) does. Without a GPU: exit code 2.
+It times `Gan.train_step`, the step of `ssgan train`, and each of its four phases; the lazy ones (path length, R1) count
+by the share of steps that have them. The real images are random. Where the preset's batch does not fit the memory it is
+halved, and the record says so. The networks train in float32, with TF32 products unless --precision fp32 forbids them,
+or as `ssgan train --precision bf16` (fp16) does. Without a GPU: exit code 2.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import dataclasses
 import functools
 import gc
 import itertools
-import json
 import math
 import sys
 import time
@@ -37,19 +35,19 @@ import ssconv
 import ssgan.models.layers
 from benchmarks.gpu.cases import DTYPES, gpu_backends
 from benchmarks.gpu.environment import about, refuse_without_gpu
-from benchmarks.gpu.figures import Record, setting, training_figures, variant
+from benchmarks.gpu.figures import Record, append, measured, setting, variant
 from benchmarks.gpu.layers import SKIPPED, precision
-from benchmarks.gpu.timing import CudaDevice, Device
+from benchmarks.gpu.timing import CudaTimer, Timer
 from ssgan.config.training import PRESETS, ConfigError, TrainConfig
 from ssgan.training.cuda_graphs import WARMUP
 from ssgan.training.precision import Execution
 from ssgan.training.step import Gan
 
 KIND = "gpu training"
-PLACE = "cuda"
+DEVICE = "cuda"
 PLAIN = "nn.Conv3d"
-GRAPHS = ", CUDA graphs"  # ends the name of an implementation whose pieces are replayed
-ENOUGH = 5.0  # seconds without which a measurement is not begun
+GRAPHS = ", CUDA graphs"  # ends the name of an implementation whose steps are replayed
+LEAST_SECONDS = 5.0  # with less left, a measurement is skipped
 
 
 def plain_conv3d(
@@ -68,8 +66,8 @@ def plain_conv3d(
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Tensor:
-    """`ssconv.split_shuffle_conv3d` of one branch by PyTorch's own convolution and pointwise functions; under autocast
-    all of them in its dtype, as ssconv's."""
+    """Computes `ssconv.split_shuffle_conv3d` of one branch by PyTorch's own convolution and pointwise functions; under
+    autocast all of them in its dtype, as ssconv does."""
     (weight,) = weights
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -101,8 +99,8 @@ def plain_conv3d(
 
 @contextlib.contextmanager
 def computed_by(implementation: str) -> Iterator[None]:
-    """Convolutions and filters of the networks by a backend of ssconv, or convolutions by PyTorch: "nn.Conv3d" with the
-    filters of the backend "reference", "nn.Conv3d, upfirdn NAME" with those of another."""
+    """Gives the networks' convolutions and filters to a backend of ssconv, or the convolutions to PyTorch: "nn.Conv3d"
+    with the filters of the backend "reference", "nn.Conv3d, upfirdn NAME" with those of another."""
     name, _, filters = implementation.partition(", upfirdn ")
     if name == PLAIN:
         conv, backend = plain_conv3d, filters or "reference"
@@ -118,20 +116,20 @@ def computed_by(implementation: str) -> Iterator[None]:
 
 
 def variants(backends: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(architecture, implementation): those that are compared, and those that tell where a difference comes from, which
-    are measured after the first of all presets."""
+    """Lists (architecture, implementation): first those that are compared, then those that explain a difference (CUDA
+    graphs, dense on ssconv), which are measured after the first list of all presets."""
     plain, ours = ("dense", PLAIN), [("split_depth", name) for name in backends]
     filtered = [("dense", f"{PLAIN}, upfirdn {name}") for name in backends]
-    further = [(arch, name + GRAPHS) for arch, name in (plain, *ours)]
-    return [plain, *filtered, *ours], further + [("dense", name) for name in backends]
+    replayed = [(arch, name + GRAPHS) for arch, name in (plain, *ours)]
+    return [plain, *filtered, *ours], replayed + [("dense", name) for name in backends]
 
 
 class TimedGan(Gan):
     """Marks the end of every phase of a step."""
 
-    def __init__(self, cfg: TrainConfig, place: str, device: Device, execution: Execution | None = None) -> None:
-        super().__init__(cfg, "3d", torch.device(place), execution)
-        self.timer = device
+    def __init__(self, cfg: TrainConfig, device: str, timer: Timer, execution: Execution | None = None) -> None:
+        super().__init__(cfg, "3d", torch.device(device), execution)
+        self.timer = timer
         self.marks: list[tuple[str, Any]] = []
 
     def _apply(self, phase: str, loss: Tensor) -> float:
@@ -140,7 +138,7 @@ class TimedGan(Gan):
         return value
 
     def timed_step(self, reals: Tensor) -> dict[str, float]:
-        """Seconds per phase of a step that has all of them; "average" is that of the weights."""
+        """Times each phase of a step that has all of them, in seconds; "average" is the EMA of G's weights."""
         self.step = math.lcm(self.cfg.d_reg_interval, self.cfg.g_reg_interval)
         self.marks = []
         start = self.timer.mark()
@@ -155,13 +153,13 @@ class TimedGan(Gan):
 
 
 def amortised(seconds: dict[str, float], cfg: TrainConfig) -> float:
-    """Seconds of a step on average: a lazy phase counts by the share of the steps that have it."""
+    """Gives the mean seconds of a step: a lazy phase counts by the share of the steps that have it."""
     share = {"path length": 1 / cfg.g_reg_interval, "R1": 1 / cfg.d_reg_interval}
     return sum(value * share.get(phase, 1.0) for phase, value in seconds.items())
 
 
 def of_network(seconds: dict[str, float], network: str) -> dict[str, float]:
-    """The phases that train G, or D."""
+    """Picks the phases that train G, or D."""
     phases = {"G": ("generator", "path length"), "D": ("discriminator", "R1")}[network]
     return {phase: value for phase, value in seconds.items() if phase in phases}
 
@@ -173,8 +171,8 @@ def with_batch(cfg: TrainConfig, batch: int) -> TrainConfig:
 def measure_step(
     cfg: TrainConfig,
     implementation: str,
-    device: Device,
-    place: str,
+    timer: Timer,
+    device: str,
     *,
     budget: float = 10.0,
     warmup: int = 2,
@@ -187,16 +185,16 @@ def measure_step(
     times: dict[str, list[float]] = defaultdict(list)
     graphs = implementation.endswith(GRAPHS)
     with computed_by(implementation.removesuffix(GRAPHS)):
-        gan = TimedGan(cfg, place, device, Execution(cuda_graphs=graphs))
+        gan = TimedGan(cfg, device, timer, Execution(cuda_graphs=graphs))
         reals = torch.rand(batch, cfg.network.image_channels, *cfg.network.shape) * 2 - 1
         begun = clock()
-        device.reset_peak()
-        for turn in range(WARMUP + 1 if graphs else warmup):  # with graphs, until all pieces are recorded
+        timer.reset_peak()
+        for turn in range(WARMUP + 1 if graphs else warmup):  # with graphs, until all are recorded
             if turn and not graphs and clock() - begun > budget / 2:
                 break
             gan.timed_step(reals)
         if not graphs:  # a replay allocates nothing: its memory is that of the recording
-            device.reset_peak()
+            timer.reset_peak()
         for turn in range(repeats):
             if turn >= least and clock() - begun > budget:
                 break
@@ -213,13 +211,13 @@ def measure_step(
         "g_step_seconds": amortised(of_network(seconds, "G"), cfg),
         "d_step_seconds": amortised(of_network(seconds, "D"), cfg),
         "images_per_second": batch / step,
-        "peak_bytes": device.peak(),
+        "peak_bytes": timer.peak(),
         "parameters": parameters,
     }
 
 
 def fitting(cfg: TrainConfig, measure: Callable[[TrainConfig], Record], forget: Callable[[], None]) -> Record:
-    """`measure` at the batch of `cfg`, or at the largest half, quarter, .. of it that fits the memory."""
+    """Calls `measure` at the batch of `cfg`, or at the largest half, quarter, .. of it that fits the memory."""
     asked = cfg.stage_3d.batch
     batch = asked
     while batch:
@@ -242,30 +240,30 @@ def run(
     path: Path,
     *,
     head: Record,
-    device: Device,
-    place: str,
+    timer: Timer,
+    device: str,
     dtype: str,
     backends: Sequence[str],
     budget: float,
     edges: Sequence[int] = (),
-    further: bool = True,
+    only_compared: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """Measures every variant of every preset and appends to `path`; how many of ssconv's failed.
+    """Measures every variant of every preset and appends to `path`. Gives the number of ssconv's that failed.
 
-    edges: of the cubes that are trained on instead of a preset's own shape. further: with the `variants` that are not
-    compared.
+    edges: of the cubes that are trained on instead of a preset's own shape. only_compared: only the first list of
+    `variants`.
     """
     deadline = clock() + budget
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = _known(path, head)
+    done = set(map(variant, measured(path, head)))
     shapes = [(edge,) * 3 for edge in edges]
     todo = [
-        (name, shape, *way)
-        for group in variants(backends)[: 2 if further else 1]
+        (name, shape, *choice)
+        for group in variants(backends)[: 1 if only_compared else 2]
         for name in presets
         for shape in shapes or [PRESETS[name].shape]
-        for way in group
+        for choice in group
     ]
     failed = 0
     for number, (name, shape, arch, implementation) in enumerate(tqdm(todo, unit="variant", disable=None)):
@@ -273,35 +271,26 @@ def run(
         cfg = PRESETS[name].train_config(name, shape, arch, **lowered)
         record: Record = {"kind": KIND, **head, "preset": name, "shape": list(cfg.network.shape), "arch": arch}
         record |= {"implementation": implementation, "precision": dtype}
-        if variant(record) in known:
+        if variant(record) in done:
             continue
         left = deadline - clock()
-        if left < ENOUGH:
+        if left < LEAST_SECONDS:
             record["skipped"] = SKIPPED
         else:
             share = left / (len(todo) - number)
 
             def measure(cfg: TrainConfig, implementation: str = implementation, share: float = share) -> Record:
-                return measure_step(cfg, implementation, device, place, budget=share, clock=clock)
+                return measure_step(cfg, implementation, timer, device, budget=share, clock=clock)
 
             try:
                 record |= fitting(cfg, measure, forget)
             except Exception as error:  # of any library: the others are still to be measured
                 record["error"] = f"{type(error).__name__}: {str(error).strip()[:500]}"
             failed += "error" in record and implementation not in (PLAIN, PLAIN + GRAPHS)
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append(path, {}, [record])
         print(_line(record), flush=True)
         forget()
     return failed
-
-
-def _known(path: Path, head: Record) -> set[tuple[str, ...]]:
-    if not path.exists():
-        return set()
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    same = [r for r in records if all(r.get(k) == head.get(k) for k in ("commit", "device"))]
-    return set(map(variant, training_figures(same)))
 
 
 def _line(r: Record) -> str:
@@ -320,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--edges", nargs="+", type=int, default=[], help="train on cubes instead of a preset's shape")
     parser.add_argument("--precision", choices=list(DTYPES), default="tf32", help="of products (default: tf32)")
     parser.add_argument("--backends", nargs="+", choices=list(ssconv.backends()), help="default: those made for GPUs")
-    parser.add_argument("--compared", action="store_true", help="only what is compared: no graphs, no dense on ssconv")
+    parser.add_argument("--compared", action="store_true", help="leave out CUDA graphs and dense on ssconv")
     parser.add_argument("--budget", type=float, default=90.0, help="seconds for all of them (default: 90)")
     args = parser.parse_args(argv)
     try:
@@ -328,14 +317,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             PRESETS[name].network((edge,) * 3)
     except ConfigError as error:
         parser.error(f"--edges {edge}, preset {name}: {error}")
-    refuse_without_gpu("gpu_training")
+    refuse_without_gpu("benchmarks.gpu.training")
     with precision(args.precision):
         failed = run(
-            args.presets, args.out, head=about(), device=CudaDevice(), place=PLACE, dtype=args.precision,
-            backends=args.backends or gpu_backends(), budget=args.budget, edges=args.edges, further=not args.compared,
+            args.presets, args.out, head=about(), timer=CudaTimer(), device=DEVICE, dtype=args.precision,
+            backends=args.backends or gpu_backends(), budget=args.budget, edges=args.edges, only_compared=args.compared,
         )  # fmt: skip
     if failed:
-        print(f"gpu_training: {failed} measurements of ssconv failed; {args.out} says why", file=sys.stderr)
+        print(f"benchmarks.gpu.training: {failed} measurements of ssconv failed; {args.out} says why", file=sys.stderr)
     return 1 if failed else 0
 
 

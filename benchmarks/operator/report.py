@@ -2,7 +2,7 @@
 
 python -m benchmarks.operator.report [benchmarks/results/FILE.jsonl]       (default: the newest file)
 
-A folder, or a file of a GPU run, goes to `gpu_report.py`.
+A GPU run has a report of its own, `benchmarks.gpu.report`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import report as gpu_report
-
 Records = list[dict[str, Any]]
 
 
 def load(path: Path) -> Records:
-    """The records of one file; raises ValueError naming the line that is none."""
+    """Reads the records of one file. Raises ValueError naming the line that is not JSON."""
     records = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
@@ -29,32 +27,32 @@ def load(path: Path) -> Records:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); run benchmarks.operator.run again") from error
     if not records:
-        raise ValueError(f"{path}: there are no records; run benchmarks.operator.run again")
+        raise ValueError(f"{path}: the file has no records; run benchmarks.operator.run again")
     return records
 
 
 def cost(record: dict[str, Any]) -> float:
-    """Median seconds, or bytes where the pass is memory."""
+    """Gives the median seconds, or the bytes where the pass is memory."""
     return record["bytes"] if record["pass"] == "memory" else record["seconds"]["median"]
 
 
 def best_dense(records: Records, layer: str, what: str) -> float:
-    """What PyTorch's dense nn.Conv3d costs in its better layout, for one layer and pass."""
-    times = [
+    """Gives the cost of PyTorch's dense nn.Conv3d in its better layout, for one layer and pass."""
+    costs = [
         cost(r)
         for r in records
         if (r["layer"], r["pass"], r["kernels"]) == (layer, what, "dense") and r["implementation"].startswith("nn.")
     ]
-    if not times:
+    if not costs:
         raise ValueError(f"layer {layer}, {what}: there is no dense nn.Conv3d to compare with")
-    return min(times)
+    return min(costs)
 
 
 def speedups(records: Records, what: str) -> dict[str, dict[str, float]]:
-    """Contender -> layer -> best dense cost / its cost; above 1 is faster, or smaller."""
+    """Gives contender -> layer -> best dense cost / its cost; above 1 is faster, or needs less memory."""
     table: dict[str, dict[str, float]] = {}
     for r in records:
-        if r["pass"] == what and cost(r) > 0:  # a peak below what the process had before tells nothing
+        if r["pass"] == what and cost(r) > 0:  # a step that stays below the process's earlier peak has no figure
             name = f"{r['kernels']}, {r['implementation']}"
             table.setdefault(name, {})[r["layer"]] = best_dense(records, r["layer"], what) / cost(r)
     return table
@@ -65,12 +63,12 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def passes(records: Records) -> list[str]:
-    """The passes in the order in which they were timed."""
+    """Lists the passes in the order in which they were timed."""
     return list(dict.fromkeys(r["pass"] for r in records))
 
 
 def markdown(records: Records) -> str:
-    """One table per pass: the best dense time in milliseconds, then ratios against it."""
+    """Writes a table per pass: the best dense time in milliseconds, then ratios against it."""
     about = records[0]
     layers = list(dict.fromkeys(r["layer"] for r in records))
     parts = [
@@ -100,7 +98,7 @@ FAMILIES = {"compiled": "Purples", "nn.Conv3d": "Greys", "ACSConv": "Oranges", "
 
 
 def colours(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """A colour for each contender, the same in every panel: a hue by who computes, darker from dense to split_depth."""
+    """Chooses a colour for each contender: a hue by implementation, darker from dense to split_depth."""
     from matplotlib import colormaps
 
     family = {name: next(f for f in FAMILIES if f in name) for name in names}
@@ -112,7 +110,7 @@ def colours(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
 
 
 def draw(records: Records, path: Path) -> None:
-    """Bars of the ratios, one panel per pass, to a PNG."""
+    """Draws bars of the ratios to a PNG, one panel per pass."""
     from matplotlib.figure import Figure
 
     layers = list(dict.fromkeys(r["layer"] for r in records))
@@ -154,9 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("benchmarks/results has no *.jsonl; run `python -m benchmarks.operator.run` first")
         source = files[-1]
     try:
-        records = [] if source.is_dir() else load(source)
-        if source.is_dir() or str(records[0].get("kind")).startswith("gpu"):
-            return gpu_report.write(source if source.is_dir() else source.parent)
+        records = load(source)
         text = markdown(records)
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from benchmarks import segmentation
-from benchmarks.experiments import data, scoring
+from benchmarks.experiments import data, scoring, segmentation
 from ssgan.data.dataset import DatasetError
 from ssgan.data.phantom import write_phantom_dataset
 from tests.support.experiment_stand_ins import TINY

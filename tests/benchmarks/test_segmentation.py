@@ -1,4 +1,4 @@
-"""benchmarks.segmentation: what it reads, how it splits and scores, and a run of a few steps on made-up volumes."""
+"""The segmentation benchmark: reading, splitting, scoring, and a run of a few steps on made-up volumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip("monai", reason="MONAI's U-Net; it is in the extra `test`")
 
-from benchmarks import segmentation
+from benchmarks.experiments import segmentation
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "msd-hippocampus"
 

@@ -1,4 +1,4 @@
-"""The checks that test_gpu.py runs on a GPU, on this machine: they hold, and they notice faults."""
+"""Runs the checks of test_gpu.py on the CPU: they hold, and they find planted faults."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import pytest
 import torch
 
 import ssconv
-from ssgan.training import cuda_graphs as graphs
+from ssgan.training import cuda_graphs
 from tests.support import gpu_checks
 from tests.support.gpu_stand_ins import BACKENDS
 from tests.support.strategies import CONV_CASES
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["split-depth-full", "stride-2", "many-samples"])
-def test_derivatives_against_float64(name, backend):
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("split-depth-full", torch.float32), ("many-samples", torch.bfloat16)], ids=str
+)
+def test_derivatives_against_float64(name, dtype):
     case = {**gpu_checks.SMALL, **gpu_checks.LARGE}[name]
-    gpu_checks.check_against_float64(case, torch.float32, backend, "cpu")
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_derivatives_against_float64_in_16_bit(dtype):
-    gpu_checks.check_against_float64(gpu_checks.LARGE["many-samples"], dtype, BACKENDS[-1], "cpu")
+    gpu_checks.check_against_float64(case, dtype, BACKENDS[-1], "cpu")
 
 
 @pytest.mark.faults
@@ -41,11 +37,9 @@ def test_the_comparison_with_float64_notices_errors(fault, monkeypatch):
         gpu_checks.check_against_float64(CONV_CASES["split-depth-full"], torch.float32, "reference", "cpu")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("operator", [gpu_checks.split_depth, gpu_checks.smooth], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("shape", [(1, 4, 19, 5, 7), (3, 4, 15, 4, 5)], ids=str)
-def test_both_ends_of_a_volume(shape, operator, backend):
-    gpu_checks.check_both_ends(operator, shape, torch.float32, backend, "cpu")
+def test_both_ends_of_a_volume(operator):
+    gpu_checks.check_both_ends(operator, (3, 4, 15, 4, 5), torch.float32, BACKENDS[-1], "cpu")
 
 
 @pytest.mark.faults
@@ -62,16 +56,8 @@ def test_both_ends_are_looked_at(end):
         gpu_checks.check_both_ends(wrong, (2, 4, 19, 5, 7), torch.float32, "reference", "cpu")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_in_one_graph(backend):
-    gpu_checks.check_compiled(backend, "cpu", "aot_eager")
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_step_gives_output_and_gradients(backend):
-    leaves, step = gpu_checks.step_of(CONV_CASES["split-depth-full"], torch.float32, backend, "cpu")
-    y, *grads = step(*leaves)
-    assert y.isfinite().all() and [g.shape for g in grads] == [t.shape for t in leaves]
+def test_compiled_in_one_graph():
+    gpu_checks.check_compiled(BACKENDS[-1], "cpu", "aot_eager")
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="needs two backends on this machine")
@@ -97,20 +83,13 @@ def test_training_on_a_wrong_backend_does_not(monkeypatch):
 
 
 @pytest.mark.usefixtures("graphs_on_a_tape")
-@pytest.mark.parametrize("case", gpu_checks.GRAPHED)
-def test_replayed_training_stays_together(case):
-    gpu_checks.check_replayed_training(case, BACKENDS[-1], 5, "cpu")
+def test_replayed_training_stays_together():
+    gpu_checks.check_replayed_training("plain", BACKENDS[-1], 5, "cpu")
 
 
 @pytest.mark.faults
 @pytest.mark.usefixtures("graphs_on_a_tape")
 def test_a_replay_that_forgets_its_inputs_does_not(monkeypatch):
-    monkeypatch.setattr(graphs.Recorded, "fill", lambda self, key, inputs: None)
+    monkeypatch.setattr(cuda_graphs.Recorded, "fill", lambda self, key, inputs: None)
     with pytest.raises(AssertionError, match="apart"):
         gpu_checks.check_replayed_training("plain", BACKENDS[-1], 5, "cpu")
-
-
-def test_phantoms_differ_and_repeat():
-    one, again = gpu_checks.phantoms(3, (8, 12, 8), 1), gpu_checks.phantoms(3, (8, 12, 8), 1)
-    assert torch.equal(one, again) and not torch.equal(one[0], one[1])
-    assert one.shape == (3, 1, 8, 12, 8) and one.unique().tolist() == pytest.approx([-1.0, -0.4, 0.4, 0.8])

@@ -1,43 +1,29 @@
-"""What the tests of GPU runs share: layers that a CPU does at once, contenders, a device with a clock of its own."""
+"""Stand-ins for a GPU run: layers and peaks for a CPU, and a timer whose clock the test sets."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.gpu import training as gpu_training
 from benchmarks.gpu.cases import gpu_contenders, serving
-from benchmarks.gpu.timing import Ceilings
+from benchmarks.gpu.roofline import Peaks
 from benchmarks.operator.cases import Contender, Layer
-from ssgan.config.training import TrainConfig
 
 BACKENDS = [name for name in serving("cpu")]
-CEILING = Ceilings(operations_per_second=1e12, bytes_per_second=1e11)
+PEAKS = Peaks(operations_per_second=1e12, bytes_per_second=1e11)
 
-# The kinds of layer of a GPU run, in extents that a CPU does at once; odd edges, channels that differ.
+# The kinds of layer of a GPU run, small; odd edges, channels that differ.
 TINY = [
     dataclasses.replace(layer, scaled=scaled)
     for scaled in (False, True)
     for layer in (
         Layer(2, 8, 5),
-        Layer(2, 8, 5, out_channels=4, stride=2),
         Layer(3, 4, 4, out_channels=8, stride=2),
         Layer(2, 8, 3, out_channels=4, stride=2, transposed=True),
     )
 ]
-
-
-def all_variants(backends: list[str]) -> list[tuple[str, str]]:
-    return list(itertools.chain(*gpu_training.variants(backends)))
-
-
-def every_phase(cfg: TrainConfig, batch: int) -> TrainConfig:
-    """The same run with path length and style mixing, which not every preset has, at that batch."""
-    hyper = dataclasses.replace(cfg.stage_3d, pl_weight=2.0, style_mixing=0.9, batch=batch)
-    return dataclasses.replace(cfg, stage_3d=hyper)
 
 
 def tiny_contenders(layer: Layer, dtype: torch.dtype = torch.float32) -> list[Contender]:
@@ -48,8 +34,8 @@ def good_contender(layer: Layer) -> Contender:
     return next(c for c in tiny_contenders(layer) if c.name == "split_depth/ssconv reference")
 
 
-class FakeDevice:
-    """A device whose queue is a number of seconds; what a call takes on the host and on the device is told to it."""
+class FakeTimer:
+    """A timer of a device whose queue is a number of seconds; each call's times on host and device are given."""
 
     def __init__(self) -> None:
         self.host = self.queue = 0.0

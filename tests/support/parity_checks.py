@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import ssconv
-from benchmarks.gpu.floors import plain_layers
+from benchmarks.gpu.cases import PLAIN_LAYERS
 from benchmarks.operator.cases import KERNELS
 from ssconv.backend.cuda import launch as cuda_backend
 from ssconv.backend.cuda import sm90 as cuda_hopper
@@ -212,7 +212,7 @@ def schedules() -> None:
 
 def served() -> None:
     """Every layer that a GPU run times, if its branches have channels enough, in every pass."""
-    for layer, (name, kernels) in itertools.product(plain_layers(), KERNELS.items()):
+    for layer, (name, kernels) in itertools.product(PLAIN_LAYERS, KERNELS.items()):
         count = len(kernels)
         if min(layer.channels, layer.out) // count < cuda_hopper.LEAST:
             continue

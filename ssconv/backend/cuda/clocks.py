@@ -1,7 +1,7 @@
 """How long the products of sm_90a are expected to take, by what limits them: nothing here was measured.
 
 A multiprocessor's clocks, tiles in whole waves, the slowest of tensor cores, shared memory, L2 cache and bulk copies;
-no time for the epilogue. `cuda_halo` chooses by it, and `benchmarks.gpu.floors` prints it.
+no time for the epilogue. `cuda_halo` chooses by it.
 """
 
 from __future__ import annotations

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from benchmarks.gpu import floors, halo_floors
+from benchmarks.gpu.cases import PLAIN_LAYERS
 from benchmarks.operator.cases import KERNELS
 from ssconv.backend.cuda import clocks as cuda_clocks
 from ssconv.backend.cuda import sm90_halo as cuda_halo
 
-NOTES = Path(__file__).parents[3] / "benchmarks" / "KERNEL_NOTES.md"
 SPLIT = ((3, 3, 3), (1, 3, 3))
-
-
-def test_the_notes_have_the_table_that_the_program_prints():
-    assert halo_floors.expectations() in NOTES.read_text()
-
-
-def test_both_tables_reckon_with_the_same_card():
-    for name in ("CLOCK", "MULTIPROCESSORS", "MULTIPLY_ADDS", "SHARED"):
-        assert getattr(floors, name) == getattr(cuda_clocks, name)
-    assert floors.L2 / floors.MULTIPROCESSORS / floors.CLOCK == pytest.approx(cuda_clocks.L2)
 
 
 @pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
 @pytest.mark.parametrize("swizzled", [False, True], ids=["plain", "swizzled"])
 def test_every_layer_is_expected_to_be_quicker_than_by_im2col_copies(kernels, swizzled):
-    for layer in floors.plain_layers():
+    for layer in PLAIN_LAYERS:
         count = len(kernels)
         channels, columns = layer.channels // count, layer.out // count
         if layer.stride != 1:

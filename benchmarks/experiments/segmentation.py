@@ -1,6 +1,6 @@
-"""A real task: MONAI's 3D U-Net segments the hippocampus, as MONAI has it and after `ssconv.convert`.
+"""Trains MONAI's 3D U-Net to segment the hippocampus, as MONAI has it and after `ssconv.convert`.
 
-    python -m benchmarks.segmentation --data ../shared/data/msd-hippocampus [--steps 400] [--seeds 0 1] [--threads 2]
+    python -m benchmarks.experiments.segmentation --data TASK04 [--steps 400] [--seeds 0 1] [--threads 2]
 
 The data are the Medical Segmentation Decathlon's Task04 (NIfTI in imagesTr/ and labelsTr/, or images/ and labels/;
 0 background, 1 anterior, 2 posterior). 160 volumes train, the others validate; the split is a permutation with seed 0.
@@ -33,11 +33,11 @@ SHAPE = (40, 56, 40)  # X, Y, Z; multiples of 8, as three strides of 2 want
 CLASSES = 3
 VARIANTS = ("dense", "split_depth", "acs4")
 TRAIN = 160
-ROUND = 20  # steps of one variant before the next has its turn
+ROUND = 20  # steps of one variant before the next one's turn
 
 
 class BadData(ValueError):
-    """A folder or file is not what the benchmark reads; the message names it."""
+    """A folder or file that the benchmark cannot read; the message names it."""
 
 
 def centred(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -276,7 +276,9 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.segmentation", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.experiments.segmentation", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with imagesTr/ and labelsTr/")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/results/segmentation"), help="folder of the results"

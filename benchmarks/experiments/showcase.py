@@ -1,8 +1,8 @@
-"""Real beside generated volumes of a run, its curves and figures: what the README shows.
+"""Draws a run's generated volumes beside real ones, its curves and its figures, as the README shows them.
 
-    python -m benchmarks.showcase --run RUN --data DATASET --out benchmarks/results/NAME [--truncation 0.9]
+    python -m benchmarks.experiments.showcase --run RUN --data DATASET --out benchmarks/results/NAME [--truncation 0.9]
 
-Volumes are the first seeds and the data set's first volumes, not chosen ones. Where the run has a metrics.json of
+The volumes are the first seeds and the data set's first volumes, not chosen ones. Where the run has a metrics.json of
 `ssgan evaluate`, report.png shows it too: volumes, metrics with intervals and floors, closest pairs and the curve.
 """
 
