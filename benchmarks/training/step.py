@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.gpu.timing import HostDevice
+from benchmarks.gpu.timing import HostTimer
 from benchmarks.gpu.training import PLAIN, TimedGan, computed_by, with_batch
 from benchmarks.operator.memory import CLEAR, STATUS, can_measure
 from benchmarks.operator.run import environment
@@ -56,7 +56,7 @@ def own(name: str, cfg: TrainConfig) -> tuple[Step, int]:
     arch, implementation = OURS[name]
     cfg = dataclasses.replace(cfg, network=dataclasses.replace(cfg.network, arch=arch))
     with computed_by(implementation):
-        gan = TimedGan(cfg, "cpu", HostDevice())
+        gan = TimedGan(cfg, "cpu", HostTimer())
     reals = torch.rand(cfg.stage_3d.batch, cfg.network.image_channels, *cfg.network.shape) * 2 - 1
 
     def step() -> dict[str, float]:
