@@ -1,6 +1,6 @@
 """What every metric of `ssgan evaluate` makes of known faults: a table for the documentation.
 
-    python -m benchmarks.metrics.faults --data DATASET [--out ssgan/metrics/docs/faults.md] [--seed 0]
+    python -m benchmarks.metrics.faults --data DATASET [--out benchmarks/results/evaluation/known-faults.md] [--seed 0]
 
 A third of the data set is "real", a third is what other real volumes score (the first row: no fault), and to that third
 the faults are done. The last third is held out, for the check for copies. Features: random3d.
