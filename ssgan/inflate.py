@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssgan.config.training import ARCHITECTURES, PROFILES, NetworkConfig, TrainConfig, plan_levels
+from ssgan.config.network import ARCHITECTURES, PROFILES, NetworkConfig, plan_levels
+from ssgan.config.training import TrainConfig
 from ssgan.models import stylegan2
 from ssgan.models.dense_to_split import select_weights
 from ssgan.models.inflation import InflationReport, inflate_network

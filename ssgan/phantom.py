@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssgan.config.training import plan_levels
+from ssgan.config.network import plan_levels
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.utils.errors import UserError, run_command
 from ssgan.utils.pictures import contact_sheet

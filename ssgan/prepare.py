@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ssgan.config.training import plan_levels
+from ssgan.config.network import plan_levels
 from ssgan.data import itk
 from ssgan.data.dataset import ARRAY_AXES, DatasetWriter, VolumeDataset, check_destination, to_axial
 from ssgan.data.labels import SUFFIXES, Labels, read_labels

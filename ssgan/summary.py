@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ssgan.config.training import ARCHITECTURES, PRESETS, ConfigError, preset
+from ssgan.config.network import ARCHITECTURES
+from ssgan.config.presets import PRESETS, preset
 from ssgan.data.dataset import ARRAY_AXES
 from ssgan.models.parameters import build, layer_rows, parameter_count, share_table
-from ssgan.utils.errors import run_command
+from ssgan.utils.errors import ConfigError, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

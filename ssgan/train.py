@@ -20,16 +20,9 @@ from typing import Any
 import torch
 
 from ssgan.config.augmentation import FLIPS, POLICIES, AugmentConfig, policy
-from ssgan.config.training import (
-    ARCHITECTURES,
-    PRESETS,
-    PROFILES,
-    STAGE_OPTIONS,
-    ConfigError,
-    StageConfig,
-    TrainConfig,
-    preset,
-)
+from ssgan.config.network import ARCHITECTURES, PROFILES
+from ssgan.config.presets import PRESETS, preset
+from ssgan.config.training import STAGE_OPTIONS, StageConfig, TrainConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.runs.log import RunError, RunLock, check_folder
@@ -41,7 +34,7 @@ from ssgan.training.precision import DTYPES, Execution
 from ssgan.training.schedule import check_metrics, check_names
 from ssgan.training.start_file import start_network
 from ssgan.utils.environment import keep_freed_memory, pick_device
-from ssgan.utils.errors import run_command
+from ssgan.utils.errors import ConfigError, run_command
 from ssgan.utils.files import read_json
 
 PHANTOMS = 256
@@ -95,7 +88,7 @@ def augment_config(args: argparse.Namespace) -> AugmentConfig:
     """The augmentation that the arguments stand for.
 
     Raises:
-        ConfigError, PolicyError: arguments that do not go together, or out of range.
+        ConfigError: arguments that do not go together, or out of range.
     """
     own = {
         "--augment-policy": args.augment_policy, "--augment-flips": args.augment_flips, "--augment-p": args.augment_p,

@@ -14,8 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssgan.config.training import ConfigError, NetworkConfig, TrainConfig, Triple, dense_at, plan_levels, preset
+from ssgan.config.fields import Triple
+from ssgan.config.network import NetworkConfig, dense_at, plan_levels
+from ssgan.config.presets import preset
+from ssgan.config.training import TrainConfig
 from ssgan.models.parameters import build, parameter_count
+from ssgan.utils.errors import ConfigError
 
 KEEP_ALL = 10**6  # checkpoints: the metric along the run is measured on them afterwards
 MATCHED = "split_depth"  # the architecture whose parameters the others of Grid C are brought to

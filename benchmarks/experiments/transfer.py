@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from benchmarks.experiments import results, scoring, segmentation
 from benchmarks.experiments.data import TRAIN, split_indices
 from benchmarks.operator.run import environment
-from ssgan.config.training import NetworkConfig, TrainConfig
+from ssgan.config.network import NetworkConfig
+from ssgan.config.training import TrainConfig
 from ssgan.data.axes import to_array_axes
 from ssgan.data.dataset import VolumeDataset
 from ssgan.models.networks import Discriminator

@@ -38,10 +38,12 @@ from benchmarks.gpu.environment import about, refuse_without_gpu
 from benchmarks.gpu.figures import Record, append, measured, setting, variant
 from benchmarks.gpu.layers import SKIPPED, precision
 from benchmarks.gpu.timing import CudaTimer, Timer
-from ssgan.config.training import PRESETS, ConfigError, TrainConfig
+from ssgan.config.presets import PRESETS
+from ssgan.config.training import TrainConfig
 from ssgan.training.cuda_graphs import WARMUP
 from ssgan.training.precision import Execution
 from ssgan.training.step import Gan
+from ssgan.utils.errors import ConfigError
 
 KIND = "gpu training"
 DEVICE = "cuda"

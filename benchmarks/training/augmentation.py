@@ -19,7 +19,7 @@ import torch
 from benchmarks.operator.timing import measure
 from ssgan.augmentation.ada import Augment
 from ssgan.config.augmentation import FLIPS, PLANES, POLICIES, AugmentConfig, policy
-from ssgan.config.training import PRESETS, preset
+from ssgan.config.presets import PRESETS, preset
 from ssgan.data.phantom import make_phantom
 from ssgan.models.networks import Discriminator
 from ssgan.utils.pictures import contact_sheet

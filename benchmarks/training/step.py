@@ -38,7 +38,8 @@ from benchmarks.gpu.timing import HostTimer
 from benchmarks.gpu.training import PLAIN, TimedGan, computed_by, with_batch
 from benchmarks.operator.memory import CLEAR, STATUS, can_measure
 from benchmarks.operator.run import environment
-from ssgan.config.training import PRESETS, TrainConfig
+from ssgan.config.presets import PRESETS
+from ssgan.config.training import TrainConfig
 from ssgan.utils.environment import keep_freed_memory
 
 KIND = "training step"

@@ -44,9 +44,10 @@ import torch
 from torch import Tensor
 
 from ssgan.augmentation.resampling import BACKGROUND, resample_axis, rotate_plane, scale_and_shift
-from ssgan.config.augmentation import FLIPS, PLANES, AugmentConfig, PolicyError
-from ssgan.config.training import Triple
+from ssgan.config.augmentation import FLIPS, PLANES, AugmentConfig
+from ssgan.config.fields import Triple
 from ssgan.data.dataset import ARRAY_AXES
+from ssgan.utils.errors import ConfigError
 
 MIDTONES = 3.0  # steepness: 3 leaves a tenth of the shift of mid grey at -1 and +1
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
@@ -85,7 +86,7 @@ class Augment:
     axis is left-right, and that rotations are rotations in mm. With D = 1 what would leave the plane is left out.
 
     Raises:
-        PolicyError: quarter turns in a plane of unequal extents or spacings, or an unknown slice axis.
+        ConfigError: quarter turns in a plane of unequal extents or spacings, or an unknown slice axis.
     """
 
     def __init__(
@@ -93,9 +94,9 @@ class Augment:
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:  # fmt: skip
         if slice_axis not in ARRAY_AXES:
-            raise PolicyError(f"slice_axis: expected one of {', '.join(ARRAY_AXES)}; got {slice_axis!r}")
+            raise ConfigError(f"slice_axis: expected one of {', '.join(ARRAY_AXES)}; got {slice_axis!r}")
         if len(shape) != 3 or min(shape) < 1 or len(spacing) != 3 or not min(spacing) > 0:
-            raise PolicyError(f"shape, spacing: expected three numbers above 0 each; got {shape}, {spacing}")
+            raise ConfigError(f"shape, spacing: expected three numbers above 0 each; got {shape}, {spacing}")
         self.config, self.shape = config, tuple(shape)
         world = ARRAY_AXES[slice_axis]
         self.spacing = tuple(float(spacing[a]) for a in world)  # along D, H, W
@@ -112,7 +113,7 @@ class Augment:
             return
         spacings = self.spacing[first], self.spacing[second]
         if extents[0] != extents[1] or not math.isclose(*spacings, rel_tol=1e-3):
-            raise PolicyError(
+            raise ConfigError(
                 f"augment.quarter_turns: the {name} plane has {extents[0]} x {extents[1]} voxels of {spacings[0]:g} x "
                 f"{spacings[1]:g} mm; expected equal ones. Leave {name} out, or prepare the data with another --shape"
             )
@@ -337,14 +338,14 @@ class AdaptiveProbability:
         return {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()} | {"sums": self.sums.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `state_dict`; raises PolicyError where it is not one, and then changes nothing."""
+        """Inverse of `state_dict`; raises ConfigError where it is not one, and then changes nothing."""
         sizes = {"p": (), "r": (), "steps": (), "sums": (2,)}
         if set(state) != set(sizes) or any(tuple(state[k].shape) != size for k, size in sizes.items()):
             found = {k: tuple(v.shape) for k, v in state.items()}
-            raise PolicyError(f"state of the augmentation: expected tensors of shapes {sizes}; got {found}")
+            raise ConfigError(f"state of the augmentation: expected tensors of shapes {sizes}; got {found}")
         p, r, steps = (float(state[k]) for k in ("p", "r", "steps"))
         if not 0 <= p <= self.config.p_max or not 0 <= steps < self.config.interval:
-            raise PolicyError(
+            raise ConfigError(
                 f"state of the augmentation: p = {p:g} after {steps:g} steps; expected p in [0, {self.config.p_max:g}] "
                 f"and less than {self.config.interval} steps; was it trained with another policy?"
             )

@@ -12,20 +12,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ssgan.utils.errors import UserError
+from ssgan.utils.errors import ConfigError
 
 # Patient axis or plane -> which of X, Y, Z (towards right, front, head) it is, or spans.
 FLIPS: dict[str, int] = {"left-right": 0, "front-back": 1, "head-foot": 2}
 PLANES: dict[str, tuple[int, int]] = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
 
-MAX_ROTATION, MAX_LOG_SCALE = (
-    30.0,
-    1.0,
-)  # beyond these ssgan.augmentation.resampling is not accurate
-
-
-class PolicyError(UserError):
-    """An augmentation that cannot be: the message names the field, what was expected, what came and what to do."""
+# Degrees and octaves; beyond these ssgan.augmentation.resampling is not accurate.
+MAX_ROTATION, MAX_LOG_SCALE = 30.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class AugmentConfig:
         for name, known in (("flips", FLIPS), ("quarter_turns", PLANES)):
             given = getattr(self, name)
             if not isinstance(given, (tuple, list)) or any(g not in known for g in given):
-                raise PolicyError(f"augment.{name}: expected a list of {', '.join(known)}; got {given!r}")
+                raise ConfigError(f"augment.{name}: expected a list of {', '.join(known)}; got {given!r}")
             object.__setattr__(self, name, tuple(k for k in known if k in given))  # in one order, each once
         half = 0.5  # a shift beyond it leaves less than half of the image
         limits = {"rotation": MAX_ROTATION, "scale": MAX_LOG_SCALE, "stretch": MAX_LOG_SCALE, "shift": half,
@@ -79,14 +73,14 @@ class AugmentConfig:
         if self.kimg is not None:
             self._number("kimg", 1e-3, 1e6)
         if not isinstance(self.interval, int) or isinstance(self.interval, bool) or self.interval < 1:
-            raise PolicyError(f"augment.interval: expected a whole number of steps, at least 1; got {self.interval!r}")
+            raise ConfigError(f"augment.interval: expected a whole number of steps, at least 1; got {self.interval!r}")
         if not isinstance(self.adapt, bool):
-            raise PolicyError(f"augment.adapt: expected true or false; got {self.adapt!r}")
+            raise ConfigError(f"augment.adapt: expected true or false; got {self.adapt!r}")
 
     def _number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-            raise PolicyError(f"augment.{name}: expected a number from {low:g} to {high:g}; got {value!r}")
+            raise ConfigError(f"augment.{name}: expected a number from {low:g} to {high:g}; got {value!r}")
         object.__setattr__(self, name, float(value))
 
     @property
@@ -100,7 +94,7 @@ class AugmentConfig:
         if self.kimg is not None:
             return self.kimg * 1000
         if not (math.isfinite(budget_kimg) and budget_kimg > 0):
-            raise PolicyError(f"budget_kimg: expected a number above 0; got {budget_kimg!r}")
+            raise ConfigError(f"budget_kimg: expected a number above 0; got {budget_kimg!r}")
         return min(500.0, budget_kimg / 10) * 1000
 
     def to_json(self) -> dict[str, Any]:
@@ -108,11 +102,11 @@ class AugmentConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> AugmentConfig:
-        """Inverse of `to_json`; raises PolicyError naming an unknown field. Absent fields have their defaults."""
+        """Inverse of `to_json`; raises ConfigError naming an unknown field. Absent fields have their defaults."""
         known = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(data, dict) or set(data) - known:
             found = sorted(set(data) - known) if isinstance(data, dict) else type(data).__name__
-            raise PolicyError(f"augment: unknown fields {found}; expected some of {sorted(known)}")
+            raise ConfigError(f"augment: unknown fields {found}; expected some of {sorted(known)}")
         return cls(**data)
 
 
@@ -145,9 +139,9 @@ def policy(name: str, flips: tuple[str, ...] = (), **changes: Any) -> AugmentCon
     """The policy of that name, with `flips` allowed besides its own and other fields replaced.
 
     Raises:
-        PolicyError: no policy or field has that name, or a value is out of range.
+        ConfigError: no policy or field has that name, or a value is out of range.
     """
     if name not in POLICIES:
-        raise PolicyError(f"augment: expected one of {', '.join(POLICIES)}; got {name!r}")
+        raise ConfigError(f"augment: expected one of {', '.join(POLICIES)}; got {name!r}")
     chosen = POLICIES[name]
     return AugmentConfig.from_json({**chosen.to_json(), "flips": (*chosen.flips, *flips), **changes})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssgan.config.training import Triple
+from ssgan.config.fields import Triple
 
 # slice axis -> which of X, Y, Z the array axes D, H, W are.
 ARRAY_AXES: dict[str, Triple] = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}

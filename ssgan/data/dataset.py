@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssgan.config.training import Triple
+from ssgan.config.fields import Triple
 from ssgan.data.axes import ARRAY_AXES, to_array_axes, to_axial, to_world_axes
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import fsync_path, read_json, write_json_atomic

@@ -12,7 +12,7 @@ import os
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ssgan.config.training import Triple
+from ssgan.config.fields import Triple
 from ssgan.data.dataset import DatasetWriter, VolumeDataset
 from ssgan.utils.errors import UserError
 

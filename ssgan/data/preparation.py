@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from ssgan.config.training import Triple
+from ssgan.config.fields import Triple
 from ssgan.data.axes import ARRAY_AXES, to_array_axes
 from ssgan.data.recipes import CT_WINDOW, PRESETS
 from ssgan.data.sources import Source, load

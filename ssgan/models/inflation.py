@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ssconv import depth_profile, inflate_weight
-from ssgan.config.training import PROFILES
+from ssgan.config.network import PROFILES
 from ssgan.models.layers import BranchWeights, ModulatedConv
 from ssgan.models.networks import SynthesisBlock
 from ssgan.utils.errors import UserError

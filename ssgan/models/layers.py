@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ssconv import replicate_depth, split_shuffle_conv3d, upfirdn3d
-from ssgan.config.training import ARCHITECTURES, Triple
+from ssgan.config.fields import Triple
+from ssgan.config.network import ARCHITECTURES
 
 Kernels = tuple[Triple, ...]
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssgan.config.training import NetworkConfig
+from ssgan.config.network import NetworkConfig
 from ssgan.models.layers import Conv, FullyConnected, MinibatchStd, ModulatedConv, Resampler, ToImage, kernel_stages
 
 ONE = (((1, 1, 1),),)  # a dense 1x1x1 convolution

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ssgan.config.training import ARCHITECTURES, NetworkConfig, preset
+from ssgan.config.network import ARCHITECTURES, NetworkConfig
+from ssgan.config.presets import preset
 from ssgan.models.networks import Discriminator, Generator
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssgan.config.training import NetworkConfig
+from ssgan.config.network import NetworkConfig
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.models.stylegan2_pickle import Persistent, read, shown
 from ssgan.utils.errors import UserError

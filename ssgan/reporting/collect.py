@@ -11,7 +11,9 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
-from ssgan.config.training import ARCHITECTURES, PRESETS, STAGE_OPTIONS, ConfigError, TrainConfig
+from ssgan.config.network import ARCHITECTURES
+from ssgan.config.presets import PRESETS
+from ssgan.config.training import STAGE_OPTIONS, TrainConfig
 from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.metrics.sliced import block_means
 from ssgan.models.parameters import build, parameter_count
@@ -21,7 +23,7 @@ from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.runs.generator import class_labels, load_generator
 from ssgan.runs.log import JsonLog
 from ssgan.utils.environment import environment
-from ssgan.utils.errors import UserError
+from ssgan.utils.errors import ConfigError, UserError
 from ssgan.utils.files import read_json
 
 METRICS_FORMAT, METRICS_VERSION = "ssgan-metrics", 1

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ssgan.config.training import ARCHITECTURES
+from ssgan.config.network import ARCHITECTURES
 from ssgan.data.axes import to_axial
 from ssgan.reporting.collect import Facts, ReportError, parameters
 from ssgan.utils.pictures import QUANTITIES, three_plane_grid

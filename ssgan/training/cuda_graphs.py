@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ssgan.config.training import ConfigError
+from ssgan.utils.errors import ConfigError
 
 WARMUP = 3  # calls of a piece before it is recorded: lazy initialisation, autotuning, torch.compile
 Work = Callable[..., Any]

@@ -17,8 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ssgan.config.training import ConfigError
-from ssgan.utils.errors import UserError
+from ssgan.utils.errors import ConfigError, UserError
 
 BUCKET = 2**23  # numbers summed in one call: 32 MiB of float32
 TIMEOUT = 1800.0  # seconds to wait for the others; the main process measures and draws while they wait

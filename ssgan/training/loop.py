@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ssgan.augmentation.ada import Augment
-from ssgan.config.training import ConfigError, TrainConfig
+from ssgan.config.training import TrainConfig
 from ssgan.data.dataset import VolumeDataset, to_axial
 from ssgan.models.sampling import latents, synthesise
 from ssgan.runs import checkpoint
@@ -43,6 +43,7 @@ from ssgan.training.precision import Execution
 from ssgan.training.schedule import MAX_REWINDS, check_metrics, exhausted, standing
 from ssgan.training.start_file import load_start
 from ssgan.training.step import Gan
+from ssgan.utils.errors import ConfigError
 from ssgan.utils.files import atomic_write_bytes, write_json_atomic
 from ssgan.utils.pictures import plot_curves, slice_grid, three_plane_grid
 from ssgan.utils.seeding import stream_seed

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ssgan.config.training import ConfigError, TrainConfig
+from ssgan.config.training import TrainConfig
 from ssgan.models.networks import Discriminator
+from ssgan.utils.errors import ConfigError
 
 MAX_REWINDS = 5  # times that --on-nan rewind goes back in a stage
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ssgan.config.training import ConfigError, NetworkConfig
+from ssgan.config.network import NetworkConfig
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta, config_hash
 from ssgan.training.step import Gan
+from ssgan.utils.errors import ConfigError
 
 
 def start_meta(network: NetworkConfig, images_before: int) -> CheckpointMeta:

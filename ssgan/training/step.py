@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ssgan.augmentation.ada import AdaptiveProbability, Augment
 from ssgan.augmentation.ada import Draws as AugmentDraws
-from ssgan.config.training import ConfigError, StageConfig, TrainConfig
+from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.models.inflation import inflate_network
 from ssgan.models.layers import ModulatedConv
 from ssgan.models.networks import Discriminator, Generator, in_depth, one_hot
@@ -30,6 +30,7 @@ from ssgan.training.cuda_graphs import check as check_graphs
 from ssgan.training.distributed import SINGLE, Group, split_batch, split_evenly, std_group
 from ssgan.training.precision import DTYPES, Execution, LossScale, lower_convolutions, recompute_blocks
 from ssgan.training.schedule import rate_factor, trainable
+from ssgan.utils.errors import ConfigError
 from ssgan.utils.seeding import stream_seed
 
 Share = tuple[Tensor, Tensor | None, Tensor | None]  # a part's real images, their classes one-hot, their places

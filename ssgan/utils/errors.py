@@ -12,6 +12,10 @@ class UserError(ValueError):
     """Bad input: the message names the argument or file, what was expected, what came and what to do."""
 
 
+class ConfigError(UserError):
+    """An invalid configuration: the message names the field, what was expected, what came and what to do."""
+
+
 def run_command(program: str, command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Runs a command and turns user errors into one line on stderr and exit status 2; Ctrl-C gives 130.
 

@@ -27,7 +27,7 @@ from benchmarks.experiments import (
     training,
 )
 from benchmarks.experiments.grids import Cell
-from ssgan.config.training import ARCHITECTURES, ConfigError
+from ssgan.config.network import ARCHITECTURES
 from ssgan.data.axes import to_axial
 from ssgan.data.dataset import DatasetError, VolumeDataset
 from ssgan.models.layers import BranchWeights
@@ -36,7 +36,7 @@ from ssgan.training import loop as trainer
 from ssgan.training import step as gan
 from ssgan.training.losses import NonFiniteError
 from ssgan.training.monitor import Measures
-from ssgan.utils.errors import UserError
+from ssgan.utils.errors import ConfigError, UserError
 from tests.support.experiment_stand_ins import TINY, make_tiny, numbers, run
 
 KEYS = ("frechet_held", "frechet_train", "kid")

@@ -24,7 +24,7 @@ from benchmarks.gpu.timing import HostTimer, measure_on
 from benchmarks.operator.cases import KERNELS, Contender, Layer
 from benchmarks.operator.check import WrongResult, check
 from ssconv.backend import reference
-from ssgan.config.training import PRESETS
+from ssgan.config.presets import PRESETS
 from tests.support.gpu_stand_ins import BACKENDS, PEAKS, TINY, FakeTimer, good_contender, tiny_contenders
 from tests.support.strategies import CONV_CASES
 

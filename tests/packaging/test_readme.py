@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ssgan.cli import COMMANDS
-from ssgan.config.training import PRESETS
+from ssgan.config.presets import PRESETS
 from ssgan.summary import share_table
 
 ROOT = Path(__file__).parents[2]

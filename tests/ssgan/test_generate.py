@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ssgan import generate
-from ssgan.config.training import NetworkConfig, StageConfig, TrainConfig
+from ssgan.config.network import NetworkConfig
+from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.dataset import to_nifti
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.runs import checkpoint, generator

@@ -1,7 +1,8 @@
 """Checks of the augmentations against SciPy and NumPy loops, as functions of the modules they check.
 
-`lib` has .augment, .resample, .policies: ssgan's own, or copies with a fault planted. The oracles share no code
-with them: SciPy's spline interpolation in one affine map, NumPy's flips, loops over samples and lines.
+`lib` has the modules .ada, .resampling and .config (ssgan.config.augmentation): ssgan's own, or copies with a fault
+planted. The oracles share no code with them: SciPy's spline interpolation in one affine map, NumPy's flips, loops over
+samples and lines.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def smooth_volume(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 def draws_for(lib: SimpleNamespace, augment, count: int, **given: Tensor):
     """Draws in which nothing is applied but what is given."""
     draws = augment.draw(count, 0.0, torch.Generator().manual_seed(0))
-    return lib.augment.Draws(**{**{k: getattr(draws, k) for k in draws.__dataclass_fields__}, **given})
+    return lib.ada.Draws(**{**{k: getattr(draws, k) for k in draws.__dataclass_fields__}, **given})
 
 
 def double(values) -> Tensor:
@@ -48,7 +49,7 @@ def check_weights(lib: SimpleNamespace) -> None:
     stretch = rng.uniform(1, 1.6, len(position)) * (rng.random(len(position)) < 0.6) + 0
     stretch = np.maximum(stretch, 1)
     for widened in (None, stretch):
-        got = lib.resample.interpolation_matrix(
+        got = lib.resampling.interpolation_matrix(
             torch.from_numpy(position), size, None if widened is None else torch.from_numpy(widened), 1.6
         )
         for row, (u, s) in enumerate(zip(position, np.ones_like(stretch) if widened is None else widened)):
@@ -65,7 +66,7 @@ def check_weights(lib: SimpleNamespace) -> None:
 
 def check_whole_shifts(lib: SimpleNamespace) -> None:
     """A shift by whole voxels moves bits, and background comes in."""
-    augment = lib.augment.Augment(lib.policies.AugmentConfig(shift=0.4), (5, 7, 6))
+    augment = lib.ada.Augment(lib.config.AugmentConfig(shift=0.4), (5, 7, 6))
     images = torch.rand(3, 2, 5, 7, 6) * 2 - 1
     shift = double([[2, 0, -1], [0, -2, 0], [-1, 1, 2]])
     got = augment(images, draws_for(lib, augment, 3, shift=shift))
@@ -84,7 +85,7 @@ def check_flips(lib: SimpleNamespace) -> None:
     images = torch.rand(40, 1, 3, 4, 5)
     for slice_axis, world in WORLD.items():
         for name, letter in names.items():
-            augment = lib.augment.Augment(lib.policies.AugmentConfig((name,)), (3, 4, 5), slice_axis=slice_axis)
+            augment = lib.ada.Augment(lib.config.AugmentConfig((name,)), (3, 4, 5), slice_axis=slice_axis)
             got = augment(images, augment.draw(40, 1.0, torch.Generator().manual_seed(3)))
             flipped = np.flip(images.numpy(), 2 + world.index(letter))
             turned = [np.array_equal(g, f) for g, f in zip(got.numpy(), flipped)]
@@ -98,8 +99,8 @@ def check_quarter_turns(lib: SimpleNamespace) -> None:
     images = torch.rand(60, 1, 4, 4, 4)
     for slice_axis, world in WORLD.items():
         for name, letters in names.items():
-            config = lib.policies.AugmentConfig(quarter_turns=(name,))
-            augment = lib.augment.Augment(config, (4, 4, 4), slice_axis=slice_axis)
+            config = lib.config.AugmentConfig(quarter_turns=(name,))
+            augment = lib.ada.Augment(config, (4, 4, 4), slice_axis=slice_axis)
             got = augment(images, augment.draw(60, 1.0, torch.Generator().manual_seed(4)))
             axes = tuple(2 + world.index(letter) for letter in letters)
             found = [
@@ -118,8 +119,8 @@ def check_rotation(lib: SimpleNamespace) -> None:
     angles = double([0.2, -0.3])
     letters = {"axial": "XY", "coronal": "XZ", "sagittal": "YZ"}
     for slice_axis, world in WORLD.items():
-        config = lib.policies.AugmentConfig(rotation=18.0)
-        augment = lib.augment.Augment(config, shape, slice_axis=slice_axis, spacing=tuple(spacing.values()))
+        config = lib.config.AugmentConfig(rotation=18.0)
+        augment = lib.ada.Augment(config, shape, slice_axis=slice_axis, spacing=tuple(spacing.values()))
         size = [spacing[letter] for letter in world]
         for plane, (name, pair) in enumerate(letters.items()):
             assert list(augment.planes) == list(letters)
@@ -146,8 +147,8 @@ def check_rotation_frame(lib: SimpleNamespace) -> None:
     angle = double([0.35, -0.35])
     for plane in ((0, 1), (1, 2), (0, 2)):
         wide = torch.nn.functional.pad(x, [12] * 6, value=-1.0)
-        expected = lib.resample.rotate_plane(wide, plane, angle, (1.0, 1.4), 0.36)[:, :, 12:-12, 12:-12, 12:-12]
-        assert_close(lib.resample.rotate_plane(x, plane, angle, (1.0, 1.4), 0.36), expected.numpy(), 1e-9)
+        expected = lib.resampling.rotate_plane(wide, plane, angle, (1.0, 1.4), 0.36)[:, :, 12:-12, 12:-12, 12:-12]
+        assert_close(lib.resampling.rotate_plane(x, plane, angle, (1.0, 1.4), 0.36), expected.numpy(), 1e-9)
 
 
 def check_scale(lib: SimpleNamespace) -> None:
@@ -157,7 +158,7 @@ def check_scale(lib: SimpleNamespace) -> None:
     centre = (np.array(shape) - 1) / 2
     octaves = np.array([[0.3, 0.1, -0.2], [-0.25, 0.2, 0.0], [0.0, 0.0, 0.0]])
     shift = np.array([[0.0, 1.3, 0.0], [0.5, -0.7, 2.2], [-1.4, 0.0, 0.6]])
-    augment = lib.augment.Augment(lib.policies.AugmentConfig(scale=0.3, stretch=0.2), shape)
+    augment = lib.ada.Augment(lib.config.AugmentConfig(scale=0.3, stretch=0.2), shape)
     draws = draws_for(lib, augment, 3, log_scale=torch.from_numpy(octaves), shift=torch.from_numpy(shift))
     got = augment(torch.from_numpy(volumes)[:, None], draws)
     for n in range(3):
@@ -173,8 +174,8 @@ def check_intensity(lib: SimpleNamespace) -> None:
     """Contrast, brightness, midtones, bands, noise and cutout of one batch, sample by sample in NumPy."""
     rng = np.random.default_rng(7)
     images = rng.uniform(-1, 1, (4, 2, 7, 6, 5))
-    config = lib.policies.AugmentConfig(contrast=1, brightness=1, midtones=0.5, bands=1, noise=1, cutout=0.5)
-    augment = lib.augment.Augment(config, (7, 6, 5))
+    config = lib.config.AugmentConfig(contrast=1, brightness=1, midtones=0.5, bands=1, noise=1, cutout=0.5)
+    augment = lib.ada.Augment(config, (7, 6, 5))
     draws = augment.draw(4, 0.8, torch.Generator().manual_seed(8), channels=2, dtype=torch.float64)
     for name in ("log_contrast", "brightness", "midtones", "noise_std", "cut"):
         assert 0 < int((getattr(draws, name) != 0).sum()), name
@@ -204,8 +205,8 @@ def check_intensity(lib: SimpleNamespace) -> None:
 def check_gates(lib: SimpleNamespace) -> None:
     """Each augmentation is applied to a share p of the samples, with parameters and noise of their own."""
     count, p = 4000, 0.3
-    config = lib.policies.policy("isotropic", bands=0.5, noise=0.1, cutout=0.5)
-    augment = lib.augment.Augment(config, (6, 6, 6))
+    config = lib.config.policy("isotropic", bands=0.5, noise=0.1, cutout=0.5)
+    augment = lib.ada.Augment(config, (6, 6, 6))
     draws = augment.draw(count, p, torch.Generator().manual_seed(9))
 
     def share(mask: Tensor) -> float:
@@ -234,7 +235,7 @@ def check_gates(lib: SimpleNamespace) -> None:
 
 def check_take(lib: SimpleNamespace) -> None:
     """A part of the batch with its share of the draws gets what it gets within the whole batch."""
-    augment = lib.augment.Augment(lib.policies.policy("full"), (6, 7, 5))
+    augment = lib.ada.Augment(lib.config.policy("full"), (6, 7, 5))
     images = torch.rand(6, 1, 6, 7, 5) * 2 - 1
     draws = augment.draw(6, 0.7, torch.Generator().manual_seed(2))
     whole = augment(images, draws)
@@ -245,8 +246,8 @@ def check_take(lib: SimpleNamespace) -> None:
 def check_gradients(lib: SimpleNamespace) -> None:
     """The whole pipeline, first and second order, in 3D and on slices."""
     for shape in ((3, 4, 4), (1, 5, 5)):
-        config = lib.policies.policy("full", flips=("left-right",), quarter_turns=("axial",))
-        augment = lib.augment.Augment(config, shape)
+        config = lib.config.policy("full", flips=("left-right",), quarter_turns=("axial",))
+        augment = lib.ada.Augment(config, shape)
         generator = torch.Generator().manual_seed(6)
         draws = augment.draw(2, 1.0, generator, dtype=torch.float64)
         draws.turns[:, 0] = double([1, 0])
@@ -258,22 +259,22 @@ def check_gradients(lib: SimpleNamespace) -> None:
 
 def check_adaptation(lib: SimpleNamespace) -> None:
     """p step by step, as ADA has it."""
-    config = lib.policies.AugmentConfig(rotation=5, kimg=1.0, interval=2, p_max=0.05)
-    ada = lib.augment.AdaptiveProbability(config, 8, budget_kimg=100)
+    config = lib.config.AugmentConfig(rotation=5, kimg=1.0, interval=2, p_max=0.05)
+    adaptive = lib.ada.AdaptiveProbability(config, 8, budget_kimg=100)
     change = 8 * 2 / 1000
     expected, seen = 0.0, []
     for step, positive in enumerate([8, 8, 8, 7, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8, 6, 7, 5, 5]):
-        ada.observe(torch.tensor([1.0] * positive + [-1.0] * (8 - positive)).reshape(8, 1))
+        adaptive.observe(torch.tensor([1.0] * positive + [-1.0] * (8 - positive)).reshape(8, 1))
         seen.append(positive)
-        due = ada.step()
+        due = adaptive.step()
         assert due == (step % 2 == 1)
         if due:
             r = (2 * sum(seen) - 16) / 16
             expected = min(max(expected + change * float(np.sign(r - 0.6)), 0), 0.05)
-            assert ada.r == r
+            assert adaptive.r == r
             seen = []
-        assert ada.p == expected
-    assert 0 < ada.p < 0.05
+        assert adaptive.p == expected
+    assert 0 < adaptive.p < 0.05
 
 
 CHECKS = [

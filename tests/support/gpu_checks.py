@@ -13,7 +13,8 @@ from torch import Tensor
 import ssconv
 from benchmarks.gpu.training import computed_by
 from ssgan.config.augmentation import policy
-from ssgan.config.training import PRESETS, StageConfig
+from ssgan.config.presets import PRESETS
+from ssgan.config.training import StageConfig
 from ssgan.training.precision import Execution
 from ssgan.training.step import Gan
 from tests.support.strategies import _FULL, CONV_CASES, Case, ConvCase, UpfirdnCase, tensors_of

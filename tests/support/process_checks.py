@@ -30,7 +30,8 @@ import torch.utils.tensorboard
 from safetensors.torch import save_file
 
 from ssgan.config.augmentation import policy
-from ssgan.config.training import NetworkConfig, StageConfig, TrainConfig
+from ssgan.config.network import NetworkConfig
+from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.runs import checkpoint

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ssgan.config.training import NetworkConfig, StageConfig, TrainConfig
+from ssgan.config.network import NetworkConfig
+from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.training import loop as trainer
 

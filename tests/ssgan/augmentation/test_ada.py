@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch.autograd.gradcheck import GradcheckError
 
-from ssgan.augmentation import ada as augment
-from ssgan.augmentation import resampling as resample
+from ssgan.augmentation import ada, resampling
 from ssgan.augmentation.ada import AdaptiveProbability, Augment
-from ssgan.config import augmentation as policies
-from ssgan.config.augmentation import POLICIES, AugmentConfig, PolicyError, policy
+from ssgan.config import augmentation
+from ssgan.config.augmentation import FLIPS, PLANES, POLICIES, AugmentConfig, policy
+from ssgan.utils.errors import ConfigError
 from tests.support import augmentation_checks as checks
 
-OURS = SimpleNamespace(augment=augment, resample=resample, policies=policies)
+OURS = SimpleNamespace(ada=ada, resampling=resampling, config=augmentation)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -36,36 +36,36 @@ def test_against_an_independent_oracle(check):
 
 # What would be wrong: (what, file, text, its replacement, the check that must notice).
 FAULTS = [
-    ("axes of the plane swapped", "resample", "first, second = plane\n", "second, first = plane\n", "rotation"),
-    ("rotation about a voxel's corner", "resample", "(j - (m - 1) / 2)", "(j - m / 2)", "rotation"),
-    ("scale about a voxel's corner", "resample", "centre = (n - 1) / 2", "centre = n / 2", "scale"),
-    ("shears without a frame", "resample", "(m - 1) / 2) + LOBES", "(m - 1) / 2) * 0 + 1", "rotation_frame"),
-    ("frame without the filter's reach", "resample", "(m - 1) / 2) + LOBES", "(m - 1) / 2)", "rotation_frame"),
-    ("filter not widened", "resample", "distance / stretch.unsqueeze(-1)", "distance * 1", "weights"),
-    ("weights not normalised", "resample", "weight = weight / weight.sum(-1, keepdim=True)", "", "weights"),
-    ("black outside is grey", "resample", "keepdim=True)) * BACKGROUND", "keepdim=True)) * 0", "whole_shifts"),
-    ("flip of another axis", "augment", "world.index(FLIPS[name])", "world[FLIPS[name]]", "flips"),
-    ("turn in another plane", "augment", "sorted(world.index(a)", "sorted(world[a]", "quarter_turns"),
-    ("spacing in the order of the file", "augment", "float(spacing[a]) for a in world", "float(s) for s in spacing",
+    ("axes of the plane swapped", "resampling", "first, second = plane\n", "second, first = plane\n", "rotation"),
+    ("rotation about a voxel's corner", "resampling", "(j - (m - 1) / 2)", "(j - m / 2)", "rotation"),
+    ("scale about a voxel's corner", "resampling", "centre = (n - 1) / 2", "centre = n / 2", "scale"),
+    ("shears without a frame", "resampling", "(m - 1) / 2) + LOBES", "(m - 1) / 2) * 0 + 1", "rotation_frame"),
+    ("frame without the filter's reach", "resampling", "(m - 1) / 2) + LOBES", "(m - 1) / 2)", "rotation_frame"),
+    ("filter not widened", "resampling", "distance / stretch.unsqueeze(-1)", "distance * 1", "weights"),
+    ("weights not normalised", "resampling", "weight = weight / weight.sum(-1, keepdim=True)", "", "weights"),
+    ("black outside is grey", "resampling", "keepdim=True)) * BACKGROUND", "keepdim=True)) * 0", "whole_shifts"),
+    ("flip of another axis", "ada", "world.index(FLIPS[name])", "world[FLIPS[name]]", "flips"),
+    ("turn in another plane", "ada", "sorted(world.index(a)", "sorted(world[a]", "quarter_turns"),
+    ("spacing in the order of the file", "ada", "float(spacing[a]) for a in world", "float(s) for s in spacing",
      "rotation"),
-    ("shift the other way", "resample", "centre - shift[:, None]", "centre + shift[:, None]", "scale"),
-    ("contrast about grey", "augment", "(y - BACKGROUND) * _each", "y * _each", "intensity"),
-    ("bands exchanged", "augment", "gains[:, 1], x) * (fine", "gains[:, 0], x) * (fine", "intensity"),
-    ("one noise for all samples", "augment", "device=device, dtype=dtype)\n        return",
+    ("shift the other way", "resampling", "centre - shift[:, None]", "centre + shift[:, None]", "scale"),
+    ("contrast about grey", "ada", "(y - BACKGROUND) * _each", "y * _each", "intensity"),
+    ("bands exchanged", "ada", "gains[:, 1], x) * (fine", "gains[:, 0], x) * (fine", "intensity"),
+    ("one noise for all samples", "ada", "device=device, dtype=dtype)\n        return",
      "device=device, dtype=dtype)[:1].expand(n, -1, -1, -1, -1)\n        return", "gates"),
-    ("one parameter for all samples", "augment", "return torch.randn(n, *size,", "return torch.randn(1, *size,",
+    ("one parameter for all samples", "ada", "return torch.randn(n, *size,", "return torch.randn(1, *size,",
      "gates"),
-    ("applied to too many", "augment", "uniform(*size) < p", "uniform(*size) < p ** 0.9", "gates"),
-    ("one gate for all", "augment", "uniform(*size) < p", "gate.expand(n, *size)[:n]", "gates"),
-    ("a part takes the first noise", "augment", "self.noise[rows.to(self.noise.device)]", "self.noise[: len(rows)]",
+    ("applied to too many", "ada", "uniform(*size) < p", "uniform(*size) < p ** 0.9", "gates"),
+    ("one gate for all", "ada", "uniform(*size) < p", "gate.expand(n, *size)[:n]", "gates"),
+    ("a part takes the first noise", "ada", "self.noise[rows.to(self.noise.device)]", "self.noise[: len(rows)]",
      "take"),
-    ("no gradient through what is changed", "augment", "change(x.index_select(0, index), rows)",
+    ("no gradient through what is changed", "ada", "change(x.index_select(0, index), rows)",
      "change(x.index_select(0, index).detach(), rows)", "gradients"),
-    ("no second derivative of midtones", "augment", "near = x.clamp(-8.0, 8.0)",
+    ("no second derivative of midtones", "ada", "near = x.clamp(-8.0, 8.0)",
      "near = x.clamp(-8.0, 8.0).detach()\n    inner = torch.sinh(3 * near) + 3 * shift\n"
      "    return torch.asinh(inner) / 3 + (x - near) * torch.cosh(3 * near) / (1 + inner**2).sqrt()", "gradients"),
-    ("p the other way", "augment", "(self.r > self.config.target)", "(self.r < self.config.target)", "adaptation"),
-    ("sums never begin anew", "augment",
+    ("p the other way", "ada", "(self.r > self.config.target)", "(self.r < self.config.target)", "adaptation"),
+    ("sums never begin anew", "ada",
      "self.sums = torch.zeros(2, dtype=torch.float64)\n        self.steps = 0\n        return",
      "self.steps = 0\n        return", "adaptation"),
 ]  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_planted_fault_is_noticed(number, tmp_path, monkeypatch):
     package = tmp_path / name
     package.mkdir()
     for module in ("ada", "resampling"):
-        text = Path(augment.__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+        text = Path(ada.__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
         if module == file:
             assert old in text, f"{file}.py no longer has {old!r}: plant this fault elsewhere"
             text = text.replace(old, new, 1)
@@ -95,7 +95,7 @@ def test_a_planted_fault_is_noticed(number, tmp_path, monkeypatch):
     importlib.invalidate_caches()
     faulty = {m: importlib.import_module(f"{name}.{m}") for m in ("resampling", "ada")}
     with pytest.raises((AssertionError, GradcheckError)):
-        getattr(checks, f"check_{check}")(SimpleNamespace(**faulty, policies=policies))
+        getattr(checks, f"check_{check}")(SimpleNamespace(**faulty, config=augmentation))
 
 
 # Identity
@@ -209,7 +209,7 @@ def test_flips_and_quarter_turns_are_invertible_below_p_1(p):
 def test_the_distribution_of_orientations_is_recovered():
     """The distribution of a cube's orientations becomes what the mixing matrices say; solving gives it back."""
     p, count = 0.5, 40000
-    pipeline = Augment(AugmentConfig(tuple(policies.FLIPS), ("axial",)), (2, 2, 2))
+    pipeline = Augment(AugmentConfig(tuple(FLIPS), ("axial",)), (2, 2, 2))
     choices = [*FLIP_CHOICES, TURN_CHOICES[0]]
     group = elements([c for each in choices for c in each])
     assert len(group) == 16
@@ -302,11 +302,11 @@ def make_ada(**changes) -> AdaptiveProbability:
 
 def test_p_goes_from_0_to_1_in_the_images_it_says():
     """A tenth of the budget, and p_max is the end; the paper's 500 thousand where the budget is large."""
-    ada = make_ada(p_max=0.8)
+    probability = make_ada(p_max=0.8)
     steps = 0
-    while ada.p < 0.8:
-        ada.observe(torch.ones(8, 1))
-        ada.step()
+    while probability.p < 0.8:
+        probability.observe(torch.ones(8, 1))
+        probability.step()
         steps += 1
     assert steps * 8 == pytest.approx(0.8 * 4000, rel=0.02)
     assert AugmentConfig().images_to_one(25000) == 500_000
@@ -357,11 +357,11 @@ def test_resume_between_two_changes_is_exact():
 
 
 def test_p_stays_where_it_does_not_adapt():
-    ada = make_ada(adapt=False, p_start=0.3)
+    probability = make_ada(adapt=False, p_start=0.3)
     for _ in range(9):
-        ada.observe(torch.ones(8))
-        ada.step()
-    assert ada.p == 0.3 and ada.r == 1.0
+        probability.observe(torch.ones(8))
+        probability.step()
+    assert probability.p == 0.3 and probability.r == 1.0
     off = AdaptiveProbability(POLICIES["none"], 8, budget_kimg=40)
     assert not any(off.step() for _ in range(9))
     assert off.p == 0
@@ -385,9 +385,9 @@ def test_misuse_of_p_is_refused(act, message):
 
 
 def step_on_nan() -> None:
-    ada = make_ada(interval=1)
-    ada.observe(torch.tensor([float("nan"), 1.0]))
-    ada.step()
+    probability = make_ada(interval=1)
+    probability.observe(torch.tensor([float("nan"), 1.0]))
+    probability.step()
 
 
 # Policies
@@ -433,7 +433,7 @@ def test_no_policy_flips_unless_asked():
     ],
 )
 def test_what_cannot_be_is_refused(make, message):
-    with pytest.raises(PolicyError, match=message):
+    with pytest.raises(ConfigError, match=message):
         make()
 
 
@@ -461,11 +461,11 @@ def test_images_that_do_not_fit_are_refused():
 def test_midtones_are_a_group_of_bijections():
     """Shifts add up, far values stay and keep finite gradients, also where sinh would overflow."""
     x = torch.linspace(-3, 3, 301, dtype=torch.float64)
-    once = augment.shift_midtones(augment.shift_midtones(x, torch.tensor(0.2)), torch.tensor(-0.35))
-    checks.assert_close(once, augment.shift_midtones(x, torch.tensor(-0.15)).numpy(), 1e-7)
+    once = ada.shift_midtones(ada.shift_midtones(x, torch.tensor(0.2)), torch.tensor(-0.35))
+    checks.assert_close(once, ada.shift_midtones(x, torch.tensor(-0.15)).numpy(), 1e-7)
     assert (once.diff() > 0).all()
     far = torch.tensor([-1e30, -100.0, -8.0, 0.0, 8.0, 60.0], requires_grad=True)
-    moved = augment.shift_midtones(far, torch.tensor(0.3))
+    moved = ada.shift_midtones(far, torch.tensor(0.3))
     (gradient,) = torch.autograd.grad(moved.sum(), far)
     assert torch.isfinite(gradient).all()
     assert torch.equal(moved[[0, 1, 5]], far[[0, 1, 5]])
@@ -482,8 +482,8 @@ def test_cutout_boxes_reach_every_voxel():
 
 
 def test_names_of_axes_cover_the_patient():
-    assert sorted(policies.FLIPS.values()) == [0, 1, 2]
-    assert sorted(policies.PLANES.values()) == list(itertools.combinations(range(3), 2))
+    assert sorted(FLIPS.values()) == [0, 1, 2]
+    assert sorted(PLANES.values()) == list(itertools.combinations(range(3), 2))
 
 
 def test_the_benchmark_draws_every_augmentation(tmp_path, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssgan.config.training import ARCHITECTURES
+from ssgan.config.network import ARCHITECTURES
 from ssgan.models.inflation import inflate_network
 from ssgan.models.layers import BranchWeights, Conv, ModulatedConv, kernel_stages
 from ssgan.models.networks import Discriminator, Generator

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from ssgan import generate, inflate, report, summary, train
-from ssgan.config.training import ConfigError, NetworkConfig, TrainConfig, preset
+from ssgan.config.network import NetworkConfig
+from ssgan.config.presets import preset
+from ssgan.config.training import TrainConfig
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.latent_space.projection import random_features
 from ssgan.models import parameters
@@ -16,6 +18,7 @@ from ssgan.models.networks import Discriminator, Generator
 from ssgan.reporting import collect as facts
 from ssgan.runs import checkpoint
 from ssgan.runs import log as runlog
+from ssgan.utils.errors import ConfigError
 from tests.ssgan.models.test_inflation import relative
 from tests.ssgan.models.test_networks import randomised, small
 from tests.support.tiny_runs import CONFIG, SHAPE

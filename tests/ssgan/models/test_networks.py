@@ -5,11 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from ssgan.config.training import ARCHITECTURES, PRESETS, ConfigError, NetworkConfig, TrainConfig, plan_levels, preset
+from ssgan.config.network import ARCHITECTURES, NetworkConfig, plan_levels
+from ssgan.config.presets import PRESETS, preset
+from ssgan.config.training import TrainConfig
 from ssgan.models.layers import Conv, MinibatchStd, ModulatedConv, kernel_stages
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.models.parameters import layer_rows, share_table
 from ssgan.summary import main
+from ssgan.utils.errors import ConfigError
 from tests.support import oracle_stylegan2
 
 SHAPES = [(16, 24, 16), (8, 40, 24), (4, 12, 20), (32, 32, 48)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssgan import inflate, train
-from ssgan.config.training import NetworkConfig
+from ssgan.config.network import NetworkConfig
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.models import stylegan2
 from ssgan.models.dense_to_split import select_weights

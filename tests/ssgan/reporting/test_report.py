@@ -286,7 +286,7 @@ def test_the_command_it_states_gives_the_same_configuration(run, tmp_path, aware
     import shlex
 
     from ssgan import train
-    from ssgan.config.training import preset
+    from ssgan.config.presets import preset
 
     cfg = preset("hippocampus").train_config("hippocampus", (16, 24, 16), "acs4", seed=5, stage="3d", inflate="none")
     cfg = dataclasses.replace(cfg, stage_3d=dataclasses.replace(cfg.stage_3d, kimg=1.5, batch=2, r1_gamma=0.25))

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from ssgan import train as train_command
-from ssgan.config.augmentation import AugmentConfig, PolicyError, policy
-from ssgan.config.training import ConfigError, TrainConfig
+from ssgan.config.augmentation import AugmentConfig, policy
+from ssgan.config.training import TrainConfig
 from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.training import losses
 from ssgan.training.step import Gan
+from ssgan.utils.errors import ConfigError
 from ssgan.utils.seeding import stream_seed
 from tests.support.process_checks import CONFIG, SHAPE
 
@@ -102,7 +103,7 @@ def test_arguments_name_a_policy():
         chosen(arguments("--augment fixed --ada-target 0.5"))
     with pytest.raises(ConfigError, match="--augment-p: has no effect with --augment ada"):
         chosen(arguments("--augment ada --augment-p 0.5"))
-    with pytest.raises(PolicyError, match="flips: expected a list of left-right"):
+    with pytest.raises(ConfigError, match="flips: expected a list of left-right"):
         chosen(arguments("--augment ada --augment-flips sideways"))
-    with pytest.raises(PolicyError, match=r"p_start: expected a number from 0 to 0\.8"):
+    with pytest.raises(ConfigError, match=r"p_start: expected a number from 0 to 0\.8"):
         chosen(arguments("--augment fixed --augment-p 0.9"))

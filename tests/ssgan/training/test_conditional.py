@@ -12,12 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ssgan import evaluate, generate, inflate, report, train
 from ssgan import latents as latents_command
-from ssgan.config.training import ConfigError
 from ssgan.data.dataset import DatasetWriter, VolumeDataset
 from ssgan.models.sampling import class_shares, latents, synthesise
 from ssgan.runs.log import RunError
 from ssgan.training import loop as trainer
 from ssgan.training.step import Gan
+from ssgan.utils.errors import ConfigError
 from tests.support import stylegan2_cases as cases
 from tests.support.tiny_runs import CONFIG, SHAPE
 

@@ -11,13 +11,13 @@ import torch
 
 from ssgan import train as train_command
 from ssgan.config.augmentation import AugmentConfig
-from ssgan.config.training import ConfigError
 from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.training import losses
 from ssgan.training.cuda_graphs import Graphs
 from ssgan.training.distributed import Group
 from ssgan.training.precision import Execution
 from ssgan.training.step import Gan
+from ssgan.utils.errors import ConfigError
 from tests.support.process_checks import CONFIG
 from tests.support.tape import HostDecides, TapeRecorder
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from ssgan import generate, inflate, report, train
-from ssgan.config.training import ConfigError, NetworkConfig, StageConfig
+from ssgan.config.network import NetworkConfig
+from ssgan.config.training import StageConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.models.inflation import inflate_network
@@ -20,6 +21,7 @@ from ssgan.runs import checkpoint
 from ssgan.training import loop as trainer
 from ssgan.training.precision import Execution
 from ssgan.training.step import Gan
+from ssgan.utils.errors import ConfigError
 from tests.ssgan.models.test_inflation import relative
 from tests.ssgan.models.test_networks import randomised, small
 from tests.support.tiny_runs import CONFIG, SHAPE

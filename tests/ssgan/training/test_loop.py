@@ -17,7 +17,8 @@ import torch
 
 from ssgan import inflate as inflate_command
 from ssgan import train as train_command
-from ssgan.config.training import NetworkConfig, StageConfig, TrainConfig
+from ssgan.config.network import NetworkConfig
+from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.runs import checkpoint

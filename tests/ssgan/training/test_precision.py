@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from ssgan.config.training import ConfigError
 from ssgan.models.layers import Conv, FullyConnected, MinibatchStd, ModulatedConv
 from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.training.losses import NonFiniteError
 from ssgan.training.precision import Execution, LossScale
 from ssgan.training.step import Gan
+from ssgan.utils.errors import ConfigError
 from tests.support.process_checks import CONFIG, SHAPE
 
 CPU = torch.device("cpu")

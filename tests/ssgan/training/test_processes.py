@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssgan.config.training import ConfigError
 from ssgan.models.layers import MinibatchStd
 from ssgan.runs import checkpoint
 from ssgan.training.distributed import split_batch, split_evenly, std_group
+from ssgan.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 

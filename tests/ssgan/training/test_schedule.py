@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ssgan import train as train_command
-from ssgan.config.training import ConfigError, StageConfig, TrainConfig
+from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.metrics.features import Random3d
 from ssgan.runs import checkpoint
@@ -17,6 +17,7 @@ from ssgan.training import loop as trainer
 from ssgan.training import losses, schedule
 from ssgan.training.monitor import Measures
 from ssgan.training.step import Gan
+from ssgan.utils.errors import ConfigError
 from tests.support import process_checks
 from tests.support.process_checks import CONFIG, SHAPE
 
