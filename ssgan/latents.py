@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from ssgan.data.axes import ARRAY_AXES, to_axial
 from ssgan.data.dataset import DatasetInfo, VolumeDataset, to_nifti
-from ssgan.data.preparation import Recipe, prepare_volume
+from ssgan.data.preprocessing import Recipe, prepare_volume
 from ssgan.data.recipes import PRESETS
 from ssgan.data.sources import load, look
 from ssgan.data.volume import VolumeError

@@ -22,7 +22,7 @@ from ssgan.config.network import plan_levels
 from ssgan.data import itk
 from ssgan.data.dataset import ARRAY_AXES, DatasetWriter, VolumeDataset, check_destination, to_axial
 from ssgan.data.labels import SUFFIXES, Labels, read_labels
-from ssgan.data.preparation import Recipe, prepare_source
+from ssgan.data.preprocessing import Recipe, prepare_source
 from ssgan.data.recipes import CT_WINDOW, PRESETS
 from ssgan.data.sources import Found, Source, find_files, look
 from ssgan.data.volume import Failure

@@ -114,7 +114,7 @@ def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     main = getattr(sys.modules["__main__"], "__spec__", None)  # each process imports it again, cheaply if it is there
     again = [main.name] if main is not None and not main.name.endswith("__main__") else []
-    context.set_forkserver_preload(["__main__", "ssgan.data.preparation", *again])
+    context.set_forkserver_preload(["__main__", "ssgan.data.preprocessing", *again])
     return context
 
 

@@ -6,7 +6,7 @@ import pathlib
 import signal
 import time
 
-from ssgan.data.preparation import prepare_source
+from ssgan.data.preprocessing import prepare_source
 
 
 def work(item):

@@ -12,7 +12,7 @@ import pytest
 from ssgan import prepare
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.nifti import load_nifti
-from ssgan.data.preparation import Recipe, prepare_volume
+from ssgan.data.preprocessing import Recipe, prepare_volume
 from ssgan.data.volume import VolumeError
 from tests.support.nifti_cases import ARGUMENTS, HEADER, SHAPE, good, patch, save, voxels, with_sform
 

@@ -15,7 +15,7 @@ import pytest
 
 from ssgan import prepare
 from ssgan.data.dataset import DatasetError, DatasetWriter, VolumeDataset
-from ssgan.data.preparation import Recipe
+from ssgan.data.preprocessing import Recipe
 from ssgan.data.sources import Source
 from ssgan.data.volume import Failure
 from ssgan.data.workers import run_in_order

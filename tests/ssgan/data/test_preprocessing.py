@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 from ssgan import prepare
 from ssgan.data.dataset import VolumeDataset, to_nifti
 from ssgan.data.nifti import load_nifti
-from ssgan.data.preparation import MAX_VOXELS, Recipe, fit_shape, intensity_bounds, prepare_volume, resample
+from ssgan.data.preprocessing import MAX_VOXELS, Recipe, fit_shape, intensity_bounds, prepare_volume, resample
 from ssgan.data.volume import Volume, VolumeError
 from tests.support.nifti_cases import good, save, voxels
 
