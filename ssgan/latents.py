@@ -35,8 +35,8 @@ from tqdm import tqdm
 from ssgan.data.axes import ARRAY_AXES, to_axial
 from ssgan.data.dataset import DatasetInfo, VolumeDataset, to_nifti
 from ssgan.data.preprocessing import Recipe, prepare_volume
-from ssgan.data.recipes import PRESETS
-from ssgan.data.sources import load, look
+from ssgan.data.recipes import RECIPES
+from ssgan.data.sources import find_volumes, load
 from ssgan.data.volume import VolumeError
 from ssgan.latent_space import walks
 from ssgan.latent_space.files import LatentError, load_tensors, save_tensors
@@ -286,10 +286,10 @@ def read_target(args: argparse.Namespace, info: DatasetInfo) -> tuple[np.ndarray
             raise LatentError(f"--volume {args.volume}: no such file; expected a volume (.nii, .nii.gz, .nrrd, .mha)")
         shape = tuple(int(info.shape[i]) for i in np.argsort(ARRAY_AXES[info.slice_axis]))
         # A recipe that scales no volume by itself is a fixed window, and the data set knows it.
-        name = info.recipe if info.recipe in PRESETS else "ct"
+        name = info.recipe if info.recipe in RECIPES else "ct"
         window = (info.intensity_low, info.intensity_high)
         try:
-            volume = load(look((args.volume.parent, [args.volume]))[0])
+            volume = load(find_volumes((args.volume.parent, [args.volume]))[0])
             array, record = prepare_volume(volume, Recipe(name, shape, info.spacing, info.slice_axis, window))
         except VolumeError as error:
             raise LatentError(f"--volume {args.volume}: {error}") from error

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ssgan.config.network import plan_levels
+from ssgan.data.dataset import CONTACT_SHEET_VOLUMES
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.utils.errors import UserError, run_command
 from ssgan.utils.pictures import contact_sheet
-
-SHEET_VOLUMES = 48
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     shape = tuple(args.shape[::-1])
     plan_levels(shape)  # a shape that no network takes is refused before the work
     dataset = write_phantom_dataset(args.out, args.count, shape, args.seed)
-    shown = np.array(dataset.volumes[:SHEET_VOLUMES])
+    shown = np.array(dataset.volumes[:CONTACT_SHEET_VOLUMES])
     names = [f"phantom {i}" for i in range(len(shown))]
     sheet = contact_sheet(shown, names, args.out / "contact_sheet.png", spacing=dataset.info.spacing)
     print(f"{len(dataset)} phantoms of shape (D, H, W) {dataset.info.shape} in {args.out}; look at {sheet}")

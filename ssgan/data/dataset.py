@@ -42,6 +42,7 @@ __all__ = [
 
 FORMAT, VERSION = "ssgan-dataset", 1
 FILES = ("volumes.npy", "dataset.json", "contact_sheet.png")
+CONTACT_SHEET_VOLUMES = 48  # at most
 WORK_FILES = ("plan.json", "journal.jsonl", "lock")  # of a run that is not finished
 HEADER_BYTES = 128  # of volumes.npy: numpy pads it to a multiple of 64, and any count of volumes fits
 

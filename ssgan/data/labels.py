@@ -28,16 +28,20 @@ class Labels:
     notes: list[str]
 
 
-def subjects(name: str) -> set[str]:
-    """What a `subject` column may call the volume `name` (its path below the input).
+def strip_suffix(name: str) -> str:
+    """A volume's name without .nii.gz and the like; other suffixes stay."""
+    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
 
-    That is the name of any folder above it, its file name without the suffix, and an ADNI subject id (002_S_0413)
-    anywhere in the path.
+
+def subjects(name: str) -> set[str]:
+    """The names by which a `subject` column may call the volume `name` (its path below the input).
+
+    These are the folders above it, its file name without the suffix, and an ADNI subject id (002_S_0413) anywhere in
+    the path.
     """
     path = PurePath(name)
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
-    stem = path.name[: len(path.name) - len(suffix)]
-    return {*path.parts[:-1], stem, *ADNI_SUBJECT.findall(name)}
+    return {*path.parts[:-1], strip_suffix(path.name), *ADNI_SUBJECT.findall(name)}
 
 
 def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Labels:

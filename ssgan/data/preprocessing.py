@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from ssgan.config.fields import Triple
 from ssgan.data.axes import ARRAY_AXES, to_array_axes
-from ssgan.data.recipes import CT_WINDOW, PRESETS
+from ssgan.data.recipes import CT_WINDOW, RECIPES
 from ssgan.data.sources import Source, load
 from ssgan.data.volume import MAX_VOXELS, Failure, Volume, VolumeError
 
@@ -40,7 +40,7 @@ class Recipe:
 
 def prepare_source(source: Source, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]] | Failure:
     """Reads and prepares one volume: the array (D, H, W) and its record, or why there is none."""
-    modality = PRESETS[recipe.name].modality
+    modality = RECIPES[recipe.name].modality
     try:
         if source.series is not None and not source.reason and modality not in (None, source.series.modality):
             raise VolumeError(
@@ -96,7 +96,7 @@ def intensity_bounds(data: np.ndarray, recipe: Recipe) -> tuple[float, float]:
     differs from the most frequent value where that fills more than a twentieth of the volume (air, or a stripped
     skull).
     """
-    if PRESETS[recipe.name].window is not None:
+    if RECIPES[recipe.name].window is not None:
         return recipe.window
     values, counts = np.unique(data, return_counts=True)
     frequent = counts.argmax()

@@ -88,7 +88,7 @@ def _adni_place(name: str, subject: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Preset:
+class RecipePreset:
     """window: HU of -1 and +1, or None for percentiles of each volume. field: (x, y, z) mm that the shape covers where
     no --spacing is given, or None for the volumes' own spacing. modality: what DICOM must say. select: volumes that
     are not used, with reasons."""
@@ -102,7 +102,7 @@ class Preset:
         return None if self.field is None else tuple(f / n for f, n in zip(self.field, shape, strict=True))
 
 
-def _presets() -> dict[str, Preset]:
+def _recipes() -> dict[str, RecipePreset]:
     """mri: any MR; percentiles of each volume. ct: any CT; a soft-tissue window.
 
     coca: Stanford AIMI COCA, coronary calcium CT (https://aimi.stanford.edu/datasets/coca-coronary-calcium-chest-ct).
@@ -116,11 +116,11 @@ def _presets() -> dict[str, Preset]:
         scan; percentiles of each volume; 192 x 224 x 192 mm around the middle, which a head fills.
     """
     return {
-        "mri": Preset(),
-        "ct": Preset(window=CT_WINDOW, modality="CT"),
-        "coca": Preset(window=COCA_WINDOW, field=(192.0, 192.0, 128.0), modality="CT", select=select_coca),
-        "adni": Preset(field=(192.0, 224.0, 192.0), modality="MR", select=select_adni),
+        "mri": RecipePreset(),
+        "ct": RecipePreset(window=CT_WINDOW, modality="CT"),
+        "coca": RecipePreset(window=COCA_WINDOW, field=(192.0, 192.0, 128.0), modality="CT", select=select_coca),
+        "adni": RecipePreset(field=(192.0, 224.0, 192.0), modality="MR", select=select_adni),
     }
 
 
-PRESETS = _presets()
+RECIPES = _recipes()

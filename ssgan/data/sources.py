@@ -30,7 +30,7 @@ class Source:
 
 
 @dataclass
-class Found:
+class InputFiles:
     """files: NIfTI, NRRD and MetaImage. folders: folder -> its DICOM files. hidden, others: passed over."""
 
     files: list[Path] = field(default_factory=list)
@@ -39,12 +39,12 @@ class Found:
     others: list[Path] = field(default_factory=list)
 
 
-def find_files(folder: Path) -> Found:
+def find_files(folder: Path) -> InputFiles:
     """Files below `folder` in sorted order. Hidden ones (macOS leaves "._" files) are no volumes, whatever their name.
 
     DICOM is known by its suffix, or without a usual one by its magic.
     """
-    found = Found()
+    found = InputFiles()
     for path in sorted(folder.rglob("*")):
         name = path.name.lower()
         volume = name.endswith(nifti.SUFFIXES + itk.SUFFIXES)
@@ -74,7 +74,7 @@ def _has_magic(path: Path) -> bool:
         return False
 
 
-def look(task: tuple[Path, Sequence[Path]]) -> list[Source]:
+def find_volumes(task: tuple[Path, Sequence[Path]]) -> list[Source]:
     """The volumes of one task: a file, with its spacing, or a folder's DICOM files. The first item is the root."""
     root, files = task
     first = files[0]

@@ -112,7 +112,7 @@ def test_only_hidden_files(tmp_path, capfd):
     failed(capfd, "holds no .nii, .nii.gz, .nrrd, .mha or .mhd file or DICOM series")
     good(tmp_path / "in" / "sub" / "a.nii.gz")
     assert run(tmp_path / "in", tmp_path / "out") == 0
-    assert "2 hidden files passed over" in capfd.readouterr().out
+    assert "2 hidden files ignored" in capfd.readouterr().out
     dataset = VolumeDataset(tmp_path / "out")
     assert [r["source"] for r in dataset.records] == [os.path.join("sub", "a.nii.gz")] and not dataset.skipped
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from ssgan.data.sources import load, look
+from ssgan.data.sources import find_volumes, load
 from ssgan.data.volume import Failure, VolumeError
 
 
 def read(task, fault=None):
-    """The Volume of a task (root, files) for `look`: one file or series; or the Failure with its reason."""
-    sources = look(task)
+    """The Volume of a task (root, files) for `find_volumes`: one file or series; or the Failure with its reason."""
+    sources = find_volumes(task)
     good = [s for s in sources if not s.reason]
     if len(good) != 1:
         return Failure(next((s.reason for s in sources if s.reason), "") or "nothing was found")

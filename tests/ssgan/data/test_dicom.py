@@ -318,7 +318,7 @@ def test_recipe_coca(tmp_path, capfd):
     table = tmp_path / "scores.csv"
     table.write_text("subject,class\n0,none\n1,some\n2,some\n")
     assert run(source, tmp_path / "out", "--recipe", "coca", "--labels", table) == 0
-    assert "3 files that are no volumes passed over, such as 0.xml" in capfd.readouterr().out
+    assert "3 files that are no volumes ignored, such as 0.xml" in capfd.readouterr().out
     dataset = VolumeDataset(tmp_path / "out")
     assert [Path(r["source"]).parts[2] for r in dataset.records] == ["0", "1", "2"]
     assert dataset.labels.tolist() == [0, 1, 1] and dataset.info.classes == ("none", "some")

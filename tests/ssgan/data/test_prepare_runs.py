@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ssgan import prepare
+from ssgan.data import preparation
 from ssgan.data.dataset import DatasetError, DatasetWriter, VolumeDataset
 from ssgan.data.preprocessing import Recipe
 from ssgan.data.sources import Source
@@ -69,7 +70,7 @@ def test_a_reader_that_crashes_names_its_file(tmp_path, monkeypatch, capfd):
     for seed in range(3):
         good(tmp_path / "in" / f"{seed}.nii.gz", seed)
     save(tmp_path / "in" / "1b_segfault.nii", voxels(7))
-    monkeypatch.setattr(prepare, "prepare_source", slow_reader.prepare_or_crash)
+    monkeypatch.setattr(preparation, "prepare_source", slow_reader.prepare_or_crash)
     command = ["--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *ARGUMENTS]
     assert prepare.main(command) == 0
     assert "skipped  1b_segfault.nii: the reader crashed (SIGSEGV) on it" in capfd.readouterr().out
@@ -236,16 +237,14 @@ def test_five_thousand_volumes(tmp_path):
     sources = [Source(f"{i // 100}/{i}.nii", ()) for i in range(count)]
     affine = np.eye(4).tolist()
 
-    def reading(function, items):
+    def imap(function, items):
         for number, source in enumerate(items):
             array = np.random.default_rng(number).uniform(-1, 1, shape).astype(np.float32)
             yield array, {**record(number), "source": source.name, "affine": affine, "warnings": []}
 
     tracemalloc.start()
     began = time.process_time()
-    dataset = prepare.prepare(
-        sources, tmp_path, tmp_path / "out", Recipe("mri", shape, (1.0, 1.0, 1.0)), reading=reading
-    )
+    dataset = preparation.prepare(sources, tmp_path, tmp_path / "out", Recipe("mri", shape, (1.0, 1.0, 1.0)), imap=imap)
     seconds = time.process_time() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
