@@ -1,12 +1,12 @@
 """Adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with limited data") for volumes and slices.
 
-Everything that the discriminator sees, real or generated, goes through the same random augmentations; the generator's
-and the discriminator's gradients pass through them, to any order. Each is applied with probability p per sample, on
-its own, and p follows how far the discriminator overfits. What the generator learns stays the distribution of the
-data: an augmentation that is applied with p < 1 can be undone on the level of distributions, so only one generated
-distribution looks like the real one behind it.
+All images that the discriminator sees, real or generated, go through the same random augmentations; gradients pass
+through them to any order. Each augmentation is applied to each sample independently with probability p, and p follows
+how far the discriminator overfits. The augmentations do not leak into the generated images: an augmentation applied
+with p < 1 is invertible as a map of distributions, so the augmented generated images have the distribution of the
+augmented real ones only if this holds without augmentation too.
 
-| augmentation | ADA, 2D | here, strengths in AugmentConfig | undone since |
+| augmentation | ADA, 2D | here, strengths in AugmentConfig | invertible because |
 |---|---|---|---|
 | flip | left-right | each allowed axis with 1/2 | averages over a group: eigenvalues 1, 1-p |
 | quarter turns | C4 | C4 in each allowed plane | the same |
@@ -22,15 +22,15 @@ distribution looks like the real one behind it.
 | noise | std abs N(0, 0.1) | std abs N(0, noise) | adds a law with characteristic function > 0 |
 | cutout | grey square, half as wide | box of background, cutout of each extent | (c) |
 
-(a) A one-parameter group with a parameter whose law has a characteristic function >= 0 (triangular: a difference of
-two uniforms; normal): the average over it has no negative eigenvalue, so with p every eigenvalue is at least 1 - p.
-ADA's uniform laws reach -0.22, which is why its p is only safe below 0.8. True up to the volume's border. (b) For
-p < 1/2 in any case, as for every augmentation: (1 - p) I + p K with a norm of K of 1. (c) No image of the data has
-such a box, so those that were cut are known, and are a share p. A policy keeps p below p_max.
+(a) A one-parameter group whose parameter has a distribution with a characteristic function >= 0 (triangular: the
+difference of two uniforms; normal). The average over it has no negative eigenvalue, so with probability p every
+eigenvalue is at least 1 - p. ADA's uniform distributions reach -0.22, so its p is safe below 0.8 only. This neglects
+the volume's border. (b) Holds for p < 1/2, as for every augmentation: (1 - p) I + p K, where K has norm 1. (c) No image
+of the data has such a box, so the cut images are recognisable, and they are a share p. p_max bounds p.
 
-Positions, order and filters: a departure from ADA, which composes one matrix and samples at twice the resolution, see
-`ssgan.augmentation.resampling`. Outside the volume is background (-1): `prepare` pads with it, and mirrored anatomy
-exists in nobody.
+Positions, order and filters differ from ADA, which composes one matrix and samples at twice the resolution; see
+`ssgan.augmentation.resampling`. Outside the volume is background (-1), as `prepare` pads: mirroring would create
+anatomy that nobody has.
 """
 
 from __future__ import annotations
@@ -49,14 +49,17 @@ from ssgan.config.fields import Triple
 from ssgan.data.dataset import ARRAY_AXES
 from ssgan.utils.errors import ConfigError
 
-MIDTONES = 3.0  # steepness: 3 leaves a tenth of the shift of mid grey at -1 and +1
-BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+MIDTONES = 3.0  # steepness: at 3, black and white are shifted by a tenth of what mid grey is
+BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # low-pass filter
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for a batch of N samples: parameters on the CPU in float64, which change nothing where they were
-    not applied, and the noise on the images' device. Axes are D, H, W; planes those of `Augment.planes`."""
+    """The random parameters of a batch of N samples.
+
+    They are float64 on the CPU, and have a value without effect where the augmentation is not applied. The noise is on
+    the images' device. Axes are D, H, W; planes those of `Augment.planes`.
+    """
 
     flip: Tensor  # (N, 3) bool
     turns: Tensor  # (N, planes) quarter turns
@@ -70,10 +73,10 @@ class Draws:
     noise_std: Tensor  # (N,)
     cut: Tensor  # (N,) bool
     cut_centre: Tensor  # (N, 3) voxels, voxel i from i - 1/2 to i + 1/2
-    noise: Tensor | None  # (N, C, D, H, W), None where no sample has any
+    noise: Tensor | None  # (N, C, D, H, W), None if no sample has any
 
     def take(self, samples: Sequence[int]) -> Draws:
-        """Those of some samples of the batch: a process's or a part's share."""
+        """The parameters of some samples of the batch: those of one process, or of one micro-batch."""
         rows = torch.as_tensor(list(samples), dtype=torch.long)
         kept = {f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)[:-1]}
         return Draws(**kept, noise=None if self.noise is None else self.noise[rows.to(self.noise.device)])
@@ -82,8 +85,9 @@ class Draws:
 class Augment:
     """The augmentations of a policy for images of one shape.
 
-    shape: (D, H, W), D = 1 for slices. slice_axis, spacing ((x, y, z) mm): as in the data set; they say which array
-    axis is left-right, and that rotations are rotations in mm. With D = 1 what would leave the plane is left out.
+    shape: (D, H, W), D = 1 for slices, which are augmented within their plane only.
+    slice_axis, spacing ((x, y, z) mm): the data set's; by them the patient's axes are found, and rotations are made in
+        mm.
 
     Raises:
         ConfigError: quarter turns in a plane of unequal extents or spacings, or an unknown slice axis.
@@ -122,10 +126,10 @@ class Augment:
         self, batch: int, p: float, generator: torch.Generator, *, channels: int = 1,
         device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
     ) -> Draws:  # fmt: skip
-        """Draws for a whole batch, each augmentation applied with probability p.
+        """Draws the parameters of a whole batch, each augmentation applied with probability p.
 
-        generator: on the CPU. The parameters take the same numbers from it whatever the policy and p; noise comes after
-        them, on another device from a generator there that is seeded from this one.
+        generator: on the CPU. The parameters consume the same random numbers whatever the policy and p. The noise is
+        drawn after them; on another device it comes from a generator there, seeded from this one.
         """
         if not 0 <= p <= 1:
             raise ValueError(f"p: expected a probability; got {p}")
@@ -174,7 +178,7 @@ class Augment:
         )  # fmt: skip
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """(N, C, D, H, W) in [-1, 1] -> the same, augmented. A sample for which nothing was applied keeps its bits."""
+        """Augments images (N, C, D, H, W) in [-1, 1]; samples to which nothing is applied stay the same to the bit."""
         if images.dim() != 5 or tuple(images.shape[2:]) != self.shape or len(images) != len(draws.flip):
             expected = (len(draws.flip), "C", *self.shape)
             raise ValueError(f"images: expected shape {expected}, as drawn for; got {tuple(images.shape)}")
@@ -221,23 +225,23 @@ class Augment:
 
 
 def shift_midtones(x: Tensor, shift: Tensor) -> Tensor:
-    """asinh(sinh(3x) + 3 shift) / 3: smooth and invertible on the whole line; shifts add up when it is repeated."""
-    near = x.clamp(-8.0, 8.0)  # beyond it nothing is left of the shift, and sinh would overflow
+    """Computes asinh(sinh(3x) + 3 shift) / 3, smooth and invertible for all x; the shifts of two calls add up."""
+    near = x.clamp(-8.0, 8.0)  # beyond it the shift has no effect, and sinh would overflow
     moved = torch.asinh(torch.sinh(MIDTONES * near) + MIDTONES * shift) / MIDTONES
     return torch.where(x.abs() < 8.0, moved, x)
 
 
 def scale_bands(x: Tensor, gains: Tensor) -> Tensor:
-    """Scales the two finest octaves by gains (N, 2), the finest first. Bands are differences of binomial low-passes."""
+    """Scales the two finest octaves by gains (N, 2), the finest first. An octave is a difference of low-passes."""
     fine = _low_pass(x, 1)
     coarse = _low_pass(fine, 2)
     return coarse + _each(gains[:, 1], x) * (fine - coarse) + _each(gains[:, 0], x) * (x - fine)
 
 
 def _low_pass(x: Tensor, step: int) -> Tensor:
-    """Binomial FIR of 5 taps, `step` voxels apart, along the axes that x has; background outside.
+    """Filters by a binomial FIR with 5 taps, `step` voxels apart, along each axis of extent > 1; background outside.
 
-    As a matrix per axis: `upfirdn3d` folds the axes into one 3D kernel on the CPU, 9^3 taps here.
+    It multiplies by a matrix per axis, because on the CPU `upfirdn3d` folds the axes into one 3D kernel of 9^3 taps.
     """
     for axis, n in enumerate(x.shape[2:]):
         if n > 1:
@@ -248,23 +252,23 @@ def _low_pass(x: Tensor, step: int) -> Tensor:
 
 
 def cut_box(x: Tensor, centre: Tensor, share: float) -> Tensor:
-    """Background in a box of `share` of each extent about centre (N, 3); what sticks out is lost."""
+    """Sets a box to background: `share` of each extent, around centre (N, 3), clipped to the volume."""
     inside = torch.ones((), dtype=torch.bool, device=x.device)
     for axis, n in enumerate(x.shape[2:]):
         if n > 1:
-            place = torch.arange(n, device=x.device, dtype=torch.float64)
-            within = (place - centre[:, axis, None].to(x.device)).abs() < share * n / 2
+            index = torch.arange(n, device=x.device, dtype=torch.float64)
+            within = (index - centre[:, axis, None].to(x.device)).abs() < share * n / 2
             inside = inside & within.reshape(-1, *(n if a == axis else 1 for a in range(3))).unsqueeze(1)
     return torch.where(inside, BACKGROUND, x)
 
 
 def _each(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) per sample -> (N, 1, 1, 1, 1) beside `like`."""
+    """Values (N,), one per sample, as (N, 1, 1, 1, 1) of the dtype and on the device of `like`."""
     return values.to(like).reshape(-1, 1, 1, 1, 1)
 
 
 def _where(x: Tensor, mask: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Changes the samples where mask (N,), on the CPU, is set, and computes only those. change(images, rows)."""
+    """Replaces the samples where mask (N,), on the CPU, is set by change(images, rows), computed for those only."""
     rows = mask.nonzero().squeeze(1)
     if len(rows) == 0:
         return x
@@ -275,11 +279,11 @@ def _where(x: Tensor, mask: Tensor, change: Callable[[Tensor, Tensor], Tensor]) 
 
 
 class AdaptiveProbability:
-    """p, moved every `interval` steps by how often the discriminator is right about real images.
+    """The probability p, adapted every `interval` steps to how often the discriminator is right about real images.
 
-    r = E[sign D(real)] over those steps; p rises by batch * interval / images_to_one while r > target, else falls, and
-    stays in [0, p_max] (ADA, section 3; its training_loop.py). `sums` = (sum of signs, number of logits), float64 on
-    the CPU, is what several processes have to add up.
+    With r = E[sign D(real)] over those steps, p changes by batch * interval / images_to_one, up while r > target and
+    down while r < target, and stays in [0, p_max] (ADA, section 3 and its training_loop.py). `sums`, (sum of signs,
+    number of logits) in float64 on the CPU, has to be added up over processes.
 
         logits = D(augment(reals, augment.draw(batch, ada.p, generator)))
         ada.observe(logits)
@@ -297,20 +301,20 @@ class AdaptiveProbability:
         self.change = batch * config.interval / config.images_to_one(budget_kimg) if config.adapt else 0.0
 
     def observe(self, real_logits: Tensor) -> None:
-        """Counts the signs of the logits of (augmented) real images, any shape."""
+        """Counts the signs of the logits, of any shape, of (augmented) real images."""
         logits = real_logits.detach()
         signs = torch.where(logits.isnan(), logits, logits.sign())  # sign(NaN) is 0
         self.observe_mean(float(signs.double().mean()), signs.numel())
 
     def observe_mean(self, sign: float, count: int) -> None:
-        """Counts `count` logits whose mean sign is known, to rounding: the sum of signs is a whole number."""
+        """Counts `count` logits by their mean sign; rounds their sum of signs, which is a whole number."""
         total = sign * count
         self.sums += torch.tensor([round(total) if math.isfinite(total) else math.nan, count], dtype=torch.float64)
 
     def step(self, reduce: Callable[[list[Tensor]], object] | None = None) -> bool:
-        """To be called after every training step, in all processes; True if p was due for a change.
+        """Counts a training step, and adapts p after every `interval` of them; returns whether it did.
 
-        reduce: adds the tensors of a list up over the processes, in place; called when p is due.
+        All processes call it. reduce: adds the tensors of a list up over the processes, in place.
         """
         if not self.config.active:
             return False
@@ -332,13 +336,13 @@ class AdaptiveProbability:
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """float64 tensors, all that a run needs to go on exactly."""
+        """The state as float64 tensors, from which a run resumes exactly."""
         r = math.nan if self.r is None else self.r
         values = {"p": self.p, "r": r, "steps": self.steps}
         return {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()} | {"sums": self.sums.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `state_dict`; raises ConfigError where it is not one, and then changes nothing."""
+        """Inverse of `state_dict`. Raises ConfigError for tensors that it did not make, and then changes nothing."""
         sizes = {"p": (), "r": (), "steps": (), "sums": (2,)}
         if set(state) != set(sizes) or any(tuple(state[k].shape) != size for k, size in sizes.items()):
             found = {k: tuple(v.shape) for k, v in state.items()}

@@ -1,8 +1,8 @@
-"""What adaptive augmentation may do to the discriminator's images: a configuration, and policies by name.
+"""The augmentations of the discriminator's images: their configuration, and sets of strengths by name (policies).
 
-Anatomy decides. A left-right flip turns situs solitus into situs inversus and a left hippocampus into a right one, so
-no policy but "isotropic" flips or turns by 90 degrees; a flip is asked for by name. Axes and planes are the patient's,
-whatever axis the slices are cut along.
+A left-right flip turns a left hippocampus into a right one and situs solitus into situs inversus. So only the policy
+"isotropic" flips images or turns them by 90 degrees; other policies flip what is asked for by name. Axes and planes are
+the patient's, whatever the slice axis.
 """
 
 from __future__ import annotations
@@ -14,32 +14,35 @@ from typing import Any
 
 from ssgan.utils.errors import ConfigError
 
-# Patient axis or plane -> which of X, Y, Z (towards right, front, head) it is, or spans.
+# Patient axis or plane -> which of X, Y, Z (towards right, front, head) it is, or which two it spans.
 FLIPS: dict[str, int] = {"left-right": 0, "front-back": 1, "head-foot": 2}
 PLANES: dict[str, tuple[int, int]] = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
 
-# Degrees and octaves; beyond these ssgan.augmentation.resampling is not accurate.
+# In degrees and octaves; `ssgan.augmentation.resampling` is not accurate beyond these.
 MAX_ROTATION, MAX_LOG_SCALE = 30.0, 1.0
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Strengths of the augmentations (0 or () switches one off) and how their probability p adapts.
+    """Strengths of the augmentations (0 or () switches one off), and how their probability p adapts (ADA).
 
-    The distributions are in the table of `ssgan.augmentation.ada`. Each augmentation is applied with probability p per
-    sample.
+    The table in `ssgan.augmentation.ada` gives the distributions. Each augmentation is applied to each sample with
+    probability p.
 
-    target: p rises while E[sign D(real)] is above it, falls while below. kimg: thousands of images in which p would go
-    from 0 to 1; None is a tenth of the stage's budget and at most the paper's 500. interval: steps between changes of
-    p. p_start: p of the first step. p_max: p never exceeds it; below 1, where every augmentation stays invertible.
-    adapt=False keeps p at p_start.
+    target: p rises while E[sign D(real)] is above it and falls while it is below.
+    kimg: thousands of images in which p can go from 0 to 1; None: a tenth of the stage's budget, at most the paper's
+        500.
+    interval: steps between changes of p.
+    p_start, p_max: p of the first step, and its upper bound; the bound is below 1, where every augmentation can be
+        inverted.
+    adapt: False keeps p at p_start.
     """
 
     flips: tuple[str, ...] = ()  # of FLIPS
     quarter_turns: tuple[str, ...] = ()  # of PLANES; both extents and spacings of the plane must be equal
     rotation: float = 0.0  # degrees in each plane, at most
-    scale: float = 0.0  # octaves, at most; all axes together
-    stretch: float = 0.0  # octaves, at most; each axis on its own
+    scale: float = 0.0  # octaves, at most; the same for all axes
+    stretch: float = 0.0  # octaves, at most; another for each axis
     shift: float = 0.0  # share of each extent, at most; whole voxels
     drift: float = 0.0  # share of each extent, at most; fractions of voxels
     brightness: float = 0.0  # standard deviation, on the scale of [-1, 1]
@@ -56,12 +59,12 @@ class AugmentConfig:
     adapt: bool = True
 
     def __post_init__(self) -> None:
-        for name, known in (("flips", FLIPS), ("quarter_turns", PLANES)):
+        for name, allowed in (("flips", FLIPS), ("quarter_turns", PLANES)):
             given = getattr(self, name)
-            if not isinstance(given, (tuple, list)) or any(g not in known for g in given):
-                raise ConfigError(f"augment.{name}: expected a list of {', '.join(known)}; got {given!r}")
-            object.__setattr__(self, name, tuple(k for k in known if k in given))  # in one order, each once
-        half = 0.5  # a shift beyond it leaves less than half of the image
+            if not isinstance(given, (tuple, list)) or any(g not in allowed for g in given):
+                raise ConfigError(f"augment.{name}: expected a list of {', '.join(allowed)}; got {given!r}")
+            object.__setattr__(self, name, tuple(k for k in allowed if k in given))  # in a fixed order, each once
+        half = 0.5  # a larger shift leaves less than half of the image
         limits = {"rotation": MAX_ROTATION, "scale": MAX_LOG_SCALE, "stretch": MAX_LOG_SCALE, "shift": half,
                   "drift": half, "brightness": 1.0, "contrast": 2.0, "midtones": 0.5, "bands": 2.0, "noise": 1.0,
                   "cutout": 0.9}  # fmt: skip
@@ -85,12 +88,12 @@ class AugmentConfig:
 
     @property
     def active(self) -> bool:
-        """False if nothing is switched on, or p can never leave 0."""
+        """Whether any augmentation can ever be applied: one is switched on, and p can leave 0."""
         off = not any(getattr(self, f.name) for f in dataclasses.fields(self)[:13])
         return not off and self.p_max > 0 and (self.adapt or self.p_start > 0)
 
     def images_to_one(self, budget_kimg: float) -> float:
-        """Images in which p would go from 0 to 1, in a stage of `budget_kimg` thousand images."""
+        """Images in which p can go from 0 to 1, in a stage of `budget_kimg` thousand images."""
         if self.kimg is not None:
             return self.kimg * 1000
         if not (math.isfinite(budget_kimg) and budget_kimg > 0):
@@ -103,10 +106,10 @@ class AugmentConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> AugmentConfig:
         """Inverse of `to_json`; raises ConfigError naming an unknown field. Absent fields have their defaults."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(data, dict) or set(data) - known:
-            found = sorted(set(data) - known) if isinstance(data, dict) else type(data).__name__
-            raise ConfigError(f"augment: unknown fields {found}; expected some of {sorted(known)}")
+        names = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(data, dict) or set(data) - names:
+            found = sorted(set(data) - names) if isinstance(data, dict) else type(data).__name__
+            raise ConfigError(f"augment: unknown fields {found}; expected some of {sorted(names)}")
         return cls(**data)
 
 
@@ -114,21 +117,21 @@ _GEOMETRY = {"scale": 0.3, "stretch": 0.15, "shift": 0.125, "drift": 0.125, "rot
 
 POLICIES: dict[str, AugmentConfig] = {
     "none": AugmentConfig(),
-    # Geometry and intensities, the paper's best set ("bgc") with pixel blitting cut down to shifts.
+    # Geometry and intensities: the paper's best set ("bgc"), with shifts as its only pixel blitting.
     "default": AugmentConfig(**_GEOMETRY, brightness=0.15, contrast=0.35, midtones=0.1),
-    # MR: arbitrary intensity units, heads turned in the coil; what little is outside the head is noise.
+    # MR: arbitrary intensity units, heads turned in the coil, only noise outside the head.
     "brain": AugmentConfig(**{**_GEOMETRY, "rotation": 15.0}, brightness=0.1, contrast=0.35, midtones=0.1),
     # CT: Hounsfield units are calibrated, contrast agent varies; patients lie straight, hearts differ in size.
     "heart": AugmentConfig(**{**_GEOMETRY, "scale": 0.4}, brightness=0.05, contrast=0.15, midtones=0.05),
-    # MR of a small crop: what leaves it is lost, so shifts are smaller.
+    # MR of a small crop: smaller shifts, because anatomy that leaves the crop is lost.
     "hippocampus": AugmentConfig(
         **{**_GEOMETRY, "shift": 0.08, "drift": 0.08}, brightness=0.1, contrast=0.35, midtones=0.1
     ),
-    # Everything that respects orientation.
+    # All augmentations that keep the orientation.
     "full": AugmentConfig(
         **_GEOMETRY, brightness=0.15, contrast=0.35, midtones=0.1, bands=0.5, noise=0.1, cutout=0.5
     ),
-    # No orientation to respect (microscopy, materials): every flip and, where the plane is square, quarter turns.
+    # For images without an orientation (microscopy, materials): all flips, and quarter turns; planes must be square.
     "isotropic": AugmentConfig(
         tuple(FLIPS), tuple(PLANES), **_GEOMETRY, brightness=0.15, contrast=0.35, midtones=0.1
     ),
@@ -136,10 +139,10 @@ POLICIES: dict[str, AugmentConfig] = {
 
 
 def policy(name: str, flips: tuple[str, ...] = (), **changes: Any) -> AugmentConfig:
-    """The policy of that name, with `flips` allowed besides its own and other fields replaced.
+    """The policy called `name`, with more flips allowed and other fields replaced.
 
     Raises:
-        ConfigError: no policy or field has that name, or a value is out of range.
+        ConfigError: there is no policy or field of that name, or a value is out of range.
     """
     if name not in POLICIES:
         raise ConfigError(f"augment: expected one of {', '.join(POLICIES)}; got {name!r}")

@@ -1,4 +1,4 @@
-"""The shapes of generator and discriminator: architectures, levels and channels.
+"""The configuration of generator and discriminator: architecture, resolution levels, channels.
 
 Array axes are always D, H, W; resampling factors and bases are triples in that order.
 """
@@ -14,8 +14,8 @@ from typing import Any
 from ssgan.config.fields import Triple, checked_fields, to_triple, to_tuples
 from ssgan.utils.errors import ConfigError
 
-# Architecture -> the stages of one 3x3x3 convolution block; a stage lists the kernel extents of its branches.
-# More than one stage means convolutions one after another (the separable architecture).
+# Architecture -> the convolutions that stand for one 3x3x3 convolution, one after another (two of them in the separable
+# architecture). A convolution is given by the kernel extents (D, H, W) of its branches.
 ARCHITECTURES: dict[str, tuple[tuple[Triple, ...], ...]] = {
     "dense": (((3, 3, 3),),),
     "grouped": (((3, 3, 3), (3, 3, 3)),),
@@ -24,25 +24,25 @@ ARCHITECTURES: dict[str, tuple[tuple[Triple, ...], ...]] = {
     "separable": (((1, 3, 3),), ((3, 1, 1),)),
 }
 
-PROFILES = ("average", "centre", "triangle", "none")
+PROFILES = ("average", "centre", "triangle", "none")  # along depth, of inflated weights (`ssconv.inflate_weight`)
 
-MIN_BASE, MAX_BASE = 3, 8
+MIN_BASE, MAX_BASE = 3, 8  # voxels along an axis of the coarsest level
 
 
 def dense_at(levels: Sequence[int]) -> str:
-    """What to call these dense levels."""
+    """The name of these dense levels in tables and messages, such as "dense at levels 0, 1"."""
     return f"dense at level{'s' if len(levels) > 1 else ''} {', '.join(map(str, levels))}"
 
 
 def plan_levels(shape: Triple) -> tuple[Triple, tuple[Triple, ...]]:
     """Splits a volume shape (D, H, W) into a base and a resampling triple per level, coarse to fine.
 
-    Height and width double at every level; depth doubles at the coarse levels and stays at the finest ones when it
-    has fewer voxels, because there the in-plane resolution is the finer one. (32, 48, 32) gives base (4, 6, 4) and
+    Height and width double at every level. Depth doubles at the coarse levels; if it has fewer voxels it stays at the
+    finest ones, because the resolution in the plane is the finer one there. (32, 48, 32) gives base (4, 6, 4) and
     three levels of (2, 2, 2); (16, 64, 64) gives base (4, 4, 4), two levels of (2, 2, 2) and two of (1, 2, 2).
 
     Raises:
-        ConfigError: an axis is not a base of 3 to 8 times a power of two, or the axes do not fit together.
+        ConfigError: an axis is not 3 to 8 times a power of two, or the axes do not fit together.
     """
     shape = to_triple(shape, "shape")
     depth, height, width = shape
@@ -62,7 +62,7 @@ def plan_levels(shape: Triple) -> tuple[Triple, tuple[Triple, ...]]:
             f"shape: H = {height} and W = {width} cannot be halved equally often down to a base of "
             f"{MIN_BASE}..{MAX_BASE}; bring them closer together with another --shape"
         )
-    # A base nearest to 4 is StyleGAN2's own; fewer levels would leave a large learned constant.
+    # StyleGAN2 has a base of 4; fewer levels would leave a large learned constant.
     levels = min(common, key=lambda k: (abs(min(height, width) / 2**k - 4), -k))
     if levels == 0:
         raise ConfigError(f"shape: {shape} is too small: H and W need at least one halving above a base of {MIN_BASE}")
@@ -79,14 +79,18 @@ def plan_levels(shape: Triple) -> tuple[Triple, tuple[Triple, ...]]:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Generator and discriminator of one GAN; the 2D one is `flat()`: the same with depth 1.
+    """Generator and discriminator of one GAN. `flat()` gives those of the 2D GAN, which have depth 1.
 
-    shape: (D, H, W) of a volume. base, scales: see `plan_levels`. widths: channels per level, coarse to fine,
-    len(scales) + 1 of them. arch: a key of ARCHITECTURES. classes: labels to condition on, 0 for none; label_layers:
-    of the discriminator's mapping of the label, None for as many as mapping_layers. depth_places: None, or (base's
-    depth, volume's depth): the 2D networks are told where along depth a slice lies (`depth_aware`). arch_d: the
-    discriminator's architecture where it is another one, else None. dense_levels: those whose convolutions are dense
-    whatever the architectures, 0 the coarsest.
+    shape: (D, H, W) of a volume, in voxels.
+    base, scales: shape of the coarsest level, and a resampling triple per level (`plan_levels`).
+    widths: channels per level, coarse to fine; len(scales) + 1 of them.
+    arch, arch_d: keys of ARCHITECTURES for both networks, and for the discriminator if it has another one.
+    dense_levels: levels with dense convolutions whatever the architecture, 0 the coarsest.
+    mbstd_group: largest group of the minibatch standard deviation, in samples.
+    conv_clamp: bound of the activations, None for none.
+    classes: number of classes to condition on, 0 for none.
+    label_layers: layers of the discriminator's mapping of the class, None for mapping_layers.
+    depth_places: (base's depth, volume's depth) if the 2D networks are conditioned on the slice index, else None.
     """
 
     shape: Triple
@@ -149,48 +153,48 @@ class NetworkConfig:
 
     @property
     def discriminator_arch(self) -> str:
-        """The key of ARCHITECTURES that the discriminator's blocks have."""
+        """The architecture of the discriminator, a key of ARCHITECTURES."""
         return self.arch if self.arch_d is None else self.arch_d
 
     @property
     def arch_name(self) -> str:
-        """What to call the architecture of both, such as "split_depth", "split_depth G, dense D" or "split_depth, dense
-        at levels 0, 1"."""
+        """The architecture in words, such as "split_depth", "split_depth G, dense D" or "split_depth, dense at levels
+        0, 1"."""
         same = self.discriminator_arch == self.arch
         name = self.arch if same else f"{self.arch} G, {self.discriminator_arch} D"
         return f"{name}, {dense_at(self.dense_levels)}" if self.dense_levels else name
 
     def arch_at(self, level: int, discriminator: bool = False) -> str:
-        """The key of ARCHITECTURES that the convolutions of a level (0 the coarsest) of one network have."""
+        """The architecture of one network at a level (0 the coarsest), a key of ARCHITECTURES."""
         if level in self.dense_levels:
             return "dense"
         return self.discriminator_arch if discriminator else self.arch
 
     def with_arch(self, arch: str, arch_d: str | None = None, dense_levels: Iterable[int] = ()) -> NetworkConfig:
-        """The same with other architectures: of both networks, of the discriminator apart, and of single levels."""
+        """A copy with another architecture of both networks, of the discriminator, or of single levels."""
         levels = tuple(sorted(dense_levels))
         return dataclasses.replace(self, arch=arch, arch_d=None if arch_d == arch else arch_d, dense_levels=levels)
 
     @property
     def is_flat(self) -> bool:
-        """True for the 2D GAN (depth 1)."""
+        """Whether this is the 2D GAN (depth 1)."""
         return self.shape[0] == 1
 
     def depth_aware(self, aware: bool = True) -> NetworkConfig:
-        """The same networks with (or without) places along depth.
+        """A copy whose 2D networks are (or are not) conditioned on the slice index.
 
-        With them the constant of the 2D generator and the features of either discriminator's image depend on where
-        along depth a slice lies, as those of the 3D networks do; so inflation carries over what belongs where.
+        The 2D generator's constant and the features of the discriminator's input then depend on where along depth a
+        slice lies, as they do in the 3D networks, and inflation copies each position's values to that position.
         """
         return dataclasses.replace(self, depth_places=(self.base[0], self.shape[0]) if aware else None)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NetworkConfig:
-        """From its fields as JSON has them; raises ConfigError naming a missing or unknown one."""
+        """Builds the configuration from its fields in JSON; raises ConfigError naming a missing or unknown one."""
         return cls(**{name: to_tuples(value) for name, value in checked_fields(cls, data, "network").items()})
 
     def flat(self) -> NetworkConfig:
-        """The 2D network whose weights inflate into this one: depth 1, levels scale by (1, 2, 2)."""
+        """The 2D networks whose weights inflate into these: depth 1, levels scale by (1, 2, 2)."""
         return dataclasses.replace(
             self,
             shape=(1, *self.shape[1:]),

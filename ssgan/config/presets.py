@@ -13,19 +13,25 @@ from ssgan.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class Preset:
-    """Widths, budgets and hyper-parameters for a class of data; the shape comes from the data set."""
+    """Widths, budgets and hyper-parameters for one kind of data; the shape comes from the data set.
 
-    width_fine: int  # channels at the finest level; they double per coarser level up to width_max
+    width_fine: channels at the finest level; they double per coarser level, up to width_max.
+    shape: (D, H, W) of the phantoms that a run without a data set makes.
+    depth_aware: the 2D networks are conditioned on the slice index.
+    extra: other fields of TrainConfig.
+    """
+
+    width_fine: int
     width_max: int
     z_dim: int
     mapping_layers: int
     stage_2d: StageConfig
     stage_3d: StageConfig
-    shape: Triple  # the shape (D, H, W) the preset was made for; phantoms take it when there is no data set
+    shape: Triple
     snapshot_kimg: float = 1.0
     conv_clamp: float | None = None
-    depth_aware: bool = False  # the 2D networks know where along depth a slice lies
-    extra: dict[str, Any] = field(default_factory=dict)  # fields of TrainConfig that are not its defaults
+    depth_aware: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def network(self, shape: Triple | None = None, arch: str = "split_depth") -> NetworkConfig:
         """The networks of this preset for volumes of `shape` (D, H, W)."""
@@ -49,7 +55,7 @@ class Preset:
     def train_config(
         self, name: str, shape: Triple | None = None, arch: str = "split_depth", **changes: Any
     ) -> TrainConfig:
-        """The run this preset stands for; `changes` replace fields of TrainConfig."""
+        """The configuration of a run with this preset; `changes` replace fields of TrainConfig."""
         values = {"snapshot_kimg": self.snapshot_kimg, **self.extra, **changes}
         return TrainConfig(self.network(shape, arch), self.stage_2d, self.stage_3d, preset=name, **values)
 
@@ -60,7 +66,7 @@ PRESETS: dict[str, Preset] = {
         width_max=64,
         z_dim=64,
         mapping_layers=2,
-        # By benchmarks/results/experiments/demo-preset.md: three minutes of two cores show what one does not.
+        # Chosen by benchmarks/results/experiments/demo-preset.md, for three minutes on two cores.
         stage_2d=StageConfig(
             kimg=10.0, batch=16, lr_g=0.004, lr_d=0.004, r1_gamma=0.1, pl_weight=0, style_mixing=0, ema_kimg=0.5
         ),
@@ -77,7 +83,7 @@ PRESETS: dict[str, Preset] = {
         width_max=96,
         z_dim=128,
         mapping_layers=4,
-        # By benchmarks/results/experiments: for so few steps, fast rates and nothing that holds the generator back.
+        # Chosen by benchmarks/results/experiments: with so few steps, high learning rates and no regularisation of G.
         stage_2d=StageConfig(
             kimg=60.0, batch=16, lr_g=0.004, lr_d=0.004, r1_gamma=0.1, pl_weight=0, style_mixing=0, ema_kimg=2.0
         ),

@@ -18,52 +18,52 @@ from ssgan.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class StageConfig:
-    """Budget and batch of one training stage ("2d" on slices or "3d" on volumes)."""
+    """Budget and hyper-parameters of one stage: "2d" trains on slices, "3d" on volumes."""
 
     kimg: float  # thousands of real images (slices or volumes) shown to the discriminator
     batch: int
-    lr_g: float = 0.002
-    lr_d: float = 0.002
-    r1_gamma: float = 1.0
-    pl_weight: float = 2.0  # 0 switches path-length regularisation off
-    style_mixing: float = 0.9
-    ema_kimg: float = 2.0  # half-life of the weight average, in thousands of images
+    lr_g: float = 0.002  # Adam's learning rate of the generator
+    lr_d: float = 0.002  # and of the discriminator
+    r1_gamma: float = 1.0  # weight of R1, 0 switches it off
+    pl_weight: float = 2.0  # weight of path-length regularisation, 0 switches it off
+    style_mixing: float = 0.9  # probability
+    ema_kimg: float = 2.0  # half-life of the moving average of the generator's weights, in thousands of images
     ema_rampup: float | None = 0.05  # the half-life is at most this share of the images shown so far
 
 
-# What `ssgan train` has options for, with the stage's name behind: --kimg-2d, --lr-g-3d.
+# Fields with an option of `ssgan train` for each stage: --kimg-2d, --lr-g-3d.
 STAGE_OPTIONS = tuple(f.name for f in dataclasses.fields(StageConfig) if f.name != "ema_rampup")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the numbers a run produces, besides the data set."""
+    """All that decides the numbers that a run produces, except the data set."""
 
     network: NetworkConfig
     stage_2d: StageConfig
     stage_3d: StageConfig
     preset: str = "demo"
     stage: str = "both"  # both | 2d | 3d
-    inflate: str = "average"  # a profile of PROFILES
+    inflate: str = "average"  # of PROFILES
     seed: int = 0
-    d_reg_interval: int = 16
-    g_reg_interval: int = 4
-    pl_batch_shrink: int = 2
-    pl_decay: float = 0.01
+    d_reg_interval: int = 16  # steps between evaluations of R1 (lazy regularisation, StyleGAN2)
+    g_reg_interval: int = 4  # and of path-length regularisation
+    pl_batch_shrink: int = 2  # the batch is divided by this for path-length regularisation
+    pl_decay: float = 0.01  # of the moving average of path lengths
     adam_betas: tuple[float, float] = (0.0, 0.99)
     adam_eps: float = 1e-8
-    snapshot_kimg: float = 1.0  # a checkpoint and a snapshot image after so many thousand images
-    keep_checkpoints: int = 3
+    snapshot_kimg: float = 1.0  # thousands of images between checkpoints, each with a snapshot image
+    keep_checkpoints: int = 3  # newest ones kept, besides final and best
     precision: str = "fp32"  # of convolutions: fp32 | bf16 | fp16
-    freeze_d: int = 0  # blocks of the 3D discriminator that stay as inflated, the finest first
-    warmup_kimg: float = 0.0  # the 3D learning rates rise from 0 over so many thousand images after inflation
-    ema_carries_over: bool = False  # after inflation the weight average goes on; else its ramp-up begins anew
-    cooldown_kimg: float = 0.0  # and fall towards 0 over the last so many thousand images of the 3D stage
+    freeze_d: int = 0  # finest blocks of the 3D discriminator that stay as inflated (FreezeD)
+    warmup_kimg: float = 0.0  # thousands of images over which the 3D learning rates rise from 0 after inflation
+    ema_carries_over: bool = False  # the 2D stage's weight average continues after inflation instead of restarting
+    cooldown_kimg: float = 0.0  # thousands of images over which the 3D learning rates fall towards 0 at the end
     metrics: tuple[str, ...] = ("distance",)  # registered in ssgan.training.schedule
-    metrics_every: int = 0  # images between measurements; 0 measures with the snapshots
-    early_stop: int = 0  # a stage ends after so many measurements without a better best_metric; 0 never
-    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of what the discriminator sees; off by default
-    best_metric: str = "distance"  # decides which checkpoint is kept as STAGE-best
+    metrics_every: int = 0  # images between measurements; 0 measures at every snapshot
+    early_stop: int = 0  # measurements without a better best_metric after which a stage ends; 0 never ends it early
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of the discriminator's images; off by default
+    best_metric: str = "distance"  # the checkpoint with its best value is kept as STAGE-best
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16", "fp16"):
@@ -82,6 +82,7 @@ class TrainConfig:
 
     @property
     def stages(self) -> tuple[str, ...]:
+        """The stages of the run, in order."""
         return ("2d", "3d") if self.stage == "both" else (self.stage,)
 
     def to_json(self) -> dict[str, Any]:

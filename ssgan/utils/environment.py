@@ -1,4 +1,4 @@
-"""The machine a command runs on: which device computes, how memory is kept on a CPU, what it is to be called."""
+"""The computer that a command runs on: choice of the device, memory allocation on a CPU, versions for the record."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SETTINGS = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def keep_freed_memory() -> bool:
-    """Keeps freed memory for the next allocation instead of giving it back to the system; True where it took effect.
+    """Makes glibc keep freed memory for the next allocation; returns True if the setting took effect.
 
-    By default glibc maps every block above 32 MiB afresh and unmaps it on free, so each activation of a training
-    step costs page faults all over again; a step of the hippocampus preset took twice as long. Only glibc has the
-    switch: elsewhere nothing happens. The process keeps its peak memory until it ends.
+    By default glibc maps every block above 32 MiB anew and unmaps it when it is freed, so every activation of a
+    training step costs page faults again; a step of the hippocampus preset took twice as long. The process keeps its
+    peak memory until it ends. Without glibc nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -34,20 +34,24 @@ def keep_freed_memory() -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto takes the GPU where there is one. Raises UserError for cuda where there is none."""
+    """The device for --device auto, cpu or cuda; auto takes the GPU if there is one.
+
+    Raises:
+        UserError: cuda, and there is no GPU.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA GPU here; give --device cpu")
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
 
 
 def environment() -> dict[str, str]:
-    """Versions, processor and commit of where this runs."""
-    here = Path(__file__).resolve().parent
+    """Versions of the software, the commit, the processor and the GPU, for config.json and reports."""
+    folder = Path(__file__).resolve().parent
     try:
-        said = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+"], capture_output=True, text=True, timeout=10
+        git = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+"], capture_output=True, text=True, timeout=10
         )
-        commit = said.stdout.strip() if said.returncode == 0 else ""
+        commit = git.stdout.strip() if git.returncode == 0 else ""
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and how a command reports them."""
+"""Errors that the user can correct, and how a command reports them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """Bad input: the message names the argument or file, what was expected, what came and what to do."""
+    """Wrong input: the message names the argument or file, what was expected, what came and what to do."""
 
 
 class ConfigError(UserError):
@@ -17,9 +17,10 @@ class ConfigError(UserError):
 
 
 def run_command(program: str, command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Runs a command and turns user errors into one line on stderr and exit status 2; Ctrl-C gives 130.
+    """Runs a command and returns its exit status; prints a user error as one line on stderr.
 
-    program: what the user called, such as "ssgan train".
+    The status is the command's own, 2 after a user error or an error of the file system, 130 after Ctrl-C. program:
+    the command's name in messages, such as "ssgan train".
     """
     try:
         return command(args)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one.
+"""Writes files atomically: a reader never sees half of one.
 
 Every file is written under a temporary name in the same folder, flushed to the disk, and renamed over the final
 name. A crash, a full disk or Ctrl-C leaves the earlier file as it was.
@@ -24,7 +24,7 @@ class FileError(UserError):
 
 
 def fsync_path(path: str | os.PathLike[str]) -> None:
-    """Push a file's contents (or a folder's list of names) to the disk.
+    """Pushes a file's contents (or a folder's list of names) to the disk.
 
     Folders cannot be synced on some file systems (Windows, some network shares); that is not an error, because the
     rename itself is still atomic there.
@@ -47,7 +47,7 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``; on success it becomes ``path``, on failure it is removed.
+    """Yields a temporary path in the folder of ``path``; on success it becomes ``path``, on failure it is removed.
 
     The temporary name is hidden, unique to this call, and keeps the suffix of ``path`` because many writers choose
     the format by it. The folder is created when absent.
@@ -77,13 +77,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` as the whole of ``path``, all or nothing. Raises OSError when the file system refuses."""
+    """Writes ``data`` as the whole of ``path``, all or nothing. Raises OSError when the file system refuses."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented UTF-8 JSON, all or nothing.
+    """Writes ``value`` as indented UTF-8 JSON, all or nothing.
 
     Raises:
         ValueError: ``value`` holds NaN or an infinity, which JSON has no notation for.
@@ -94,10 +94,10 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
+    """Reads a JSON file.
 
     Raises:
-        FileError: the file is absent, unreadable, not UTF-8 or not JSON; the message names it and the place.
+        FileError: the file is absent, unreadable, not UTF-8 or not JSON; the message names the file, line and column.
     """
     path = Path(path)
     try:

@@ -23,6 +23,7 @@ INK, PAPER = (225, 228, 232), (16, 17, 20)
 CELL = 112  # height of the tallest plane, in pixels
 GAP, MARGIN, TITLE = 3, 10, 22
 MAX_WIDTH = 1900
+SLICE_MILLISECONDS, FRAME_MILLISECONDS = 90, 120  # that a GIF shows a slice, or a frame of `cells_gif`
 QUANTITIES = {
     "loss_g": "generator loss",
     "loss_d": "discriminator loss",
@@ -46,8 +47,11 @@ def three_plane_grid(
     title: str | None = None,
     columns: int | None = None,
 ) -> Path:
-    """PNG with a cell per volume (N, Z, Y, X): its axial, coronal and sagittal middle slices. spacing: (x, y, z) mm."""
-    return _sheet([_cell(v, spacing) for v in _volumes(volumes, 4)], None, path, title, columns)
+    """Writes a PNG with a cell per volume (N, Z, Y, X): its axial, coronal and sagittal middle slices.
+
+    spacing: (x, y, z) mm, by which the slices are scaled.
+    """
+    return _sheet([_cell(v, spacing) for v in _checked(volumes, 4)], None, path, title, columns)
 
 
 def contact_sheet(
@@ -59,8 +63,8 @@ def contact_sheet(
     title: str | None = None,
     columns: int | None = None,
 ) -> Path:
-    """`three_plane_grid` with a name under each cell; (N, Z, Y, X) and N names."""
-    volumes = _volumes(volumes, 4)
+    """Writes a `three_plane_grid` of volumes (N, Z, Y, X) with one of N names under each cell."""
+    volumes = _checked(volumes, 4)
     if len(names) != len(volumes):
         raise ImageError(f"names: expected {len(volumes)}, one per volume; got {len(names)}")
     return _sheet([_cell(v, spacing) for v in volumes], names, path, title, columns)
@@ -69,36 +73,24 @@ def contact_sheet(
 def slice_grid(
     slices: np.ndarray, path: str | os.PathLike[str], *, title: str | None = None, columns: int | None = None
 ) -> Path:
-    """PNG with a cell per slice (N, H, W), H upwards."""
-    slices = _volumes(slices, 3)
+    """Writes a PNG with a cell per slice (N, H, W), H upwards."""
+    slices = _checked(slices, 3)
     return _sheet([_plane(s, (1.0, 1.0), CELL / max(slices.shape[1:])) for s in slices], None, path, title, columns)
 
 
-def save_gif(
-    volume: np.ndarray, path: str | os.PathLike[str], *, spacing: Spacing | None = None, milliseconds: int = 90
-) -> Path:
-    """Looping GIF through the axial slices of a volume (Z, Y, X), foot to head and back."""
-    volume = _volumes(volume[None] if np.ndim(volume) == 3 else volume, 4)[0]
+def save_gif(volume: np.ndarray, path: str | os.PathLike[str], *, spacing: Spacing | None = None) -> Path:
+    """Writes a looping GIF through the axial slices of a volume (Z, Y, X), from foot to head and back."""
+    volume = _checked(volume[None] if np.ndim(volume) == 3 else volume, 4)[0]
     sx, sy, _ = spacing or (1.0, 1.0, 1.0)
     scale = 2 * CELL / max(volume.shape[1] * sy, volume.shape[2] * sx)
     frames = [_plane(s, (sy, sx), scale) for s in volume]
-    frames += frames[-2:0:-1]
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
-    return path
+    return _write_gif(frames + frames[-2:0:-1], path, SLICE_MILLISECONDS)
 
 
-def slices_gif(
-    volumes: np.ndarray,
-    names: Sequence[str],
-    path: Path,
-    *,
-    spacing: Spacing | None = None,
-    milliseconds: int = 90,
-) -> Path:
-    """Looping GIF through the axial slices of volumes (N, Z, Y, X) side by side, each under its name, and back."""
-    volumes = _volumes(volumes, 4)
+def slices_gif(volumes: np.ndarray, names: Sequence[str], path: Path, *, spacing: Spacing | None = None) -> Path:
+    """Writes a looping GIF through the axial slices of volumes (N, Z, Y, X) side by side, and back; with a name above
+    each."""
+    volumes = _checked(volumes, 4)
     if len(names) != len(volumes):
         raise ImageError(f"names: expected {len(volumes)}, one per volume; got {len(names)}")
     sx, sy, _ = spacing or (1.0, 1.0, 1.0)
@@ -113,26 +105,24 @@ def slices_gif(
             draw.text((MARGIN + i * step, 5), name, fill=INK, font=font)
             page.paste(plane.convert("RGB"), (MARGIN + i * step, TITLE))
         pages.append(page.quantize(256, dither=Image.Dither.NONE))
-    pages += pages[-2:0:-1]
-    with atomic_path(path) as temporary:
-        pages[0].save(temporary, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0)
-    return path
+    return _write_gif(pages + pages[-2:0:-1], path, SLICE_MILLISECONDS)
 
 
 def three_plane_cell(volume: np.ndarray, spacing: Spacing | None = None) -> Image.Image:
-    """The axial, coronal and sagittal middle slices of a volume (Z, Y, X) side by side: for `table` and `cells_gif`."""
-    return _cell(_volumes(np.asarray(volume)[None], 4)[0], spacing)
+    """Draws the axial, coronal and sagittal middle slices of a volume (Z, Y, X) side by side, a cell for `table` and
+    `cells_gif`."""
+    return _cell(_checked(np.asarray(volume)[None], 4)[0], spacing)
 
 
 def table(
     cells: Sequence[Sequence[Image.Image | None]], rows: Sequence[str], columns: Sequence[str], path: Path, title: str
 ) -> Path:
-    """PNG of cells in rows and columns with their names; None leaves a place empty."""
+    """Writes a PNG of cells in named rows and columns; None leaves a cell empty."""
     if [len(line) for line in cells] != [len(columns)] * len(rows) or not rows or not columns:
         raise ImageError(f"cells: expected {len(rows)} rows of {len(columns)}; got {[len(line) for line in cells]}")
     font, shown = ImageFont.load_default(12), [c for line in cells for c in line if c is not None]
     if not shown:
-        raise ImageError("cells: every place of the table is empty")
+        raise ImageError("cells: every place of the table is empty; expected at least one cell")
     width, height = max(c.width for c in shown), max(c.height for c in shown)
     left, top = MARGIN + round(max(font.getlength(name) for name in rows)) + MARGIN, MARGIN + TITLE + 18
     page = Image.new(
@@ -158,9 +148,9 @@ def cells_gif(
     names: Sequence[str],
     path: Path,
     back: bool = True,
-    milliseconds: int = 120,
 ) -> Path:
-    """Looping GIF: each frame shows its cells one below another, with its name; `back` plays the way back too."""
+    """Writes a looping GIF whose frames show their cells one below another under a name; `back` plays it backwards
+    too."""
     if not frames or len(names) != len(frames) or len({len(f) for f in frames}) != 1 or not frames[0]:
         raise ImageError(f"frames: expected equally many cells in each, and a name; got {[len(f) for f in frames]}")
     pages = []
@@ -173,14 +163,12 @@ def cells_gif(
             page.paste(cell, (MARGIN, up))
             up += cell.height + GAP
         pages.append(page.quantize(256, dither=Image.Dither.NONE))
-    pages += pages[-2:0:-1] if back else []
-    with atomic_path(path) as temporary:
-        pages[0].save(temporary, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0)
-    return path
+    return _write_gif(pages + (pages[-2:0:-1] if back else []), path, FRAME_MILLISECONDS)
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> Path:
-    """PNG of the run's curves from the rows of log.jsonl: a panel per quantity, 2D stage left, 3D stage right."""
+    """Writes a PNG of a run's curves from the rows of log.jsonl: a panel per quantity, 2D stage left, 3D stage
+    right."""
     # matplotlib is slow to import and only this picture needs it. The Agg canvas needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -215,7 +203,15 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) ->
     return path
 
 
-def _volumes(array: np.ndarray, dims: int) -> np.ndarray:
+def _write_gif(frames: Sequence[Image.Image], path: str | os.PathLike[str], milliseconds: int) -> Path:
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    return path
+
+
+def _checked(array: np.ndarray, dims: int) -> np.ndarray:
+    """The array as float32; raises ImageError where it is empty, not finite or not of `dims` axes."""
     array = np.asarray(array, dtype=np.float32)
     if array.ndim != dims or array.size == 0:
         axes = "(N, Z, Y, X)" if dims == 4 else "(N, H, W)"
@@ -226,14 +222,14 @@ def _volumes(array: np.ndarray, dims: int) -> np.ndarray:
 
 
 def _plane(plane: np.ndarray, mm: tuple[float, float], scale: float) -> Image.Image:
-    """Rows upwards, [-1, 1] to black and white; mm is the size of a voxel along rows and columns."""
+    """Draws a slice with rows upwards, -1 black and +1 white; mm: voxel size along rows and columns."""
     grey = np.round((np.clip(plane[::-1], -1, 1) + 1) * 127.5).astype(np.uint8)
     rows, columns = (max(1, round(n * s * scale)) for n, s in zip(plane.shape, mm, strict=True))
     return Image.fromarray(grey).resize((columns, rows), Image.Resampling.BICUBIC)
 
 
 def _cell(volume: np.ndarray, spacing: Spacing | None) -> Image.Image:
-    """The three middle slices side by side."""
+    """Draws the three middle slices side by side."""
     sx, sy, sz = spacing or (1.0, 1.0, 1.0)
     z, y, x = (n // 2 for n in volume.shape)
     scale = CELL / max(n * s for n, s in zip(volume.shape, (sz, sy, sx), strict=True))
@@ -258,7 +254,7 @@ def _sheet(
     title: str | None,
     columns: int | None,
 ) -> Path:
-    """Cells in a grid of about 3:2, or of `columns`, on a dark page."""
+    """Writes a PNG with the cells in a grid of about 3:2, or of `columns`, on a dark page."""
     width, height = cells[0].width, max(c.height for c in cells) + (14 if names else 0)
     if columns is None:
         columns = max(1, round(math.sqrt(1.5 * len(cells) * (height + MARGIN) / (width + MARGIN))))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-# Seeds depend on the place of a stage in this list.
+# Seeds depend on the index of a stage in this list.
 STAGES = ("2d", "3d")
-# Seeds depend on the place in this list: new ones go to its end.
+# Seeds depend on the index of a purpose in this list: append new ones at its end.
 PURPOSES = ("init", "order", "g_main", "g_path", "pl_noise", "d_main", "aug_g", "aug_fake", "aug_real", "aug_r1")
 
 

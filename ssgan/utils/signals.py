@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to save and stop."""
+"""Turns SIGINT and SIGTERM into a request to save and stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM instead of dying, so that a step can be finished and saved; a second one kills."""
+    """Records the first SIGINT or SIGTERM, so that a step can be finished and saved; a second one ends the process."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from ssgan import prepare
 from ssgan.data.dataset import DatasetWriter, VolumeDataset
-from ssgan.utils import pictures as images
+from ssgan.utils import pictures
 from tests.support.nifti_cases import ARGUMENTS, SHARED_DATA, good, save, snapshot, voxels
 
 
@@ -313,13 +313,13 @@ def test_contact_sheet_shows_head_and_front_up(slice_axis, tmp_path):
     )
     with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
         page = np.asarray(sheet.convert("L")).astype(float)
-    side, step = images.CELL, images.CELL + images.GAP
+    side, step = pictures.CELL, pictures.CELL + pictures.GAP
     found = {}
-    lines = [top for top in range(images.MARGIN, page.shape[0] - side, side + 14 + images.MARGIN)]
+    lines = [top for top in range(pictures.MARGIN, page.shape[0] - side, side + 14 + pictures.MARGIN)]
     cells = [
         (top, left)
         for top in lines
-        for left in range(images.MARGIN, page.shape[1], 3 * step + images.MARGIN - images.GAP)
+        for left in range(pictures.MARGIN, page.shape[1], 3 * step + pictures.MARGIN - pictures.GAP)
     ]
     for brighter, (top, left) in zip(("head", "front", "right"), cells, strict=False):
         for number, plane in enumerate(("axial", "coronal", "sagittal")):
