@@ -17,7 +17,8 @@ import nibabel
 import numpy as np
 import torch
 
-from ssgan.data.dataset import DatasetInfo, to_axial, to_nifti
+from ssgan.data.axes import to_axial
+from ssgan.data.dataset import DatasetInfo, to_nifti
 from ssgan.models.networks import Generator
 from ssgan.models.sampling import class_mean, latents, synthesise
 from ssgan.runs import checkpoint

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ssgan.config.network import plan_levels
-from ssgan.data.dataset import CONTACT_SHEET_VOLUMES
 from ssgan.data.phantom import write_phantom_dataset
+from ssgan.data.writer import CONTACT_SHEET_VOLUMES
 from ssgan.utils.errors import UserError, run_command
 from ssgan.utils.pictures import contact_sheet
 

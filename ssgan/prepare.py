@@ -15,12 +15,13 @@ from pathlib import Path
 
 from ssgan.config.network import plan_levels
 from ssgan.data.axes import ARRAY_AXES
-from ssgan.data.dataset import VolumeDataset, check_destination
+from ssgan.data.dataset import VolumeDataset
 from ssgan.data.labels import read_labels
 from ssgan.data.preparation import FORMATS, PrepareError, common_spacing, find_input, find_sources, prepare
 from ssgan.data.preprocessing import Recipe
 from ssgan.data.recipes import CT_WINDOW, RECIPES
 from ssgan.data.workers import run_in_order, usable_cpus
+from ssgan.data.writer import check_destination
 from ssgan.utils.errors import run_command
 
 

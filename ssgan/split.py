@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssgan.data.dataset import VolumeDataset, check_destination
+from ssgan.data.dataset import VolumeDataset
 from ssgan.data.split import SUBJECT, copy_part, split_indices
+from ssgan.data.writer import check_destination
 from ssgan.utils.errors import UserError, run_command
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ssgan.config.network import ARCHITECTURES
 from ssgan.config.presets import PRESETS, preset
-from ssgan.data.dataset import ARRAY_AXES
+from ssgan.data.axes import ARRAY_AXES
 from ssgan.models.parameters import build, layer_rows, parameter_count, share_table
 from ssgan.utils.errors import ConfigError, run_command
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ssgan.data.dataset import VolumeDataset, to_axial
+from ssgan.data.axes import to_axial
+from ssgan.data.dataset import VolumeDataset
 from ssgan.models.sampling import latents, synthesise
 from ssgan.reporting.collect import gather
 from ssgan.reporting.picture import draw

@@ -46,7 +46,7 @@ from torch import Tensor
 from ssgan.augmentation.resampling import BACKGROUND, resample_axis, rotate_plane, scale_and_shift
 from ssgan.config.augmentation import FLIPS, PLANES, AugmentConfig
 from ssgan.config.fields import Triple
-from ssgan.data.dataset import ARRAY_AXES
+from ssgan.data.axes import ARRAY_AXES
 from ssgan.utils.errors import ConfigError
 
 MIDTONES = 3.0  # steepness: at 3, black and white are shifted by a tenth of what mid grey is

@@ -1,4 +1,4 @@
-"""Array axes D, H, W of a data set and the world's X, Y, Z (RAS+), by the plane of the 2D slices."""
+"""Converts between the array axes D, H, W of a data set and the patient's X, Y, Z (RAS+)."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import numpy as np
 
 from ssgan.config.fields import Triple
 
-# slice axis -> which of X, Y, Z the array axes D, H, W are.
+# Slice axis (the plane of the 2D slices) -> which of X, Y, Z the array axes D, H, W are.
 ARRAY_AXES: dict[str, Triple] = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
 
 def to_array_axes(volume: np.ndarray, slice_axis: str) -> np.ndarray:
-    """(X, Y, Z) -> (D, H, W)."""
+    """Transposes a volume (X, Y, Z) to (D, H, W)."""
     return volume.transpose(ARRAY_AXES[slice_axis])
 
 
 def to_world_axes(volume: np.ndarray, slice_axis: str) -> np.ndarray:
-    """(..., D, H, W) -> (..., X, Y, Z)."""
+    """Transposes volumes (..., D, H, W) to (..., X, Y, Z)."""
     order = np.argsort(ARRAY_AXES[slice_axis])
     lead = volume.ndim - 3
     return volume.transpose(*range(lead), *(lead + order))
 
 
 def to_axial(volumes: np.ndarray, slice_axis: str) -> np.ndarray:
-    """(..., D, H, W) of any slice axis -> (..., Z, Y, X), the axes that pictures are drawn from."""
+    """Transposes volumes (..., D, H, W) of any slice axis to (..., Z, Y, X), from which pictures are drawn."""
     return np.swapaxes(to_world_axes(volumes, slice_axis), -1, -3)

@@ -1,4 +1,4 @@
-"""Class labels from a CSV: which class every file or subject has, and what in the table does not fit the files."""
+"""Reads class labels from a CSV: the class of every file or subject, and the rows that do not fit the files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ ADNI_SUBJECT = re.compile(r"(?<!\d)\d{3}_S_\d{4,5}(?!\d)")  # site, S, roster nu
 
 
 class LabelError(UserError):
-    """The table cannot be used; the message names the file, the line and what to do."""
+    """A table that cannot be used; the message names the file, the line and what to do."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """classes: volume name -> class. missing: volume name -> why it has none. notes: rows that did nothing, and why."""
+    """The classes that a table gives to volumes.
+
+    classes: volume name -> class. missing: volume name -> reason why it has none. notes: rows without effect, and why.
+    """
 
     classes: dict[str, str]
     missing: dict[str, str]
@@ -45,13 +48,12 @@ def subjects(name: str) -> set[str]:
 
 
 def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Labels:
-    """The classes of the volumes `names` (paths below the input) from a CSV with a header.
+    """Reads the classes of the volumes `names` (paths below the input) from a CSV with a header.
 
-    Columns, in any order and beside others: `file` (a file's or a series' name, or its path below the input) or
-    `subject` (see `subjects`; also `subject_id`, `participant_id`), which may stand for several volumes; and `class`
-    (also `group`). Capitals do not matter in the header. What only concerns some volumes - a row that matches none, a
-    volume without a row, a row without a class, the same row twice - is left for the caller to report, or raised with
-    strict=True.
+    The columns, in any order and with others beside them: `file` (a file's or a series' name, or its path below the
+    input) or `subject` (see `subjects`; also `subject_id`, `participant_id`), which may name several volumes; and
+    `class` (also `group`). The header is case-insensitive. Rows that match no volume, volumes without a row, rows
+    without a class and repeated rows are returned for the caller to report, or raise an error with strict=True.
 
     Raises:
         LabelError: the CSV cannot be read, lacks a column, has a short row, names several files by one name, or gives
@@ -69,11 +71,11 @@ def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Label
         )
     by_name: dict[str, list[str]] = {}
     for name in names:
-        for known in {PurePath(name).name, name, PurePath(name).as_posix()} if key_kind is FILE else subjects(name):
-            by_name.setdefault(known, []).append(name)
+        for alias in {PurePath(name).name, name, PurePath(name).as_posix()} if key_kind is FILE else subjects(name):
+            by_name.setdefault(alias, []).append(name)
 
     classes: dict[str, str] = {}
-    lines: dict[str, int] = {}  # of the row that gave a volume its class, or left it empty
+    lines: dict[str, int] = {}  # volume name -> number of its row
     missing: dict[str, str] = {}
     notes: list[str] = []
     for number, row in enumerate(rows[1:], start=2):

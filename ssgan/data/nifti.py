@@ -1,4 +1,4 @@
-"""One NIfTI file as a checked volume in RAS+ order, or the reason why it is none."""
+"""Reads one NIfTI file as a checked volume in RAS+ order, or says why it cannot be used."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ssgan.data.volume import (
 )
 
 SUFFIXES = (".nii", ".nii.gz")
-SLACK = 1 << 26  # bytes of header extensions and padding that are let pass
-GZIP_PIECE = 1 << 16  # bytes read at a time; at most 64 MiB come out
+SLACK = 1 << 26  # bytes of header extensions and padding that are allowed
+GZIP_CHUNK = 1 << 16  # bytes read at a time; they decompress to 64 MiB at most
 
 
 def load_nifti(path: Path) -> Volume:
@@ -45,7 +45,7 @@ def load_nifti(path: Path) -> Volume:
     try:
         if path.name.lower().endswith(".gz"):
             _check_gzip(path, math.prod(shape) * image.get_data_dtype().itemsize)
-        with np.errstate(all="ignore"):  # what overflows float32 is infinite, and counted below
+        with np.errstate(all="ignore"):  # values beyond float32 become infinite, and make_volume counts them
             data = np.asanyarray(image.dataobj, dtype=np.float32).reshape(shape)
     except (OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError) as error:
         raise VolumeError(f"the voxels cannot be read, the file is damaged or cut off: {first_line(error)}") from error
@@ -53,7 +53,7 @@ def load_nifti(path: Path) -> Volume:
 
 
 def header_spacing(path: Path) -> np.ndarray:
-    """(x, y, z) mm of the RAS+ axes from the header alone; VolumeError as in `load_nifti`."""
+    """Reads the spacing (x, y, z) in mm of the RAS+ axes from the header; raises VolumeError as `load_nifti` does."""
     image, repairs = _open(path)
     _check_header(path, image)
     affine, _ = _check_affine(image, repairs)
@@ -61,7 +61,7 @@ def header_spacing(path: Path) -> np.ndarray:
 
 
 def _open(path: Path) -> tuple[nibabel.Nifti1Image, list[str]]:
-    """The image with its voxels unread, and what nibabel mended in the header."""
+    """Opens the image without reading its voxels; also returns what nibabel repaired in the header."""
     if path.stat().st_size == 0:
         raise VolumeError("the file is empty (0 bytes)")
     try:
@@ -76,7 +76,7 @@ def _open(path: Path) -> tuple[nibabel.Nifti1Image, list[str]]:
 
 @contextmanager
 def _header_repairs() -> Iterator[list[str]]:
-    """Collects what nibabel would log to stderr, where it names no file."""
+    """Collects the repairs that nibabel would log to stderr without the file's name."""
     repairs: list[str] = []
     collector = logging.Handler()
     collector.emit = lambda record: repairs.append(record.getMessage())  # type: ignore[method-assign]
@@ -101,25 +101,26 @@ def _check_header(path: Path, image: nibabel.Nifti1Image) -> tuple[tuple[int, in
 
 
 def _check_gzip(path: Path, voxel_bytes: int) -> None:
-    """Decompresses to the end, where the checksum is: nibabel stops at the last voxel and would miss damage.
+    """Decompresses to the end, where the checksum is; nibabel stops at the last voxel and would miss damage.
 
     Raises:
-        EOFError: cut off. zlib.error: damaged, the checksum included. VolumeError: far more comes out than the header
-            declares (a decompression bomb).
+        EOFError: the file is cut off.
+        zlib.error: the data or the checksum are damaged.
+        VolumeError: the data are far longer than the header declares (a decompression bomb).
     """
     with path.open("rb") as stream:
         member, left, size = zlib.decompressobj(wbits=31), b"", 0
         while not member.eof:
-            piece = left or stream.read(GZIP_PIECE)
-            if not piece:
+            chunk = left or stream.read(GZIP_CHUNK)
+            if not chunk:
                 raise EOFError("the compressed stream ends early")
-            size += len(member.decompress(piece))
+            size += len(member.decompress(chunk))
             if size > 2 * voxel_bytes + SLACK:
                 raise VolumeError(f"more than {size} bytes come out where the header declares {voxel_bytes} of voxels")
             left = b""
             if member.eof:
-                left = member.unused_data or stream.read(GZIP_PIECE)
-                if left.startswith(b"\x1f\x8b"):  # members in a row count as one file; anything else is padding
+                left = member.unused_data or stream.read(GZIP_CHUNK)
+                if left.startswith(b"\x1f\x8b"):  # another member of the same file; anything else is padding
                     member = zlib.decompressobj(wbits=31)
 
 

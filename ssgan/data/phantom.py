@@ -1,4 +1,4 @@
-"""Random heads made of ellipsoids: data to learn from with nothing to download.
+"""Makes phantoms: random heads of ellipsoids, a data set without a download.
 
 Each has scalp, skull, fluid, grey and white matter, two lateral ventricles, deep nuclei and sometimes a lesion, in
 the manner of the Shepp-Logan phantom, with random size, position, rotation, proportions and contrast. Phantom i
@@ -13,7 +13,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ssgan.config.fields import Triple
-from ssgan.data.dataset import DatasetWriter, VolumeDataset
+from ssgan.data.dataset import VolumeDataset
+from ssgan.data.writer import DatasetWriter
 from ssgan.utils.errors import UserError
 
 FIELD = 180.0  # mm, the length that the field of view covers along its longest axis
@@ -22,7 +23,7 @@ SEMI_AXES = np.array([68.0, 84.0, 72.0])  # mm: half width, half length, half he
 
 
 def make_phantom(shape: Triple, seed: int, index: int) -> np.ndarray:
-    """One head (D, H, W) = (Z, Y, X), float32 in [-1, 1]; air is -1."""
+    """Makes one head (D, H, W) = (Z, Y, X), float32 in [-1, 1]; air is -1."""
     rng = np.random.default_rng([seed, index])
     world, voxel = _grid(shape)
     fit = np.min(np.array(shape[::-1]) * voxel / 2 / SEMI_AXES * 0.98)  # the average head fills the tightest axis
@@ -35,7 +36,7 @@ def make_phantom(shape: Triple, seed: int, index: int) -> np.ndarray:
     image = np.zeros(shape)
 
     def paint(value: float, middle: np.ndarray, axes: np.ndarray, strength: float = 1.0) -> None:
-        """Lays an ellipsoid over the image; middle and axes in units of the head's semi-axes."""
+        """Draws an ellipsoid over the image; middle and semi-axes are in units of the head's semi-axes."""
         q = (local / size - middle) / axes
         radius = np.sqrt((q**2).sum(-1))
         edge = soft / np.min(axes)
@@ -52,12 +53,12 @@ def make_phantom(shape: Triple, seed: int, index: int) -> np.ndarray:
     paint(fluid, zero, np.full(3, brain + 0.03))
     paint(grey, zero, np.full(3, brain))
     inner = brain * rng.uniform(0.76, 0.84)
-    for side in (-1, 1):  # white matter of each hemisphere, parted by the midline
+    for side in (-1, 1):  # white matter of each hemisphere, with the midline between
         paint(white, np.array([side * 0.33, 0.0, 0.04]), inner * np.array([0.50, 0.92, 0.80]))
     paint(white, np.array([0.0, -0.02, 0.22]), np.array([0.16, 0.44, 0.09]))  # corpus callosum
     paint(white * 0.95, np.array([0.0, -0.12, -0.52]), np.array([0.13, 0.14, 0.32]))  # brain stem
     wide = rng.uniform(0.07, 0.14)
-    for side in (-1, 1):  # lateral ventricles, mirrored up to a little
+    for side in (-1, 1):  # lateral ventricles, nearly mirrored
         at = np.array([side * rng.uniform(0.13, 0.17), rng.uniform(-0.06, 0.06), rng.uniform(0.06, 0.14)])
         paint(fluid, at, np.array([wide, rng.uniform(0.30, 0.42), rng.uniform(0.13, 0.19)]))
     for side in (-1, 1):  # deep nuclei
@@ -73,13 +74,13 @@ def make_phantom(shape: Triple, seed: int, index: int) -> np.ndarray:
 
 
 def make_phantoms(count: int, shape: Triple, seed: int = 0) -> np.ndarray:
-    """`count` heads (N, D, H, W) float32 in [-1, 1]."""
+    """Makes `count` heads, (N, D, H, W) float32 in [-1, 1]."""
     _check(count, shape)
     return np.stack([make_phantom(shape, seed, i) for i in range(count)])
 
 
 def write_phantom_dataset(path: str | os.PathLike[str], count: int, shape: Triple, seed: int = 0) -> VolumeDataset:
-    """Writes `count` phantoms as a data set and opens it. Raises DatasetError where `path` holds something else."""
+    """Writes `count` phantoms as a data set and opens it; raises DatasetError if `path` holds something else."""
     _check(count, shape)
     _, voxel = _grid(shape)
     affine = np.diag([voxel, voxel, voxel, 1.0])
@@ -98,7 +99,7 @@ def write_phantom_dataset(path: str | os.PathLike[str], count: int, shape: Tripl
 
 
 def _grid(shape: Triple) -> tuple[np.ndarray, float]:
-    """World coordinates (D, H, W, 3) in mm as x, y, z around the centre, and the voxel's edge in mm."""
+    """World coordinates x, y, z around the centre, (D, H, W, 3) in mm, and the voxel size in mm."""
     voxel = FIELD / max(shape)
     axes = [(np.arange(n) - (n - 1) / 2) * voxel for n in shape]
     z, y, x = np.meshgrid(*axes, indexing="ij")

@@ -17,12 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ssgan.data import itk
-from ssgan.data.dataset import CONTACT_SHEET_VOLUMES, DatasetWriter, VolumeDataset, to_axial
+from ssgan.data.axes import to_axial
+from ssgan.data.dataset import VolumeDataset
 from ssgan.data.labels import Labels, strip_suffix
 from ssgan.data.preprocessing import Recipe, prepare_source
 from ssgan.data.recipes import RECIPES
 from ssgan.data.sources import InputFiles, Source, find_files, find_volumes
 from ssgan.data.volume import Failure
+from ssgan.data.writer import CONTACT_SHEET_VOLUMES, DatasetWriter
 from ssgan.utils.errors import UserError
 from ssgan.utils.pictures import contact_sheet
 

@@ -1,4 +1,4 @@
-"""From a loaded volume to a training volume: resample, normalise, crop or pad."""
+"""Makes a training volume of a loaded one: resamples it, normalises its intensities, crops or pads it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ MRI_PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How volumes become training volumes.
+    """The grid and the intensity range of training volumes.
 
-    name: see `ssgan.data.recipes`; "mri" and "adni" take percentiles of each volume, "ct" and "coca" a window. shape:
-    (X, Y, Z) voxels. spacing: (x, y, z) mm or None for each volume's own. slice_axis: see `ssgan.data.axes`. window:
-    (low, high) HU.
+    name: of `ssgan.data.recipes`; "mri" and "adni" scale by percentiles of each volume, "ct" and "coca" by a window.
+    shape: (X, Y, Z) in voxels.
+    spacing: (x, y, z) in mm, None for each volume's own.
+    slice_axis: of `ssgan.data.axes`.
+    window: (low, high) in HU.
     """
 
     name: str
@@ -34,12 +36,12 @@ class Recipe:
 
     @property
     def array_shape(self) -> Triple:
-        """(D, H, W)."""
+        """The shape (D, H, W) of the arrays."""
         return tuple(self.shape[a] for a in ARRAY_AXES[self.slice_axis])  # type: ignore[return-value]
 
 
 def prepare_source(source: Source, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]] | Failure:
-    """Reads and prepares one volume: the array (D, H, W) and its record, or why there is none."""
+    """Reads and prepares one volume; returns the array (D, H, W) and its record, or the reason why there is none."""
     modality = RECIPES[recipe.name].modality
     try:
         if source.series is not None and not source.reason and modality not in (None, source.series.modality):
@@ -54,12 +56,12 @@ def prepare_source(source: Source, recipe: Recipe) -> tuple[np.ndarray, dict[str
 
 
 def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
-    """A training volume (D, H, W) float32 in [-1, 1] and its record: intensity map, affine, crop, warnings.
+    """Makes a training volume (D, H, W), float32 in [-1, 1], and its record: intensity map, affine, crop, warnings.
 
-    The record's `affine` maps the (X, Y, Z) index of the result to RAS+ mm.
+    The record's `affine` maps the index (X, Y, Z) of the result to RAS+ in mm.
 
     Raises:
-        VolumeError: nothing is left between the intensity bounds, or resampling makes the volume far too large.
+        VolumeError: one intensity is left after windowing and cropping, or resampling makes the volume far too large.
     """
     low, high = intensity_bounds(volume.data, recipe)
     data, affine = resample(volume, recipe.spacing, background=low)
@@ -92,9 +94,9 @@ def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str
 def intensity_bounds(data: np.ndarray, recipe: Recipe) -> tuple[float, float]:
     """The raw intensities that become -1 and +1.
 
-    With a window, that; otherwise the 0.5th percentile of all voxels and the 99.5th of the foreground, which is what
-    differs from the most frequent value where that fills more than a twentieth of the volume (air, or a stripped
-    skull).
+    They are the recipe's window if it has one, else the 0.5th percentile of all voxels and the 99.5th of the
+    foreground. The foreground is all voxels but those of the most frequent value, if that fills more than a twentieth
+    of the volume (air, or zeros around a stripped brain).
     """
     if RECIPES[recipe.name].window is not None:
         return recipe.window
@@ -109,12 +111,14 @@ def intensity_bounds(data: np.ndarray, recipe: Recipe) -> tuple[float, float]:
 
 
 def resample(volume: Volume, spacing: tuple[float, ...] | None, background: float) -> tuple[np.ndarray, np.ndarray]:
-    """The volume on an axis-aligned RAS+ grid of `spacing` mm with the same centre: (X, Y, Z) and its affine.
+    """Resamples a volume to an axis-aligned RAS+ grid of `spacing` mm with the same centre.
 
-    Raises VolumeError where that takes more than MAX_VOXELS.
+    Returns the data (X, Y, Z) and their affine. Interpolation is linear, after a Gaussian with a standard deviation of
+    half the decimation factor along axes whose voxels become larger. An axis-aligned volume keeps its field of view; an
+    oblique one is placed into the box around it, which is filled with background.
 
-    Linear interpolation; a Gaussian of half the decimation factor comes first where voxels become larger. An axis-
-    aligned volume keeps its field of view, an oblique one is put into the box around it, filled with background.
+    Raises:
+        VolumeError: the result would have more than MAX_VOXELS.
     """
     own = volume.spacing
     target = own if spacing is None else np.asarray(spacing, dtype=np.float64)
@@ -150,7 +154,7 @@ def resample(volume: Volume, spacing: tuple[float, ...] | None, background: floa
 
 
 def fit_shape(data: np.ndarray, shape: Triple) -> tuple[np.ndarray, np.ndarray]:
-    """Crops or pads (with -1) around the centre; also gives the source index of the result's first voxel."""
+    """Crops or pads (with -1) around the centre; also returns the source index of the result's first voxel."""
     start = np.array([(have - want) // 2 for have, want in zip(data.shape, shape, strict=True)])
     result = np.full(shape, -1, dtype=np.float32)
     source = tuple(slice(max(s, 0), max(s, 0) + min(h, w)) for s, h, w in zip(start, data.shape, shape, strict=True))

@@ -1,4 +1,4 @@
-"""What a recipe decides for a data set: intensities, the field of view, and which of its files are used."""
+"""The recipes of `ssgan prepare`: intensity range, field of view and choice of files for a kind of data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import PurePath
 from ssgan.data.labels import ADNI_SUBJECT
 from ssgan.data.sources import Source
 
-CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue, level 40, width 400
-COCA_WINDOW = (-200.0, 800.0)  # HU: below fat at -100; calcium, from 130 on, keeps two thirds of the scale
+CT_WINDOW = (-160.0, 240.0)  # HU; soft tissue, level 40, width 400
+COCA_WINDOW = (-200.0, 800.0)  # HU; fat lies at -100, and calcium, from 130 on, has two thirds of the scale
 
 # A T1 sequence by its ADNI name: MPR, MPRAGE, MP-RAGE, IR-SPGR, IR-FSPGR and their accelerated and repeated forms.
 ADNI_T1 = re.compile(r"MP-?_?R(AGE)?(?![A-QS-Z])|F?SPGR", re.IGNORECASE)
@@ -23,12 +23,12 @@ ADNI_FILE = re.compile(
 
 
 def select_all(sources: Sequence[Source]) -> dict[str, str]:
-    """Every volume is used."""
+    """Excludes no volume."""
     return {}
 
 
 def select_coca(sources: Sequence[Source]) -> dict[str, str]:
-    """The gated scans, one for each patient: the series with the most slices."""
+    """Selects one gated scan per patient, the series with the most slices; returns the others with reasons."""
     refused: dict[str, str] = {}
     best: dict[str, Source] = {}
     for source in sources:
@@ -50,7 +50,8 @@ def select_coca(sources: Sequence[Source]) -> dict[str, str]:
 
 
 def select_adni(sources: Sequence[Source]) -> dict[str, str]:
-    """T1 volumes, one for each visit: the most corrected one, a first scan rather than its repeat."""
+    """Selects one T1 volume per visit, the one with the most corrections, rather no repeat; returns the others with
+    reasons."""
     refused: dict[str, str] = {}
     visits: dict[tuple[str, str], list[tuple[tuple[int, int, str], Source]]] = {}
     for source in sources:
@@ -58,7 +59,7 @@ def select_adni(sources: Sequence[Source]) -> dict[str, str]:
         if found is None:
             refused[source.name] = "no ADNI subject id such as 002_S_0413 in its path (recipe adni)"
             continue
-        sequence, visit = _adni_place(source.name, found.group())
+        sequence, visit = _sequence_and_visit(source.name, found.group())
         if ADNI_T1.search(sequence) is None or "mask" in sequence.lower():
             refused[source.name] = f"sequence {sequence}: no T1 MPRAGE or SPGR (recipe adni)"
             continue
@@ -74,8 +75,8 @@ def select_adni(sources: Sequence[Source]) -> dict[str, str]:
     return refused
 
 
-def _adni_place(name: str, subject: str) -> tuple[str, str]:
-    """Sequence and visit, from the folders subject/sequence/date/image or else from the file name."""
+def _sequence_and_visit(name: str, subject: str) -> tuple[str, str]:
+    """The sequence and the visit, from the folders subject/sequence/date/image or else from the file name."""
     parts = PurePath(name).parts
     if subject in parts[:-1]:
         below = parts[parts.index(subject) + 1 :]
@@ -89,9 +90,13 @@ def _adni_place(name: str, subject: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class RecipePreset:
-    """window: HU of -1 and +1, or None for percentiles of each volume. field: (x, y, z) mm that the shape covers where
-    no --spacing is given, or None for the volumes' own spacing. modality: what DICOM must say. select: volumes that
-    are not used, with reasons."""
+    """What a recipe decides.
+
+    window: HU of -1 and +1, None for percentiles of each volume.
+    field: (x, y, z) in mm that the shape covers without --spacing, None for the volumes' own spacing.
+    modality: the Modality that DICOM files must have, None for any.
+    select: sources -> name and reason of those that are not used.
+    """
 
     window: tuple[float, float] | None = None
     field: tuple[float, float, float] | None = None
@@ -99,21 +104,26 @@ class RecipePreset:
     select: Callable[[Sequence[Source]], dict[str, str]] = select_all
 
     def spacing(self, shape: Sequence[int]) -> tuple[float, ...] | None:
+        """The spacing (x, y, z) in mm by which `shape` covers the field, if the recipe has one."""
         return None if self.field is None else tuple(f / n for f, n in zip(self.field, shape, strict=True))
 
 
 def _recipes() -> dict[str, RecipePreset]:
-    """mri: any MR; percentiles of each volume. ct: any CT; a soft-tissue window.
+    """The recipes by name.
+
+    mri: any MR; percentiles of each volume.
+    ct: any CT; a soft-tissue window.
 
     coca: Stanford AIMI COCA, coronary calcium CT (https://aimi.stanford.edu/datasets/coca-coronary-calcium-chest-ct).
-        --input is the folder as it comes, with Gated_release_final/patient/0 ... and calcium_xml beside it (left
-        alone, like any XML), or a part of it. Gated, non-contrast scans of the heart: 512 x 512, about 0.35 to 0.5 mm,
-        slices of 3 mm. Decided: only the gated part; one series for each patient; the window -200 .. 800 HU, so that
-        calcium does not saturate; 192 x 192 x 128 mm around the middle, which the heart fills.
-    adni: Alzheimer's Disease Neuroimaging Initiative (https://adni.loni.usc.edu), NIfTI or DICOM as the archive gives
-        it: subject/sequence/date/image folders, or the bare files. Decided: T1 alone (MPRAGE, IR-SPGR); one image for
-        each visit, of several the one with the most of ADNI's corrections (GradWarp, B1, N3, Scaled), then no repeat
-        scan; percentiles of each volume; 192 x 224 x 192 mm around the middle, which a head fills.
+        --input is the folder as downloaded, with Gated_release_final/patient/0 ... and calcium_xml beside it (ignored,
+        like any XML), or a part of it. Gated scans of the heart without contrast agent: 512 x 512 pixels of 0.35 to
+        0.5 mm, slices of 3 mm. The recipe takes the gated scans only, one series per patient, a window of -200 .. 800
+        HU, in which calcium does not saturate, and 192 x 192 x 128 mm around the middle, which the heart fills.
+    adni: Alzheimer's Disease Neuroimaging Initiative (https://adni.loni.usc.edu), NIfTI or DICOM as the archive
+        delivers it: subject/sequence/date/image folders, or the files alone. The recipe takes T1 only (MPRAGE,
+        IR-SPGR), one image per visit (that with the most of ADNI's corrections GradWarp, B1, N3 and Scaled, then one
+        that is no repeat scan), percentiles of each volume, and 192 x 224 x 192 mm around the middle, which a head
+        fills.
     """
     return {
         "mri": RecipePreset(),

@@ -1,4 +1,4 @@
-"""What a folder holds: files that are volumes, DICOM series, and how to read one of them."""
+"""Finds the volumes in a folder, files and DICOM series, and reads one of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import numpy as np
 from ssgan.data import dicom, itk, nifti
 from ssgan.data.volume import Volume, VolumeError, ras_spacing
 
-OTHER_SUFFIXES = {  # of files that lie beside volumes and are none
+OTHER_SUFFIXES = {  # of files that are often found beside volumes
     ".xml", ".csv", ".tsv", ".txt", ".json", ".xls", ".xlsx", ".pdf", ".md", ".png", ".jpg", ".jpeg", ".bval", ".bvec",
     ".zip", ".gz", ".tar", ".raw", ".zraw", ".img", ".hdr", ".py", ".html", ".log", ".npy", ".npz", ".mat",
 }  # fmt: skip
-DICOM_MAGIC = (128, b"DICM")
+DICOM_MAGIC = (128, b"DICM")  # offset in bytes, bytes there
 
 
 @dataclass(frozen=True)
 class Source:
-    """One volume to be: name is its path below the input; series with DICOM; reason: why it cannot be read, or ""."""
+    """A volume that can be read.
+
+    name: its path below the input. series: with DICOM. spacing: (x, y, z) in mm, if it was read. reason: why the volume
+    cannot be read, or "".
+    """
 
     name: str
     files: tuple[Path, ...]
@@ -31,7 +35,10 @@ class Source:
 
 @dataclass
 class InputFiles:
-    """files: NIfTI, NRRD and MetaImage. folders: folder -> its DICOM files. hidden, others: passed over."""
+    """The files in a folder and below it.
+
+    files: NIfTI, NRRD and MetaImage. folders: folder -> its DICOM files. hidden, others: files that are ignored.
+    """
 
     files: list[Path] = field(default_factory=list)
     folders: dict[Path, list[Path]] = field(default_factory=dict)
@@ -40,9 +47,10 @@ class InputFiles:
 
 
 def find_files(folder: Path) -> InputFiles:
-    """Files below `folder` in sorted order. Hidden ones (macOS leaves "._" files) are no volumes, whatever their name.
+    """Finds the files below `folder`, in sorted order.
 
-    DICOM is known by its suffix, or without a usual one by its magic.
+    Hidden files are no volumes, whatever their name (macOS writes "._" files). DICOM files are recognised by their
+    suffix or, without a common one, by the magic bytes.
     """
     found = InputFiles()
     for path in sorted(folder.rglob("*")):
@@ -75,7 +83,7 @@ def _has_magic(path: Path) -> bool:
 
 
 def find_volumes(task: tuple[Path, Sequence[Path]]) -> list[Source]:
-    """The volumes of one task: a file, with its spacing, or a folder's DICOM files. The first item is the root."""
+    """Finds the volumes of one task (root, files): one file, or the DICOM files of one folder; reads their headers."""
     root, files = task
     first = files[0]
     if first.name.lower().endswith(nifti.SUFFIXES + itk.SUFFIXES):
@@ -84,7 +92,7 @@ def find_volumes(task: tuple[Path, Sequence[Path]]) -> list[Source]:
         try:
             return [Source(name, (first,), spacing=tuple(float(v) for v in reader.header_spacing(first)))]
         except VolumeError:
-            return [Source(name, (first,))]  # its verdict comes when it is read
+            return [Source(name, (first,))]  # the reason is reported when it is read
     series, outside = dicom.scan_folder(files)
     folder = str(first.parent.relative_to(root))
     sources = []
@@ -98,7 +106,7 @@ def find_volumes(task: tuple[Path, Sequence[Path]]) -> list[Source]:
 
 
 def load(source: Source) -> Volume:
-    """Reads and checks one volume. Raises VolumeError with the reason where it is none."""
+    """Reads and checks one volume; raises VolumeError with the reason if it cannot be used."""
     if source.reason:
         raise VolumeError(source.reason)
     if source.series is not None:

@@ -1,4 +1,4 @@
-"""A data set in two: volumes that train and volumes held out, by a seed, a subject's volumes never in both."""
+"""Splits a data set into volumes for training and volumes held out; a subject's volumes are never in both parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssgan.data.dataset import DatasetError, DatasetWriter, VolumeDataset
+from ssgan.data.dataset import DatasetError, VolumeDataset
+from ssgan.data.writer import DatasetWriter
 
 SUBJECT = r"sub-[0-9A-Za-z]+|\d{3}_S_\d{4}"  # BIDS and ADNI
 
@@ -16,14 +17,14 @@ SUBJECT = r"sub-[0-9A-Za-z]+|\d{3}_S_\d{4}"  # BIDS and ADNI
 def split_indices(
     names: Sequence[str], hold_out: int, seed: int = 0, subject: str = SUBJECT
 ) -> tuple[list[int], list[int]]:
-    """Indices of the volumes that train and of those held out, each sorted; the order of `names` is of no matter.
+    """Splits volumes by subject; returns sorted indices of those for training and of those held out.
 
-    Volumes are of one subject where the first match of the pattern `subject` in their names is the same; a volume
-    without a match is a subject of its own. Of a permutation of the sorted subjects by numpy's default_rng(seed) the
-    last ones are held out, as many as have at least `hold_out` volumes together.
+    Volumes are of one subject if the first match of the pattern `subject` in their names is the same; a volume without
+    a match is a subject of its own. The sorted subjects are permuted by numpy's default_rng(seed), and held out from
+    the end until they have at least `hold_out` volumes together. The order of `names` has no effect.
 
     Raises:
-        DatasetError: two names are the same, or either part would be empty.
+        DatasetError: two names are the same, or one part would be empty.
     """
     if len(set(names)) < len(names):
         raise DatasetError("--data: two volumes have the same source name; a split by names needs different ones")
@@ -49,7 +50,7 @@ def split_indices(
 
 
 def copy_part(whole: VolumeDataset, indices: Sequence[int], path: Path) -> VolumeDataset:
-    """Writes some volumes of a data set as one of their own and opens it. Raises DatasetError where `path` is taken."""
+    """Writes some volumes of a data set as a new one and opens it; raises DatasetError if `path` is taken."""
     info = whole.info
     with DatasetWriter(path, info.shape) as writer:
         for i in indices:

@@ -1,4 +1,4 @@
-"""A checked volume in RAS+ order, whatever file it came from, and what every volume must fulfil."""
+"""A volume in RAS+ order, and the checks that every volume has to pass, whatever its file format."""
 
 from __future__ import annotations
 
@@ -9,29 +9,36 @@ from dataclasses import dataclass, field
 import nibabel
 import numpy as np
 
-ORTHOGONAL = 1e-2  # largest cosine between two axes; NIfTI's float32 headers are good for 1e-5
-ALIGNED = 1e-3  # largest direction cosine off the axes that still counts as axis-aligned
-SPACING = (1e-3, 100.0)  # mm; outside lie headers in other units and damaged ones
-LARGEST = 1e30  # beyond lie fill values, and float32 would overflow in the percentiles
-MAX_VOXELS = 2**30  # read or resampled; more comes from a damaged header or a wrong spacing and fills the memory
-MAX_DEFLATE = 1040  # deflate cannot shrink by more than 1032
-DEFAULT_MEND = "mend the header"
+ORTHOGONAL = 1e-2  # largest cosine between two axes; NIfTI's float32 headers have a precision of 1e-5
+ALIGNED = 1e-3  # largest off-axis direction cosine of a volume that counts as axis-aligned
+SPACING = (1e-3, 100.0)  # mm; other values come from headers in other units or damaged ones
+LARGEST = 1e30  # larger intensities are fill values, and would overflow float32 in the percentiles
+MAX_VOXELS = 2**30  # read or resampled; more come from a damaged header or a wrong spacing and would fill the memory
+MAX_DEFLATE = 1040  # deflate compresses by a factor of 1032 at most
+DEFAULT_HINT = "mend the header"
 
 
 class VolumeError(ValueError):
-    """Why a file cannot be a training volume, in words for the user."""
+    """A file that cannot be a training volume; the message is the reason that the user reads."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no result for a volume, where it comes from another process."""
+    """The reason why another process has no result for a volume."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Volume:
-    """data: (X, Y, Z) float32, axes nearest to RAS+. affine: 4x4 of these axes, in mm. warnings: what was assumed."""
+    """A checked volume.
+
+    data: (X, Y, Z) float32, with the axes nearest to RAS+.
+    affine: 4x4 of these axes, in mm.
+    content_hash: SHA-256 of the voxels as stored.
+    original_shape, original_affine: as stored.
+    warnings: what was assumed about it.
+    """
 
     data: np.ndarray
     affine: np.ndarray
@@ -42,7 +49,7 @@ class Volume:
 
     @property
     def spacing(self) -> np.ndarray:
-        """(x, y, z) mm."""
+        """The voxel size (x, y, z) in mm."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @property
@@ -52,7 +59,7 @@ class Volume:
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[str]]:
-    """The three axes of a volume and what was dropped; VolumeError where there is no volume in them."""
+    """Returns the extents of the three axes and warnings; raises VolumeError if the shape is not that of a volume."""
     if len(shape) < 3:
         raise VolumeError(f"{len(shape)}D image of shape {shape}; expected a volume")
     if any(n != 1 for n in shape[3:]):
@@ -66,7 +73,7 @@ def check_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[str]
 
 
 def check_size(shape: tuple[int, ...], itemsize: int, file_bytes: int, compressed: bool) -> None:
-    """Refuses a header that claims more voxels than its file can hold, or than a scan has, before any is read."""
+    """Raises VolumeError if a header claims more voxels than its file can hold, or than a scan has."""
     claimed = math.prod(shape) * itemsize
     if claimed > file_bytes * (MAX_DEFLATE if compressed else 1):
         raise VolumeError(
@@ -77,17 +84,20 @@ def check_size(shape: tuple[int, ...], itemsize: int, file_bytes: int, compresse
         raise VolumeError(f"shape {shape}: {math.prod(shape):.3g} voxels; at most {MAX_VOXELS:.3g} are read")
 
 
-def check_axes(affine: np.ndarray, mend: str = DEFAULT_MEND) -> None:
-    """Refuses an affine (4x4, mm) that is not finite, degenerate, sheared or in other units; `mend` says what to do."""
+def check_axes(affine: np.ndarray, hint: str = DEFAULT_HINT) -> None:
+    """Raises VolumeError for an affine (4x4, mm) that is not finite, degenerate, sheared or in other units.
+
+    hint: what to do, at the end of the message.
+    """
     axes = affine[:3, :3]
     if not np.isfinite(affine).all():
-        raise VolumeError(f"the affine holds NaN or infinite numbers; {mend}")
+        raise VolumeError(f"the affine holds NaN or infinite numbers; {hint}")
     lengths = np.linalg.norm(axes, axis=0)
     if lengths.min() < 1e-6:
-        raise VolumeError(f"the affine is zero along an axis (spacing 0); {mend}")
+        raise VolumeError(f"the affine is zero along an axis (spacing 0); {hint}")
     unit = axes / lengths
     if abs(np.linalg.det(unit)) < 1e-3:
-        raise VolumeError(f"the affine is singular: two axes point the same way; {mend}")
+        raise VolumeError(f"the affine is singular: two axes point the same way; {hint}")
     cosine = np.abs(unit.T @ unit - np.eye(3)).max()
     if cosine > ORTHOGONAL:
         angle = 90 - math.degrees(math.acos(min(cosine, 1)))
@@ -102,7 +112,7 @@ def check_axes(affine: np.ndarray, mend: str = DEFAULT_MEND) -> None:
 
 
 def ras_spacing(affine: np.ndarray) -> np.ndarray:
-    """(x, y, z) mm of the axes nearest to RAS+."""
+    """The voxel size (x, y, z) in mm along the axes nearest to RAS+."""
     order = nibabel.io_orientation(affine)[:, 0]
     spacing = np.empty(3)
     spacing[order.astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
@@ -110,10 +120,10 @@ def ras_spacing(affine: np.ndarray) -> np.ndarray:
 
 
 def make_volume(data: np.ndarray, affine: np.ndarray, original_shape: tuple[int, ...], warnings: list[str]) -> Volume:
-    """Checks voxels (I, J, K) float32 as stored and turns them to RAS+.
+    """Checks voxels (I, J, K) float32 as stored and reorients them to RAS+.
 
     Raises:
-        VolumeError: NaN, infinite or absurd intensities, or one intensity alone.
+        VolumeError: intensities are NaN, infinite or absurdly large, or all the same.
     """
     bad = int(data.size - np.isfinite(data).sum())
     if bad:
@@ -125,11 +135,12 @@ def make_volume(data: np.ndarray, affine: np.ndarray, original_shape: tuple[int,
         raise VolumeError(f"intensities from {low:g} to {high:g}: a fill value or damage; mask it before preparing")
     digest = hashlib.sha256(str(data.shape).encode() + np.ascontiguousarray(data).tobytes()).hexdigest()
     ornt = nibabel.io_orientation(affine)
-    turned = np.ascontiguousarray(nibabel.apply_orientation(data, ornt))
+    oriented = np.ascontiguousarray(nibabel.apply_orientation(data, ornt))
     canonical = affine @ nibabel.orientations.inv_ornt_aff(ornt, data.shape)
-    return Volume(turned, canonical, digest, tuple(int(n) for n in original_shape), affine, warnings)
+    return Volume(oriented, canonical, digest, tuple(int(n) for n in original_shape), affine, warnings)
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

@@ -1,6 +1,6 @@
-"""A function over many items in processes: results in order, and a process that dies or hangs costs one item.
+"""Maps a function over items in processes, in order; a process that dies or hangs loses one item only.
 
-The standard executors give up as a whole when a process dies, which a native reader on a damaged file can cause.
+The standard executors stop altogether when a process dies, and a native reader can die of a damaged file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ssgan.data.volume import Failure
 
 Item = TypeVar("Item")
-AHEAD = 2  # results for each worker that may wait for an earlier one: bounds the memory
+AHEAD = 2  # results per worker that may wait for an earlier one, to bound the memory
 
 
 def usable_cpus() -> int:
@@ -27,20 +27,20 @@ def usable_cpus() -> int:
 def run_in_order(
     function: Callable[[Item], Any], items: Sequence[Item], workers: int, limit: float
 ) -> Iterator[Any | Failure]:
-    """function(item) for each item, in their order, computed in `workers` processes.
+    """Yields function(item) for each item, in their order, computed in `workers` processes.
 
-    An item that takes more than `limit` seconds, or whose process dies, gives a Failure, and a new process takes the
-    rest. `function` must be a module's own function (or a partial of one): the processes share nothing with this one.
+    An item that takes more than `limit` seconds, or whose process dies, yields a Failure, and a new process continues.
+    `function` must be defined at the top of a module (or a partial of such a function), because it is pickled.
     """
     pool = [_Worker(function) for _ in range(max(1, min(workers, len(items))))]
     results: dict[int, Any] = {}
-    given = taken = 0
+    given = taken = 0  # items handed to workers, results yielded
     try:
         while taken < len(items):
-            for place, worker in enumerate(pool):
+            for i, worker in enumerate(pool):
                 if worker.item is None and given < min(len(items), taken + AHEAD * len(pool)):
                     if not worker.give(given, items[given]):
-                        pool[place] = worker = _Worker(function)
+                        pool[i] = worker = _Worker(function)
                         worker.give(given, items[given])
                     given += 1
             while taken in results:
@@ -56,7 +56,7 @@ def run_in_order(
                 [w.pipe for w in busy] + [w.process.sentinel for w in busy],
                 max(0.0, min(w.began + limit - now for w in busy)),
             )
-            for place, worker in enumerate(pool):
+            for i, worker in enumerate(pool):
                 if worker.item is None:
                     continue
                 item = worker.item
@@ -66,21 +66,21 @@ def run_in_order(
                     results[item] = Failure(f"not read within {limit:g} s: damaged, or the machine is too slow")
                     worker.stop()
                 if worker.gone:
-                    pool[place] = _Worker(function)
+                    pool[i] = _Worker(function)
     finally:
         for worker in pool:
             worker.stop()
 
 
 class _Worker:
-    """A process with one item at a time; `item` is its number, None where it waits."""
+    """A process that computes one item at a time; `item` is its number, None while it waits."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         context = _context()
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, function), daemon=True)
+        self.pipe, child = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child, function), daemon=True)
         self.process.start()
-        other.close()
+        child.close()
         self.item: int | None = None
         self.began, self.gone = 0.0, False
 
@@ -110,18 +110,17 @@ class _Worker:
 
 
 def _context() -> Any:
-    """Processes from a server that has the modules loaded: started in milliseconds, and free of this one's threads."""
+    """A fork server that has the modules loaded: it starts a process in milliseconds, without this one's threads."""
     context = multiprocessing.get_context("forkserver")
-    main = getattr(sys.modules["__main__"], "__spec__", None)  # each process imports it again, cheaply if it is there
-    again = [main.name] if main is not None and not main.name.endswith("__main__") else []
-    context.set_forkserver_preload(["__main__", "ssgan.data.preprocessing", *again])
+    main = getattr(sys.modules["__main__"], "__spec__", None)  # every process imports it, at once if it is preloaded
+    own = [main.name] if main is not None and not main.name.endswith("__main__") else []
+    context.set_forkserver_preload(["__main__", "ssgan.data.preprocessing", *own])
     return context
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 2)  # native readers print warnings that name no file
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native readers print warnings without the file's name
     while True:
         try:
             item = pipe.recv()
@@ -131,7 +130,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
             result = function(item)
         except MemoryError:
             result = Failure("not enough memory to read it")
-        except Exception as error:  # a reader's own error on a damaged file must not stop the others
+        except Exception as error:  # whatever a reader raises for a damaged file must not stop the others
             result = Failure(f"the reader failed: {type(error).__name__}: {error}".splitlines()[0])
         try:
             pipe.send(result)

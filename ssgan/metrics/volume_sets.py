@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ssgan.data.dataset import DatasetInfo, VolumeDataset, to_array_axes
+from ssgan.data.axes import to_array_axes
+from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.data.nifti import SUFFIXES, load_nifti
 from ssgan.data.sources import find_files
 from ssgan.data.volume import VolumeError

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ssgan.augmentation.ada import Augment
 from ssgan.config.training import TrainConfig
-from ssgan.data.dataset import VolumeDataset, to_axial
+from ssgan.data.axes import to_axial
+from ssgan.data.dataset import VolumeDataset
 from ssgan.models.sampling import latents, synthesise
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta

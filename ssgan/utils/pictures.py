@@ -1,6 +1,6 @@
 """Pictures of volumes and runs: PNG grids in three planes, GIFs through the slices, curves.
 
-Volumes are (N, Z, Y, X) in [-1, 1] with X, Y, Z to the patient's right, front and head; `ssgan.data.dataset.to_axial`
+Volumes are (N, Z, Y, X) in [-1, 1] with X, Y, Z to the patient's right, front and head; `ssgan.data.axes.to_axial`
 gives that order. Pictures show the head up, the front up (axial) or to the right (sagittal), and the patient's right
 on the right. Every file is written atomically.
 """

@@ -13,7 +13,8 @@ from PIL import Image
 from scipy import ndimage
 
 from ssgan import prepare
-from ssgan.data.dataset import DatasetWriter, VolumeDataset
+from ssgan.data.dataset import VolumeDataset
+from ssgan.data.writer import DatasetWriter
 from ssgan.utils import pictures
 from tests.support.nifti_cases import ARGUMENTS, SHARED_DATA, good, save, snapshot, voxels
 

@@ -8,19 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ssgan.data.dataset import (
-    ARRAY_AXES,
-    DatasetError,
-    DatasetInfo,
-    DatasetWriter,
-    VolumeDataset,
-    check_destination,
-    to_array_axes,
-    to_axial,
-    to_nifti,
-    to_world_axes,
-)
+from ssgan.data.axes import ARRAY_AXES, to_array_axes, to_axial, to_world_axes
+from ssgan.data.dataset import DatasetError, DatasetInfo, VolumeDataset, to_nifti
 from ssgan.data.phantom import write_phantom_dataset
+from ssgan.data.writer import DatasetWriter, check_destination
 from tests.support.nifti_cases import snapshot
 
 SHAPE = (3, 5, 4)
@@ -35,13 +26,8 @@ def write(path, count=3, overwrite=False, first=0):
     with DatasetWriter(path, SHAPE, overwrite) as writer:
         for i in range(first, first + count):
             writer.add(volume(i), {"source": f"{i}.nii", "intensity_low": 10.0 * i, "intensity_high": 100.0 + i})
-        return writer.finish(
-            spacing=(1.5, 2, 0.5),
-            affine=AFFINE,
-            slice_axis="axial",
-            recipe="mri",
-            skipped=[{"file": "b", "reason": "c"}],
-        )
+        writer.skip({"file": "b", "reason": "c"})
+        return writer.finish(spacing=(1.5, 2, 0.5), affine=AFFINE, slice_axis="axial", recipe="mri")
 
 
 @pytest.mark.parametrize("count", [1, 3, 200])

@@ -15,11 +15,12 @@ import pytest
 
 from ssgan import prepare
 from ssgan.data import preparation
-from ssgan.data.dataset import DatasetError, DatasetWriter, VolumeDataset
+from ssgan.data.dataset import DatasetError, VolumeDataset
 from ssgan.data.preprocessing import Recipe
 from ssgan.data.sources import Source
 from ssgan.data.volume import Failure
 from ssgan.data.workers import run_in_order
+from ssgan.data.writer import DatasetWriter
 from tests.support import slow_reader
 from tests.support.nifti_cases import ARGUMENTS, good, save, snapshot, voxels
 

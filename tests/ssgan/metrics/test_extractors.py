@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from ssgan import evaluate, labelnet
-from ssgan.data.dataset import DatasetWriter
 from ssgan.data.phantom import make_phantom
+from ssgan.data.writer import DatasetWriter
 from ssgan.metrics.extractors import inception, medicalnet, radimagenet, resnet
 from ssgan.metrics.extractors.choose import make_extractor
 from ssgan.metrics.extractors.planes import slice_places, three_planes

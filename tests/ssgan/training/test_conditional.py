@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ssgan import evaluate, generate, inflate, report, train
 from ssgan import latents as latents_command
-from ssgan.data.dataset import DatasetWriter, VolumeDataset
+from ssgan.data.dataset import VolumeDataset
+from ssgan.data.writer import DatasetWriter
 from ssgan.models.sampling import class_shares, latents, synthesise
 from ssgan.runs.log import RunError
 from ssgan.training import loop as trainer
