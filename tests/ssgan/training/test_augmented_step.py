@@ -7,11 +7,10 @@ import json
 import pytest
 import torch
 
-from ssgan import train as train_command
 from ssgan.config.augmentation import AugmentConfig, policy
 from ssgan.config.training import TrainConfig
 from ssgan.runs.checkpoint import CheckpointMeta
-from ssgan.training import losses
+from ssgan.training import losses, options
 from ssgan.training.step import Gan
 from ssgan.utils.errors import ConfigError
 from ssgan.utils.seeding import stream_seed
@@ -84,19 +83,19 @@ def test_p_and_its_counts_are_in_the_state_and_go_on_exactly():
 
 def arguments(line):
     parser = argparse.ArgumentParser()
-    train_command.add_arguments(parser)
+    options.add_arguments(parser)
     return parser.parse_args(["--out", "run", *line.split()])
 
 
 def test_arguments_name_a_policy():
-    chosen = train_command.augment_config
+    chosen = options.augment_config
     assert chosen(arguments("")) == AugmentConfig()
     line = "--augment ada --preset heart --ada-target 0.5 --ada-kimg 50 --augment-flips front-back"
     assert chosen(arguments(line)) == policy("heart", ("front-back",), target=0.5, kimg=50.0)
     assert chosen(arguments("--augment ada --preset demo")) == policy("default")
     fixed = chosen(arguments("--augment fixed --augment-policy full --augment-p 0.4"))
     assert fixed == policy("full", adapt=False, p_start=0.4)
-    cfg = train_command.config_from(arguments("--augment ada"), (16, 24, 16))
+    cfg = options.config_from(arguments("--augment ada"), (16, 24, 16))
     assert cfg.augment == policy("default")
     assert TrainConfig.from_json(json.loads(json.dumps(cfg.to_json()))) == cfg
     with pytest.raises(ConfigError, match="--ada-target: has no effect with --augment fixed"):
