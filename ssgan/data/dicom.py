@@ -1,9 +1,9 @@
-"""DICOM series as checked volumes: split by SeriesInstanceUID, sorted by geometry, every defect named.
+"""Reads DICOM series as checked volumes: splits files by SeriesInstanceUID, sorts slices by position, names defects.
 
-Headers are read by pydicom (pure Python: a damaged one cannot crash it), voxels by SimpleITK (GDCM), one slice at a
-time, so that each slice's own rescale slope and intercept apply. Both come with the extra `dicom`. Geometry follows
-DICOM PS3.3 C.7.6.2 (image plane): column i, row j of a slice lie at position + i * spacing[1] * orientation[:3] +
-j * spacing[0] * orientation[3:], in mm, LPS+.
+pydicom reads the headers (it is pure Python, which a damaged header cannot crash). SimpleITK (GDCM) reads the voxels,
+slice by slice, so that each slice's own rescale slope and intercept apply. Both come with the extra `dicom`. Geometry
+follows DICOM PS3.3 C.7.6.2 (image plane): column i, row j of a slice lies at position + i * spacing[1] *
+orientation[:3] + j * spacing[0] * orientation[3:], in mm, LPS+.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ssgan.data.itk import LPS_TO_RAS
 from ssgan.data.volume import MAX_VOXELS, Volume, VolumeError, check_axes, first_line, make_volume
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
-MIN_SLICES = 4  # fewer are a localizer or a test shot
-SAME_PLACE = 1e-3  # mm along the normal within which two slices have one position
-UNEVEN = 0.01  # of the slice spacing: scanners round positions to fewer digits than that
+MIN_SLICES = 4  # fewer are a localizer or a test image
+SAME_POSITION = 1e-3  # mm along the normal; closer slices have one position
+UNEVEN = 0.01  # largest deviation of slice spacings, relative; scanners round positions to this precision
 TILT = 0.5  # degrees between the stack and the slices' normal; less is rounding
-SAME_TURN = 1e-3  # largest difference of a direction cosine within a series
-UNCOMPRESSED = {  # transfer syntax UID -> byte order, whether a VR follows each tag
+SAME_ORIENTATION = 1e-3  # largest difference of a direction cosine within a series
+UNCOMPRESSED = {  # transfer syntax UID -> byte order, whether each tag is followed by a VR
     "1.2.840.10008.1.2": ("little", False),
     "1.2.840.10008.1.2.1": ("little", True),
     "1.2.840.10008.1.2.2": ("big", True),
@@ -42,7 +42,7 @@ TAGS = [
 
 @dataclass(frozen=True)
 class Slice:
-    """One image plane of a file. position, orientation, spacing: see above. rescale: slope and intercept or None."""
+    """One image plane of a file. position, orientation, spacing: as at the top of this module."""
 
     path: Path
     frame: int
@@ -54,18 +54,21 @@ class Slice:
     position: tuple[float, ...]
     orientation: tuple[float, ...]
     spacing: tuple[float, float]
-    rescale: tuple[float, float] | None
-    frames: int
-    expected: int  # images in the acquisition, 0 where the file does not say
+    rescale: tuple[float, float] | None  # slope, intercept
+    frames: int  # in the file
+    expected: int  # ImagesInAcquisition, 0 if the file has none
 
 
 @dataclass(frozen=True)
 class Series:
-    """What a folder holds under one SeriesInstanceUID.
+    """The files of one folder with the same SeriesInstanceUID.
 
-    files: in slice order, one file alone for a multi-frame image. frames: order of its frames, () otherwise. affine:
-    (I, J, K) to RAS+ mm. repeats: (place, place before it) in files of slices at one position. reason: why it is no
-    volume, or "".
+    files: in slice order; one file for a multi-frame image.
+    shape: (I, J, K): columns, rows, slices.
+    affine: (I, J, K) to RAS+ in mm.
+    frames: order of the frames of a multi-frame image, else ().
+    repeats: indices in `files` of slices at the position of the slice before.
+    reason: why the series is no volume, or "".
     """
 
     uid: str
@@ -81,9 +84,9 @@ class Series:
 
 
 def scan_folder(files: Sequence[Path]) -> tuple[list[Series], list[tuple[Path, str]]]:
-    """The series among the files of one folder, in the order of their UIDs, and the files that belong to none.
+    """Finds the series of one folder, in the order of their UIDs, and the files that belong to none, with reasons.
 
-    Damage to any file is laid to every series beside it: a slice of theirs may be lost.
+    A damaged file makes every series of the folder unusable, because it may be a slice of any of them.
     """
     slices: dict[str, list[Slice]] = {}
     outside: list[tuple[Path, str]] = []
@@ -101,20 +104,20 @@ def scan_folder(files: Sequence[Path]) -> tuple[list[Series], list[tuple[Path, s
     for uid in sorted(slices):
         group = slices[uid]
         first = group[0]
-        plain = Series(uid, tuple(sorted({s.path for s in group})), first.modality, first.description)
+        unsorted = Series(uid, tuple(sorted({s.path for s in group})), first.modality, first.description)
         try:
             if damaged:
                 path, why = damaged[0]
                 raise VolumeError(f"a slice may be missing: {path.name} beside it is damaged ({why})")
-            series.append(arrange(plain, group))
+            series.append(arrange(unsorted, group))
         except VolumeError as reason:
-            series.append(replace(plain, reason=str(reason)))
-    series = [_with_strays(one, slices) for one in series]
+            series.append(replace(unsorted, reason=str(reason)))
+    series = [_check_continuation(one, slices) for one in series]
     return series, outside + damaged
 
 
-def _with_strays(series: Series, slices: dict[str, list[Slice]]) -> Series:
-    """`series`, or refused where the next slice of its grid goes under another UID, alone: its UID is damaged."""
+def _check_continuation(series: Series, slices: dict[str, list[Slice]]) -> Series:
+    """Gives the series a reason if a lone slice of another UID continues its grid: the UID is damaged."""
     if series.reason or series.frames:
         return series
     affine = LPS_TO_RAS @ np.array(series.affine)
@@ -122,23 +125,24 @@ def _with_strays(series: Series, slices: dict[str, list[Slice]]) -> Series:
         if uid == series.uid or len(others) >= MIN_SLICES:
             continue
         for other in others:
-            place = np.linalg.solve(affine[:3, :3], np.array(other.position) - affine[:3, 3])
-            along = min(abs(place[2] + 1), abs(place[2] - series.shape[2]))
-            if other.shape == (series.shape[1], series.shape[0]) and np.abs([place[0], place[1], along]).max() < 0.1:
+            i, j, k = np.linalg.solve(affine[:3, :3], np.array(other.position) - affine[:3, 3])
+            beyond = min(abs(k + 1), abs(k - series.shape[2]))  # from the slice before the first, or after the last
+            if other.shape == (series.shape[1], series.shape[0]) and max(abs(i), abs(j), beyond) < 0.1:
                 why = f"{other.path.name} continues it under another SeriesInstanceUID: damaged or mixed"
                 return replace(series, reason=why)
     return series
 
 
 class NotAnImage(VolumeError):
-    """A DICOM file without a picture: a report, a plan, an index."""
+    """A DICOM file without an image: a report, a plan, an index."""
 
 
 def read_header(path: Path) -> list[Slice]:
-    """The planes of one file, several for a multi-frame image.
+    """Reads the planes of one file, several for a multi-frame image.
 
     Raises:
-        NotAnImage: it has no picture. VolumeError: damaged, cut off, in colour, or without position or spacing.
+        NotAnImage: the file has no image.
+        VolumeError: it is damaged, cut off, in colour, or without position or spacing.
     """
     import pydicom
 
@@ -147,21 +151,21 @@ def read_header(path: Path) -> list[Slice]:
         raise VolumeError("the file is empty (0 bytes)")
     try:
         with path.open("rb") as stream, python_warnings.catch_warnings():
-            python_warnings.simplefilter("ignore")  # on odd values in fields that nothing here reads
+            python_warnings.simplefilter("ignore")  # about values of fields that are not used here
             head = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
-            place = stream.tell()  # of the pixel data's element
-            return _slices(path, head, stream, size - place)
+            return _slices(path, head, stream, size - stream.tell())  # the pixel data's element comes next
     except VolumeError:
         raise
     except Exception as error:  # pydicom lets a damaged file raise almost anything
         raise VolumeError(f"not readable as DICOM: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _slices(path: Path, head: Any, stream: BinaryIO, left: int) -> list[Slice]:
+def _slices(path: Path, head: Any, stream: BinaryIO, remaining: int) -> list[Slice]:
+    """The planes that a header describes; raises as `read_header`. remaining: bytes after the header."""
     uid = str(head.get("SeriesInstanceUID") or "")
     if "Rows" not in head or "Columns" not in head:
         kind = getattr(head.get("SOPClassUID"), "name", "")
-        if not kind or kind == str(head.SOPClassUID) or "Image" in kind:  # an unknown UID has no name but itself
+        if not kind or kind == str(head.SOPClassUID) or "Image" in kind:  # the name of an unknown UID is the UID
             raise VolumeError("no Rows and Columns: damaged or cut off")
         raise NotAnImage(f"no picture but {kind}")
     if not uid:
@@ -180,13 +184,13 @@ def _slices(path: Path, head: Any, stream: BinaryIO, left: int) -> list[Slice]:
     bits = int(head.get("BitsAllocated") or 0)
     if bits not in (8, 16, 32):
         raise VolumeError(f"BitsAllocated {bits}; expected 8, 16 or 32")
-    _check_pixels(head, rows * columns * frames * bits // 8, stream, left)
+    _check_pixels(head, rows * columns * frames * bits // 8, stream, remaining)
     common = {
         "path": path,
         "series": uid,
         "modality": str(head.get("Modality") or ""),
         "description": str(head.get("SeriesDescription") or ""),
-        "localizer": "LOCALIZER" in [str(v).upper() for v in _several(head.get("ImageType"))],
+        "localizer": "LOCALIZER" in [str(v).upper() for v in _as_list(head.get("ImageType"))],
         "shape": (rows, columns),
         "frames": frames,
         "expected": int(head.get("ImagesInAcquisition") or 0),
@@ -203,7 +207,7 @@ def _slices(path: Path, head: Any, stream: BinaryIO, left: int) -> list[Slice]:
 
 
 def _macros(groups: Sequence[Any]) -> list[Any]:
-    """The items of the functional groups that hold geometry and rescale, a frame's own before the shared ones."""
+    """The items of functional groups that hold geometry and rescale, a frame's own before the shared ones."""
     names = (
         "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence",
         "PixelValueTransformationSequence",
@@ -212,19 +216,19 @@ def _macros(groups: Sequence[Any]) -> list[Any]:
 
 
 def _plane(sources: Sequence[Any]) -> dict[str, Any]:
-    """position, orientation, spacing, rescale from the first of `sources` that has each."""
+    """Position, orientation, spacing and rescale, each from the first of `sources` that has it."""
 
     def numbers(name: str, count: int) -> tuple[float, ...]:
         item = next((s for s in sources if name in s), None)
-        values = tuple(float(v) for v in _several(None if item is None else item.get(name)))
+        values = tuple(float(v) for v in _as_list(None if item is None else item.get(name)))
         if len(values) != count or not all(math.isfinite(v) for v in values):
             raise VolumeError(f"{name}: expected {count} numbers; got {list(values) if values else 'none'}")
         return values
 
-    has_slope = [any(name in s for s in sources) for name in ("RescaleSlope", "RescaleIntercept")]
-    if has_slope[0] != has_slope[1]:
+    has_slope, has_intercept = (any(name in s for s in sources) for name in ("RescaleSlope", "RescaleIntercept"))
+    if has_slope != has_intercept:
         raise VolumeError("only one of RescaleSlope and RescaleIntercept is there: damaged")
-    rescale = (*numbers("RescaleSlope", 1), *numbers("RescaleIntercept", 1)) if has_slope[0] else None
+    rescale = (*numbers("RescaleSlope", 1), *numbers("RescaleIntercept", 1)) if has_slope else None
     if rescale is not None and rescale[0] == 0:
         raise VolumeError("RescaleSlope is 0: every voxel would be the same")
     orientation = numbers("ImageOrientationPatient", 6)
@@ -238,16 +242,18 @@ def _plane(sources: Sequence[Any]) -> dict[str, Any]:
     return {"position": position, "orientation": orientation, "spacing": spacing, "rescale": rescale}
 
 
-def _several(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
+    """The values of a DICOM element, which has none, one or several."""
     if value is None or value == "":
         return []
     return list(value) if not isinstance(value, (str, float, int)) and hasattr(value, "__iter__") else [value]
 
 
-def _check_pixels(head: Any, expected: int, stream: BinaryIO, left: int) -> None:
-    """Refuses pixel data that are absent, shorter than declared, or of another length than rows and columns need.
+def _check_pixels(head: Any, expected: int, stream: BinaryIO, remaining: int) -> None:
+    """Raises VolumeError if pixel data are absent, cut off, or of another length than rows and columns need.
 
-    `left`: bytes of the stream from here on. GDCM hangs on some rubbish after the pixel data, so that is refused too.
+    It also refuses bytes after the pixel data that are no element: GDCM hangs on some of them. remaining: bytes of the
+    stream from here on.
     """
     syntax = str(head.file_meta.get("TransferSyntaxUID") or "")
     if not syntax:
@@ -258,20 +264,20 @@ def _check_pixels(head: Any, expected: int, stream: BinaryIO, left: int) -> None
         return  # compressed: the decoder finds what is missing
     order, explicit = UNCOMPRESSED[syntax]
     tag = bytes.fromhex("e07f1000" if order == "little" else "7fe00010")
-    start = 12 if explicit else 8
-    tail = stream.read(start)
-    if tail[:4] != tag or len(tail) < start:
+    size = 12 if explicit else 8  # bytes of an element before its value: tag, VR, length
+    element = stream.read(size)
+    if element[:4] != tag or len(element) < size:
         raise VolumeError("no pixel data after the header: damaged or cut off")
-    declared = int.from_bytes(tail[start - 4 : start], order)  # type: ignore[arg-type]
+    declared = int.from_bytes(element[size - 4 : size], order)  # type: ignore[arg-type]
     if declared not in (expected, expected + expected % 2):
         raise VolumeError(f"{declared} bytes of pixel data; rows, columns and bits need {expected}: damaged")
-    if left - start < declared:
-        raise VolumeError(f"{left - start} of {declared} bytes of pixel data are there: cut off")
-    rest = left - start - declared
+    if remaining - size < declared:
+        raise VolumeError(f"{remaining - size} of {declared} bytes of pixel data are there: cut off")
+    rest = remaining - size - declared
     stream.seek(declared, 1)
-    head_of_rest = stream.read(start)
-    known = (bytes.fromhex(tag) for tag in ("fcfffcff", "fafffaff", "fffcfffc", "fffafffa"))  # padding, signatures
-    if rest and not (head_of_rest[:4] in known and int.from_bytes(head_of_rest[start - 4 :], order) <= rest - start):  # type: ignore[arg-type]
+    element = stream.read(size)
+    allowed = (bytes.fromhex(tag) for tag in ("fcfffcff", "fafffaff", "fffcfffc", "fffafffa"))  # padding, signatures
+    if rest and not (element[:4] in allowed and int.from_bytes(element[size - 4 :], order) <= rest - size):  # type: ignore[arg-type]
         raise VolumeError(f"{rest} bytes after the pixel data that are no element: damaged, perhaps shifted")
 
 
@@ -282,35 +288,15 @@ def arrange(series: Series, slices: Sequence[Slice]) -> Series:
         VolumeError: localizer, too few slices, different sizes, spacings or orientations, several images at each
             position, missing slices, uneven spacing, gantry tilt, slices that are shifted in their plane.
     """
+    _check_uniform(slices)
     first = slices[0]
-    if len(slices) > 1 and any(s.frames > 1 for s in slices) and len({s.path for s in slices}) > 1:
-        raise VolumeError(f"{len({s.path for s in slices})} files, some of them multi-frame; expected one such file")
-    if any(s.localizer for s in slices):
-        raise VolumeError("a localizer (ImageType)")
-    if len(slices) < MIN_SLICES:
-        raise VolumeError(f"{len(slices)} slices; expected at least {MIN_SLICES}: a localizer or an incomplete series")
-    for name, values in (
-        ("sizes (rows, columns)", [s.shape for s in slices]),
-        ("modality", [s.modality for s in slices]),
-    ):
-        if len(set(values)) > 1:
-            raise VolumeError(f"a mixed series: slices of different {name}: {_counts(values)}")
-    if np.ptp([s.spacing for s in slices], axis=0).max() > UNEVEN * min(first.spacing):
-        raise VolumeError(f"a mixed series: slices of different PixelSpacing: {_counts([s.spacing for s in slices])}")
-    turns = np.array([s.orientation for s in slices])
-    if np.ptp(turns, axis=0).max() > SAME_TURN:
-        raise VolumeError(
-            f"slices of {len(np.unique(turns.round(2), axis=0))} orientations: a localizer or a mixed series"
-        )
-    if first.modality == "CT" and any(s.rescale is None for s in slices):
-        raise VolumeError("CT without RescaleSlope and RescaleIntercept: its intensities are no Hounsfield units")
-    u, v = turns[0, :3], turns[0, 3:]
+    u, v = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     normal = np.cross(u, v)
     normal /= np.linalg.norm(normal)
     heights = np.array([s.position for s in slices]) @ normal
     order = sorted(range(len(slices)), key=lambda i: (heights[i], slices[i].path.name, slices[i].frame))
     slices, heights = [slices[i] for i in order], heights[order]
-    repeats = np.flatnonzero(np.diff(heights) < SAME_PLACE) + 1
+    repeats = np.flatnonzero(np.diff(heights) < SAME_POSITION) + 1
     unique = np.setdiff1d(np.arange(len(slices)), repeats)
     if len(repeats) >= len(unique):
         raise VolumeError(
@@ -346,8 +332,34 @@ def arrange(series: Series, slices: Sequence[Slice]) -> Series:
     )
 
 
+def _check_uniform(slices: Sequence[Slice]) -> None:
+    """Raises VolumeError for a localizer, too few slices, or slices of different kinds."""
+    first = slices[0]
+    if len(slices) > 1 and any(s.frames > 1 for s in slices) and len({s.path for s in slices}) > 1:
+        raise VolumeError(f"{len({s.path for s in slices})} files, some of them multi-frame; expected one such file")
+    if any(s.localizer for s in slices):
+        raise VolumeError("a localizer (ImageType)")
+    if len(slices) < MIN_SLICES:
+        raise VolumeError(f"{len(slices)} slices; expected at least {MIN_SLICES}: a localizer or an incomplete series")
+    for name, values in (
+        ("sizes (rows, columns)", [s.shape for s in slices]),
+        ("modality", [s.modality for s in slices]),
+    ):
+        if len(set(values)) > 1:
+            raise VolumeError(f"a mixed series: slices of different {name}: {_counts(values)}")
+    if np.ptp([s.spacing for s in slices], axis=0).max() > UNEVEN * min(first.spacing):
+        raise VolumeError(f"a mixed series: slices of different PixelSpacing: {_counts([s.spacing for s in slices])}")
+    orientations = np.array([s.orientation for s in slices])
+    if np.ptp(orientations, axis=0).max() > SAME_ORIENTATION:
+        raise VolumeError(
+            f"slices of {len(np.unique(orientations.round(2), axis=0))} orientations: a localizer or a mixed series"
+        )
+    if first.modality == "CT" and any(s.rescale is None for s in slices):
+        raise VolumeError("CT without RescaleSlope and RescaleIntercept: its intensities are no Hounsfield units")
+
+
 def _check_stack(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray, slices: Sequence[Slice]) -> np.ndarray:
-    """The step from slice to slice in mm; VolumeError where one does not fit all."""
+    """Returns the vector from slice to slice in mm; raises VolumeError if it is not the same for all."""
     gaps = np.diff(heights)
     usual = float(np.median(gaps))
     wide = np.flatnonzero(gaps > usual * 1.5)
@@ -379,10 +391,10 @@ def _check_stack(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray,
 
 
 def load_series(series: Series) -> Volume:
-    """Reads the voxels of a series that `scan_folder` has arranged, rescaled slice by slice.
+    """Reads the voxels of a series that `scan_folder` returned, rescaled slice by slice.
 
     Raises:
-        VolumeError: a slice cannot be decoded, two slices at one position differ, or the voxels are none of a volume.
+        VolumeError: a slice cannot be decoded, two slices at one position differ, or `make_volume` refuses the voxels.
     """
     import SimpleITK as sitk
 
@@ -414,16 +426,16 @@ def load_series(series: Series) -> Volume:
                 raise VolumeError(f"{len(array)} frames were read; expected {depth}")
             data[:] = array[list(series.frames)]
         else:
-            place = -1
+            k = -1
             for number, path in enumerate(series.files):
                 array = read(path).reshape(rows, columns).astype(np.float32)
                 if number in series.repeats:
-                    if not np.array_equal(array, data[place]):
+                    if not np.array_equal(array, data[k]):
                         raise VolumeError(f"duplicate slices that differ: {path.name} lies where another slice does")
                     notes.append(f"duplicate slice dropped: {path.name}")
                     continue
-                place += 1
-                data[place] = array
+                k += 1
+                data[k] = array
     return make_volume(data.T, np.array(series.affine), series.shape, notes)
 
 

@@ -1,7 +1,7 @@
-"""One NRRD or MetaImage file as a checked volume in RAS+ order, through SimpleITK (the extra `dicom`).
+"""Reads one NRRD or MetaImage file as a checked volume in RAS+ order, by SimpleITK (the extra `dicom`).
 
-SimpleITK states geometry in LPS+ (x to the left, y to the back). It is lenient where a header is incomplete or points
-elsewhere, so the text header is looked at before the native reader is.
+SimpleITK gives geometry in LPS+ (x to the left, y to the back). It accepts headers that are incomplete or point to
+other files, so the text header is checked here before the native reader opens the file.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ssgan.data.volume import (
 
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 INSTALL = "pip install 'split-shuffle-gan[dicom]'"  # or SimpleITK and pydicom
-HEADER_BYTES = 1 << 16  # longer text headers are damaged ones
+HEADER_BYTES = 1 << 16  # a longer text header is damaged
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-NRRD_SPACES = {  # what ITK understands -> the signs that make it RAS
+NRRD_SPACES = {  # spaces that ITK accepts -> signs of x and y that convert them to RAS
     "left-posterior-superior": (-1.0, -1.0),
     "lps": (-1.0, -1.0),
     "right-anterior-superior": (1.0, 1.0),
@@ -40,14 +40,14 @@ NRRD_SPACES = {  # what ITK understands -> the signs that make it RAS
     "left-anterior-superior": (-1.0, 1.0),
     "las": (-1.0, 1.0),
 }
-NRRD_FIELDS = {  # of the format's definition (teem, NRRD0005); a name beside these is a damaged one
+NRRD_FIELDS = {  # of the format's definition (teem, NRRD0005); any other name is damaged
     "type", "dimension", "sizes", "block size", "blocksize", "endian", "encoding", "content", "min", "max", "old min",
     "oldmin", "old max", "oldmax", "data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip",
     "sample units", "sampleunits", "spacings", "thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs",
     "centerings", "centers", "labels", "units", "kinds", "number", "space", "space dimension", "space units",
     "space origin", "space directions", "measurement frame",
 }  # fmt: skip
-MHA_NAMES = (  # of ITK's MetaIO, which tells small letters from capitals
+MHA_NAMES = (  # of ITK's MetaIO, which is case-sensitive
     "Comment ObjectType ObjectSubType TransformType NDims Name ID ParentID Color AcquisitionDate BinaryData "
     "ElementByteOrderMSB BinaryDataByteOrderMSB CompressedData CompressionType CompressionLevel CompressedDataSize "
     "TransformMatrix Rotation Orientation Offset Position Origin CenterOfRotation AnatomicalOrientation ElementSpacing "
@@ -55,7 +55,7 @@ MHA_NAMES = (  # of ITK's MetaIO, which tells small letters from capitals
     "ElementToIntensityFunctionSlope ElementToIntensityFunctionOffset DistanceUnits IntensityUnits ElementDataFile"
 ).split()
 MHA_FIELDS = {name.lower(): name for name in MHA_NAMES}
-MHA_GIVEN = (  # what a header with fields of its own must say outright, under one of these names
+MHA_REQUIRED = (  # fields, each under one of several names, that a header with unknown fields must have
     ("transformmatrix", "rotation", "orientation"),
     ("offset", "position", "origin"),
     ("binarydatabyteordermsb", "elementbyteordermsb"),
@@ -65,6 +65,7 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def missing_packages(*names: str) -> list[str]:
+    """Those of the packages that are not installed."""
     return [name for name in names if importlib.util.find_spec(name) is None]
 
 
@@ -72,8 +73,8 @@ def load_itk(path: Path) -> Volume:
     """Reads and checks one file.
 
     Raises:
-        VolumeError: as `ssgan.data.nifti.load_nifti`; also a header with unknown or doubled fields, without spacing, or
-            with its voxels in several files or another folder, and voxels of another length than it declares.
+        VolumeError: as `ssgan.data.nifti.load_nifti`; also for unknown or repeated header fields, no spacing, voxels in
+            several files or in another folder, and voxels of another length than the header declares.
     """
     import SimpleITK as sitk
 
@@ -89,25 +90,28 @@ def load_itk(path: Path) -> Volume:
 
 
 def header_spacing(path: Path) -> np.ndarray:
-    """(x, y, z) mm of the RAS+ axes from the header alone; VolumeError as in `load_itk`."""
+    """Reads the spacing (x, y, z) in mm of the RAS+ axes from the header; raises VolumeError as `load_itk` does."""
     return ras_spacing(_open(path)[1].affine)
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What a text header says. size: voxels along each axis. affine: 4x4 to RAS+ mm. holder, offset: where the voxels
-    begin. compressed: "", "gzip" or "zlib"."""
+    """The content of a text header."""
 
-    size: tuple[int, ...]
-    affine: np.ndarray
-    holder: Path
-    offset: int
-    compressed: str
+    size: tuple[int, ...]  # voxels along each axis
+    affine: np.ndarray  # 4x4, to RAS+ in mm
+    voxel_file: Path
+    offset: int  # of the voxels in voxel_file, in bytes
+    compressed: str  # "", "gzip" or "zlib"
     warnings: list[str]
 
 
 def _open(path: Path) -> tuple[Any, _Header, tuple[int, int, int], int]:
-    """SimpleITK's reader and the header as read here, which agree; the shape and the bytes of a voxel."""
+    """Opens a file; returns SimpleITK's reader, the header, the shape and the bytes of a voxel.
+
+    Raises:
+        VolumeError: the header is damaged, or SimpleITK reads another size or geometry from it than this module.
+    """
     import SimpleITK as sitk
 
     if path.stat().st_size == 0:
@@ -132,7 +136,7 @@ def _open(path: Path) -> tuple[Any, _Header, tuple[int, int, int], int]:
     shape, notes = check_shape(header.size)
     header.warnings.extend(notes)
     itemsize = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-    check_size(shape, itemsize, header.holder.stat().st_size, bool(header.compressed))
+    check_size(shape, itemsize, header.voxel_file.stat().st_size, bool(header.compressed))
     check_axes(header.affine)
     n = reader.GetDimension()
     theirs = np.eye(4)
@@ -144,21 +148,20 @@ def _open(path: Path) -> tuple[Any, _Header, tuple[int, int, int], int]:
 
 
 def _check_body(header: _Header, expected: int) -> None:
-    """Refuses voxels of another length than the header declares, and compressed ones whose checksum is wrong: the
-    native readers pass over both."""
+    """Raises VolumeError for voxels of another length than declared or with a wrong checksum; SimpleITK ignores both."""
     if not header.compressed:
-        found = header.holder.stat().st_size - header.offset
+        found = header.voxel_file.stat().st_size - header.offset
     else:
         found = 0
         try:
-            with header.holder.open("rb") as stream:
+            with header.voxel_file.open("rb") as stream:
                 stream.seek(header.offset)
                 member = zlib.decompressobj(wbits=31 if header.compressed == "gzip" else 15)
                 while not member.eof:
-                    piece = stream.read(1 << 16)
-                    if not piece:
+                    chunk = stream.read(1 << 16)
+                    if not chunk:
                         raise VolumeError("the voxels cannot be read: the compressed stream ends early")
-                    found += len(member.decompress(piece))
+                    found += len(member.decompress(chunk))
                     if found > expected:
                         break
         except zlib.error as error:
@@ -168,17 +171,19 @@ def _check_body(header: _Header, expected: int) -> None:
 
 
 def _text_lines(path: Path, end: bytes) -> tuple[list[str], int]:
-    """The lines of a text header up to and with the line that starts with `end` (an empty line for b""), and where
-    what follows them begins."""
+    """Reads the lines of a text header, and the offset in bytes of what follows it.
+
+    The last line is the one that starts with `end`, or for b"" the one before an empty line.
+    """
     with path.open("rb") as stream:
         raw = stream.read(HEADER_BYTES)
     lines: list[str] = []
-    place = 0
+    offset = 0
     for line in raw.split(b"\n"):
-        place += len(line) + 1
+        offset += len(line) + 1
         line = line.rstrip(b"\r")
         if end == b"" and not line:
-            return lines, place
+            return lines, offset
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError:
@@ -186,18 +191,22 @@ def _text_lines(path: Path, end: bytes) -> tuple[list[str], int]:
         if any(byte < 32 and byte != 9 for byte in line):
             raise VolumeError("the text header holds bytes that are no text: damaged")
         if end and line.startswith(end):
-            return lines, place
+            return lines, offset
     if end == b"" and len(raw) < HEADER_BYTES:
-        return lines, place  # a detached header may end with the file
+        return lines, offset  # a detached header may end with the file
     raise VolumeError(f"the text header has no end within {min(len(raw), HEADER_BYTES)} bytes: damaged or cut off")
 
 
 def _fields(lines: Sequence[str], mark: str, kind: str) -> dict[str, str]:
-    """Name (in small letters) -> value; a line without `mark` and a field that stands twice are refused."""
+    """Parses header lines into lower-case names and values.
+
+    Raises:
+        VolumeError: a line without the separator `mark`, or a repeated field.
+    """
     head: dict[str, str] = {}
     for line in lines:
-        name, found, value = line.partition(mark)
-        if not found:
+        name, separator, value = line.partition(mark)
+        if not separator:
             raise VolumeError(f"not readable as {kind}: {line[:40]!r} is no line of its header")
         name = name.strip()
         if kind == "MetaImage" and MHA_FIELDS.get(name.lower(), name) != name:
@@ -231,7 +240,7 @@ def _one_of(name: str, value: str, choices: Sequence[str]) -> str:
     return value.lower()
 
 
-def _need(head: dict[str, str], *names: str) -> None:
+def _require(head: dict[str, str], *names: str) -> None:
     missing = [name for name in names if name not in head]
     if missing:
         raise VolumeError(f"the header lacks {', '.join(missing)}: damaged")
@@ -244,10 +253,10 @@ def _nrrd_header(path: Path) -> _Header:
     lines, end = _text_lines(path, b"")
     lines = [line for line in lines[1:] if not line.startswith("#") and ":=" not in line]  # comments, key:=value pairs
     head = _fields(lines, ":", "NRRD")
-    strange = sorted(set(head) - NRRD_FIELDS)
-    if strange:
-        raise VolumeError(f"the header has an unknown field {strange[0][:40]!r}: damaged")
-    _need(head, "type", "dimension", "sizes", "encoding")
+    unknown = sorted(set(head) - NRRD_FIELDS)
+    if unknown:
+        raise VolumeError(f"the header has an unknown field {unknown[0][:40]!r}: damaged")
+    _require(head, "type", "dimension", "sizes", "encoding")
     encoding = _one_of("encoding", head["encoding"], ("raw", "gzip", "gz"))
     _one_of("endian", head.get("endian", "little"), ("little", "big"))
     for name in ("line skip", "lineskip", "byte skip", "byteskip"):
@@ -281,25 +290,24 @@ def _nrrd_header(path: Path) -> _Header:
         warnings.append("no orientation in the header (space directions): voxel order taken as left, back, head (LPS)")
         affine[:3, :3] = np.diag([*_numbers("spacings", head["spacings"], len(size)), 1.0, 1.0, 1.0][:3])
         affine = LPS_TO_RAS @ affine
-    holder = _voxel_file(path, head.get("data file", head.get("datafile", "LOCAL")))
-    packed = "gzip" if encoding != "raw" else ""
-    return _Header(size, affine, holder, end if holder == path else 0, packed, warnings)
+    voxel_file = _voxel_file(path, head.get("data file", head.get("datafile", "LOCAL")))
+    compressed = "gzip" if encoding != "raw" else ""
+    return _Header(size, affine, voxel_file, end if voxel_file == path else 0, compressed, warnings)
 
 
 def _mha_header(path: Path) -> _Header:
     lines, end = _text_lines(path, b"ElementDataFile")
     head = _fields([line for line in lines if line.strip()], "=", "MetaImage")
-    _need(head, "ndims", "dimsize", "elementtype")
-    if head["elementtype"].upper() not in ("MET_UCHAR", "MET_CHAR") and not set(MHA_GIVEN[2]) & set(head):
+    _require(head, "ndims", "dimsize", "elementtype")
+    if head["elementtype"].upper() not in ("MET_UCHAR", "MET_CHAR") and not set(MHA_REQUIRED[2]) & set(head):
         raise VolumeError("the header has no BinaryDataByteOrderMSB; the byte order is unknown")
-    strange = sorted(
-        set(head) - set(MHA_FIELDS)
-    )  # ITK writes whatever its dictionary holds; or a known name is damaged
-    lacking = [names[0] for names in MHA_GIVEN if not set(names) & set(head)]
-    if strange and lacking:
-        raise VolumeError(f"the header has an unknown field {strange[0][:40]!r} and no {lacking[0]}: damaged")
+    # An unknown field may come from ITK's dictionary, or may be the damaged name of a field that is missing.
+    unknown = sorted(set(head) - set(MHA_FIELDS))
+    missing = [names[0] for names in MHA_REQUIRED if not set(names) & set(head)]
+    if unknown and missing:
+        raise VolumeError(f"the header has an unknown field {unknown[0][:40]!r} and no {missing[0]}: damaged")
     flags = ("true", "false")
-    packed = _one_of("CompressedData", head.get("compresseddata", "False"), flags) == "true"
+    compressed = _one_of("CompressedData", head.get("compresseddata", "False"), flags) == "true"
     for name in ("elementbyteordermsb", "binarydatabyteordermsb"):
         _one_of(name, head.get(name, "False"), flags)
     if _one_of("BinaryData", head.get("binarydata", "True"), flags) == "false":
@@ -313,45 +321,46 @@ def _mha_header(path: Path) -> _Header:
     if spacing is None:
         raise VolumeError("the header has no ElementSpacing; the voxel size is unknown")
     n = len(size)
-    turn = [head[name] for name in ("transformmatrix", "rotation", "orientation") if name in head]
-    place = [head[name] for name in ("offset", "position", "origin") if name in head]
-    if len(turn) > 1 or len(place) > 1:
+    matrices = [head[name] for name in ("transformmatrix", "rotation", "orientation") if name in head]
+    offsets = [head[name] for name in ("offset", "position", "origin") if name in head]
+    if len(matrices) > 1 or len(offsets) > 1:
         raise VolumeError("the header gives the orientation or the position under two names: damaged")
     warnings, affine = [], np.eye(max(n, 3) + 1)
-    if turn:
-        affine[:n, :n] = np.array(_numbers("TransformMatrix", turn[0], n * n)).reshape(n, n).T
+    if matrices:
+        affine[:n, :n] = np.array(_numbers("TransformMatrix", matrices[0], n * n)).reshape(n, n).T
     else:
         warnings.append("no orientation in the header (TransformMatrix): voxel order taken as left, back, head (LPS)")
     affine[:n, :n] *= _numbers("ElementSpacing", spacing, n)
-    if place:
-        affine[:n, -1] = _numbers("Offset", place[0], n)
+    if offsets:
+        affine[:n, -1] = _numbers("Offset", offsets[0], n)
     else:
         warnings.append("no position in the header (Offset): taken as 0")
-    kept = [0, 1, 2, -1]
-    holder = _voxel_file(path, head["elementdatafile"])
-    offset = end if holder == path else 0
-    length = holder.stat().st_size - offset
-    told = head.get("compresseddatasize", "missing")[:40]
-    if packed and told != str(length):  # MetaIO gives memory as it lies where its decompression fails
-        raise VolumeError(f"CompressedDataSize is {told}, but {length} bytes are there: damaged")
-    return _Header(size, LPS_TO_RAS @ affine[np.ix_(kept, kept)], holder, offset, "zlib" if packed else "", warnings)
+    kept = [0, 1, 2, -1]  # of an affine of more axes
+    voxel_file = _voxel_file(path, head["elementdatafile"])
+    offset = end if voxel_file == path else 0
+    length = voxel_file.stat().st_size - offset
+    declared = head.get("compresseddatasize", "missing")[:40]
+    if compressed and declared != str(length):  # MetaIO returns uninitialised memory if decompression fails
+        raise VolumeError(f"CompressedDataSize is {declared}, but {length} bytes are there: damaged")
+    affine = LPS_TO_RAS @ affine[np.ix_(kept, kept)]
+    return _Header(size, affine, voxel_file, offset, "zlib" if compressed else "", warnings)
 
 
 def _voxel_file(path: Path, name: str) -> Path:
-    """The file with the voxels: `path` itself, or one beside it that a detached header names."""
+    """The file with the voxels: `path` itself, or the file beside it that a detached header names."""
     if name.upper() == "LOCAL":
         return path
     if name.upper().startswith("LIST") or "%" in name or len(name.split()) > 1:
         raise VolumeError(f"the voxels lie in several files ({name[:40]}); write them into one")
     if not name or Path(name).name != name:
         raise VolumeError(f"the voxels lie in another folder ({name[:80]}); put them beside the header")
-    holder = path.with_name(name)
-    if not holder.is_file():
+    voxel_file = path.with_name(name)
+    if not voxel_file.is_file():
         raise VolumeError(f"the file with the voxels, {name}, is missing")
-    return holder
+    return voxel_file
 
 
 def _reason(error: BaseException) -> str:
-    """SimpleITK's message without its source places: the last line says what was wrong."""
+    """The last line of SimpleITK's message, which says what was wrong; the others name places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else first_line(error)
