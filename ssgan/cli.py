@@ -1,6 +1,6 @@
-"""The `ssgan` command: finds the subcommand's module and hands the rest of the line to it.
+"""The `ssgan` command: imports the subcommand's module and passes the remaining arguments to it.
 
-A module is imported only when its command is called, so `ssgan --help` answers without loading torch.
+A module is imported only when its command is called, so `ssgan --help` does not load torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DISTRIBUTION = "split-shuffle-gan"
 COMMANDS: dict[str, str] = {
     "prepare": "turn folders of scans into a data set: orientation, spacing, shape, intensity",
     "phantom": "make a data set of random ellipsoid heads; nothing to download",
-    "split": "hold volumes of a data set out: one to train on, one to evaluate with",
+    "split": "split a data set into one to train on and one to evaluate with",
     "train": "train a GAN: 2D on slices, inflation, 3D on volumes; the same command resumes",
     "generate": "write volumes of a trained run as NIfTI, PNG and GIF",
     "evaluate": "measure generated volumes against real ones: distances, variety, copies",
@@ -30,7 +30,7 @@ COMMANDS: dict[str, str] = {
 
 
 def version() -> str:
-    """The installed version, or a word that says there is none."""
+    """The installed version, or a note that the package is not installed."""
     try:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
@@ -51,7 +51,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit status: 0 done, 2 the user's to mend, 130 interrupted."""
+    """Runs one command line and returns its exit status: 0 success, 2 user error, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
         print(usage(), file=sys.stderr)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ssgan {version()}")
         return 0
     if name not in COMMANDS:
-        print(f"ssgan: error: {_unknown(name)}", file=sys.stderr)
+        print(f"ssgan: error: {_unknown_command(name)}", file=sys.stderr)
         return 2
     try:
         command = importlib.import_module(f"ssgan.{name}")
@@ -77,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.main(rest)
 
 
-def _unknown(name: str) -> str:
+def _unknown_command(name: str) -> str:
     kind = "option" if name.startswith("-") else "command"
-    known = ["--help", "--version"] if kind == "option" else list(COMMANDS)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+    choices = ["--help", "--version"] if kind == "option" else list(COMMANDS)
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(choices)}"
     return f"unknown {kind} {name!r}; {hint} (`ssgan --help` lists the commands)"

@@ -1,4 +1,4 @@
-"""`ssgan phantom`: a data set of random ellipsoid heads, to try everything without data."""
+"""`ssgan phantom`: makes a data set of random ellipsoid heads, to try everything without data."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from ssgan.utils.pictures import contact_sheet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set to be made")
-    parser.add_argument("--count", type=int, default=256, help="how many heads (default 256)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the data set to write")
+    parser.add_argument("--count", type=int, default=256, help="number of heads (default 256)")
     parser.add_argument(
-        "--shape", type=int, nargs=3, default=(16, 24, 16), metavar=("X", "Y", "Z"), help="voxels (default 16 24 16)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes other heads (default 0)")
+        "--shape", type=int, nargs=3, default=(16, 24, 16), metavar=("X", "Y", "Z"),
+        help="voxels towards the head's right, front and top (default 16 24 16)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UserError(f"--seed: expected 0 or more; got {args.seed}")
     shape = tuple(args.shape[::-1])
-    plan_levels(shape)  # a shape that no network takes is refused before the work
+    plan_levels(shape)  # refuses a shape that no network accepts
     dataset = write_phantom_dataset(args.out, args.count, shape, args.seed)
     shown = np.array(dataset.volumes[:CONTACT_SHEET_VOLUMES])
     names = [f"phantom {i}" for i in range(len(shown))]

@@ -1,7 +1,7 @@
-"""`ssgan split`: a data set -> two of them, one to train on and one held out for `ssgan evaluate --held-out`.
+"""`ssgan split`: splits a data set into one to train on and one held out for `ssgan evaluate --held-out`.
 
-By a seed, and with all volumes of a subject on the same side: one scan of a person in training and another held out
-would make copies look like new volumes.
+The split is random, by a seed, but all volumes of a subject go to the same part: if one scan of a person were used for
+training and another held out, generated copies would look like new volumes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from ssgan.utils.errors import UserError, run_command
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="a data set made by `ssgan prepare`")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the two: OUT/train and OUT/held")
-    parser.add_argument("--hold-out", type=int, required=True, metavar="N", help="volumes, at least; whole subjects")
-    parser.add_argument("--seed", type=int, default=0, help="another seed holds out others (default 0)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the two data sets, OUT/train and OUT/held")
+    parser.add_argument(
+        "--hold-out",
+        type=int,
+        required=True,
+        metavar="N",
+        help="volumes to hold out, at least; subjects stay whole",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random split (default 0)")
     parser.add_argument(
         "--subject", default=SUBJECT, metavar="REGEX",
-        help="volumes whose file names have the same first match stay together; default: BIDS and ADNI ids. '.^' "
-        "matches nothing: every volume for itself",
+        help="volumes whose file names have the same first match are of one subject (default: BIDS and ADNI ids); '.^' "
+        "matches nothing, so every volume is its own subject",
     )  # fmt: skip
 
 
@@ -42,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     names = [str(record["source"]) for record in whole.records]
     parts = dict(zip(("train", "held"), split_indices(names, args.hold_out, args.seed, args.subject), strict=True))
     for name in parts:
-        check_destination(args.out / name, False)  # both, before one of them is written
+        check_destination(args.out / name, False)  # for both parts before one of them is written
     for name, indices in parts.items():
         print(f"{len(copy_part(whole, indices, args.out / name))} volumes: {args.out / name}")
     train, held = (shlex.quote(str(args.out / name)) for name in parts)

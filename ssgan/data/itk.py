@@ -79,7 +79,7 @@ def load_itk(path: Path) -> Volume:
     import SimpleITK as sitk
 
     reader, header, shape, itemsize = _open(path)
-    _check_body(header, math.prod(shape) * itemsize)
+    _check_voxel_bytes(header, math.prod(shape) * itemsize)
     try:
         image = reader.Execute()
         with np.errstate(all="ignore"):
@@ -147,8 +147,8 @@ def _open(path: Path) -> tuple[Any, _Header, tuple[int, int, int], int]:
     return reader, header, shape, itemsize
 
 
-def _check_body(header: _Header, expected: int) -> None:
-    """Raises VolumeError for voxels of another length than declared or with a wrong checksum; SimpleITK ignores both."""
+def _check_voxel_bytes(header: _Header, expected: int) -> None:
+    """Raises VolumeError for voxels of the wrong length or checksum, both of which SimpleITK ignores."""
     if not header.compressed:
         found = header.voxel_file.stat().st_size - header.offset
     else:

@@ -1,4 +1,4 @@
-"""`ssgan prepare` as a user meets it: arguments, verdicts, labels, a full disk, and the real volumes."""
+"""The command `ssgan prepare`: arguments, reasons, labels, a full disk, and the real volumes."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def run(source, out, *more, arguments=ARGUMENTS):
 
 
 def failed(capfd, words):
-    """The command said one line, on stderr, with these words."""
+    """The command printed one line, on stderr, with these words."""
     err = capfd.readouterr().err
     assert err.startswith("ssgan prepare: error: ") and err.count("\n") == 1
     assert all(word in err for word in words.split(" .. ")), err
@@ -106,7 +106,7 @@ def test_bad_arguments(more, words, source, tmp_path, capfd):
 
 
 def test_only_hidden_files(tmp_path, capfd):
-    """macOS leaves a "._" file beside every file on a foreign disk; they are no volumes, whatever their name."""
+    """macOS leaves a "._" file beside every file on a foreign disk; these are no volumes, whatever their name."""
     for name in ("._a.nii.gz", ".Trash/b.nii"):
         good(tmp_path / "in" / name)
     assert run(tmp_path / "in", tmp_path / "out") == 2
@@ -119,7 +119,7 @@ def test_only_hidden_files(tmp_path, capfd):
 
 
 def test_duplicates(source, tmp_path, capfd):
-    """The same voxels are kept once, however they are compressed; a bad file's twin has the bad file's reason."""
+    """The same voxels are kept once, however they are compressed; a duplicate of a bad file has the same reason."""
     good(source / "copy.nii", 1)
     for name in ("x.nii", "y.nii"):
         data = np.ones((9, 9, 9), np.float32)
@@ -152,7 +152,7 @@ def test_no_file_can_be_used(tmp_path, capfd):
 
 
 def test_spacing_is_the_median_where_volumes_differ(source, tmp_path, capfd):
-    """And bad files have no say in it: here five 4D ones."""
+    """Bad files do not count, here five 4D ones."""
     for name in "abcde":
         save(source / f"{name}.nii", voxels(shape=(8, 9, 10, 2)), np.diag([3.0, 3, 3, 1]))
     save(source / "f.nii", voxels(9), np.diag([2.0, 1, 1, 1]))
@@ -276,7 +276,7 @@ def fill_disk(monkeypatch, at):
     ],
 )
 def test_full_disk_and_ctrl_c_lose_nothing(at, earlier, source, tmp_path, capfd, monkeypatch):
-    """Nothing at --out, an earlier data set as it was; then the same command goes on to what a calm run gives."""
+    """Nothing at --out, an earlier data set as it was; then the same command ends as an uninterrupted run."""
     if earlier:
         assert run(source, tmp_path / "out") == 0
         capfd.readouterr()

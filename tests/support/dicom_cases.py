@@ -1,6 +1,6 @@
-"""DICOM, NRRD and MetaImage files for tests, written byte by byte, and readers that share nothing with the product.
+"""DICOM, NRRD and MetaImage files for tests, written byte by byte, and readers that share no code with ssgan.
 
-The writers and readers know just what the tests need: explicit little-endian DICOM, raw or gzip NRRD and MetaImage.
+The writers and readers support only what the tests need: explicit little-endian DICOM, raw or gzip NRRD and MetaImage.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _group_length(meta: bytes) -> bytes:
 
 def slice_elements(pixels, position, *, orientation=(1, 0, 0, 0, 1, 0), spacing=(1, 1), uid="1.2.3.4", number=1,
                    rescale=None, modality="MR", change=None) -> dict:  # fmt: skip
-    """Elements of one plane; pixels (rows, columns) of (u)int8 or (u)int16; `change` sets elements, None takes away."""
+    """Elements of one plane; pixels (rows, columns) of (u)int8 or (u)int16; `change` sets or (None) removes elements."""
     pixels = np.ascontiguousarray(pixels)
     bits = pixels.dtype.itemsize * 8
     elements = {
@@ -293,7 +293,7 @@ def read_nifti(raw: bytes):
 
 
 def same_volume(volume, voxels, affine, tolerance=1e-4) -> bool:
-    """Whether a product's Volume shows these voxels (I, J, K) at these RAS places, whatever its axes' order."""
+    """Whether a Volume of ssgan has these voxels (I, J, K) at these RAS places, whatever its axes' order."""
     voxels = np.asarray(voxels, dtype=np.float64)
     if volume.data.size != voxels.size:
         return False

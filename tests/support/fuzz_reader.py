@@ -1,4 +1,4 @@
-"""What `prepare` does with the files of one folder, in a worker process; with faults to plant."""
+"""Reads the files of one folder as `prepare` does in a worker process, with faults to plant."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""NIfTI files for the tests of the data preparation: good ones, and what goes wrong with them."""
+"""NIfTI files for the tests of the data preparation: good and bad ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def patch(path: Path, offset: int, data: bytes) -> Path:
 
 
 def with_sform(path: Path, affine) -> Path:
-    """Puts `affine` into the header as it is: nibabel's own setters refuse some."""
+    """Writes `affine` into the header unchecked; nibabel's own setters refuse some."""
     good(path)
     rows = np.asarray(affine, "<f4")[:3]
     patch(path, 252, np.array([0, 1], "<i2").tobytes())  # qform_code, sform_code

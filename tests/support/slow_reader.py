@@ -1,4 +1,4 @@
-"""What worker processes are given in tests: items that crash them, hang, or are slow. Imports nothing heavy."""
+"""Functions for worker processes in tests, on items that crash them, hang or are slow. Imports nothing heavy."""
 
 import ctypes
 import os

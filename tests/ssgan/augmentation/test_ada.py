@@ -1,4 +1,4 @@
-"""Adaptive augmentation: each part against an independent oracle, what makes it non-leaking, p, policies."""
+"""Adaptive augmentation: each part against an independent oracle, that it does not leak, p, policies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_against_an_independent_oracle(check):
     check(OURS)
 
 
-# What would be wrong: (what, file, text, its replacement, the check that must notice).
+# Planted faults: (name, file, text, its replacement, the check that must fail).
 FAULTS = [
     ("axes of the plane swapped", "resampling", "first, second = plane\n", "second, first = plane\n", "rotation"),
     ("rotation about a voxel's corner", "resampling", "(j - (m - 1) / 2)", "(j - m / 2)", "rotation"),

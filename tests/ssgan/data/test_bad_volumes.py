@@ -1,4 +1,4 @@
-"""Every way a file can be no training volume: it is named with its reason, and the others are prepared."""
+"""Files that cannot be training volumes: each is named with its reason, and the others are prepared."""
 
 import gzip
 import math
@@ -66,7 +66,7 @@ def written(path, data):
 
 def flipped_bit_in_the_stream(path):
     raw = bytearray(good(path).read_bytes())
-    raw[-6] ^= 1  # of the checksum: every voxel can still be read
+    raw[-6] ^= 1  # in the checksum; every voxel can still be read
     path.write_bytes(bytes(raw))
     return path
 
@@ -164,7 +164,7 @@ def test_bad_file_is_named_with_its_reason(case, tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_all_bad_files_at_once_beside_good_ones(tmp_path, capfd):
-    """Every bad file has a verdict on stdout and in dataset.json; the good ones are prepared; stderr is silent."""
+    """Every bad file has its reason on stdout and in dataset.json; the good ones are prepared; stderr is empty."""
     source = tmp_path / "in"
     source.mkdir()
     for number, (make, _) in enumerate(CASES.values()):
@@ -182,7 +182,7 @@ def test_all_bad_files_at_once_beside_good_ones(tmp_path, capfd):
     assert (
         out.count("skipped  ") == len(CASES) and f"2 volumes prepared (2 with a warning), {len(CASES)} skipped" in out
     )
-    assert dataset.info.spacing == (1, 1, 1)  # bad files have no say in it
+    assert dataset.info.spacing == (1, 1, 1)  # bad files do not count
 
 
 def mutated(rng, number):
@@ -219,7 +219,7 @@ def test_damaged_headers_never_get_through(tmp_path, capfd):
     assert capfd.readouterr().err == ""
     dataset = VolumeDataset(tmp_path / "out")
     assert len(dataset) + len(dataset.skipped) == 150
-    assert len(dataset) > 50 and len(dataset.skipped) > 20  # the mutations bite, and not always
+    assert len(dataset) > 50 and len(dataset.skipped) > 20  # some mutations do damage, some do not
     assert all(s["reason"] and "\n" not in s["reason"] for s in dataset.skipped)
     assert np.isfinite(dataset.volumes).all() and np.abs(dataset.volumes).max() <= 1
     assert all(math.isfinite(v) for r in dataset.records for row in r["affine"] for v in row)

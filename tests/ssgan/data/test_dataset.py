@@ -1,4 +1,4 @@
-"""The data set on disk: what is written is read, damage is named, nothing of others is touched."""
+"""The data set on disk: what was written is read back, damage is named, other files are not touched."""
 
 import hashlib
 import json
@@ -68,7 +68,7 @@ def test_batches_are_the_volumes_and_slices(tmp_path):
     batch = dataset.slice_batch(volumes, slices)
     assert batch.shape == (4, 1, 1, *SHAPE[1:]) and batch.dtype == torch.float32
     assert np.array_equal(batch[:, 0, 0].numpy(), data[volumes, slices])
-    batch += 1  # a copy: the file is not written through
+    batch += 1  # of a copy; the file does not change
     assert np.array_equal(dataset.volumes, data)
     with pytest.raises(IndexError):
         dataset.volume_batch([5])

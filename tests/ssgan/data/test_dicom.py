@@ -346,7 +346,7 @@ def test_recipe_of_another_modality(tmp_path, capfd):
 
 
 def adni(root):
-    """subject/sequence/date/image with NIfTI and DICOM: a repeat, a less corrected twin, other sequences, a stray."""
+    """subject/sequence/date/image with NIfTI and DICOM: a repeat, a less corrected image, other sequences."""
     best, raw = "MPR__GradWarp__B1_Correction__N3__Scaled", "MPR____N3__Scaled"
 
     def nifti(subject, sequence, date, image, seed):
@@ -518,7 +518,7 @@ def test_formats_side_by_side(tmp_path):
     assert run(tmp_path / "in", tmp_path / "out") == 0
     dataset = VolumeDataset(tmp_path / "out")
     assert [r["source"] for r in dataset.records] == ["1.2.44", "a.nii.gz", "b.nrrd", "c.mha", "d"]
-    assert np.abs(dataset.volumes[2] - dataset.volumes[4]).max() < 1e-6  # the recipe takes the offset out
+    assert np.abs(dataset.volumes[2] - dataset.volumes[4]).max() < 1e-6  # the recipe removes the offset
 
 
 @pytest.mark.parametrize("name, package", [("a.nrrd", "SimpleITK"), ("s/1.dcm", "pydicom"), ("s/1.dcm", "SimpleITK")])
@@ -553,7 +553,7 @@ def test_bombs_stay_small(tmp_path):
 @pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_simpleitk_writes_is_read(name, packed, tmp_path):
-    """Files of another hand than ours, with whatever fields it adds."""
+    """Files written by another program, with its own fields."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(stored().transpose(2, 1, 0))

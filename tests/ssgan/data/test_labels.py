@@ -1,4 +1,4 @@
-"""`prepare --labels`: classes by file or by subject, and an exact message for whatever does not fit."""
+"""`prepare --labels`: classes by file or by subject, and an exact message for every row that does not fit."""
 
 import json
 import os

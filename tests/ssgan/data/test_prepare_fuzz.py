@@ -82,7 +82,7 @@ def damage(rng, kind, raw):
                 data[rng.integers(end)] = rng.integers(256)
         case "cut":
             del data[rng.integers(len(data)) :]
-        case "grow":  # bytes pushed in: an extended field, a shifted body, rubbish at the end
+        case "grow":  # inserted bytes: an extended field, a shifted body, trailing bytes
             place = rng.choice([rng.integers(end), end, len(data)])
             data[place:place] = rng.bytes(rng.integers(1, 40))
         case "zero":
@@ -194,7 +194,7 @@ def says_nothing(mutant, path):
 
 
 def wrong(volume, mutant):
-    """Why an admitted volume is not what its file declares, or None.
+    """Says why an accepted volume is not what its file declares; None if it is.
 
     Right is what the independent reader sees in the mutant; or what it sees in the file before the damage, where the
     damage lies in what neither voxels nor geometry depend on. Where the header says nothing of orientation or
@@ -231,7 +231,7 @@ def test_mutants_are_refused_with_a_reason_or_are_what_they_declare(mutants):
 
 @pytest.mark.faults
 def test_a_planted_fault_would_be_found(mutants):
-    """A reader that mirrors, scales or moves what it reads is caught on every mutant that it admits."""
+    """A reader that mirrors, scales or moves what it reads is caught on every mutant that it accepts."""
     for fault in ("mirror", "scale", "move", "spacing"):
         some = mutants[:60]
         results = run_in_order(partial(fuzz_reader.read, fault=fault), [m.task for m in some], 2, LIMIT)
@@ -240,7 +240,7 @@ def test_a_planted_fault_would_be_found(mutants):
 
 
 def test_the_command_takes_mutants_of_every_kind_at_once(mutants, tmp_path, capfd):
-    """140 of them through `prepare` itself: every file has a verdict, stderr is silent."""
+    """140 mutants through `prepare` itself: every file has a reason, stderr is empty."""
     for number, mutant in enumerate(mutants[:140]):
         (tmp_path / "in" / f"{number}").mkdir(parents=True)
         for file in mutant.task[1]:

@@ -1,4 +1,4 @@
-"""`prepare` at length: processes that die or hang, a run killed at any moment, and 5,000 volumes."""
+"""Long runs of `prepare`: processes that die or hang, a run killed at any moment, and 5,000 volumes."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_results_come_in_order_and_a_death_costs_one_item(workers):
-    """Items that crash, are killed, exit, raise, eat their time or are slow: each has its own reason."""
+    """Items that crash, are killed, exit, raise, exceed their time or are slow: each has its own reason."""
     items = [0, "segfault", 1, "kill", 2, "exit", "raise", 3, "hang", "slow", "memory", 4]
     found = list(run_in_order(slow_reader.work, items, workers, limit=1.0))
     for item, result in zip(items, found, strict=True):
@@ -67,7 +67,7 @@ def test_processes_end_with_the_run():
 
 
 def test_a_reader_that_crashes_names_its_file(tmp_path, monkeypatch, capfd):
-    """As a native reader on a damaged file would: the others are prepared."""
+    """Crashes as a native reader does on a damaged file; the others are prepared."""
     for seed in range(3):
         good(tmp_path / "in" / f"{seed}.nii.gz", seed)
     save(tmp_path / "in" / "1b_segfault.nii", voxels(7))
@@ -85,7 +85,7 @@ COMMAND = [sys.executable, "-m", "ssgan.prepare", *ARGUMENTS, "--workers", "1"]
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Sixty volumes, some of them bad or twins, and the data set of an undisturbed run."""
+    """Sixty volumes, some of them bad or duplicates, and the data set of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("many")
     for number in range(60):
         path = good(folder / "in" / f"{number:02}.nii", number if number % 9 else 0)
@@ -97,7 +97,7 @@ def many(tmp_path_factory):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_goes_on_to_the_same_bits(many, tmp_path):
-    """SIGKILL as soon as the journal has grown to so many lines, twice in a row; then it is let finish."""
+    """SIGKILL as soon as the journal has grown to so many lines, twice in a row; then the run may finish."""
     out, journal = tmp_path / "out", tmp_path / ".out.partial" / "journal.jsonl"
     command = [*COMMAND, "--input", str(many / "in"), "--out", str(out)]
     reached = []
@@ -126,7 +126,7 @@ def volume(i):
 
 
 def write(path, plan, stop=None, **more):
-    """Ten volumes and skipped files in turn; `stop`: Ctrl-C before that one. Gives how many were settled before."""
+    """Ten volumes and skipped files in turn; `stop`: Ctrl-C before that one. Returns how many were settled before."""
     with DatasetWriter(path, (3, 4, 5), plan=plan, **more) as writer:
         begun = writer.done
         for i in range(begun, 10):
@@ -171,7 +171,7 @@ def test_what_was_begun_is_checked_before_it_is_gone_on_with(case, tmp_path):
 
 
 def test_killed_at_the_rename(tmp_path):
-    """What is left of the work's own files after the rename is no part of the data set and hinders nothing."""
+    """Work files that are left after the rename are no part of the data set and do no harm."""
     write(tmp_path / "out", {"a": 1})
     (tmp_path / "out" / "journal.jsonl").write_text("")
     assert len(VolumeDataset(tmp_path / "out")) == 7
@@ -179,7 +179,7 @@ def test_killed_at_the_rename(tmp_path):
 
 
 def test_other_arguments_are_refused(many, tmp_path, capfd):
-    """Exactly what differs is said; --restart begins anew; a second process at the same time is refused."""
+    """The message names exactly what differs; --restart begins anew; a second process at the same time is refused."""
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "out", {"recipe": "mri", "shape": [3, 4, 5]}, stop=7)
     before = snapshot(tmp_path)
@@ -233,7 +233,7 @@ def test_a_run_is_not_gone_on_with_after_a_change(change, many, tmp_path, capfd)
 
 
 def test_five_thousand_volumes(tmp_path):
-    """Linear in time, and no volume stays in memory. The reading is stubbed: it is measured by itself."""
+    """Linear in time, and no volume stays in memory. Reading is stubbed; it is measured elsewhere."""
     count, shape = 5000, (8, 8, 8)
     sources = [Source(f"{i // 100}/{i}.nii", ()) for i in range(count)]
     affine = np.eye(4).tolist()

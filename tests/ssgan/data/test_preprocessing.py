@@ -98,7 +98,7 @@ def test_landmarks_stay(axes, grid_name, slice_axis, tmp_path):
 
 @pytest.mark.faults
 def test_a_left_right_flip_would_be_seen(tmp_path, monkeypatch):
-    """The check above against a mirrored file, and against a reader that forgets to turn the axes."""
+    """The check above fails on a mirrored file, and with a reader that does not reorient the axes."""
     source = write_landmarks(tmp_path / "mirrored", AXES["LAS"], mirrored=True)
     wrong = errors(run(source, tmp_path / "a", (24, 32, 16)))
     assert wrong[0, 0] < -10 and wrong[3, 0] > 8 and np.abs(wrong[:, 1:]).max() < 0.5
@@ -174,7 +174,7 @@ def test_field_of_view_is_kept():
 
 @pytest.mark.parametrize("axis", range(3))
 def test_halving_does_not_alias(axis):
-    """A wave of 3 voxels, above the new Nyquist frequency, goes; one of 16 voxels stays."""
+    """A wave of 3 voxels, above the new Nyquist frequency, vanishes; one of 16 voxels stays."""
     wave = np.arange(48).reshape([48 if a == axis else 1 for a in range(3)]) * np.ones((48, 48, 48))
     target = tuple(2.0 if a == axis else 1.0 for a in range(3))
     amplitude = {}

@@ -1,4 +1,4 @@
-"""`ssgan split`: disjoint, complete, fixed by the seed, and no subject on both sides."""
+"""`ssgan split`: disjoint, complete, fixed by the seed, and no subject in both parts."""
 
 import random
 

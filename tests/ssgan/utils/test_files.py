@@ -45,7 +45,7 @@ def test_failure_leaves_the_earlier_file(stop, tmp_path):
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_full_disk_at_every_step(step, tmp_path, monkeypatch):
-    """Some file systems say so only at fsync."""
+    """Some file systems report it only at fsync."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,4 @@
-"""Pictures: the right plane the right way up, sizes, names, GIF frames, and clear refusals."""
+"""Pictures: the right plane the right way up, sizes, names, GIF frames, and errors."""
 
 import numpy as np
 import pytest
