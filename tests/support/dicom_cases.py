@@ -57,7 +57,7 @@ def _group_length(meta: bytes) -> bytes:
 
 def slice_elements(pixels, position, *, orientation=(1, 0, 0, 0, 1, 0), spacing=(1, 1), uid="1.2.3.4", number=1,
                    rescale=None, modality="MR", change=None) -> dict:  # fmt: skip
-    """Elements of one plane; pixels (rows, columns) of (u)int8 or (u)int16; `change` sets or (None) removes elements."""
+    """Elements of one plane; pixels (rows, columns) of (u)int8 or (u)int16; `change` sets elements, None removes."""
     pixels = np.ascontiguousarray(pixels)
     bits = pixels.dtype.itemsize * 8
     elements = {
