@@ -7,7 +7,7 @@ from typing import Any
 
 from ssgan.utils.errors import ConfigError
 
-Triple = tuple[int, int, int]
+Triple = tuple[int, int, int]  # extents or factors along D, H, W
 
 
 def to_triple(value: Any, name: str) -> Triple:

@@ -310,7 +310,7 @@ def arrange(series: Series, slices: Sequence[Slice]) -> Series:
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = u * first.spacing[1], v * first.spacing[0], step
     affine[:3, 3] = positions[0]
     affine = LPS_TO_RAS @ affine
-    check_axes(affine, "mend PixelSpacing or ImagePositionPatient")
+    check_axes(affine, "correct PixelSpacing or ImagePositionPatient")
     notes = []
     if 0 < len(unique) < first.expected:
         notes.append(f"{len(unique)} slices of {first.expected} that the header announces (ImagesInAcquisition)")

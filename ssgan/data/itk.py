@@ -271,7 +271,7 @@ def _nrrd_header(path: Path) -> _Header:
             raise VolumeError(f"the header has {what}; expected one of left-posterior-superior, RAS or LAS: convert it")
         units = set(head.get("space units", "").replace('"', " ").split()) - {"mm"}
         if units:
-            raise VolumeError(f"space units {' '.join(sorted(units))}; expected mm: mend the header")
+            raise VolumeError(f"space units {' '.join(sorted(units))}; expected mm: correct the header")
         vectors = re.findall(r"\(([^()]*)\)", head["space directions"])
         if len(vectors) != 3 or re.sub(r"\([^()]*\)|none|\s", "", head["space directions"]):
             raise VolumeError(f"space directions: expected three vectors; got {head['space directions'][:80]!r}")

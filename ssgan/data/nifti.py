@@ -130,7 +130,7 @@ def _check_affine(image: nibabel.Nifti1Image, repairs: list[str]) -> tuple[np.nd
     if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
         lost = [repair for repair in repairs if "form_code" in repair]
         if lost:
-            raise VolumeError(f"the orientation is lost ({lost[0]}); mend the header's qform or sform")
+            raise VolumeError(f"the orientation is lost ({lost[0]}); correct the header's qform or sform")
         warnings.append("no orientation in the header (qform and sform codes 0): voxel order taken as nibabel does")
-    check_axes(affine, "mend the header's qform or sform")
+    check_axes(affine, "correct the header's qform or sform")
     return affine, warnings

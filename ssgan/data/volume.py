@@ -15,7 +15,7 @@ SPACING = (1e-3, 100.0)  # mm; other values come from headers in other units or 
 LARGEST = 1e30  # larger intensities are fill values, and would overflow float32 in the percentiles
 MAX_VOXELS = 2**30  # read or resampled; more come from a damaged header or a wrong spacing and would fill the memory
 MAX_DEFLATE = 1040  # deflate compresses by a factor of 1032 at most
-DEFAULT_HINT = "mend the header"
+DEFAULT_HINT = "correct the header"
 
 
 class VolumeError(ValueError):
@@ -106,9 +106,9 @@ def check_axes(affine: np.ndarray, hint: str = DEFAULT_HINT) -> None:
         )
     if lengths.min() < SPACING[0] or lengths.max() > SPACING[1]:
         found = " x ".join(f"{v:.4g}" for v in lengths)
-        raise VolumeError(f"spacing {found} mm is not that of a scan; mend the header's units")
+        raise VolumeError(f"spacing {found} mm is not that of a scan; correct the header's units")
     if np.abs(affine).max() > 1e6:
-        raise VolumeError("the affine places the volume more than a kilometre away; mend the header's origin")
+        raise VolumeError("the affine places the volume more than a kilometre away; correct the header's origin")
 
 
 def ras_spacing(affine: np.ndarray) -> np.ndarray:
