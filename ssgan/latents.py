@@ -44,7 +44,8 @@ from ssgan.latent_space.projection import FEATURES, SPACES, ProjectionConfig, Pr
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.models.sampling import latents
 from ssgan.runs import checkpoint
-from ssgan.runs.generator import class_names, load_generator, parse_class, parse_seeds
+from ssgan.runs.config import load_config
+from ssgan.runs.generator import load_generator, parse_class, parse_seeds
 from ssgan.utils.environment import pick_device
 from ssgan.utils.errors import run_command
 from ssgan.utils.files import atomic_path, read_json, write_json_atomic
@@ -84,14 +85,14 @@ class Opened:
 
 def open_run(args: argparse.Namespace) -> Opened:
     device = pick_device(args.device)
-    G, meta, info, path = load_generator(args.run, args.checkpoint)
-    if meta.stage != "3d":
+    source = load_generator(args.run, args.checkpoint)
+    G, path = source.G, source.path
+    if source.meta.stage != "3d":
         raise LatentError(f"{path} is of stage 2d, which makes slices; train the 3D stage, or give a 3D --checkpoint")
-    names = class_names(args.run, G.cfg.classes) if G.cfg.classes else []
-    chosen = parse_class(args.class_, names, args.run)
+    chosen = parse_class(args.class_, source.config)
     if len(chosen) > 1:
         raise LatentError(f"--class all: `ssgan latents {args.command}` works within one class; name it")
-    return Opened(G.to(device), info, path, checkpoint.checksum(path), device, chosen[0])
+    return Opened(G.to(device), source.info, path, checkpoint.checksum(path), device, chosen[0])
 
 
 # ---- the walks: arguments -> a table of ws ----
@@ -314,8 +315,7 @@ def data_folder(run: Path, given: Path | None) -> Path:
     """The data set that was given, or the one the run was trained on."""
     if given is not None:
         return given
-    recorded = read_json(run / "config.json")["data"]["path"]
-    return run / "data" if recorded == "data" else Path(recorded)
+    return load_config(run).data_folder
 
 
 def project(args: argparse.Namespace, run: Opened) -> int:

@@ -32,17 +32,18 @@ from ssgan.config.training import (
 )
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.runs.log import RunError, RunLock, check_folder
+from ssgan.metrics.registry import check_names, training_names
+from ssgan.runs.config import RunError, is_run, load_config
+from ssgan.runs.folder import RunLock, check_folder
 from ssgan.training.cuda_graphs import check as check_graphs
 from ssgan.training.distributed import TIMEOUT, Group, join, leave
 from ssgan.training.dry_run import dry_run
 from ssgan.training.loop import train
 from ssgan.training.precision import DTYPES, Execution
-from ssgan.training.schedule import check_metrics, check_names
+from ssgan.training.schedule import check_metrics
 from ssgan.training.start_file import start_network
 from ssgan.utils.environment import keep_freed_memory, pick_device
 from ssgan.utils.errors import run_command
-from ssgan.utils.files import read_json
 
 PHANTOMS = 256
 # Arguments that replace the field of TrainConfig of the same name where they are given.
@@ -168,7 +169,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mbstd-group", type=count, help="largest group of the minibatch standard deviation (default 4)"
     )
-    group.add_argument("--metrics", type=_names, help="measured while training, such as a,b (default distance)")
+    group.add_argument(
+        "--metrics", type=_names, help=f"measured while training, of {','.join(training_names())} (default distance)"
+    )
     group.add_argument("--metrics-every", type=count, help="images between measurements (default: with the snapshots)")
     group.add_argument("--best-metric", help="decides which checkpoint is kept as best (default: the first metric)")
     group.add_argument("--early-stop", type=count, help="end a stage after so many measurements without a better one")
@@ -253,8 +256,8 @@ def open_data(args: argparse.Namespace) -> tuple[VolumeDataset, str]:
     if args.data is not None:
         return VolumeDataset(args.data), str(args.data)
     own = args.out / "data"
-    if (args.out / "config.json").exists():
-        recorded = read_json(args.out / "config.json")["data"]["path"]
+    if is_run(args.out):
+        recorded = load_config(args.out).data_path
         if recorded != "data":
             raise RunError(f"{args.out} was trained on --data {recorded}; give it again to resume, or another --out")
         return VolumeDataset(own), "data"

@@ -249,7 +249,7 @@ class TrainConfig:
     warmup_kimg: float = 0.0  # the 3D learning rates rise from 0 over so many thousand images after inflation
     ema_carries_over: bool = False  # after inflation the weight average goes on; else its ramp-up begins anew
     cooldown_kimg: float = 0.0  # and fall towards 0 over the last so many thousand images of the 3D stage
-    metrics: tuple[str, ...] = ("distance",)  # registered in ssgan.training.schedule
+    metrics: tuple[str, ...] = ("distance",)  # of ssgan.metrics.registry
     metrics_every: int = 0  # images between measurements; 0 measures with the snapshots
     early_stop: int = 0  # a stage ends after so many measurements without a better best_metric; 0 never
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # of what the discriminator sees; off by default

@@ -18,7 +18,7 @@ from ssgan.models.parameters import build, parameter_count
 from ssgan.models.sampling import latents, synthesise
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta
-from ssgan.runs.generator import class_labels, load_generator
+from ssgan.runs.generator import load_generator
 from ssgan.runs.log import JsonLog
 from ssgan.utils.environment import environment
 from ssgan.utils.errors import UserError
@@ -99,16 +99,16 @@ def gather(run: Path, data: Path | None, metrics: Path | None, file: Path | None
         ReportError: --data is not what the run was trained on, or metrics.json is none of ours.
         GenerateError, CheckpointError, DatasetError, RunError: see there.
     """
-    G, meta, info, path = load_generator(run, file)
-    record = read_json(run / "config.json")
-    cfg = TrainConfig.from_json(record["config"])
+    source = load_generator(run, file)
+    G, meta, info, path = source.G, source.meta, source.info, source.path
+    record, cfg = source.config.record, source.config.train
     dataset, no_real = open_data(run, data, record)
     result = read_json(run / "result.json") if (run / "result.json").is_file() else None
     seeds, no_fake, fake, real, neighbours = list(range(count)), "", None, None, None
     if meta.stage == "2d":
         no_fake = "The last checkpoint is of the 2D stage, which makes slices; its snapshots are below."
     else:
-        fake = np.clip(synthesise(G, latents(seeds, G.cfg.z_dim), batch=2, c=class_labels(run, G, count)), -1, 1)
+        fake = np.clip(synthesise(G, latents(seeds, G.cfg.z_dim), batch=2, c=source.class_labels(count)), -1, 1)
     if dataset is not None:
         real = np.array(dataset.volumes[: min(count, len(dataset))])
         if fake is not None:

@@ -12,7 +12,7 @@ from ssgan.data.axes import to_axial
 from ssgan.models.sampling import latents, synthesise
 from ssgan.reporting.collect import Facts, ReportError
 from ssgan.reporting.html import hours
-from ssgan.runs.generator import class_labels, load_generator
+from ssgan.runs.generator import load_generator
 from ssgan.utils.files import atomic_path
 from ssgan.utils.pictures import GAP, three_plane_cell
 
@@ -90,8 +90,8 @@ def closest_pairs(facts: Facts) -> tuple[list[Pair], str]:
     found = [(int(i), int(j), float(d)) for i, j, d in found][:PAIRS]
     about = (facts.metrics or {})["fake"]
     if found and about.get("kind") == "run" and max(j for _, j, _ in found) < len(facts.data):
-        G = load_generator(facts.run, facts.checkpoint)[0]
-        c = class_labels(facts.run, G, int(about["volumes"]))
+        source = load_generator(facts.run, facts.checkpoint)
+        G, c = source.G, source.class_labels(int(about["volumes"]))
         seeds = [i for i, _, _ in found]
         made = synthesise(G, latents(seeds, G.cfg.z_dim), batch=4, c=None if c is None else c[seeds])
         made = np.clip(made, -1, 1)

@@ -36,7 +36,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def G(run):
-    return load_generator(run, None)[0]
+    return load_generator(run).G
 
 
 def go(run, out, command, *arguments):
@@ -127,7 +127,7 @@ def test_interpolation_ends_at_its_seeds(run, G, tmp_path):
     assert go(run, tmp_path, "interpolate", "--seeds", "3,1", "--steps", 2, "--truncation", 0.5) == 0
     made = volumes(tmp_path)
     assert sorted(made) == [f"seed0003-to-0001-{i:03d}" for i in range(3)]
-    info = load_generator(run, None)[2]
+    info = load_generator(run).info
     for name, seed in (("000", 3), ("002", 1)):
         with torch.no_grad():
             expected = G(draw([seed], 6), truncation=0.5, noise="const")[0, 0].numpy()
@@ -232,7 +232,7 @@ def test_the_feature_distance_is_that_of_its_definition(G):
 @pytest.mark.parametrize("space", ["w", "w+"])
 def test_a_generated_volume_is_found_again(run, space):
     """A target of the generator's own has a w; a planted stranger has not, and w+ comes nearer to it than w."""
-    G = load_generator(run, None)[0]
+    G = load_generator(run).G
     with torch.no_grad():
         target = G(draw([5], 6), noise="const")[0, 0]
         mean = G.synthesis(walks.map_latents(G, torch.randn(500, 6)).mean(0).expand(1, G.num_ws, -1), noise="const")[
@@ -249,7 +249,7 @@ def test_a_generated_volume_is_found_again(run, space):
 
 
 def projector_of(run, **changes):
-    G = load_generator(run, None)[0]
+    G = load_generator(run).G
     target = torch.from_numpy(np.array(VolumeDataset(run.parent / "data").volumes[0]))
     return Projector(G, random_features(G), target, ProjectionConfig(**{"space": "w+", "steps": 12, **changes}))
 
@@ -325,7 +325,7 @@ def test_project_and_edit(run, tmp_path, capsys):
     assert go(run, tmp_path / "e", "edit", *files, "--components", "2", "--steps", 3, "--levels", "0") == 0
     made = volumes(tmp_path / "e")
     assert sorted(made) == [f"direction02-projection-{a}" for a in ("+0.00", "+3.00", "-3.00")]
-    G = load_generator(run, None)[0]
+    G = load_generator(run).G
     tensors, _ = load_tensors(tmp_path / "p" / "projection.safetensors", "projection")
     set_noise(G, tensors)
     unmoved = synthesised(G, tensors["ws"][0]).transpose(2, 1, 0)

@@ -15,7 +15,7 @@ from ssgan.models.inflation import inflate_network
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.reporting import collect as facts
 from ssgan.runs import checkpoint
-from ssgan.runs import log as runlog
+from ssgan.runs.config import identity
 from tests.ssgan.models.test_inflation import relative
 from tests.ssgan.models.test_networks import randomised, small
 from tests.support.tiny_runs import CONFIG, SHAPE
@@ -109,11 +109,11 @@ def test_levels_that_cannot_be(levels, message):
 def test_a_run_of_before_goes_on():
     """Its record has no arch_d, dense_levels and cooldown, and its identity is the same as ever."""
     record = json.loads(json.dumps(CONFIG.to_json()))
-    now = runlog.identity(record)
+    now = identity(record)
     del record["network"]["arch_d"], record["network"]["dense_levels"], record["cooldown_kimg"]
-    assert runlog.identity(record) == now and TrainConfig.from_json(record) == CONFIG
+    assert identity(record) == now and TrainConfig.from_json(record) == CONFIG
     for other in (MIXED, CONFIG.network.with_arch("split_depth", dense_levels=(0,))):
-        assert runlog.identity(dataclasses.replace(CONFIG, network=other).to_json()) != now
+        assert identity(dataclasses.replace(CONFIG, network=other).to_json()) != now
 
 
 @pytest.fixture(scope="module")

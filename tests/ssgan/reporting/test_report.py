@@ -114,7 +114,7 @@ def test_pictures_have_alternatives_and_ids_are_unique(made):
 def test_the_embedded_volumes_are_those_of_the_run(run, made):
     greys, about = embedded(made.read_text())
     data = VolumeDataset(run.parent / "data")
-    G = load_generator(run, None)[0]
+    G = load_generator(run).G
     with torch.no_grad():
         fake = G(latents(range(3), 6), noise="const")[:, 0].numpy()
     everything = np.array(data.volumes[:]).reshape(6, -1)
@@ -195,7 +195,7 @@ def evaluated(run, folder, closest, **fake):
 
 def test_the_picture_shows_the_closest_pairs_of_the_evaluation(run, tmp_path):
     """Where its volumes are this checkpoint's own; else those of the page, in order of their distances."""
-    G, data = load_generator(run, None)[0], VolumeDataset(run.parent / "data")
+    G, data = load_generator(run).G, VolumeDataset(run.parent / "data")
     with torch.no_grad():
         fake = np.clip(G(latents([4], 6), noise="const")[0, 0].numpy(), -1, 1)
     distance = float(np.linalg.norm(fake - data.volumes[3]))
