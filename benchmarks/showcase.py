@@ -23,8 +23,8 @@ from PIL import Image
 
 from ssgan.data.dataset import VolumeDataset, to_axial
 from ssgan.models.sampling import latents, synthesise
-from ssgan.reporting.collect import gather
-from ssgan.reporting.picture import draw
+from ssgan.reporting.content import collect
+from ssgan.reporting.picture import draw_picture
 from ssgan.runs.generator import load_generator
 from ssgan.utils.files import read_json, write_json_atomic
 from ssgan.utils.pictures import plot_curves, three_plane_grid
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{args.out / 'real-and-generated.png'}, curves.png, summary.json")
     metrics = args.run / "metrics.json"
     if metrics.is_file():
-        print(draw(gather(args.run, args.data, metrics, None, args.count), args.out / "report.png"))
+        print(draw_picture(collect(args.run, args.data, metrics, None, args.count), args.out / "report.png"))
     return 0
 
 

@@ -29,8 +29,8 @@ def pairwise_distances(a: np.ndarray, b: np.ndarray, block: int = 64) -> np.ndar
 def memorisation(fake: np.ndarray, train: np.ndarray, held: np.ndarray | None) -> dict[str, Any]:
     """Compares the distances of generated rows to their nearest training row with those of held-out rows.
 
-    All training rows serve for both, so the counts need not agree. Without held-out rows, the reference is the distance
-    of training rows (500 of them, evenly spaced, where there are more) to the nearest other one.
+    Both are compared with all training rows, so the counts need not agree. Without held-out rows, the reference is the
+    distance of training rows (500 of them, evenly spaced, where there are more) to the nearest other one.
 
     Returns:
         median_to_training, median_reference, their ratio (about 1 without copies); below_5_percent, the fraction of

@@ -151,17 +151,17 @@ def _neighbour_metric(name: str, bounds: tuple[float, float]) -> Metric:
     return Metric(name, "higher", bounds, _prdc, interval="half", in_training=_on_subset(name, least))
 
 
-SHARE, REAL = (0.0, 1.0), (float("-inf"), float("inf"))
+FRACTION, REAL = (0.0, 1.0), (float("-inf"), float("inf"))
 for _metric in (
     Metric("distance", in_training=_sliced_wasserstein),
     Metric("frechet", compare=_frechet, in_training=_on_subset("frechet")),
     Metric("kid", bounds=REAL, compare=_kid, in_training=_on_subset("kid")),  # unbiased, so below 0 at times
-    _neighbour_metric("precision", SHARE),
-    _neighbour_metric("recall", SHARE),
+    _neighbour_metric("precision", FRACTION),
+    _neighbour_metric("recall", FRACTION),
     _neighbour_metric("density", (0.0, float("inf"))),
-    _neighbour_metric("coverage", SHARE),
+    _neighbour_metric("coverage", FRACTION),
     Metric("mmd", compare=_mmd, on_features=False),
-    Metric("msssim", "as floor", SHARE, _msssim, on_features=False, interval="pairs", in_training=_training_msssim),
+    Metric("msssim", "as floor", FRACTION, _msssim, on_features=False, interval="pairs", in_training=_training_msssim),
     Metric("histogram", compare=_histogram, on_features=False),
     Metric("spectrum", compare=_spectrum, on_features=False),
     Metric("profile_D", compare=_profiles, on_features=False),

@@ -167,8 +167,8 @@ def load_newest(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Lists the checkpoints of a folder, early to late. A final one has its place by its header, since a run that was
-    made longer goes on after it."""
+    """Lists the checkpoints of a folder, early to late. A final one is sorted by its header, since a run that was made
+    longer goes on after it."""
 
     def order(path: Path) -> tuple[int, float, bool]:
         match, stage = _NUMBERED.match(path.name), STAGES.index(path.name[:2])

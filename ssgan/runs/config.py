@@ -79,6 +79,17 @@ class RunConfig:
         return self.path.parent / "data" if self.data_path == "data" else Path(self.data_path)
 
     @property
+    def init_path(self) -> str | None:
+        """The checkpoint of --init; None where there was none."""
+        init = self.record.get("init")
+        return init["path"] if init else None
+
+    @property
+    def trained_on(self) -> dict[str, str] | None:
+        """Versions and machine of the run's first call; None for runs of older versions."""
+        return self.record.get("environment")
+
+    @property
     def class_names(self) -> list[str]:
         """Names of the classes in the order of their numbers ([] without classes); the numbers where none were given.
 

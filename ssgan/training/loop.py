@@ -368,7 +368,7 @@ def train(
     else:
         tensors, meta, path = newest
         if meta.config_hash != run.identity:
-            raise RunError(f"{path} belongs to a run of another configuration than {folder}/config.json")
+            raise RunError(f"{path} belongs to a run of another configuration than the config.json of {folder}")
         gan = run.gan(meta.stage)
         gan.load(tensors, meta, str(path))
         ended = group.any(group.main and exhausted(run.log.rows, meta.stage, cfg), device)

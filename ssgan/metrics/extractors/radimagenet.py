@@ -1,7 +1,7 @@
 """Features of RadImageNet: a 2D ResNet-50 trained on 1.35 million radiological images (Mei et al. 2022), on slices.
 
 The published file is RadImageNet-ResNet50_notop.pth of Warvito/radimagenet-models, converted from Keras: convolutions
-have biases, batch norm has eps 1.001e-5, and a bottleneck's stride stands in its first convolution.
+have biases, batch norm has eps 1.001e-5, and a bottleneck's stride is that of its first convolution.
 """
 
 from __future__ import annotations

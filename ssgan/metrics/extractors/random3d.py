@@ -13,7 +13,7 @@ from tqdm import tqdm
 class Random3d:
     """Features (N, 304) of a 3D convolutional network with fixed random weights.
 
-    They serve to compare sets of volumes of one shape within this project: the network has learnt no anatomy, and its
+    They are for comparing sets of volumes of one shape within this project: the network has learnt no anatomy, and its
     distances mean nothing elsewhere. Three convolutions 3x3x3 of stride 2 (1-16-32-32, leaky ReLU 0.2, He scale, no
     bias); features: channel means of the first two, and the third averaged to 2x2x2, which keeps some position.
     16 + 32 + 256 = 304 numbers.

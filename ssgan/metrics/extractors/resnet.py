@@ -18,7 +18,7 @@ WIDTHS = (64, 128, 256, 512)
 class ResNetSpec:
     """blocks: per stage. dims: 2 or 3. channels: of the image. strides, dilations: per stage. bias: of convolutions.
 
-    first: the stride stands in a bottleneck's first convolution (He et al. 2016, Keras) and not in its 3x3 one.
+    first: a bottleneck's stride is that of its first convolution (He et al. 2016, Keras), not of its 3x3 one.
     pad: a shortcut that changes shape takes every stride-th voxel and appends zero channels ("A"), instead of a
     1x1 convolution ("B").
     """

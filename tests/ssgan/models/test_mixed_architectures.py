@@ -13,7 +13,7 @@ from ssgan.latent_space.projection import random_features
 from ssgan.models import parameters
 from ssgan.models.inflation import inflate_network
 from ssgan.models.networks import Discriminator, Generator
-from ssgan.reporting import collect as facts
+from ssgan.reporting.content import collect, count_parameters
 from ssgan.runs import checkpoint
 from ssgan.runs.config import identity
 from tests.ssgan.models.test_inflation import relative
@@ -142,8 +142,8 @@ def test_from_the_command_to_the_report(data, tmp_path, capsys):
     assert generate.main(["--run", str(folder), *out]) == 0
     assert report.main(["--run", str(folder), "--count", "2"]) == 0
     page = (folder / "report.html").read_text()
-    known = facts.gather(folder, None, None, None, 2)
-    rows = {row[0]: row[1:] for row in facts.parameters(known.cfg)}
+    known = collect(folder, None, None, None, 2)
+    rows = {row[0]: row[1:] for row in count_parameters(known.cfg)}
     assert rows["split_depth G, dense D"] == (rows["split_depth"][0], rows["dense"][1])
     own = [line for line in page.split("<tr") if 'class="own"' in line]
     assert len(own) == 1 and "split_depth G, dense D" in own[0]
@@ -196,8 +196,8 @@ def test_dense_levels_from_the_command_to_the_report(data, tmp_path, capsys):
         "dense_levels: expected different levels in rising order, of 0 (the coarsest) .. 1" in capsys.readouterr().err
     )
     assert report.main(["--run", str(folder), "--count", "2"]) == 0
-    known = facts.gather(folder, None, None, None, 2)
-    rows = {row[0]: row[1:] for row in facts.parameters(known.cfg)}
+    known = collect(folder, None, None, None, 2)
+    rows = {row[0]: row[1:] for row in count_parameters(known.cfg)}
     assert rows["split_depth"] < rows["split_depth, dense at level 1"] < rows["dense"]
     assert "--dense-levels 1" in known.command
     assert "architecture `split_depth, dense at level 1`" in (folder / "MODEL_CARD.md").read_text()
