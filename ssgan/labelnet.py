@@ -1,4 +1,4 @@
-"""`ssgan labelnet`: a small 3D classifier of a data set's classes, whose features `ssgan evaluate` can use.
+"""`ssgan labelnet`: trains a small 3D classifier of a data set's classes, for the features of `ssgan evaluate`.
 
 python -m ssgan.labelnet --data DATASET --out FILE.safetensors [--steps 300] [--seed 0]
 python -m ssgan.evaluate ... --extractor FILE.safetensors
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="a data set with classes (`ssgan prepare --labels`)")
     parser.add_argument("--out", type=Path, required=True, help="the file to write, .safetensors")
     parser.add_argument("--steps", type=int, default=300, help="batches of about 16 volumes (default 300)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and what is held back (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and held-out volumes (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,14 +35,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--data {args.data} has no classes; prepare it with --labels CSV")
     network, record = train_label_network(data.volumes, data.labels, data.info.classes, args.steps, args.seed)
     if record.accuracy <= record.chance:
-        print("warning: no better than chance; features of this network say nothing about the classes", file=sys.stderr)
+        print("warning: no better than chance; this network's features do not tell the classes apart", file=sys.stderr)
     save_label_network(args.out, network, record)
     print(f"{args.out}: ssgan evaluate --extractor {args.out} ...")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan labelnet", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="ssgan labelnet", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

@@ -1,4 +1,4 @@
-"""`ssgan summary`: the parameters of generator and discriminator, per architecture and layer by layer."""
+"""`ssgan summary`: counts the parameters of generator and discriminator, per architecture or layer by layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="hippocampus", help=f"one of {', '.join(PRESETS)} (default hippocampus)")
     choices = ("all", *ARCHITECTURES)
     parser.add_argument("--arch", choices=choices, default="all", help="layers of one architecture; default: a table")
-    parser.add_argument("--arch-d", choices=tuple(ARCHITECTURES), help="with --arch NAME: another one for D")
+    parser.add_argument(
+        "--arch-d", choices=tuple(ARCHITECTURES), help="with --arch NAME: another one for the discriminator"
+    )
     parser.add_argument(
         "--dense-levels", type=int, nargs="+", default=(), metavar="LEVEL", help="with --arch NAME: as of `ssgan train`"
     )

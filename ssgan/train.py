@@ -19,7 +19,8 @@ import torch
 from ssgan.config.presets import preset
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.runs.log import RunError, RunLock, check_folder
+from ssgan.runs.config import RunError, is_run, load_config
+from ssgan.runs.folder import RunLock, check_folder
 from ssgan.training.cuda_graphs import check as check_graphs
 from ssgan.training.distributed import Group, join, leave
 from ssgan.training.dry_run import dry_run
@@ -29,7 +30,6 @@ from ssgan.training.precision import Execution
 from ssgan.training.schedule import check_metrics
 from ssgan.utils.environment import keep_freed_memory, pick_device
 from ssgan.utils.errors import run_command
-from ssgan.utils.files import read_json
 
 PHANTOMS = 256  # in the data set that a run without --data makes
 
@@ -83,8 +83,8 @@ def _open_data(args: argparse.Namespace) -> tuple[VolumeDataset, str]:
     if args.data is not None:
         return VolumeDataset(args.data), str(args.data)
     phantoms = args.out / "data"
-    if (args.out / "config.json").exists():
-        recorded = read_json(args.out / "config.json")["data"]["path"]
+    if is_run(args.out):
+        recorded = load_config(args.out).data_path
         if recorded != "data":
             raise RunError(f"{args.out} was trained on --data {recorded}; give it again to resume, or another --out")
         return VolumeDataset(phantoms), "data"

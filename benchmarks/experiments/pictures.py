@@ -12,7 +12,7 @@ from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job
 from ssgan.data.axes import to_axial
 from ssgan.runs import checkpoint
-from ssgan.runs.log import identity
+from ssgan.runs.config import identity
 from ssgan.utils.pictures import contact_sheet
 
 COLUMNS = 4  # volumes of each cell

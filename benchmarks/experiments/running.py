@@ -26,7 +26,7 @@ from benchmarks.experiments.data import Split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
 from ssgan.data.dataset import VolumeDataset
-from ssgan.reporting.html import hours
+from ssgan.reporting.formatting import format_duration
 from ssgan.utils.environment import keep_freed_memory
 from ssgan.utils.errors import UserError
 from ssgan.utils.signals import StopSignals
@@ -78,7 +78,7 @@ def run_grid(
             job.say(f"{cell.folder}: " + ", ".join(f"{name} {value:.4g}" for name, value in record["final"].items()))
         if done < len(missing):
             left = (time.monotonic() - began) / done * (len(missing) - done)
-            job.say(f"{done} of {len(missing)} cells done, about {hours(left)} left")
+            job.say(f"{done} of {len(missing)} cells done, about {format_duration(left)} left")
     return failed
 
 

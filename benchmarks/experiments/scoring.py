@@ -18,10 +18,11 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ssgan.evaluate import memorisation
-from ssgan.metrics import distances as sets
-from ssgan.metrics import voxels
-from ssgan.metrics.features import Extractor, Random3d
+from ssgan.metrics import distances, voxels
+from ssgan.metrics.extractors.random3d import Random3d
+from ssgan.metrics.features import Extractor
+from ssgan.metrics.memorisation import memorisation
+from ssgan.metrics.prdc import compute_prdc
 from ssgan.models.networks import Generator
 from ssgan.models.sampling import latents, synthesise
 from ssgan.utils.errors import UserError
@@ -76,9 +77,9 @@ class Reference:
         train, held = self.features
         half = len(train) // 2
         n = min(len(train), self.groups * len(held))
-        result = {"frechet_held": self._grouped(sets.frechet, train[:n])}
-        result["frechet_train"] = sets.frechet(train[:half], train[half : 2 * half])
-        result["kid"] = sets.kid(held, train)
+        result = {"frechet_held": self._grouped(distances.frechet, train[:n])}
+        result["frechet_train"] = distances.frechet(train[:half], train[half : 2 * half])
+        result["kid"] = distances.kid(held, train)
         result |= {name: self._grouped(_prdc(name), train[:n]) for name in ("precision", "recall")}
         return result | {"msssim": float(voxels.pairwise_msssim(self.train).mean()), "copies": 1.0}
 
@@ -98,10 +99,13 @@ class Reference:
     def _distances(self, features: np.ndarray) -> dict[str, float]:
         train, held = self.features
         half = len(train) // 2
-        halves = [sets.frechet(part, features[:half]) for part in (train[:half], train[half : 2 * half])]
+        halves = [distances.frechet(part, features[:half]) for part in (train[:half], train[half : 2 * half])]
         n = self.groups * len(held)
-        result = {"frechet_held": self._grouped(sets.frechet, features[:n]), "frechet_train": float(np.mean(halves))}
-        return result | {"kid": sets.kid(held, features)}
+        result = {
+            "frechet_held": self._grouped(distances.frechet, features[:n]),
+            "frechet_train": float(np.mean(halves)),
+        }
+        return result | {"kid": distances.kid(held, features)}
 
     def _grouped(self, measure, features: np.ndarray) -> float:
         held = self.features[1]
@@ -111,7 +115,7 @@ class Reference:
 
 
 def _prdc(name: str):
-    return lambda real, fake: sets.prdc(real, fake, NEIGHBOURS)[name]
+    return lambda real, fake: compute_prdc(real, fake, NEIGHBOURS)[name]
 
 
 def reference(train: np.ndarray, held: np.ndarray) -> Reference:

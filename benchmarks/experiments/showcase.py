@@ -24,9 +24,9 @@ from PIL import Image
 from ssgan.data.axes import to_axial
 from ssgan.data.dataset import VolumeDataset
 from ssgan.models.sampling import latents, synthesise
-from ssgan.reporting.collect import gather
-from ssgan.reporting.picture import draw
-from ssgan.runs.generator import class_labels, load_generator
+from ssgan.reporting.content import collect
+from ssgan.reporting.picture import draw_picture
+from ssgan.runs.generator import load_generator
 from ssgan.utils.files import read_json, write_json_atomic
 from ssgan.utils.pictures import plot_curves, three_plane_grid
 
@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     data = VolumeDataset(args.data)
-    generator, meta, info, path = load_generator(args.run, None)
-    z = latents(range(args.count), generator.cfg.z_dim)
-    c = class_labels(args.run, generator, args.count)
-    fakes = synthesise(generator, z, batch=4, truncation=args.truncation, c=c)
+    source = load_generator(args.run)
+    meta, info = source.meta, source.info
+    z, c = latents(range(args.count), source.G.cfg.z_dim), source.class_labels(args.count)
+    fakes = synthesise(source.G, z, batch=4, truncation=args.truncation, c=c)
     parts = []
     for name, volumes in (("real", np.array(data.volumes[: args.count])), ("generated", fakes)):
         part = args.out / f".{name}.png"
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [json.loads(line) for line in (args.run / "log.jsonl").read_text().splitlines()]
     plot_curves(rows, args.out / "curves.png")
     summary = {
-        "checkpoint": path.name,
+        "checkpoint": source.path.name,
         "stage": meta.stage,
         "images_shown": meta.images,
         "images_shown_before": meta.images_before,
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{args.out / 'real-and-generated.png'}, curves.png, summary.json")
     metrics = args.run / "metrics.json"
     if metrics.is_file():
-        print(draw(gather(args.run, args.data, metrics, None, args.count), args.out / "report.png"))
+        print(draw_picture(collect(args.run, args.data, metrics, None, args.count), args.out / "report.png"))
     return 0
 
 

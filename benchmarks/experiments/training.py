@@ -17,7 +17,8 @@ from benchmarks.experiments.grids import Cell, Scale
 from ssgan.config.training import TrainConfig
 from ssgan.models.networks import Generator
 from ssgan.runs import checkpoint
-from ssgan.runs.log import JsonLog, RunLock
+from ssgan.runs.folder import RunLock
+from ssgan.runs.log import JsonLog
 from ssgan.training import loop as trainer
 from ssgan.training.precision import Execution
 from ssgan.training.step import Gan

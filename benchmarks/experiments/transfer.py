@@ -39,15 +39,14 @@ from benchmarks.experiments import results, scoring, segmentation
 from benchmarks.experiments.data import TRAIN, split_indices
 from benchmarks.operator.run import environment
 from ssgan.config.network import NetworkConfig
-from ssgan.config.training import TrainConfig
 from ssgan.data.axes import to_array_axes
 from ssgan.data.dataset import VolumeDataset
 from ssgan.models.networks import Discriminator
 from ssgan.runs import checkpoint
+from ssgan.runs.config import load_config
 from ssgan.runs.generator import load_generator, parse_seeds
 from ssgan.utils.environment import keep_freed_memory
 from ssgan.utils.errors import UserError, run_command
-from ssgan.utils.files import read_json
 
 ARMS = ("fresh", "gan", "generated", "unlabelled")
 NOISE, BLOCK, HIDDEN = 0.3, 4, 0.5  # what damages a volume: noise, and hidden blocks of so many voxels a side
@@ -205,9 +204,9 @@ class Starts:
 
     def __init__(self, run: Path, args: argparse.Namespace) -> None:
         self.run, self.args = run, args
-        record = read_json(run / "config.json")
-        self.cfg = TrainConfig.from_json(record["config"]).network
-        self.data = VolumeDataset(record["data"]["path"])
+        config = load_config(run)
+        self.cfg = config.train.network
+        self.data = VolumeDataset(config.data_path)
         self.path = checkpoint.final_path(run / "checkpoints", "3d")
         self.tensors, self.meta = checkpoint.load(self.path)
         self._kept: dict[tuple[str, int], TrunkUNet] = {}
@@ -217,7 +216,7 @@ class Starts:
         if arm == "unlabelled":
             return self.data.volumes
         if self._volumes is None:
-            self._volumes = scoring.generated(load_generator(self.run, self.path)[0], self.args.generated)
+            self._volumes = scoring.generated(load_generator(self.run, self.path).G, self.args.generated)
         return self._volumes
 
     def model(self, arm: str, seed: int) -> TrunkUNet:

@@ -30,24 +30,24 @@ import torch
 from benchmarks.operator.run import environment, file_name
 from ssgan import evaluate
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.metrics import distances as sets
-from ssgan.metrics import voxels
+from ssgan.metrics import distances, prdc, volume_sets, voxels
+from ssgan.metrics import evaluation as library
 
 KIND, LIMIT = "evaluation", 180.0  # seconds allowed
 OWN = "start, imports, resampling, files"  # what no stopwatch is around
 PARTS: dict[tuple[ModuleType, str], str] = {
-    (evaluate, "load_source"): "reading and checking both sets",
-    (evaluate, "cached_features"): "features (random3d)",
-    (sets, "frechet"): "Frechet distance",
-    (sets, "kid"): "KID",
-    (sets, "prdc"): "precision, recall, density, coverage",
-    (sets, "mmd_linear"): "MMD",
+    (volume_sets, "load_volume_set"): "reading and checking both sets",
+    (library, "cached_features"): "features (random3d)",
+    (distances, "frechet"): "Frechet distance",
+    (distances, "kid"): "KID",
+    (prdc, "compute_prdc"): "precision, recall, density, coverage",
+    (distances, "mmd_linear"): "MMD",
     (voxels, "pairwise_msssim"): "MS-SSIM",
     (voxels, "histogram_distance"): "histogram",
     (voxels, "spectrum_distance"): "spectrum",
     (voxels, "profile_distances"): "profiles",
-    (evaluate, "memorisation"): "memorisation",
-    (evaluate, "contact_sheet"): "picture of the closest pairs",
+    (library, "memorisation"): "memorisation",
+    (library, "contact_sheet"): "picture of the closest pairs",
 }
 
 
@@ -148,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/evaluation"), help="folder of the results")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.count < evaluate.LEAST or args.threads < 1 or args.repeats < 1:
-        parser.error(f"--count, --threads, --repeats: expected at least {evaluate.LEAST}, 1 and 1")
+    if args.count < volume_sets.MIN_VOLUMES or args.threads < 1 or args.repeats < 1:
+        parser.error(f"--count, --threads, --repeats: expected at least {volume_sets.MIN_VOLUMES}, 1 and 1")
     torch.set_num_threads(args.threads)
     if args.measure:
         real, fake, out = (str(args.measure / name) for name in ("real", "fake", "metrics.json"))

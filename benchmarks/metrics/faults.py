@@ -18,8 +18,9 @@ from scipy.ndimage import gaussian_filter
 
 from ssgan.data.axes import ARRAY_AXES
 from ssgan.data.dataset import VolumeDataset
-from ssgan.evaluate import BETTER, FEATURE_METRICS, VOXEL_METRICS, memorisation, significant
-from ssgan.metrics.features import Random3d
+from ssgan.metrics.extractors.random3d import Random3d
+from ssgan.metrics.memorisation import memorisation, significant
+from ssgan.metrics.registry import METRICS, comparisons
 from ssgan.utils.files import atomic_write_bytes
 
 COLLAPSED = 4
@@ -51,10 +52,8 @@ def measure(volumes: np.ndarray, axis: int, seed: int = 0) -> dict[str, dict[str
         fake = np.ascontiguousarray(fault(other, real, rng, axis), np.float32)
         features = extract(fake)
         row: dict[str, float] = {}
-        for group in FEATURE_METRICS.values():
-            row |= group(features_real, features)
-        for group in VOXEL_METRICS.values():
-            row |= group(real, fake)
+        for compare, metrics in comparisons():
+            row |= compare(features_real, features) if metrics[0].on_features else compare(real, fake)
         copies = memorisation(features, features_real, features_held)
         result[name] = row | {"nearest / held out": copies["ratio"], "below 5 %": copies["below_5_percent"]}
     return result
@@ -63,7 +62,10 @@ def measure(volumes: np.ndarray, axis: int, seed: int = 0) -> dict[str, dict[str
 def table(result: dict[str, dict[str, float]]) -> str:
     """Markdown: a row per fault, a column per metric."""
     names = list(next(iter(result.values())))
-    better = BETTER | {"nearest / held out": "about 1", "below 5 %": "about 0.05"}
+    better = {name: metric.better for name, metric in METRICS.items()} | {
+        "nearest / held out": "about 1",
+        "below 5 %": "about 0.05",
+    }
     lines = ["| | " + " | ".join(f"{n} ({better[n]})" for n in names) + " |", "|" + "---|" * (len(names) + 1)]
     for fault, row in result.items():
         lines.append(f"| {fault} | " + " | ".join(f"{significant(row[n]):.3g}" for n in names) + " |")

@@ -59,7 +59,7 @@ class TrainConfig:
     warmup_kimg: float = 0.0  # thousands of images over which the 3D learning rates rise from 0 after inflation
     ema_carries_over: bool = False  # the 2D stage's weight average continues after inflation instead of restarting
     cooldown_kimg: float = 0.0  # thousands of images over which the 3D learning rates fall towards 0 at the end
-    metrics: tuple[str, ...] = ("distance",)  # registered in ssgan.training.schedule
+    metrics: tuple[str, ...] = ("distance",)  # of ssgan.metrics.registry
     metrics_every: int = 0  # images between measurements; 0 measures at every snapshot
     early_stop: int = 0  # measurements without a better best_metric after which a stage ends; 0 never ends it early
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # of the discriminator's images; off by default

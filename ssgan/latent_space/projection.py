@@ -1,9 +1,9 @@
-"""Projection: the w of a generator whose volume comes nearest to a given one, as StyleGAN2's projector finds it.
+"""Projection: finds the w of a generator whose volume is nearest to a given one, as StyleGAN2's projector does.
 
 Source: Karras et al. 2020, appendix D, with the constants of StyleGAN2-ADA's projector (warm-up and decay of the
-learning rate, noise on w that fades, noise maps kept free of structure at every scale). The perceptual distance there
-is of VGG; no such network is at hand for volumes, so here it is one of the features of the run's own discriminator,
-or of an untrained one of a fixed seed, and the voxels count too.
+learning rate, noise on w that fades, noise maps kept free of structure at every scale). Their perceptual distance is
+VGG's. There is no such network for volumes, so the distance here is of features of the run's own discriminator, or of
+an untrained one of a fixed seed, and of voxels.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssgan.latent_space.files import LatentError
-from ssgan.latent_space.walks import map_latents
+from ssgan.latent_space.styles import map_latents
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.utils.seeding import splitmix64
 
 W_SAMPLES = 10_000
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # of the steps: warm-up and decay of the learning rate
-NOISE_SHARE, NOISE_UNTIL = 0.05, 0.75  # noise on w, of the size of w's spread, gone after this share of the steps
+NOISE_SIZE, NOISE_UNTIL = 0.05, 0.75  # noise on w: as a fraction of w's spread, until this fraction of the steps
 NOISE_WEIGHT = 1e5
 SMALLEST = 8  # the noise maps' pyramid ends here
 SPACES, FEATURES = ("w", "w+"), ("discriminator", "random")
@@ -32,9 +32,9 @@ SPACES, FEATURES = ("w", "w+"), ("discriminator", "random")
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """space: "w" (one style for all layers; stays on what the generator knows) or "w+" (one per layer; nearer to the
-    volume, less editable). voxel_weight: of the mean squared voxel difference beside the feature distance.
-    fit_noise: also optimises the noise maps."""
+    """space: "w" (one style for all layers, easier to edit) or "w+" (one per layer, nearer to the volume).
+    voxel_weight: of the mean squared voxel difference beside the feature distance. fit_noise: optimises the noise maps
+    too."""
 
     space: str = "w"
     steps: int = 500
@@ -56,7 +56,7 @@ class ProjectionConfig:
                 raise LatentError(f"{name}: expected a number {low} 0; got {value:g}")
 
     def protocol(self) -> str:
-        """What is minimised, in one line, to be kept beside the numbers."""
+        """Describes in one line what is minimised, to be kept with the numbers."""
         noise = f", plus {NOISE_WEIGHT:g} x noise autocorrelation" if self.fit_noise else ""
         net = {"discriminator": "the run's discriminator", "random": "an untrained dense discriminator of seed 0"}
         return (
@@ -68,7 +68,7 @@ class ProjectionConfig:
 
 
 def random_features(G: Generator) -> Discriminator:
-    """An untrained dense discriminator of a fixed seed: a feature network that knows nothing of the run."""
+    """Makes an untrained dense discriminator of a fixed seed, as a feature network independent of the run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Discriminator(G.cfg.with_arch("dense")).requires_grad_(False)
@@ -96,10 +96,10 @@ class FeatureDistance:
 
 
 def noise_penalty(noise: Tensor) -> Tensor:
-    """How much structure a noise map (D, H, W) has: squared autocorrelations of lag one, summed over axes and scales.
+    """Sums the squared autocorrelations of lag one of a noise map (D, H, W) over axes and scales (appendix D).
 
-    The pyramid halves every axis above 8 voxels by block means, rescaled to keep white noise at variance 1 (appendix
-    D). Zero in expectation for white noise, so the maps cannot come to hold the volume.
+    The pyramid halves every axis above 8 voxels by block means, rescaled to keep white noise at variance 1. The penalty
+    is about zero for white noise and keeps the image out of the noise maps.
     """
     x, total = noise[None, None], noise.new_zeros(())
     while True:
@@ -112,16 +112,16 @@ def noise_penalty(noise: Tensor) -> Tensor:
         x = F.avg_pool3d(x, factors) * math.sqrt(math.prod(factors))
 
 
-def rate_factor(share: float) -> float:
-    """The learning rate's factor after `share` of the steps: linear warm-up, cosine decay at the end."""
-    decay = min(1.0, (1.0 - share) / RAMP_DOWN)
-    return (0.5 - 0.5 * math.cos(decay * math.pi)) * min(1.0, share / RAMP_UP)
+def rate_factor(progress: float) -> float:
+    """Gives the factor of the learning rate at `progress`, 0 to 1: linear warm-up, cosine decay at the end."""
+    decay = min(1.0, (1.0 - progress) / RAMP_DOWN)
+    return (0.5 - 0.5 * math.cos(decay * math.pi)) * min(1.0, progress / RAMP_UP)
 
 
 class Projector:
-    """One projection, step by step; `state` and `load` take it up again exactly.
+    """Projects one volume, step by step; `state` and `load` resume it exactly.
 
-    G: its noise maps are replaced where they are fitted, so it belongs to the projector. target (D, H, W) in [-1, 1].
+    G: its noise maps are replaced where they are fitted, so it must not be shared. target (D, H, W) in [-1, 1].
     label: the class whose mean w the search begins from, for a network with classes.
     """
 
@@ -150,7 +150,7 @@ class Projector:
         self.adam = torch.optim.Adam([self.w, *self.noise.values()], lr=cfg.learning_rate, betas=(0.9, 0.999))
 
     def _random(self, stream: int) -> torch.Generator:
-        """Streams 0 and 1 begin, stream s + 2 is that of step s."""
+        """Streams 0 and 1 are for the start, stream s + 2 for step s."""
         return torch.Generator().manual_seed(splitmix64(splitmix64(self.cfg.seed) ^ stream))
 
     @property
@@ -159,11 +159,11 @@ class Projector:
         return self.w.detach().expand(1, self.G.num_ws, -1)
 
     def advance(self) -> dict[str, float]:
-        """One step; gives its losses, measured on the w with noise added."""
-        cfg, share = self.cfg, self.step / self.cfg.steps
-        size = self.spread * NOISE_SHARE * max(0.0, 1 - share / NOISE_UNTIL) ** 2
+        """Takes a step; gives its losses, which are of the w with noise added."""
+        cfg, progress = self.cfg, self.step / self.cfg.steps
+        size = self.spread * NOISE_SIZE * max(0.0, 1 - progress / NOISE_UNTIL) ** 2
         drawn = torch.randn(self.w.shape, generator=self._random(self.step + 2)).to(self.w.device)
-        self.adam.param_groups[0]["lr"] = cfg.learning_rate * rate_factor(share)
+        self.adam.param_groups[0]["lr"] = cfg.learning_rate * rate_factor(progress)
         x = self.G.synthesis((self.w + size * drawn).expand(1, self.G.num_ws, -1), noise="const")
         features, voxels = self.distance(x), (x - self.target).square().mean()
         loss = features + cfg.voxel_weight * voxels
@@ -183,21 +183,26 @@ class Projector:
 
     @torch.no_grad()
     def volume(self) -> Tensor:
-        """The generator's volume of the present w and noise maps, (D, H, W) on the CPU."""
+        """Generates the volume of the current w and noise maps, (D, H, W) on the CPU."""
         return self.G.synthesis(self.ws, noise="const")[0, 0].cpu()
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
-        """How near it is: feature distance, root mean squared voxel difference ([-1, 1] scale), PSNR in dB (peak 2);
-        and w's distance from its mean in units of the spread of w (1 is usual; far above, no z maps there)."""
+        """Measures the result: feature distance, root mean squared voxel difference ([-1, 1] scale), PSNR in dB (peak
+        2), and w's distance from its mean in units of the spread of w (about 1 for a w that some z maps to)."""
         x = self.G.synthesis(self.ws, noise="const")
         rms = float((x - self.target).square().mean().sqrt())
-        away = (self.ws[0] - self.mean).square().sum(1).mean().sqrt()
+        distance = (self.ws[0] - self.mean).square().sum(1).mean().sqrt()
         psnr = 20 * math.log10(2 / max(rms, 1e-12))
-        return {"features": float(self.distance(x)), "rms": rms, "psnr": psnr, "w_distance": float(away) / self.spread}
+        return {
+            "features": float(self.distance(x)),
+            "rms": rms,
+            "psnr": psnr,
+            "w_distance": float(distance) / self.spread,
+        }
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the steps change: w, noise maps, Adam's moments."""
+        """Gives everything that the steps change: w, noise maps, Adam's moments."""
         tensors = {"w": self.w, **{f"noise.{name}": n for name, n in self.noise.items()}}
         moments = {}
         for name, tensor in tensors.items():
@@ -206,7 +211,7 @@ class Projector:
         return {**tensors, "ws": self.ws, **moments}
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Inverse of `state`."""
+        """Loads what `state` gave. Raises LatentError where a tensor is missing or of another shape."""
         own = {"w": self.w, **{f"noise.{name}": n for name, n in self.noise.items()}}
         for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
@@ -222,7 +227,7 @@ class Projector:
 
 
 def set_noise(G: Generator, tensors: dict[str, Tensor]) -> None:
-    """Gives G the noise maps of a projection (`Projector.state`), where it has any."""
+    """Puts the noise maps of a projection (`Projector.state`) into G, where it has any."""
     modules: dict[str, Any] = dict(G.synthesis.named_modules())
     for name, value in tensors.items():
         if name.startswith("noise."):

@@ -1,20 +1,23 @@
-"""Feature extractors: a name, a protocol, a checksum of the weights, and volumes (N, D, H, W) -> features, float64.
+"""Features of volumes: what an extractor is, and how its output is arranged for the metrics.
 
 Features are (N, F), or (N, views, slices, F) of a network that looks at slices in several planes (views).
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from tqdm import tqdm
+
+from ssgan.utils.errors import UserError
 
 
 class Extractor(Protocol):
+    """Turns volumes (N, D, H, W) in [-1, 1] into float64 features.
+
+    protocol: how, in one line. checksum: SHA-256 of the weights.
+    """
+
     name: str
     protocol: str
     checksum: str
@@ -23,49 +26,32 @@ class Extractor(Protocol):
 
 
 def views(features: np.ndarray) -> list[np.ndarray]:
-    """Samples (rows, F) for each view; the slices of a volume are rows of their own."""
+    """Splits features into samples (rows, F) for each view; every slice of a volume is a row."""
     if features.ndim == 2:
         return [features]
     return [features[:, view].reshape(-1, features.shape[3]) for view in range(features.shape[1])]
 
 
 def per_volume(features: np.ndarray) -> np.ndarray:
-    """(N, F'), one row a volume: the mean over its slices, the views side by side.
+    """Gives one row per volume, (N, F'): the mean over its slices, the views side by side.
 
-    For distances to nearest neighbours, which another slice of the same volume would be.
+    For metrics by nearest neighbours: with a row per slice, another slice of the same volume would be the nearest.
     """
     return features if features.ndim == 2 else features.mean(2).reshape(len(features), -1)
 
 
-class Random3d:
-    """A 3D convolutional network with fixed random weights: compares sets with each other, and no more than that.
+def check_features(real: np.ndarray, fake: np.ndarray, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Gives both sets (N, F) and (M, F) as float64.
 
-    It needs no file and knows no anatomy. Its distances have no meaning beyond this project and volumes of one shape.
-    Three convolutions 3x3x3 of stride 2 (1-16-32-32, leaky ReLU 0.2, He scale, no bias); features: channel means of
-    the first two, and the third averaged to 2x2x2, which keeps where things are. 16 + 32 + 256 = 304 numbers.
+    Raises:
+        UserError: other shapes, fewer than `least` rows, or values that are not finite.
     """
-
-    name = "random3d"
-    protocol = "random3d v1: conv 3x3x3 stride 2, 1-16-32-32, lrelu 0.2, He normal from RandomState(7), 304 features"
-
-    def __init__(self) -> None:
-        draw = np.random.RandomState(7)  # its stream is frozen by NumPy, that of Generator is not
-        digest, self._weights = hashlib.sha256(), []
-        for inputs, outputs in ((1, 16), (16, 32), (32, 32)):
-            weight = (draw.randn(outputs, inputs, 3, 3, 3) * np.sqrt(2 / (27 * inputs))).astype("<f4")
-            digest.update(weight.tobytes())
-            self._weights.append(torch.from_numpy(weight))
-        self.checksum = digest.hexdigest()
-
-    @torch.no_grad()
-    def __call__(self, volumes: np.ndarray) -> np.ndarray:
-        rows = []
-        for first in tqdm(range(0, len(volumes), 8), desc=self.name, leave=False, disable=None):
-            x = torch.from_numpy(np.array(volumes[first : first + 8], np.float32))[:, None]
-            levels = []
-            for weight in self._weights:
-                x = F.leaky_relu(F.conv3d(x, weight, stride=2, padding=1), 0.2)
-                levels.append(x)
-            means = [level.mean((2, 3, 4)) for level in levels[:2]]
-            rows.append(torch.cat([*means, F.adaptive_avg_pool3d(x, 2).flatten(1)], 1).double().numpy())
-        return np.concatenate(rows)
+    real, fake = np.asarray(real, dtype=np.float64), np.asarray(fake, dtype=np.float64)
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise UserError(f"features: expected (N, F) and (M, F); got real {real.shape} and fake {fake.shape}")
+    for name, values in (("real", real), ("fake", fake)):
+        if len(values) < least:
+            raise UserError(f"{name}: expected at least {least} volumes for this metric; got {len(values)}")
+        if not np.isfinite(values).all():
+            raise UserError(f"{name}: the features hold NaN or infinite values; check the volumes that they come from")
+    return real, fake

@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance between two sets of volumes: a quick measure of how far a generator is from its data."""
+"""Sliced Wasserstein distance between two sets of volumes: a cheap distance of a generator to its data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_VOLUMES = 128
 
 
 def protocol(count: int, shape: tuple[int, int, int]) -> str:
-    """The measurement in one line, to be kept beside its numbers. shape: (D, H, W) before pooling."""
+    """Describes the measurement in one line, to be kept with its numbers. shape: (D, H, W) before pooling."""
     factors = "x".join(str(f) for f in _factors(shape))
     return (
         f"sliced Wasserstein-2, {count} against {count} volumes of {'x'.join(map(str, shape))} voxels, block means of "
@@ -25,15 +25,15 @@ def protocol(count: int, shape: tuple[int, int, int]) -> str:
 
 
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, *, projections: int = PROJECTIONS, seed: int = 0) -> float:
-    """Sliced Wasserstein-2 distance of two equally large sets of volumes, each (N, D, H, W) (Bonneel et al. 2015).
+    """Computes the sliced Wasserstein-2 distance of two sets of volumes, each (N, D, H, W) (Bonneel et al. 2015).
 
     Protocol: every volume is reduced to at most 16 voxels a side by the mean over blocks of ceil(n / 16) voxels (the
     last block of an axis may be smaller), flattened, and projected in float64 on `projections` random unit vectors
     (NumPy's PCG64 with `seed`). On each vector the squared 1D Wasserstein-2 distance is the mean squared difference
     of the sorted projections; the result is the root of its mean over the vectors. For two sets that differ
     by adding one fixed volume the expected square is that volume's mean square over the voxels, so the unit is that
-    of the intensities. Finite sets of the same distribution have a distance above zero that shrinks with N: compare
-    at equal N only, and read it next to the distance of two disjoint sets of real volumes.
+    of the intensities. Finite sets of one distribution have a distance above zero that shrinks with N: compare it at
+    equal N only, and with the distance of two disjoint sets of real volumes.
 
     Raises:
         UserError: shapes or counts differ, a set is empty or not 4-dimensional, or a value is not finite.
@@ -54,11 +54,11 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, *, projections: int = PROJE
 
 
 class DistanceToData:
-    """Distance of generated to real volumes at equal counts, always against the same real ones.
+    """Measures the distance of generated volumes to as many real ones, always the same ones.
 
     real: (N, D, H, W), such as a memory map; slices=True measures slices (depth 1) instead. Two disjoint sets of
-    `count` = min(128, N // 2) items are drawn by `seed`: the first is what generated items are compared with, and its
-    distance to the second is the `floor`, what a perfect generator would score. One item has no floor (None).
+    `count` = min(128, N // 2) items are drawn by `seed`. Generated items are compared with the first; its distance to
+    the second is the `floor`, the score of a perfect generator. One item has no floor (None).
     """
 
     def __init__(self, real: np.ndarray, slices: bool = False, seed: int = 0) -> None:
@@ -76,8 +76,8 @@ class DistanceToData:
         self.protocol = protocol(self.count, (1, *real.shape[2:]) if slices else real.shape[1:])
         self.floor = sliced_wasserstein(self._real, pick(second)) if items > 1 else None
 
-    def measure(self, generate: Callable[[int], np.ndarray]) -> float:
-        """The distance of `generate(count)`, (count, D, H, W), to the real items."""
+    def __call__(self, generate: Callable[[int], np.ndarray]) -> float:
+        """Measures the distance of `generate(count)`, (count, D, H, W), to the real items."""
         return sliced_wasserstein(block_means(generate(self.count)), self._real)
 
 
@@ -86,7 +86,7 @@ def _factors(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def block_means(volumes: np.ndarray) -> np.ndarray:
-    """(N, D, H, W) -> (N, d, h, w) float64 of at most 16 voxels a side; what is that small already stays."""
+    """(N, D, H, W) -> (N, d, h, w) float64 of at most 16 voxels a side; smaller axes stay as they are."""
     factors = _factors(volumes.shape[1:])
 
     def pool(volume: np.ndarray) -> np.ndarray:  # one at a time: a set in float64 may not fit into memory

@@ -1,4 +1,4 @@
-"""The sides of an evaluation: volumes of a data set, a run or a folder of NIfTI files, on one scale of intensity."""
+"""Loads the sets of volumes that an evaluation compares: of a data set, a run or a folder of NIfTI files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from ssgan.data.nifti import SUFFIXES, load_nifti
 from ssgan.data.sources import find_files
 from ssgan.data.volume import VolumeError
 from ssgan.models.sampling import latents, synthesise
-from ssgan.runs import checkpoint as checkpoints
-from ssgan.runs.generator import class_labels, load_generator
+from ssgan.runs.config import is_run
+from ssgan.runs.generator import load_generator
 from ssgan.utils.errors import UserError
+
+MIN_VOLUMES = 12  # a side
+MAX_GENERATED = 200  # volumes of a run, unless more are asked for
+BATCH = 4
 
 
 class EvaluateError(UserError):
@@ -26,67 +30,119 @@ class EvaluateError(UserError):
 
 
 @dataclass(frozen=True)
-class Source:
-    """volumes: (N, D, H, W) float32 in [-1, 1]. spacing: (x, y, z) mm. info: None for a folder. checkpoint: of a run,
-    its file's name and SHA-256."""
+class VolumeSet:
+    """Volumes (N, D, H, W) float32 in [-1, 1].
 
+    kind: "dataset", "run" or "folder". spacing: (x, y, z) mm. info: None for a folder. checkpoint: name and SHA-256 of
+    the file that a run's volumes were generated from.
+    """
+
+    path: Path
     kind: str
     volumes: np.ndarray
     spacing: tuple[float, ...]
     slice_axis: str
-    info: DatasetInfo | None
+    info: DatasetInfo | None = None
     checkpoint: tuple[str, str] | None = None
 
     @cached_property
-    def content(self) -> str:
-        """SHA-256 of all voxels; a data set records the same."""
+    def sha256(self) -> str:
+        """SHA-256 of all voxels, as a data set records it."""
         digest = hashlib.sha256()
         for volume in self.volumes:
             digest.update(np.ascontiguousarray(volume, dtype="<f4").tobytes())
         return digest.hexdigest()
 
     @cached_property
-    def each(self) -> list[str]:
+    def volume_hashes(self) -> list[str]:
         """SHA-256 of every volume."""
         return [hashlib.sha256(np.ascontiguousarray(v, dtype="<f4").tobytes()).hexdigest() for v in self.volumes]
 
 
-def is_folder(path: Path) -> bool:
-    """Whether it is a folder of files: neither a data set nor a run, which say themselves what their greys mean."""
-    return path.is_dir() and not (path / "dataset.json").is_file() and not (path / "config.json").is_file()
+def load_sides(real: Path, fake: Path, count: int | None, checkpoint: Path | None) -> tuple[VolumeSet, VolumeSet]:
+    """Loads both sides of an evaluation, on the intensity scale of the side that is a data set or a run.
+
+    count: volumes that a run generates; default half of the real ones, at most `MAX_GENERATED`.
+
+    Raises:
+        EvaluateError: a side cannot be read, --real is a run, or the sides differ in shape, spacing or axes.
+    """
+    if is_run(real) and not (real / "dataset.json").is_file():
+        raise EvaluateError(f"--real {real} is a run; expected a data set or a folder of NIfTI")
+    if _is_folder(real):
+        second = load_volume_set(fake, "--fake", None, count or MAX_GENERATED, checkpoint)
+        first = load_volume_set(real, "--real", second)
+    else:
+        first = load_volume_set(real, "--real")
+        most = count or min(MAX_GENERATED, len(first.volumes) // 2)
+        second = load_volume_set(fake, "--fake", first, most, checkpoint)
+    check_comparable(first, second, "--fake")
+    return first, second
 
 
-def load_source(path: Path, option: str, like: Source | None, count: int, checkpoint: Path | None = None) -> Source:
-    """A data set, a run (`count` volumes of G_ema by seeds 0, 1, ...) or a folder of NIfTI.
+def load_held_out(path: Path, real: VolumeSet, fake: VolumeSet) -> VolumeSet:
+    """Loads --held-out. Raises EvaluateError where it cannot be compared, or holds training volumes."""
+    held = load_volume_set(path, "--held-out", real if real.info else fake)
+    check_comparable(real, held, "--held-out")
+    check_disjoint(real, held)
+    return held
 
-    The raw intensities of a folder are taken to [-1, 1] by the scale of `like`, if that is a data set, and clipped; a
-    folder without one by the 0.5 and 99.5 percentiles of all its voxels.
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder of files: neither a data set nor a run, which record what their intensities mean."""
+    return path.is_dir() and not (path / "dataset.json").is_file() and not is_run(path)
+
+
+def load_volume_set(
+    path: Path, option: str, like: VolumeSet | None = None, count: int = 0, checkpoint: Path | None = None
+) -> VolumeSet:
+    """Loads a data set, `count` volumes of a run's G_ema (seeds 0, 1, ...), or a folder of NIfTI.
+
+    like: the other side, whose intensity scale and axes a folder gets.
+
+    Raises:
+        EvaluateError: see the message, which names `option`.
     """
     if (path / "dataset.json").is_file():
         data = VolumeDataset(path)
-        return checked(Source("dataset", data.volumes, data.info.spacing, data.info.slice_axis, data.info), option)
-    if (path / "config.json").is_file():
-        G, meta, info, file = load_generator(path, checkpoint)
-        if meta.stage == "2d":
-            raise EvaluateError(f"{option} {path}: {file.name} is of stage 2d, which makes slices; train the 3D stage")
-        c = class_labels(path, G, count)
-        parts = [
-            synthesise(
-                G, latents(range(i, min(i + 4, count)), G.cfg.z_dim), batch=4, c=None if c is None else c[i : i + 4]
-            )
-            for i in tqdm(range(0, count, 4), desc="generating", disable=None)
-        ]
-        made = np.clip(np.concatenate(parts), -1, 1)
-        origin = (file.name, checkpoints.checksum(file))
-        return checked(Source("run", made, info.spacing, info.slice_axis, info, origin), option)
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise EvaluateError(f"{option} {path} {what}; expected a data set, a folder of NIfTI files or a run")
+        loaded = VolumeSet(path, "dataset", data.volumes, data.info.spacing, data.info.slice_axis, data.info)
+    elif is_run(path):
+        loaded = _generate(path, option, count, checkpoint)
+    elif path.is_dir():
+        loaded = _load_folder(path, option, like)
+    else:
+        state = "is a file" if path.exists() else "does not exist"
+        raise EvaluateError(f"{option} {path} {state}; expected a data set, a folder of NIfTI files or a run")
+    return check_finite(loaded, option)
+
+
+def _generate(path: Path, option: str, count: int, checkpoint: Path | None) -> VolumeSet:
+    """Generates volumes of a run, without truncation and with constant noise."""
+    source = load_generator(path, checkpoint)
+    G, info = source.G, source.info
+    if source.meta.stage == "2d":
+        name = source.path.name
+        raise EvaluateError(f"{option} {path}: {name} is of stage 2d, which makes slices; train the 3D stage")
+    c = source.class_labels(count)
+    parts = [
+        synthesise(
+            G, latents(range(i, min(i + BATCH, count)), G.cfg.z_dim), batch=BATCH,
+            c=None if c is None else c[i : i + BATCH],
+        )
+        for i in tqdm(range(0, count, BATCH), desc="generating", disable=None)
+    ]  # fmt: skip
+    volumes = np.clip(np.concatenate(parts), -1, 1)
+    return VolumeSet(path, "run", volumes, info.spacing, info.slice_axis, info, (source.path.name, source.sha256))
+
+
+def _load_folder(path: Path, option: str, like: VolumeSet | None) -> VolumeSet:
+    """Reads NIfTI files. Their intensities are scaled to [-1, 1] as those of `like` were, and clipped; without `like`
+    by the 0.5 and 99.5 percentiles of all voxels."""
     files = [f for f in find_files(path).files if f.name.lower().endswith(SUFFIXES)]
     if not files:
         raise EvaluateError(f"{option} {path}: no NIfTI files, dataset.json or config.json in it")
     axis = like.slice_axis if like else "axial"
-    loaded: list[np.ndarray] = []
+    arrays: list[np.ndarray] = []
     spacing: np.ndarray | None = None
     for file in tqdm(files, desc=f"reading {option}", disable=None):
         try:
@@ -94,14 +150,14 @@ def load_source(path: Path, option: str, like: Source | None, count: int, checkp
         except VolumeError as error:
             raise EvaluateError(f"{option} {file}: {error}") from error
         array = to_array_axes(volume.data, axis)
-        if loaded and (array.shape != loaded[0].shape or not np.allclose(volume.spacing, spacing, rtol=1e-3)):
+        if arrays and (array.shape != arrays[0].shape or not np.allclose(volume.spacing, spacing, rtol=1e-3)):
             raise EvaluateError(
-                f"{option} {file}: expected the first file's shape {loaded[0].shape} and spacing {spacing}; "
+                f"{option} {file}: expected the first file's shape {arrays[0].shape} and spacing {spacing}; "
                 f"got {array.shape} and {volume.spacing}; make one data set of them with `ssgan prepare`"
             )
-        loaded.append(array)
+        arrays.append(array)
         spacing = volume.spacing
-    raw = np.stack(loaded)
+    raw = np.stack(arrays)
     info = like.info if like else None
     low, high = (info.intensity_low, info.intensity_high) if info else np.percentile(raw, (0.5, 99.5))
     if like is not None and info is None:
@@ -109,34 +165,35 @@ def load_source(path: Path, option: str, like: Source | None, count: int, checkp
             f"{option} {path} is a folder and so is the other side: no common intensity scale; prepare one of them"
         )
     scaled = np.clip((raw - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
-    return checked(Source("folder", scaled, tuple(map(float, spacing)), axis, None), option)
+    return VolumeSet(path, "folder", scaled, tuple(map(float, spacing)), axis)
 
 
-def checked(source: Source, option: str) -> Source:
+def check_finite(source: VolumeSet, option: str) -> VolumeSet:
+    """Raises EvaluateError where a voxel is NaN or infinite."""
     bad = [i for i, v in enumerate(source.volumes) if not np.isfinite(v).all()]
     if bad:
         raise EvaluateError(f"{option}: volumes {bad[:5]} hold NaN or infinite values; repair or leave them out")
     return source
 
 
-def check_alike(real: Source, other: Source, option: str) -> None:
+def check_comparable(real: VolumeSet, other: VolumeSet, option: str) -> None:
     """Raises EvaluateError unless shape, spacing (to 1 %) and axes agree."""
-    for what, a, b in (
+    for name, a, b in (
         ("shape (D, H, W)", real.volumes.shape[1:], other.volumes.shape[1:]),
         ("slice axis", real.slice_axis, other.slice_axis),
     ):
         if a != b:
-            raise EvaluateError(f"{option}: expected the {what} of --real, {a}; got {b}; prepare both alike")
+            raise EvaluateError(f"{option}: expected the {name} of --real, {a}; got {b}; prepare both alike")
     if not np.allclose(real.spacing, other.spacing, rtol=0.01):
         raise EvaluateError(
             f"{option}: expected the spacing of --real, {real.spacing} mm; got {other.spacing}; prepare both alike"
         )
 
 
-def check_apart(real: Source, held: Source) -> None:
-    """Raises EvaluateError where a held-out volume is one of the training volumes: copies would look like nothing."""
-    trained = set(real.each)
-    same = [i for i, digest in enumerate(held.each) if digest in trained]
+def check_disjoint(real: VolumeSet, held: VolumeSet) -> None:
+    """Raises EvaluateError where a held-out volume is also a training volume: the check for copies would be void."""
+    trained = set(real.volume_hashes)
+    same = [i for i, digest in enumerate(held.volume_hashes) if digest in trained]
     if same:
         raise EvaluateError(
             f"--held-out: volumes {same[:5]} ({len(same)} in all) are among those of --real, voxel for voxel; expected "

@@ -1,4 +1,4 @@
-"""Numbers from the voxels themselves: MS-SSIM between pairs, and distances of histogram, spectrum and profiles."""
+"""Voxel statistics: MS-SSIM between pairs of volumes, and distances of histograms, spectra and mean profiles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WINDOW, SIGMA, C1, C2 = 7, 1.5, 0.01**2, 0.03**2
 
 
 def msssim_scales(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(scales, window): as many of 5 scales as leave a window of 7 room; below 7 voxels the largest odd window."""
+    """Gives (scales, window): as many of 5 scales as have room for a window of 7; below 7 voxels a smaller odd one."""
     side = min(shape)
     window = WINDOW if side >= WINDOW else (side - 1) // 2 * 2 + 1
     scales = 1
@@ -24,10 +24,10 @@ def msssim_scales(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N,) MS-SSIM (Wang et al. 2003) of volumes (N, D, H, W) in [-1, 1], taken to [0, 1]; float64.
+    """Computes MS-SSIM (Wang et al. 2003), (N,) float64, of volumes (N, D, H, W) in [-1, 1], scaled to [0, 1].
 
-    Gaussian window without padding, block means of 2 between scales, the first weights divided by their sum. A
-    negative contrast term counts as zero, since a power of it has no real value.
+    Gaussian window without padding, block means of 2 between scales, the weights of the first scales divided by their
+    sum. A negative contrast term counts as zero, since its power is not real.
     """
     if a.shape != b.shape or a.ndim != 4:
         raise UserError(f"ms_ssim: expected two arrays of one shape (N, D, H, W); got {a.shape} and {b.shape}")
@@ -61,7 +61,7 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def pairwise_msssim(volumes: np.ndarray, pairs: int = 64, seed: int = 0) -> np.ndarray:
-    """MS-SSIM of random disjoint pairs within one set, at most `pairs` of them. High means alike."""
+    """Computes MS-SSIM of random disjoint pairs within one set, at most `pairs` of them. High means little variety."""
     if len(volumes) < 2:
         raise UserError(f"MS-SSIM: expected at least 2 volumes; got {len(volumes)}")
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(volumes))
@@ -70,7 +70,7 @@ def pairwise_msssim(volumes: np.ndarray, pairs: int = 64, seed: int = 0) -> np.n
 
 
 def histogram_distance(real: np.ndarray, fake: np.ndarray, bins: int = 256) -> float:
-    """Wasserstein-1 distance of all intensities, binned over [-1, 1]; unit: intensity."""
+    """Computes the Wasserstein-1 distance of all intensities, binned over [-1, 1]; unit: intensity."""
     edges = np.linspace(-1, 1, bins + 1)
     centres = (edges[1:] + edges[:-1]) / 2
     counts = [np.histogram(np.clip(x, -1, 1), edges)[0].astype(np.float64) for x in (real, fake)]
@@ -78,7 +78,7 @@ def histogram_distance(real: np.ndarray, fake: np.ndarray, bins: int = 256) -> f
 
 
 def spectrum(volumes: np.ndarray) -> np.ndarray:
-    """Mean log10 power per shell of spatial frequency (cycles per voxel, up to 0.5), the shell of zero left out."""
+    """Computes log10 of the mean power per shell of spatial frequency (up to 0.5 cycles per voxel), without shell 0."""
     shape = volumes.shape[1:]
     radius = np.sqrt(sum(g**2 for g in np.meshgrid(*(np.fft.fftfreq(n) for n in shape), indexing="ij")))
     side = max(shape)
@@ -93,12 +93,12 @@ def spectrum(volumes: np.ndarray) -> np.ndarray:
 
 
 def spectrum_distance(real: np.ndarray, fake: np.ndarray) -> float:
-    """Root mean squared difference of the two radial spectra, in decades of power."""
+    """Computes the root mean squared difference of the two radial spectra, in decades of power."""
     return float(np.sqrt(np.mean((spectrum(real) - spectrum(fake)) ** 2)))
 
 
 def profile_distances(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
-    """Per array axis D, H, W: root mean squared difference of the mean intensity along it; unit: intensity."""
+    """Computes, per array axis, the root mean squared difference of the mean intensities along it; unit: intensity."""
     means = [np.mean(x, axis=0, dtype=np.float64) for x in (real, fake)]
     result = {}
     for axis, name in enumerate("DHW"):

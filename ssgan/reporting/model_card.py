@@ -1,29 +1,30 @@
-"""MODEL_CARD.md of a run, after Mitchell et al. 2019, from the same facts as the report."""
+"""MODEL_CARD.md of a run, after Mitchell et al. 2019, from the same content as the report."""
 
 from __future__ import annotations
 
-from ssgan.reporting.collect import Facts, parameters
-from ssgan.reporting.html import hours, number
+from ssgan.reporting.content import ReportContent, count_parameters
+from ssgan.reporting.formatting import format_duration, format_number
 
 
-def card(facts: Facts) -> str:
-    """The card in Markdown. What is not known is said to be not known."""
-    cfg, info, meta = facts.cfg, facts.info, facts.meta
+def render_model_card(content: ReportContent) -> str:
+    """Renders the card in Markdown. Entries that a person has to fill in are bold."""
+    cfg, info, meta = content.cfg, content.info, content.meta
     network = cfg.network
-    counts = next((row for row in parameters(cfg) if row[0] == network.arch_name and len(row) == 3), None)
+    counts = next((row for row in count_parameters(cfg) if row[0] == network.arch_name and len(row) == 3), None)
     size = f"{counts[1]:,} (generator) and {counts[2]:,} (discriminator)" if counts else "unknown"
     shape = " x ".join(map(str, network.shape))
     spacing = " x ".join(f"{s:g}" for s in info.spacing)
     phantom = info.recipe == "phantom"
-    many = "unknown, the data set was not at hand" if facts.data is None else str(len(facts.data))
-    data_words = (
+    many = "unknown, the data set was not at hand" if content.data is None else str(len(content.data))
+    origin = (
         "Random ellipsoid phantoms made by this project: no patients, and no anatomy worth modelling."
         if phantom
         else "The licence, consent and population of the scans are not known here: **fill them in before sharing.**"
     )
     before = f", after {meta.images_before:,} in the 2D stage that it was inflated from" if meta.images_before else ""
+    versions = ", ".join(f"{k} {content.environment[k]}" for k in ("ssgan", "commit", "Python", "torch"))
     places = ", the 2D stage knew where along depth each slice lies" if cfg.network.depth_places else ""
-    return f"""# Model card: {facts.run.resolve().name}
+    return f"""# Model card: {content.run.resolve().name}
 
 Written by `ssgan report` from the run's own records. What a person has to add is in bold.
 
@@ -33,8 +34,8 @@ Written by `ssgan report` from the run's own records. What a person has to add i
 - architecture `{network.arch_name}`, preset `{cfg.preset}`
 - makes volumes of {shape} voxels (D x H x W), {spacing} mm (x, y, z), slice axis {info.slice_axis}
 - parameters: {size}
-- checkpoint `{facts.checkpoint.name}`, SHA-256 `{facts.sha256}`
-- {"training is finished" if facts.result is not None else "**training is not finished**"}
+- checkpoint `{content.checkpoint.name}`, SHA-256 `{content.sha256}`
+- {"training is finished" if content.result is not None else "**training is not finished**"}
 
 ## Intended use
 
@@ -55,24 +56,24 @@ Whether synthetic volumes help a task has to be shown for that task, on real hel
 - {many} volumes, recipe `{info.recipe}`
 - intensities {info.intensity_low:g} to {info.intensity_high:g}, scaled to [-1, 1]
 - SHA-256 of the voxels `{info.content_hash}`
-- {data_words}
+- {origin}
 - Generated volumes have the affine and the intensity scale of a typical volume of the set; they inherit its scanners,
   protocols, ages and biases.
 
 ## Training
 
-    {facts.command}
+    {content.command}
 
-- {meta.images:,} real images shown in stage {meta.stage}{before}; {hours(facts.seconds)}; seed {cfg.seed}
+- {meta.images:,} real images shown in stage {meta.stage}{before}; {format_duration(content.seconds)}; seed {cfg.seed}
 - inflation profile `{cfg.inflate}`{places}; every hyper-parameter is in `config.json`, every step in `log.jsonl`
 
 ## Evaluation
 
-{evaluation(facts)}
+{evaluation(content)}
 
 ## Privacy and memorisation
 
-{privacy(facts)}
+{privacy(content)}
 
 GANs can reproduce training volumes, small data sets above all. A distance check finds near copies, not flipped, shifted
 or partial ones, and is no proof of anonymity and no differential privacy. **Before sharing weights or volumes made from
@@ -88,42 +89,43 @@ patients' scans: a check against the whole training set, and the approval that l
 ## Reproducing
 
 The command above with the same data set, versions and number of threads gives the same weights on a CPU. This card was
-made with {", ".join(f"{k} {v}" for k, v in facts.environment.items() if k in ("ssgan", "commit", "Python", "torch"))}.
+made with {versions}.
 """
 
 
-def evaluation(facts: Facts) -> str:
+def evaluation(content: ReportContent) -> str:
+    """Renders the distances of the training and the table of metrics.json."""
     lines = []
-    if facts.distance is not None:
-        floor = "" if facts.floor is None else f" (real against real: {facts.floor:.4f})"
-        lines.append(f"- sliced Wasserstein distance to the data, measured in training: {facts.distance:.4f}{floor}")
-    if facts.metrics is None:
+    if content.distance is not None:
+        floor = "" if content.floor is None else f" (real against real: {content.floor:.4f})"
+        lines.append(f"- sliced Wasserstein distance to the data, measured in training: {content.distance:.4f}{floor}")
+    if content.metrics is None:
         return "\n".join([*lines, "- **not evaluated yet** with `ssgan evaluate`"])
-    found = facts.metrics
-    if facts.metrics_note:
-        lines.append(f"- {facts.metrics_note}")
+    found = content.metrics
+    if content.metrics_note:
+        lines.append(f"- {content.metrics_note}")
     lines += ["", "| metric | value | 95 % interval | floor (real against real) | better |", "|---|---|---|---|---|"]
     for name, row in found["metrics"].items():
         interval = row.get("interval")
-        shown = "none" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
-        lines.append(
-            f"| {name} | {number(row.get('value'))} | {shown} | {number(row.get('floor'))} | {row.get('better', '')} |"
-        )
+        shown = "none" if interval is None else f"{format_number(interval[0])} to {format_number(interval[1])}"
+        value, floor = format_number(row.get("value")), format_number(row.get("floor"))
+        lines.append(f"| {name} | {value} | {shown} | {floor} | {row.get('better', '')} |")
     return "\n".join([*lines, "", f"{found['count']} against {found['count']} volumes. Protocol: {found['protocol']}."])
 
 
-def privacy(facts: Facts) -> str:
+def privacy(content: ReportContent) -> str:
+    """Renders the checks for copies."""
     lines = []
-    check = (facts.metrics or {}).get("memorisation") or {}
+    check = (content.metrics or {}).get("memorisation") or {}
     for space in ("features", "voxels"):
         if space in check:
             row = check[space]
             lines.append(
                 f"- {space}: median distance to the nearest training volume over that of the reference "
-                f"({check.get('reference', 'unknown')}): {number(row['ratio'])}, well below 1 points to copies; "
+                f"({check.get('reference', 'unknown')}): {format_number(row['ratio'])}, well below 1 points to copies; "
                 f"{row['below_5_percent']:.1%} nearer than the reference's 5 % quantile"
             )
-    near = facts.neighbours
+    near = content.neighbours
     if near is not None:
         lines.append(
             f"- {len(near.distance)} volumes (seeds 0 to {len(near.distance) - 1}): distances to the nearest training "

@@ -1,4 +1,4 @@
-"""A run and its evaluation on one picture, `ssgan report --picture FILE.png`: for a README, a slide or a poster."""
+"""Draws a run and its evaluation on one picture, `ssgan report --picture FILE.png`, for a README or a slide."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PIL import Image
 
 from ssgan.data.axes import to_axial
 from ssgan.models.sampling import latents, synthesise
-from ssgan.reporting.collect import Facts, ReportError
-from ssgan.reporting.html import hours
-from ssgan.runs.generator import class_labels, load_generator
+from ssgan.reporting.content import ReportContent, ReportError
+from ssgan.reporting.formatting import format_duration
+from ssgan.runs.generator import load_generator
 from ssgan.utils.files import atomic_path
 from ssgan.utils.pictures import GAP, three_plane_cell
 
@@ -34,20 +34,22 @@ NAMES = {
 Pair = tuple[np.ndarray, str, np.ndarray, str]
 
 
-def draw(facts: Facts, path: Path) -> Path:
-    """Writes the PNG. Raises ReportError where there is no evaluation, data set or 3D checkpoint to draw it from."""
+def draw_picture(content: ReportContent, path: Path) -> Path:
+    """Draws the PNG. Raises ReportError where there is no evaluation, data set or 3D checkpoint to draw it from."""
     # matplotlib is slow to import and only pictures need it. The Agg canvas needs no display.
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if facts.metrics is None:
-        raise ReportError(f"--picture: {facts.run} has no evaluation; `ssgan evaluate` first, or name it by --metrics")
-    if facts.real is None or facts.fake is None:
-        raise ReportError(f"--picture: {facts.no_real or facts.no_fake}")
-    rows = list(facts.metrics["metrics"].items())
-    strip = _strip(facts, facts.real[0])
-    lines = -(-min(SHOWN, len(facts.fake)) // 2)
+    if content.metrics is None:
+        raise ReportError(
+            f"--picture: {content.run} has no evaluation; `ssgan evaluate` first, or name it by --metrics"
+        )
+    if content.real is None or content.fake is None:
+        raise ReportError(f"--picture: {content.no_real or content.no_fake}")
+    rows = list(content.metrics["metrics"].items())
+    strip = _strip(content, content.real[0])
+    lines = -(-min(SHOWN, len(content.fake)) // 2)
     shown = lines * (WIDTH - 0.5) / 4 * strip.height / strip.width + 0.35  # inches of the volumes at the top
     below = max(0.255 * (len(rows) + 5.1) + 0.3, 4.2)
     with matplotlib.rc_context({"font.family": "sans-serif", "font.size": 8.5, "text.color": INK}):
@@ -55,59 +57,62 @@ def draw(facts: Facts, path: Path) -> Path:
         FigureCanvasAgg(figure)
         height = figure.get_figheight()
         top, middle = 1 - 0.5 / height, 1 - (0.5 + shown) / height
-        figure.text(0.02, 1 - 0.24 / height, _title(facts), fontsize=10.5, weight="bold", va="center")
+        figure.text(0.02, 1 - 0.24 / height, _title(content), fontsize=10.5, weight="bold", va="center")
         for left, name, volumes in (
-            (0.02, "Real: the first of the data set", facts.real),
-            (0.515, "Generated: the first seeds, none chosen", facts.fake),
+            (0.02, "Real: the first of the data set", content.real),
+            (0.515, "Generated: the first seeds, none chosen", content.fake),
         ):
             axes = _panel(figure, left, middle, 0.465, top - middle, name)
-            _picture(axes, _grid([_strip(facts, v) for v in volumes[:SHOWN]], 2))
+            _picture(axes, _grid([_strip(content, v) for v in volumes[:SHOWN]], 2))
         bottom = 0.3 / height
         box = middle - 0.12 / height - bottom
-        _metrics(_panel(figure, 0.02, bottom, 0.53, box, "How good: value, 95 % interval, and floor"), facts, rows)
-        pairs, what = closest_pairs(facts)
-        cells = [_strip(facts, v) for generated, _, training, _ in pairs for v in (generated, training)]
+        _metrics(_panel(figure, 0.02, bottom, 0.53, box, "How good: value, 95 % interval, and floor"), content, rows)
+        pairs, what = closest_pairs(content)
+        cells = [_strip(content, v) for generated, _, training, _ in pairs for v in (generated, training)]
         page = _grid(cells, 2)
         tall = 0.41 * WIDTH * page.height / page.width / height + 0.3 / height
         tall = min(tall, 0.66 * box)
         axes = _panel(figure, 0.57, bottom + box - tall, 0.41, tall, f"Copies? {what}")
         _picture(axes, page)
         _pair_names(axes, page, pairs)
-        _curve(figure, (0.615, bottom + 0.42 / height, 0.36, box - tall - 0.85 / height), facts)
-        figure.text(0.02, 0.12 / height, _footer(facts), fontsize=6.8, color=SOFT, va="center")
-        if facts.metrics_note:
-            figure.text(0.02, 1 - 0.42 / height, facts.metrics_note, fontsize=8, color=ORANGE, va="center")
+        _curve(figure, (0.615, bottom + 0.42 / height, 0.36, box - tall - 0.85 / height), content)
+        figure.text(0.02, 0.12 / height, _footer(content), fontsize=6.8, color=SOFT, va="center")
+        if content.metrics_note:
+            figure.text(0.02, 1 - 0.42 / height, content.metrics_note, fontsize=8, color=ORANGE, va="center")
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=DPI)
     return path
 
 
-def closest_pairs(facts: Facts) -> tuple[list[Pair], str]:
-    """The closest pairs of the evaluation where its volumes were this checkpoint's own, which is checked by their
-    distances; else the closest of the volumes on the page. And what they are, in words."""
-    assert facts.data is not None and facts.fake is not None and facts.neighbours is not None
-    found = ((facts.metrics or {}).get("memorisation") or {}).get("voxels", {}).get("closest") or []
+def closest_pairs(content: ReportContent) -> tuple[list[Pair], str]:
+    """Finds the closest pairs of a generated and a training volume, and describes them in words.
+
+    They are those of the evaluation where its volumes were of this checkpoint, which their distances show; else those
+    of the volumes on the page.
+    """
+    assert content.data is not None and content.fake is not None and content.neighbours is not None
+    found = ((content.metrics or {}).get("memorisation") or {}).get("voxels", {}).get("closest") or []
     found = [(int(i), int(j), float(d)) for i, j, d in found][:PAIRS]
-    about = (facts.metrics or {})["fake"]
-    if found and about.get("kind") == "run" and max(j for _, j, _ in found) < len(facts.data):
-        G = load_generator(facts.run, facts.checkpoint)[0]
-        c = class_labels(facts.run, G, int(about["volumes"]))
+    about = (content.metrics or {})["fake"]
+    if found and about.get("kind") == "run" and max(j for _, j, _ in found) < len(content.data):
+        source = load_generator(content.run, content.checkpoint)
+        G, c = source.G, source.class_labels(int(about["volumes"]))
         seeds = [i for i, _, _ in found]
         made = synthesise(G, latents(seeds, G.cfg.z_dim), batch=4, c=None if c is None else c[seeds])
         made = np.clip(made, -1, 1)
-        near = [np.asarray(facts.data.volumes[j]) for _, j, _ in found]
+        near = [np.asarray(content.data.volumes[j]) for _, j, _ in found]
         if all(np.isclose(np.linalg.norm(a - b), d, rtol=1e-3) for a, b, (_, _, d) in zip(made, near, found)):
             named = zip(made, near, found, strict=True)
             pairs = [(a, f"seed {i}", b, f"training {j}, distance {d:.3g}") for a, b, (i, j, d) in named]
             return pairs, f"the {len(pairs)} closest of {about['volumes']} generated to training"
-    near_by = facts.neighbours
+    near_by = content.neighbours
     order = np.argsort(near_by.distance, kind="stable")[:PAIRS]
     pairs = [
-        (facts.fake[k], f"seed {facts.seeds[k]}", np.asarray(facts.data.volumes[near_by.index[k]]),
+        (content.fake[k], f"seed {content.seeds[k]}", np.asarray(content.data.volumes[near_by.index[k]]),
          f"training {near_by.index[k]}, distance {near_by.distance[k]:.3g}")
         for k in order
     ]  # fmt: skip
-    return pairs, f"the {len(pairs)} closest of the {len(facts.fake)} first seeds to training"
+    return pairs, f"the {len(pairs)} closest of the {len(content.fake)} first seeds to training"
 
 
 # ---- parts ----
@@ -117,30 +122,34 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.{DIGITS}g}"
 
 
-def _title(facts: Facts) -> str:
-    size = " x ".join(map(str, facts.cfg.network.shape))
-    images = f"{facts.meta.images:,} volumes shown" if facts.meta.stage == "3d" else f"{facts.meta.images:,} slices"
-    before = f" after {facts.meta.images_before:,} slices" if facts.meta.images_before else ""
-    name = facts.run.resolve().name
-    return f"{name}: {facts.cfg.network.arch_name}, {size} voxels, {images}{before}, {hours(facts.seconds)}"
-
-
-def _footer(facts: Facts) -> str:
-    found: dict[str, Any] = facts.metrics or {}
-    extractor = found["extractor"]
+def _title(content: ReportContent) -> str:
+    size = " x ".join(map(str, content.cfg.network.shape))
+    images = (
+        f"{content.meta.images:,} volumes shown" if content.meta.stage == "3d" else f"{content.meta.images:,} slices"
+    )
+    before = f" after {content.meta.images_before:,} slices" if content.meta.images_before else ""
+    name = content.run.resolve().name
     return (
-        f"{found['count']} generated against {found['count']} real volumes; features {extractor.get('name')} (SHA-256 "
-        f"{str(extractor.get('sha256'))[:12]}); checkpoint {facts.sha256[:12]}; axial, coronal and sagittal middle "
-        f"slices; ssgan {facts.environment['ssgan']}, commit {facts.environment['commit'].split(' ')[0]}"
+        f"{name}: {content.cfg.network.arch_name}, {size} voxels, {images}{before}, {format_duration(content.seconds)}"
     )
 
 
-def _strip(facts: Facts, volume: np.ndarray) -> Image.Image:
-    return three_plane_cell(to_axial(volume[None], facts.info.slice_axis)[0], facts.info.spacing)
+def _footer(content: ReportContent) -> str:
+    found: dict[str, Any] = content.metrics or {}
+    extractor = found["extractor"]
+    return (
+        f"{found['count']} generated against {found['count']} real volumes; features {extractor.get('name')} (SHA-256 "
+        f"{str(extractor.get('sha256'))[:12]}); checkpoint {content.sha256[:12]}; axial, coronal and sagittal middle "
+        f"slices; ssgan {content.environment['ssgan']}, commit {content.environment['commit'].split(' ')[0]}"
+    )
+
+
+def _strip(content: ReportContent, volume: np.ndarray) -> Image.Image:
+    return three_plane_cell(to_axial(volume[None], content.info.slice_axis)[0], content.info.spacing)
 
 
 def _grid(cells: list[Image.Image], columns: int) -> Image.Image:
-    """Cells in columns on white, with a gap between them."""
+    """Arranges cells in columns on white, with a gap between them."""
     width, height = cells[0].width + 2 * GAP, cells[0].height + 2 * GAP
     lines = -(-len(cells) // columns)
     page = Image.new("RGB", (columns * width - 2 * GAP, lines * height - 2 * GAP), "white")
@@ -150,7 +159,7 @@ def _grid(cells: list[Image.Image], columns: int) -> Image.Image:
 
 
 def _panel(figure: Figure, left: float, bottom: float, width: float, height: float, title: str) -> Axes:
-    """Axes below a title; the box is in shares of the figure, the title in it."""
+    """Adds axes below a title; the box, title included, is in fractions of the figure."""
     room = 0.24 / figure.get_figheight()
     figure.text(left, bottom + height - room / 2, title, fontsize=9, weight="bold", va="center")
     axes = figure.add_axes((left, bottom, width, height - room))
@@ -164,7 +173,7 @@ def _picture(axes: Axes, page: Image.Image) -> None:
 
 
 def _pair_names(axes: Axes, page: Image.Image, pairs: list[Pair]) -> None:
-    """Names on the pictures: generated on the left, training on the right."""
+    """Writes names on the pictures: generated on the left, training on the right."""
     line, half = page.height / len(pairs), page.width / 2
     style = {"fontsize": 6.3, "color": "white", "va": "bottom"}
     for i, (_, generated, _, training) in enumerate(pairs):
@@ -172,9 +181,9 @@ def _pair_names(axes: Axes, page: Image.Image, pairs: list[Pair]) -> None:
         axes.text(half + 4, (i + 1) * line - 2 * GAP - 1, training, **style)
 
 
-def _metrics(axes: Axes, facts: Facts, rows: list[tuple[str, dict[str, Any]]]) -> None:
-    """The table: a line per metric, with the interval drawn on a scale of its own; the check for copies below."""
-    check = (facts.metrics or {}).get("memorisation") or {}
+def _metrics(axes: Axes, content: ReportContent, rows: list[tuple[str, dict[str, Any]]]) -> None:
+    """Draws the table: a line per metric, its interval on a scale of its own; below it the check for copies."""
+    check = (content.metrics or {}).get("memorisation") or {}
     spaces = [s for s in ("features", "voxels") if s in check]
     count = len(rows) + (5.1 if spaces else 2.1)
     axes.set_xlim(0, 1)
@@ -211,7 +220,7 @@ def _metrics(axes: Axes, facts: Facts, rows: list[tuple[str, dict[str, Any]]]) -
 
 
 def _interval(axes: Axes, y: float, row: dict[str, Any]) -> None:
-    """Interval as a line, value as a dot, floor as a tick, on a scale of the row's own."""
+    """Draws the interval as a line, the value as a dot and the floor as a tick, on a scale of the row's own."""
     value, floor, interval = row["value"], row.get("floor"), row.get("interval")
     points = [v for v in (value, floor, *(interval or ())) if v is not None]
     low, high = min(points), max(points)
@@ -226,14 +235,14 @@ def _interval(axes: Axes, y: float, row: dict[str, Any]) -> None:
     axes.plot(at(value), y, "o", color=BLUE, ms=5)
 
 
-def _curve(figure: Figure, box: tuple[float, float, float, float], facts: Facts) -> None:
-    """The sliced Wasserstein distance to the data over both stages, and its floor."""
+def _curve(figure: Figure, box: tuple[float, float, float, float], content: ReportContent) -> None:
+    """Draws the sliced Wasserstein distance to the data over both stages, and its floor."""
     axes = figure.add_axes(box)
     before, boundary, highest = 0.0, None, 0.0
     names: list[tuple[float, str, str]] = []
     for stage, colour in (("2d", SOFT), ("3d", BLUE)):
-        own = [r for r in facts.rows if r.get("stage") == stage]
-        # Not of the untrained network that the row "start" is of: it would leave no room for the rest.
+        own = [r for r in content.rows if r.get("stage") == stage]
+        # Without the row "start", of the untrained network: its distance would leave no room for the others.
         rows = [r for r in own if r.get("distance") is not None and r.get("event") != "start"]
         if not rows:
             continue
@@ -248,10 +257,10 @@ def _curve(figure: Figure, box: tuple[float, float, float, float], facts: Facts)
         boundary, before = before, before + after
     if boundary:
         axes.axvline(boundary, color="#c9ced6", lw=0.8)
-    if facts.floor is not None:
-        axes.axhline(facts.floor, color=ORANGE, lw=1.2, ls="--")
-        axes.text(before, facts.floor, "floor of volumes", ha="right", va="bottom", fontsize=7, color=ORANGE)
-    highest = 1.3 * max(highest, facts.floor or 0.0, 1e-9)
+    if content.floor is not None:
+        axes.axhline(content.floor, color=ORANGE, lw=1.2, ls="--")
+        axes.text(before, content.floor, "floor of volumes", ha="right", va="bottom", fontsize=7, color=ORANGE)
+    highest = 1.3 * max(highest, content.floor or 0.0, 1e-9)
     axes.set_ylim(0, highest)
     axes.set_xlim(0, 1.01 * before or 1)
     for x, name, colour in names:

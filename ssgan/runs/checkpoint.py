@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a run in one safetensors file, written atomically and verified when read.
+"""Reads and writes checkpoints: the whole state of a run in one safetensors file, verified when it is read.
 
 A file holds the tensors and, in its header's `ssgan` entry, JSON: format, stage, step, images, config_hash,
 sha256 of these and of the tensors. Names in `RUN/checkpoints`: `{stage}-{images:09d}.safetensors`, and
@@ -34,13 +34,14 @@ class CheckpointError(UserError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint that was cut short or whose bits have changed."""
+    """A checkpoint that was cut short or has changed on the disk."""
 
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """Where a checkpoint stands. images counts real images shown to the discriminator in this stage; images_before
-    counts those of the stage it was inflated from (0 for a fresh start); config_hash: see `config_hash`."""
+    """The position of a checkpoint in its run. images: real images shown to the discriminator in this stage.
+    images_before: those shown in the stage it was inflated from (0 for a fresh start). config_hash: of the run's
+    settings (`ssgan.runs.config.identity`)."""
 
     stage: str
     step: int
@@ -55,20 +56,20 @@ class CheckpointMeta:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """sha256 of a configuration as canonical JSON."""
+    """Gives the SHA-256 of a configuration as canonical JSON."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: CheckpointMeta, network: dict[str, Any] | None = None) -> Path:
-    """Writes the tensors and their place in the run to `path`, all or nothing.
+    """Writes tensors and their position in the run to `path`, all or nothing.
 
-    network: the configuration of its networks, of which meta.config_hash is the hash, for a file that stands alone.
+    network: the configuration of the networks, for a file that is read without its run; meta.config_hash is its hash.
 
     Raises:
-        OSError: what the file system says, a full disk included; an earlier file at `path` is then as it was.
+        OSError: the file system refuses, as with a full disk; an earlier file at `path` is unchanged.
     """
-    # The file is laid out here rather than by safetensors' save_file, which reports a full disk without its errno and
-    # renames a file of its own before the data has been flushed to the disk.
+    # Not by safetensors' save_file: it reports a full disk without its errno, and renames its file before the data
+    # has been flushed to the disk.
     arrays = {name: (_DTYPES[t.dtype], _array(t)) for name, t in tensors.items()}
     names = sorted(arrays, key=lambda name: (-arrays[name][1].itemsize, name))
     digest = _digest(meta, {name: array for name, (_, array) in arrays.items()})
@@ -87,17 +88,17 @@ def save(path: Path, tensors: dict[str, Tensor], meta: CheckpointMeta, network: 
             _write(file, len(text).to_bytes(8, "little") + text)
             for name in names:
                 _write(file, arrays[name][1].reshape(-1).view(np.uint8).data)
-    except OSError as error:  # a failed write() does not know its file's name
+    except OSError as error:  # write() leaves the file's name out
         raise OSError(error.errno, error.strerror, str(path)) from error
     return path
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
-    """The tensors (on the CPU) and place of a checkpoint, after its size and checksum have been verified.
+    """Loads the tensors (on the CPU) and the position of a checkpoint; verifies its size and checksum.
 
     Raises:
-        DamagedError: the file is cut short, damaged or not one of ours.
-        CheckpointError: it is absent or of another format.
+        DamagedError: the file is cut short, damaged or not a checkpoint of this project.
+        CheckpointError: the file is absent or of another format.
     """
     meta, expected = _read_header(path)
     try:
@@ -111,12 +112,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
 
 
 def read_meta(path: Path) -> CheckpointMeta:
-    """The place of a checkpoint from its header alone; the tensors are not verified. Raises CheckpointError."""
+    """Reads the position of a checkpoint from its header; does not verify the tensors. Raises CheckpointError."""
     return _read_header(path)[0]
 
 
 def read_network(path: Path) -> dict[str, Any] | None:
-    """The configuration of the networks that a file brings with it, or None. Raises CheckpointError."""
+    """Reads the configuration of the networks from a file's header; None where it has none. Raises CheckpointError."""
     meta = read_meta(path)
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get("network")
@@ -133,19 +134,19 @@ def read_network(path: Path) -> dict[str, Any] | None:
 
 
 def checksum(path: Path) -> str:
-    """The checksum in a checkpoint's header (not verified): names its contents. Raises CheckpointError."""
+    """Reads the checksum of the contents from a checkpoint's header; does not verify it. Raises CheckpointError."""
     return _read_header(path)[1]
 
 
 def load_newest(
-    folder: Path, say: Callable[[str], None] = print
+    folder: Path, warn: Callable[[str], None] = print
 ) -> tuple[dict[str, Tensor], CheckpointMeta, Path] | None:
-    """The newest intact checkpoint of a run's folder, or None where there is none yet.
+    """Loads the newest intact checkpoint of a folder; None where there is none yet.
 
-    A damaged one is named through `say`, set aside as `NAME.damaged`, and the one before it is tried.
+    A damaged one is renamed to `NAME.damaged` with a warning, and the one before it is tried.
 
     Raises:
-        CheckpointError: there are checkpoints and every one of them is damaged.
+        CheckpointError: every checkpoint in the folder is damaged.
     """
     damaged = []
     for path in reversed(list_checkpoints(folder)):
@@ -153,10 +154,10 @@ def load_newest(
             tensors, meta = load(path)
             return tensors, meta, path
         except DamagedError as error:
-            aside = path.with_name(path.name + ".damaged")
-            path.replace(aside)
+            renamed = path.with_name(path.name + ".damaged")
+            path.replace(renamed)
             damaged.append(path.name)
-            say(f"{error}; set aside as {aside.name}, going back to the checkpoint before it")
+            warn(f"{error}; renamed to {renamed.name}, going back to the checkpoint before it")
     if damaged:
         raise CheckpointError(
             f"every checkpoint in {folder} is damaged ({', '.join(damaged)}); restore one from a copy, or delete the "
@@ -166,8 +167,8 @@ def load_newest(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, early to late. A final one stands where its header says: a run that was made longer
-    goes on beyond it."""
+    """Lists the checkpoints of a folder, early to late. A final one is sorted by its header, since a run that was made
+    longer goes on after it."""
 
     def order(path: Path) -> tuple[int, float, bool]:
         match, stage = _NUMBERED.match(path.name), STAGES.index(path.name[:2])
@@ -176,7 +177,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
         try:
             return stage, read_meta(path).images, True
         except CheckpointError:
-            return stage, float("inf"), True  # tried first, and then named as damaged
+            return stage, float("inf"), True  # so that it is tried first and reported as damaged
 
     finals = {f"{stage}-final.safetensors" for stage in STAGES}
     return sorted((p for p in folder.glob("*.safetensors") if _NUMBERED.match(p.name) or p.name in finals), key=order)
@@ -191,7 +192,7 @@ def final_path(folder: Path, stage: str) -> Path:
 
 
 def best_path(folder: Path, stage: str) -> Path:
-    """Where the checkpoint with the best metric is kept; `list_checkpoints` leaves it out, since runs go on from the
+    """The file that keeps the checkpoint with the best metric. `list_checkpoints` leaves it out: runs go on from the
     newest."""
     return folder / f"{stage}-best.safetensors"
 
@@ -208,12 +209,13 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose name starts with `prefix.`, without it."""
+    """Selects the tensors whose names start with `prefix.` and removes it from the names."""
     return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(prefix + ".")}
 
 
 def load_module(module: nn.Module, prefix: str, tensors: dict[str, Tensor], where: str) -> None:
-    """Copies a checkpoint's tensors under `prefix.` into a module, every name and shape checked.
+    """Copies a checkpoint's tensors under `prefix.` into a module and checks every name and shape. where: the file,
+    for errors.
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape; up to three are named.
@@ -236,7 +238,7 @@ def load_module(module: nn.Module, prefix: str, tensors: dict[str, Tensor], wher
 
 
 def adam_tensors(optimiser: torch.optim.Adam, module: nn.Module) -> dict[str, Tensor]:
-    """Adam's state as `{parameter}|{entry}` tensors, for the parameters that have been stepped."""
+    """Gives Adam's state as tensors named `{parameter}|{entry}`, for the parameters that have been stepped."""
     return {
         f"{name}|{entry}": torch.as_tensor(value)
         for name, parameter in module.named_parameters()
@@ -245,7 +247,7 @@ def adam_tensors(optimiser: torch.optim.Adam, module: nn.Module) -> dict[str, Te
 
 
 def load_adam(optimiser: torch.optim.Adam, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `adam_tensors`, for an optimiser built over `module.parameters()` in their order."""
+    """Loads what `adam_tensors` gave into an optimiser built over `module.parameters()` in their order."""
     state: dict[int, dict[str, Tensor]] = {}
     parameters = dict(module.named_parameters())
     index = {name: i for i, name in enumerate(parameters)}
@@ -282,7 +284,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _digest(meta: CheckpointMeta, arrays: dict[str, np.ndarray]) -> str:
-    """sha256 over the place in the run and over name, dtype, shape and bytes of every tensor, by name."""
+    """SHA-256 over the position in the run and over name, dtype, shape and bytes of every tensor, by name."""
     digest = hashlib.sha256(json.dumps(asdict(meta), sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name]

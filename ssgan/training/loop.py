@@ -26,17 +26,11 @@ from ssgan.data.dataset import VolumeDataset
 from ssgan.models.sampling import latents, synthesise
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta
-from ssgan.runs.log import (
-    Board,
-    JsonLog,
-    Progress,
-    RunError,
-    check_voxels,
-    distance_line,
-    identity,
-    record_config,
-    remove_stray_files,
-)
+from ssgan.runs.config import RunError, check_voxels, identity, record_config
+from ssgan.runs.folder import remove_stray_files
+from ssgan.runs.log import JsonLog, distance_line
+from ssgan.runs.progress import Progress
+from ssgan.runs.tensorboard import TensorBoardWriter
 from ssgan.training.distributed import SINGLE, Group, split_batch
 from ssgan.training.losses import NonFiniteError
 from ssgan.training.monitor import Measures
@@ -241,7 +235,7 @@ class Run:
         main, batch = self.group.main, gan.hyper.batch
         reals = RealImages(self.data, gan.stage, self.cfg.seed)
         labelled = self.cfg.network.classes > 0
-        board = Board(self.folder, gan.stage, gan.images) if main else None
+        board = TensorBoardWriter(self.folder, gan.stage, gan.images) if main else None
         bar = Progress(gan.stage, gan.steps * batch, gan.images, self.progress)
         every = max(round(self.cfg.snapshot_kimg * 1000), 1)
         measured = self.cfg.metrics_every or every
@@ -376,7 +370,7 @@ def train(
     else:
         tensors, meta, path = newest
         if meta.config_hash != run.identity:
-            raise RunError(f"{path} belongs to a run of another configuration than {folder / 'config.json'}")
+            raise RunError(f"{path} belongs to a run of another configuration than the config.json of {folder}")
         gan = run.gan(meta.stage)
         gan.load(tensors, meta, str(path))
         ended = group.any(group.main and exhausted(run.log.rows, meta.stage, cfg), device)

@@ -1,49 +1,17 @@
-"""The metrics that a run can measure while it trains, each by its name (`--metrics a,b`)."""
+"""Measures a run's metrics (`--metrics a,b`) while it trains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable
 
 import numpy as np
 
 from ssgan.data.dataset import VolumeDataset
+from ssgan.metrics.registry import Measure, make_measure
 from ssgan.metrics.sliced import DistanceToData
-from ssgan.metrics.training import BETTER, Subset, TrainingMetrics
+from ssgan.metrics.subset import forget_generated
 from ssgan.models.sampling import class_shares, latents, synthesise
-from ssgan.training.schedule import METRICS, Generate, Measure, Metric, register_metric
 from ssgan.training.step import Gan
-
-# Of an open data set, by stage and seed: the images and features that its metrics share.
-_SUBSETS: WeakKeyDictionary[VolumeDataset, dict[tuple[str, int], Subset]] = WeakKeyDictionary()
-
-
-class Distance:
-    """The metric "distance": sliced Wasserstein distance of G_ema's images to the data, cheap at any size."""
-
-    def __init__(self, data: VolumeDataset, stage: str, seed: int) -> None:
-        self.to_data = DistanceToData(data.volumes, slices=stage == "2d", seed=seed)
-
-    def __call__(self, generate: Generate) -> float:
-        return self.to_data.measure(generate)
-
-
-def _field(name: str) -> Callable[[VolumeDataset, str, int], Measure]:
-    """Makes the metric `name` of `ssgan.metrics.training`: of slices in stage 2d, of volumes in stage 3d."""
-
-    def make(data: VolumeDataset, stage: str, seed: int) -> Measure:
-        kept = _SUBSETS.setdefault(data, {})
-        if (stage, seed) not in kept:
-            kept[stage, seed] = Subset(data.volumes, seed, slices=stage == "2d")
-        metrics = TrainingMetrics(kept[stage, seed], (name,))
-        return lambda generate: metrics.measure(generate)[name]
-
-    return make
-
-
-register_metric("distance", Metric(Distance))
-for _name, _better in BETTER.items():
-    register_metric(_name, Metric(_field(_name), lower_is_better=_better == "lower"))
 
 
 class Measures:
@@ -55,13 +23,13 @@ class Measures:
 
     def get(self, stage: str, name: str) -> Measure:
         if (stage, name) not in self._made:
-            self._made[stage, name] = METRICS[name].make(self.data, stage, self.seed)
+            self._made[stage, name] = make_measure(name, self.data, stage, self.seed)
         return self._made[stage, name]
 
     def distance(self, stage: str) -> DistanceToData:
         measure = self.get(stage, "distance")
-        assert isinstance(measure, Distance)
-        return measure.to_data
+        assert isinstance(measure, DistanceToData)
+        return measure
 
     def of(self, gan: Gan, names: Iterable[str]) -> dict[str, float]:
         """Name -> value for G_ema as it is; takes nothing from the training's randomness."""
@@ -75,6 +43,5 @@ class Measures:
             return made[count]
 
         values = {name: float(self.get(gan.stage, name)(generate)) for name in names}
-        for subset in _SUBSETS.get(self.data, {}).values():
-            subset.forget()
+        forget_generated(self.data)
         return values

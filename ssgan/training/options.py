@@ -14,9 +14,9 @@ from ssgan.config.fields import Triple
 from ssgan.config.network import ARCHITECTURES, PROFILES, NetworkConfig
 from ssgan.config.presets import PRESETS, preset
 from ssgan.config.training import STAGE_OPTIONS, StageConfig, TrainConfig
+from ssgan.metrics.registry import check_names, training_names
 from ssgan.training.distributed import TIMEOUT
 from ssgan.training.precision import DTYPES
-from ssgan.training.schedule import check_names
 from ssgan.training.start_file import start_network
 from ssgan.utils.errors import ConfigError
 from ssgan.utils.seeding import STAGES
@@ -155,7 +155,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
     add = parser.add_argument_group("metrics").add_argument
-    add("--metrics", type=_names, metavar="NAMES", help="measured during training, such as a,b (default distance)")
+    add(
+        "--metrics", type=_names, metavar="NAMES",
+        help=f"measured during training, of {','.join(training_names())} (default distance)",
+    )  # fmt: skip
     add("--metrics-every", type=COUNT, metavar="N", help="images between measurements (default: at each snapshot)")
     add("--best-metric", metavar="NAME", help="decides which checkpoint is kept as best (default: the first metric)")
     add("--early-stop", type=COUNT, metavar="N", help="end a stage after N measurements without a new best one")

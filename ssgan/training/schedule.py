@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from ssgan.config.training import TrainConfig
+from ssgan.metrics.registry import METRICS, check_names
 from ssgan.models.networks import Discriminator
 from ssgan.utils.errors import ConfigError
 
@@ -42,38 +40,8 @@ def trainable(D: Discriminator, frozen: int) -> None:
             D.depth_embedding.requires_grad_(False)
 
 
-Generate = Callable[[int], np.ndarray]  # count -> generated images (count, D, H, W), D = 1 in stage 2d
-Measure = Callable[[Generate], float]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """make: (data set, stage, seed) -> (generate) -> value; made once per stage, so that real features are computed
-    once."""
-
-    make: Callable[[Any, str, int], Measure]
-    lower_is_better: bool = True
-
-
-METRICS: dict[str, Metric] = {}
-
-
-def register_metric(name: str, metric: Metric) -> None:
-    """Makes a metric available to --metrics, --best-metric and --early-stop."""
-    if name in METRICS:
-        raise ConfigError(f"metric {name!r} is registered already")
-    METRICS[name] = metric
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Raises ConfigError for a metric that nobody registered."""
-    for name in names:
-        if name not in METRICS:
-            raise ConfigError(f"metrics: expected of {', '.join(sorted(METRICS))}; got {name!r}")
-
-
 def check_metrics(cfg: TrainConfig) -> None:
-    """Raises ConfigError for a metric that nobody registered, or a best metric that is not measured."""
+    """Raises ConfigError for an unknown metric, or a best metric that is not measured."""
     check_names(cfg.metrics)
     if cfg.best_metric not in cfg.metrics:
         raise ConfigError(

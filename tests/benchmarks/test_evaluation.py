@@ -5,8 +5,7 @@ import json
 import pytest
 
 from benchmarks.metrics import evaluation
-from ssgan import evaluate
-from ssgan.metrics import distances as sets
+from ssgan.metrics import distances, prdc, volume_sets
 
 
 def test_a_line_and_a_table(tmp_path, capsys):
@@ -26,11 +25,12 @@ def test_a_line_and_a_table(tmp_path, capsys):
 
 
 def test_stopwatches_measure_and_are_taken_off_again(tmp_path, capsys):
-    own = sets.prdc
+    own = prdc.compute_prdc
     with pytest.raises(SystemExit):
         evaluation.parts_of(["--real", str(tmp_path), "--fake", str(tmp_path), "--out", str(tmp_path / "m.json")])
     assert "no NIfTI files" in capsys.readouterr().err
-    assert sets.prdc is own and all("timed" not in repr(f) for f in (evaluate.load_source, sets.frechet))
+    assert prdc.compute_prdc is own
+    assert all("timed" not in repr(f) for f in (volume_sets.load_volume_set, distances.frechet))
     seconds = {"sum": 1.0}
     assert evaluation.stopwatch(sum, seconds, "sum")([1, 2]) == 3 and seconds["sum"] > 1
     slow = {"device": "d", "cores": 2, "python": "3", "torch": "2", "numpy": "2", "scipy": "1", "commit": "c"}

@@ -79,6 +79,19 @@ def test_folders_import_only_from_themselves_and_from_above(package):
             assert order.index(other) < order.index(place), f"{package}/{file} imports {target}, which stands below it"
 
 
+def test_only_runs_reads_config_json():
+    """The name of a run's config.json is a value in ssgan/runs alone; elsewhere it is part of a sentence."""
+    files = [p for package in ("ssgan", "benchmarks") for p in sorted((ROOT / package).rglob("*.py"))]
+    constants = [
+        (path.relative_to(ROOT), node.value)
+        for path in files
+        if "runs" not in path.relative_to(ROOT).parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(files) > 100 and not [c for c in constants if "config.json" in c[1] and " " not in c[1].strip()]
+
+
 def test_commands_do_not_import_each_other():
     for file, place, target in imports("ssgan"):
         if place in COMMANDS:

@@ -6,17 +6,24 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 
 from ssgan import evaluate
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.metrics import volume_sets as compared
-from ssgan.metrics.features import Random3d
+from ssgan.metrics import evaluation, intervals, memorisation, prdc, volume_sets, voxels
+from ssgan.metrics.extractors.random3d import Random3d
+from ssgan.metrics.registry import METRICS
 from ssgan.models.sampling import latents, synthesise
 from ssgan.phantom import main as phantom
 from ssgan.runs import checkpoint
 from ssgan.runs.generator import load_generator
 from tests.support.tiny_runs import SHAPE, make_run
+
+COMPARED = [
+    "frechet", "kid", "precision", "recall", "density", "coverage", "mmd", "msssim", "histogram", "spectrum",
+    "profile_D", "profile_H", "profile_W",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,7 @@ def test_record_and_again_from_the_cache(data, tmp_path):
         other["memorisation"].pop("picture")
         assert other == a
     assert a["count"] == 24 and "24 against 24 volumes of 8x12x8 voxels" in a["protocol"]
-    assert set(a["metrics"]) == set(evaluate.BETTER)
+    assert list(a["metrics"]) == COMPARED
     assert a["memorisation"]["voxels"]["ratio"] == 1  # the fakes are the held-out volumes themselves
     assert (tmp_path / "a.pairs.png").is_file()
     assert [len(a["memorisation"][space]["closest"]) for space in ("voxels", "features")] == [8, 8]
@@ -63,23 +70,24 @@ def test_the_method_of_each_interval_is_stated(data, tmp_path):
     record = json.loads((tmp_path / "a.json").read_text())
     methods = {name: row["method"] for name, row in record["metrics"].items()}
     assert methods["frechet"] == methods["spectrum"] == "bootstrap" and methods["msssim"] == "pairs"
-    assert {methods[name] for name in evaluate.NEIGHBOUR_METRICS} == {"half"} and "bootstrap" in record["protocol"]
+    neighbours = ("precision", "recall", "density", "coverage")
+    assert {methods[name] for name in neighbours} == {"half"} and "bootstrap" in record["protocol"]
 
 
 def test_what_is_computed_together_is_computed_once(monkeypatch):
     """Once for the value, once for the floor, once per half: not again for each of its names."""
     rng, calls = np.random.default_rng(0), []
-    for module, name in ((evaluate.sets, "prdc"), (evaluate.voxels, "profile_distances")):
+    for module, name in ((prdc, "compute_prdc"), (voxels, "profile_distances")):
         own = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, own=own, name=name: calls.append(name) or own(*a))
     sides = [(rng.normal(size=(16, 6)), rng.uniform(-1, 1, (16, 8, 8, 8)).astype(np.float32)) for _ in range(3)]
-    found = evaluate.compare(*sides, repeats=4, seed=0)
-    assert list(found) == list(evaluate.BETTER) and found["recall"]["better"] == "higher"
-    assert calls.count("prdc") == calls.count("profile_distances") == 4 + 2
+    found = evaluation.compare_sets(*sides, repeats=4, seed=0)
+    assert list(found) == COMPARED and found["recall"]["better"] == "higher"
+    assert calls.count("compute_prdc") == calls.count("profile_distances") == 4 + 2
     real, fake = (features for features, _ in sides[:2])
-    for name, value in evaluate.sets.prdc(real, fake, 5).items():
-        assert found[name]["value"] == evaluate.significant(value)
-    halves = [evaluate.sets.prdc(a, b, 5)["density"] for a, b in evaluate.sets.halves(real, fake, 4, 0)]
+    for name, value in prdc.compute_prdc(real, fake, 5).items():
+        assert found[name]["value"] == memorisation.significant(value)
+    halves = [prdc.compute_prdc(a, b, 5)["density"] for a, b in intervals.halves(real, fake, 4, 0)]
     low, high = found["density"]["interval"]
     assert high - low == pytest.approx(2 * 1.96 * np.std(halves), rel=1e-3)
 
@@ -87,11 +95,11 @@ def test_what_is_computed_together_is_computed_once(monkeypatch):
 def test_distances_in_blocks_and_a_part_of_the_training_volumes(monkeypatch):
     """Blocks change nothing; of many training volumes some, evenly spaced, are the reference, each without itself."""
     a, b = np.random.default_rng(0).normal(size=(2, 23, 4))
-    np.testing.assert_array_equal(evaluate.distances(a, b[:9], block=5), evaluate.cdist(a, b[:9]))
-    monkeypatch.setattr(evaluate, "REFERENCE_ROWS", 3)
-    own = evaluate.cdist(b, b) + np.diag([np.inf] * 23)
+    np.testing.assert_array_equal(memorisation.pairwise_distances(a, b[:9], block=5), cdist(a, b[:9]))
+    monkeypatch.setattr(memorisation, "REFERENCE_ROWS", 3)
+    own = cdist(b, b) + np.diag([np.inf] * 23)
     expected = np.median(own.min(1)[[0, 11, 22]])
-    assert evaluate.memorisation(a, b, None)["median_reference"] == evaluate.significant(expected)
+    assert memorisation.memorisation(a, b, None)["median_reference"] == memorisation.significant(expected)
 
 
 def test_no_interval_leaves_what_its_metric_can_be(data, tmp_path):
@@ -100,19 +108,20 @@ def test_no_interval_leaves_what_its_metric_can_be(data, tmp_path):
     metrics = json.loads((tmp_path / "a.json").read_text())["metrics"]
     for name, row in metrics.items():
         low, high = row["interval"]
-        assert evaluate.RANGE[name][0] <= low <= row["value"] <= high <= evaluate.RANGE[name][1], name
+        least, most = METRICS[name].bounds
+        assert least <= low <= row["value"] <= high <= most, name
     assert any(metrics[n]["interval"][1] == 1 for n in ("precision", "recall", "coverage"))
 
 
 def test_copies_are_found():
     rng = np.random.default_rng(0)
     train, held = rng.normal(size=(30, 8)), rng.normal(size=(30, 8))
-    honest = evaluate.memorisation(rng.normal(size=(40, 8)), train, held)
-    copied = evaluate.memorisation(train[:20] + 1e-3, train, held)
+    honest = memorisation.memorisation(rng.normal(size=(40, 8)), train, held)
+    copied = memorisation.memorisation(train[:20] + 1e-3, train, held)
     assert 0.8 < honest["ratio"] < 1.25 and copied["ratio"] < 0.01 and copied["below_5_percent"] == 1
-    late = evaluate.memorisation(train[-5:], train, held[:5])  # copies of volumes far down the training set
+    late = memorisation.memorisation(train[-5:], train, held[:5])  # copies of volumes far down the training set
     assert late["ratio"] == 0
-    assert evaluate.memorisation(train[:20] + 1e-3, train, None)["ratio"] < 0.01
+    assert memorisation.memorisation(train[:20] + 1e-3, train, None)["ratio"] < 0.01
 
 
 def test_the_cache_goes_by_voxels_and_extractor(tmp_path):
@@ -125,9 +134,8 @@ def test_the_cache_goes_by_voxels_and_extractor(tmp_path):
         extractor = Random3d()
         for name, value in attributes.items():
             setattr(extractor, name, value)
-        found = evaluate.cached_features(
-            extractor, compared.Source("folder", volumes, (1, 1, 1), "axial", None), tmp_path
-        )
+        source = volume_sets.VolumeSet(tmp_path, "folder", volumes, (1, 1, 1), "axial")
+        found = evaluation.cached_features(extractor, source, tmp_path)
         return found, len(list(tmp_path.iterdir()))
 
     first, files = features(volumes)
@@ -138,7 +146,7 @@ def test_the_cache_goes_by_voxels_and_extractor(tmp_path):
     assert features(volumes, checksum="other weights")[1] == 4
     for file in tmp_path.iterdir():
         file.write_bytes(b"cut")
-    with pytest.raises(compared.EvaluateError, match=r"--cache: .*\.npy is damaged .*; delete it"):
+    with pytest.raises(volume_sets.EvaluateError, match=r"--cache: .*\.npy is damaged .*; delete it"):
         features(volumes)
 
 
@@ -158,9 +166,9 @@ def test_a_run_is_evaluated_by_the_checkpoint_that_is_named(tmp_path, capsys):
     assert (a["kind"], a["volumes"], a["checkpoint"]) == ("run", 12, last.name)
     assert (b["checkpoint"], b["checkpoint_sha256"]) == (best.name, checkpoint.checksum(best))
     assert a["sha256"] != b["sha256"] and "generated by seeds 0 to 11, no truncation" in records[0]["protocol"]
-    G = load_generator(run, None)[0]
+    G = load_generator(run).G
     made = np.clip(synthesise(G, latents(range(12), G.cfg.z_dim), batch=4), -1, 1)
-    assert a["sha256"] == compared.Source("run", made, (1, 1, 1), "axial", None).content
+    assert a["sha256"] == volume_sets.VolumeSet(run, "run", made, (1, 1, 1), "axial").sha256
     assert evaluate.main([*told[:2], "--fake", told[1], *told[4:], "--checkpoint", str(best)]) == 2
     assert "is no run; leave --checkpoint out" in capsys.readouterr().err
 
@@ -195,11 +203,11 @@ def test_what_cannot_be_written_is_said_before_the_work(data, tmp_path, capsys):
 
 
 def test_nan_is_named(data):
-    source = compared.load_source(data / "real", "--real", None, 0)
+    source = volume_sets.load_volume_set(data / "real", "--real")
     bad = np.array(VolumeDataset(data / "real").volumes)
     bad[3, 0, 0, 0] = np.nan
-    with pytest.raises(compared.EvaluateError, match=r"--fake: volumes \[3\]"):
-        compared.checked(compared.Source("dataset", bad, source.spacing, "axial", None), "--fake")
+    with pytest.raises(volume_sets.EvaluateError, match=r"--fake: volumes \[3\]"):
+        volume_sets.check_finite(volume_sets.VolumeSet(data, "dataset", bad, source.spacing, "axial"), "--fake")
 
 
 def test_a_folder_of_nifti_gives_what_its_data_set_gives(data, tmp_path, capsys):

@@ -13,8 +13,12 @@ from ssgan.config.network import NetworkConfig
 from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.dataset import to_nifti
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.runs import checkpoint, generator
-from ssgan.training import loop as trainer
+from ssgan.models.networks import Generator
+from ssgan.models.sampling import latents
+from ssgan.runs import checkpoint
+from ssgan.runs.config import RunError, load_config
+from ssgan.runs.generator import load_generator, parse_seeds
+from ssgan.training.loop import train
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import read_json, write_json_atomic
 
@@ -36,7 +40,7 @@ def runs(tmp_path_factory):
     data = write_phantom_dataset(root / "data", count=4, shape=SHAPE, seed=1)
     for stage in ("3d", "2d"):
         cfg = dataclasses.replace(CONFIG, stage=stage)
-        assert trainer.train(cfg, data, root / stage, progress=False, say=lambda text: None) == 0
+        assert train(cfg, data, root / stage, progress=False, say=lambda text: None) == 0
     return root
 
 
@@ -57,21 +61,21 @@ def digests(out):
     [("3", [3]), ("0-3,20", [0, 1, 2, 3, 20]), (" 7 , 5-6", [7, 5, 6]), ("4294967295", [2**32 - 1])],
 )
 def test_seeds(text, seeds):
-    assert generator.parse_seeds(text) == seeds
+    assert parse_seeds(text) == seeds
 
 
 @pytest.mark.parametrize(
     "text", ["", "a", "1,,2", "3-1", "-1", "1-", "1.5", "4294967296", "0-99999999", "1,0-2", "1;2"]
 )
 def test_bad_seeds(text):
-    with pytest.raises(generator.GenerateError, match="--seeds"):
-        generator.parse_seeds(text)
+    with pytest.raises(UserError, match="--seeds"):
+        parse_seeds(text)
 
 
 def test_latents_are_each_from_its_seed_alone():
-    z = generate.latents([5, 9, 0], 7)
+    z = latents([5, 9, 0], 7)
     assert z.shape == (3, 7) and z.dtype == torch.float32
-    assert torch.equal(z[1:2], generate.latents([9], 7))
+    assert torch.equal(z[1:2], latents([9], 7))
     np.testing.assert_array_equal(z[0].numpy(), np.random.RandomState(5).randn(1, 7)[0].astype(np.float32))
     assert not torch.equal(z[0], z[1])
 
@@ -81,10 +85,11 @@ def test_files_and_values(runs, tmp_path, capsys):
     names = {p.name for p in tmp_path.iterdir()}
     stems = ["seed0000", "seed0001", "seed0002", "seed12345"]
     assert names == {f"{s}.{e}" for s in stems for e in ("nii.gz", "png", "gif")} | {"montage.png", "generate.json"}
-    G, meta, info, _ = generator.load_generator(runs / "3d", None)
-    assert meta.images == 8
+    source = load_generator(runs / "3d")
+    info = source.info
+    assert source.meta.images == 8
     with torch.no_grad():
-        expected = G(generate.latents([1], 6), noise="const")[0, 0].numpy()
+        expected = source.G(latents([1], 6), noise="const")[0, 0].numpy()
     image = nibabel.load(tmp_path / "seed0001.nii.gz")
     expected_image = to_nifti(expected, info)
     values = np.asarray(expected_image.dataobj)
@@ -143,22 +148,13 @@ def conditional(tmp_path_factory):
     info = {**data.info.to_json(), "classes": ["healthy", "7", "0"]}
     write_json_atomic(run / "config.json", {"config": cfg.to_json(), "data": {"info": info}})
     torch.manual_seed(0)
-    G = generate.Generator(cfg.network)
+    G = Generator(cfg.network)
     G.mapping.w_avg.normal_()
     meta = checkpoint.CheckpointMeta("3d", 2, 8, "")
     checkpoint.save(
         checkpoint.final_path(run / "checkpoints", "3d"), checkpoint.with_prefix("G_ema", G.state_dict()), meta
     )
     return run.parent
-
-
-@pytest.fixture(autouse=True)
-def records_may_name_classes(monkeypatch):
-    """Data sets of versions before class labels have no `classes`; their description refuses what it does not know."""
-    if "classes" not in {f.name for f in dataclasses.fields(generate.DatasetInfo)}:
-        whole = generate.DatasetInfo.from_json
-        known = lambda data: whole({k: v for k, v in data.items() if k != "classes"})  # noqa: E731
-        monkeypatch.setattr(generate.DatasetInfo, "from_json", staticmethod(known))
 
 
 def test_every_class_of_a_seed(conditional, tmp_path, capsys):
@@ -169,9 +165,10 @@ def test_every_class_of_a_seed(conditional, tmp_path, capsys):
     assert {p.name for p in tmp_path.iterdir()} == names
     out = capsys.readouterr().out
     assert all(f"2 volumes of class {name} in" in out for name in ("healthy", "7", "0"))
-    G, _, info, _ = generator.load_generator(conditional / "run", None)
+    source = load_generator(conditional / "run")
+    G, info = source.G, source.info
     with torch.no_grad():
-        expected = G(generate.latents([1], 6), torch.tensor([2]), noise="const")[0, 0].numpy()
+        expected = G(latents([1], 6), torch.tensor([2]), noise="const")[0, 0].numpy()
     values = np.asarray(to_nifti(expected, info).dataobj)
     found = volumes(tmp_path)
     np.testing.assert_allclose(found["class2-seed0001"], values, atol=1e-3 * np.ptp(values))
@@ -193,7 +190,8 @@ def test_truncation_moves_to_the_mean_of_the_class_or_of_all(conditional, tmp_pa
     scale = max(np.ptp(v) for v in own.values())
     np.testing.assert_allclose(overall["class0-seed0000"], overall["class2-seed0000"], atol=1e-3 * scale)
     assert np.abs(own["class0-seed0000"] - own["class2-seed0000"]).max() > 1e-2 * scale
-    G, _, info, _ = generator.load_generator(conditional / "run", None)
+    source = load_generator(conditional / "run")
+    G, info = source.G, source.info
     with torch.no_grad():
         w = G.mapping(torch.randn(200_000, 6), torch.full((200_000,), 2)).mean(0)
         expected = G.synthesis(w.expand(1, G.num_ws, -1), "none")[0, 0].numpy()
@@ -224,12 +222,15 @@ def test_a_class_of_a_run_without_classes(runs, tmp_path, capsys):
 
 def test_a_record_with_other_classes_than_the_networks(conditional, tmp_path):
     record = read_json(conditional / "run" / "config.json")
-    assert generator.class_names(conditional / "run", 3) == ["healthy", "7", "0"]
-    with pytest.raises(generator.GenerateError, match="names 3 classes, its networks have 2"):
-        generator.class_names(conditional / "run", 2)
+    config = load_config(conditional / "run")
+    assert config.class_names == ["healthy", "7", "0"] and config.class_counts == [1, 1, 1]
+    record["config"]["network"]["classes"] = 2
+    write_json_atomic(tmp_path / "config.json", record)
+    with pytest.raises(RunError, match="names 3 classes, its networks have 2"):
+        load_config(tmp_path).class_names  # noqa: B018
     record["data"]["info"]["classes"] = None
     write_json_atomic(tmp_path / "config.json", record)
-    assert generator.class_names(tmp_path, 2) == ["0", "1"]
+    assert load_config(tmp_path).class_names == ["0", "1"]
 
 
 def test_a_checkpoint_by_name(runs, tmp_path):
@@ -271,11 +272,11 @@ def test_a_run_without_checkpoints_and_a_damaged_one(runs, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.json").write_bytes((runs / "3d" / "config.json").read_bytes())
-    with pytest.raises(generator.GenerateError, match="no checkpoint yet"):
-        generator.load_generator(run, None)
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        load_generator(run)
     source = checkpoint.final_path(runs / "3d" / "checkpoints", "3d")
     target = run / "checkpoints" / source.name
     target.write_bytes(source.read_bytes()[:-1])
     with pytest.raises(UserError, match="damaged"):
-        generator.load_generator(run, None)
+        load_generator(run)
     assert target.exists()  # reading a run changes nothing in it

@@ -1,4 +1,4 @@
-"""The extractor of a name."""
+"""Makes the feature extractor of a given name."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from ssgan.metrics.extractors.inception import Inception
 from ssgan.metrics.extractors.labels import LabelFeatures
 from ssgan.metrics.extractors.medicalnet import BLOCKS, MedicalNet
 from ssgan.metrics.extractors.radimagenet import RadImageNet
+from ssgan.metrics.extractors.random3d import Random3d
 from ssgan.metrics.extractors.weights import WeightsError
-from ssgan.metrics.features import Extractor, Random3d
+from ssgan.metrics.features import Extractor
 
 NAMES = ("random3d", *(f"medicalnet-{depth}" for depth in BLOCKS), "radimagenet", "inception", "discriminator")
 
 
 def make_extractor(name: str, weights: Path | None) -> Extractor:
-    """name: one of NAMES, or a file of `ssgan labelnet`. weights: the file (or run) that a name of NAMES needs.
+    """Makes an extractor. name: one of NAMES, or a file of `ssgan labelnet`. weights: the file or run that it needs.
 
     Raises:
-        WeightsError: an unknown name, a file missing or superfluous, or one that does not fit.
+        WeightsError: an unknown name, or weights that are missing, superfluous or do not fit.
     """
-    own = name == "random3d" or name not in NAMES
+    needs_weights = name in NAMES and name != "random3d"
     if name not in NAMES and not name.endswith(".safetensors"):
         raise WeightsError(f"--extractor: expected {', '.join(NAMES)} or a .safetensors file; got {name!r}")
-    if own and weights is not None:
+    if not needs_weights and weights is not None:
         raise WeightsError(f"--weights {weights}: --extractor {name} takes none; leave --weights out")
-    if not own and weights is None:
-        what = "the run (or a checkpoint of it)" if name == "discriminator" else "its published file, got yourself"
-        raise WeightsError(f"--extractor {name} needs --weights: {what}; nothing is downloaded")
+    if needs_weights and weights is None:
+        run = name == "discriminator"
+        expected = "the run (or a checkpoint of it)" if run else "its published file, which you have downloaded"
+        raise WeightsError(f"--extractor {name} needs --weights: {expected}; nothing is downloaded for you")
     if name == "random3d":
         return Random3d()
     if name == "radimagenet":

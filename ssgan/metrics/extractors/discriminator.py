@@ -1,4 +1,4 @@
-"""What a run's own discriminator sees before its head, as features."""
+"""Features of a run's own discriminator."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ssgan.config.training import TrainConfig
 from ssgan.metrics.extractors.weights import WeightsError, file_sha256
 from ssgan.models.networks import Discriminator
 from ssgan.runs import checkpoint
-from ssgan.utils.files import read_json
+from ssgan.runs.config import RunConfig, config_of_checkpoint, load_config
 
 
-def find_checkpoint(path: Path) -> tuple[Path, Path]:
-    """(run's folder, checkpoint) of a run, whose newest is taken, or of a checkpoint within one."""
+def find_checkpoint(path: Path) -> tuple[RunConfig, Path]:
+    """Finds the newest checkpoint of a run, or takes a checkpoint in one; with the run's configuration."""
     if path.is_dir():
         found = checkpoint.list_checkpoints(path / "checkpoints")
         if not found:
             raise WeightsError(f"--weights {path}: expected a run's folder with a checkpoint; there is none in it")
-        return path, found[-1]
-    run = path.resolve().parent.parent
-    if not (run / "config.json").is_file():
+        return load_config(path, "--weights"), found[-1]
+    config = config_of_checkpoint(path)
+    if config is None:
         raise WeightsError(f"--weights {path}: expected a checkpoint in RUN/checkpoints beside RUN/config.json")
-    return run, path
+    return config, path
 
 
 class DiscriminatorFeatures:
-    """Features (N, widths[0]): what the head is given, averaged over space; 3D runs only."""
+    """Features (N, widths[0]): the input of the head, averaged over space; of 3D runs only."""
 
     name = "discriminator"
 
     def __init__(self, path: Path) -> None:
-        run, file = find_checkpoint(path)
+        config, file = find_checkpoint(path)
         tensors, meta = checkpoint.load(file)
         if meta.stage != "3d":
             raise WeightsError(f"--weights {file} is of stage 2d, which judges slices; give a 3D checkpoint")
-        D = Discriminator(TrainConfig.from_json(read_json(run / "config.json")["config"]).network)
+        D = Discriminator(config.train.network)
         checkpoint.load_module(D, "D", tensors, str(file))
         self.network, self.checksum = D.eval().requires_grad_(False), file_sha256(file)
         self.protocol = (

@@ -1,9 +1,9 @@
-"""Inception-v3 (Szegedy et al. 2016) on the middle slice of each plane, with the 2048 numbers of its last pooling.
+"""Features of Inception-v3 (Szegedy et al. 2016): the 2048 outputs of its last pooling, on the middle slices.
 
 Two published files fit. pt_inception-2015-12-05-6726825d.pth (pytorch-fid) is the network of the FID's authors, with
 1008 outputs; its average pooling leaves the padding out of the mean, and its last block pools by the maximum.
-torchvision's inception_v3_google-0cc3c7bd.pth has 1000 outputs and ordinary average pooling with zeros. The file
-decides. A FID that is compared with others' needs the first.
+torchvision's inception_v3_google-0cc3c7bd.pth has 1000 outputs and ordinary average pooling with zeros. The network
+follows the file. A FID that is compared with published ones needs the first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Layer = tuple[int, int, int | tuple[int, int], int]  # channels in, out, kernel,
 
 
 class ConvNorm(nn.Module):
-    """relu(batch norm(convolution)); padded to keep the size unless strided or asked not to."""
+    """relu(batch norm(convolution)); padded to keep the size unless strided or pad=False."""
 
     def __init__(self, cin: int, cout: int, kernel: int | tuple[int, int], stride: int = 1, pad: bool = True):
         super().__init__()
@@ -39,7 +39,11 @@ class ConvNorm(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Parallel branches, concatenated. pool: the pooling before `branch_pool`: zeros, inside, max, or halve."""
+    """Parallel branches, concatenated.
+
+    pool: the pooling before `branch_pool`: "zeros" (average, padding counts), "inside" (average, padding does not),
+    "max", or "halve" (max of stride 2 and no convolution).
+    """
 
     pool: str
 
@@ -135,7 +139,7 @@ class MixedD(Mixed):
 
 
 class MixedE(Mixed):
-    """8x8, branches that part into 1x3 and 3x1: Cin -> 2048 channels."""
+    """8x8, with branches that split into 1x3 and 3x1: Cin -> 2048 channels."""
 
     def __init__(self, cin: int, pool: str):
         layers: dict[str, Layer] = {
@@ -176,10 +180,10 @@ class InceptionV3(nn.Module):
         self.Mixed_7a = MixedD(768)
         self.Mixed_7b = MixedE(1280, pool)
         self.Mixed_7c = MixedE(2048, last)
-        self.fc = nn.Linear(2048, classes)  # not used; in both files, and tells them apart
+        self.fc = nn.Linear(2048, classes)  # unused, but in both files, and tells them apart
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """Outputs of every named layer, in order, the two poolings of the stem included in what precedes them."""
+        """Gives the outputs of every named layer in order; the stem's two poolings belong to the layers before them."""
         result = [x]
         for name, layer in self.named_children():
             if name == "fc":
@@ -198,7 +202,7 @@ def build(classes: int) -> InceptionV3:
 
 
 def prepare(grey: Tensor) -> Tensor:
-    """(M, H, W) in [-1, 1] -> (M, 3, H, W), the same in all three."""
+    """(M, H, W) in [-1, 1] -> (M, 3, H, W), repeated over the channels."""
     return grey.clamp(-1, 1)[:, None].expand(-1, 3, -1, -1).contiguous()
 
 

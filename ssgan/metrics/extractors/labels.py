@@ -1,4 +1,4 @@
-"""A small 3D classifier of a data set's own classes, and its features: it looks where the classes differ."""
+"""A small 3D classifier of a data set's own classes, whose features see what the classes differ in."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ WIDTHS = (16, 32, 64)
 
 @dataclass(frozen=True)
 class LabelRecord:
-    """What stands in the file beside the weights. shape: (D, H, W). accuracy: on volumes held back; chance: of always
-    naming the class that is most frequent among them."""
+    """The record in the file beside the weights. shape: (D, H, W). accuracy: on held-out volumes. chance: the accuracy
+    of always naming their most frequent class."""
 
     classes: tuple[str, ...]
     shape: tuple[int, ...]
@@ -59,9 +59,9 @@ class LabelNetwork(nn.Module):
 
 def train_label_network(
     volumes: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], steps: int, seed: int,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> tuple[LabelNetwork, LabelRecord]:  # fmt: skip
-    """Adam on batches balanced over the classes; a fifth of each class is held back to measure accuracy.
+    """Trains the classifier by Adam on batches balanced over the classes; a fifth of each class is held out.
 
     volumes: (N, D, H, W). The same arguments give the same weights on the same machine.
 
@@ -95,7 +95,7 @@ def train_label_network(
         guessed = np.array([int(network(torch.from_numpy(np.array(volumes[i]))[None, None]).argmax()) for i in held])
     accuracy = float((guessed == labels[held]).mean())
     chance = float(np.bincount(labels[held]).max() / len(held))
-    say(f"{len(held)} volumes held back: {accuracy:.0%} named rightly; always the same class: {chance:.0%}")
+    report(f"{len(held)} held-out volumes: {accuracy:.0%} classified correctly; always the same class: {chance:.0%}")
     return network, LabelRecord(tuple(classes), tuple(volumes.shape[1:]), accuracy, chance, seed)
 
 

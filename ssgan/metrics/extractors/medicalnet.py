@@ -1,4 +1,4 @@
-"""MedicalNet: 3D ResNets trained to segment 23 medical data sets (Chen et al. 2019, Med3D), as features.
+"""Features of MedicalNet: 3D ResNets trained to segment 23 medical data sets (Chen et al. 2019, Med3D).
 
 The published files are resnet_10.pth, resnet_10_23dataset.pth, ... of Tencent/MedicalNet: one input channel, 7x7x7
 stem, and, since they were trained for segmentation, stages 3 and 4 with dilation 2 and 4 in place of a stride.
@@ -18,7 +18,7 @@ from ssgan.metrics.extractors.resnet import ResNetSpec, build
 from ssgan.metrics.extractors.weights import fit, read_weights
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-BACKGROUND = -0.95  # what is darker is background: 0 to 2.5 % of the intensity range
+BACKGROUND = -0.95  # darker voxels are background: 0 to 2.5 % of the intensity range
 
 
 def spec(depth: int) -> ResNetSpec:
@@ -29,11 +29,10 @@ def spec(depth: int) -> ResNetSpec:
 
 
 def normalise(x: Tensor) -> Tensor:
-    """(N, 1, D, H, W) in [-1, 1] -> each volume less the mean, by the standard deviation, of its foreground.
+    """Scales volumes (N, 1, D, H, W) in [-1, 1] to mean 0 and standard deviation 1 of each one's foreground.
 
-    MedicalNet's own code takes voxels above 0 and then fills the background with random numbers, which would give a
-    volume other features every time; here the background keeps its place below the mean. A volume of background
-    alone becomes zero.
+    MedicalNet's own code takes voxels above 0 and fills the background with random numbers, so that features differ
+    from call to call; here the background keeps its value below the mean. A volume of background alone becomes zero.
     """
     rows = []
     for volume in x:

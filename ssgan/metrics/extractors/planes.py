@@ -1,4 +1,4 @@
-"""2D slices of volumes in the three planes of the array."""
+"""Features of 2D networks on slices in the three planes of the array."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 
-def slice_places(size: int, count: int) -> list[int]:
-    """`count` indices evenly over an axis, each in the middle of its share; one is the middle slice."""
+def slice_positions(size: int, count: int) -> list[int]:
+    """Spreads `count` indices evenly over an axis, each in the middle of its part; a single one is the middle slice."""
     return [int((2 * i + 1) * size / (2 * count)) for i in range(count)]
 
 
@@ -21,7 +21,7 @@ def three_planes(volume: np.ndarray, count: int, side: int) -> Tensor:
     x = torch.from_numpy(np.array(volume, np.float32))
     planes = []
     for axis in range(3):
-        chosen = x.movedim(axis, 0)[slice_places(x.shape[axis], count)]
+        chosen = x.movedim(axis, 0)[slice_positions(x.shape[axis], count)]
         planes.append(F.interpolate(chosen[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0])
     return torch.stack(planes)
 
@@ -31,7 +31,10 @@ def plane_features(
     volumes: np.ndarray, network: Callable[[Tensor], Tensor], prepare: Callable[[Tensor], Tensor], name: str,
     count: int, side: int,
 ) -> np.ndarray:  # fmt: skip
-    """(N, 3, count, F) float64. prepare: grey (M, side, side) in [-1, 1] -> the network's input (M, 3, side, side)."""
+    """Computes features (N, 3, count, F) in float64.
+
+    prepare: grey (M, side, side) in [-1, 1] -> the network's input (M, 3, side, side).
+    """
     rows = []
     for volume in tqdm(volumes, desc=name, leave=False, disable=None):
         slices = three_planes(volume, count, side)

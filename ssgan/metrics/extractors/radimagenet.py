@@ -1,7 +1,7 @@
-"""RadImageNet: a 2D ResNet-50 trained on 1.35 million radiological images (Mei et al. 2022), on slices in three planes.
+"""Features of RadImageNet: a 2D ResNet-50 trained on 1.35 million radiological images (Mei et al. 2022), on slices.
 
 The published file is RadImageNet-ResNet50_notop.pth of Warvito/radimagenet-models, converted from Keras: convolutions
-have biases, batch norm has eps 1.001e-5, and a bottleneck's stride stands in its first convolution.
+have biases, batch norm has eps 1.001e-5, and a bottleneck's stride is that of its first convolution.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BGR_MEAN = (0.406, 0.456, 0.485)  # ImageNet's, in the order blue, green, red
 
 
 def prepare(grey: Tensor) -> Tensor:
-    """(M, H, W) in [-1, 1] -> (M, 3, H, W): to [0, 1], the same in B, G and R, less their means, as MONAI's MAISI."""
+    """(M, H, W) in [-1, 1] -> (M, 3, H, W): scaled to [0, 1], repeated as B, G, R, minus their means (as in MAISI)."""
     x = ((grey + 1) / 2).clamp(0, 1)[:, None].expand(-1, 3, -1, -1)
     return x - torch.tensor(BGR_MEAN)[:, None, None]
 

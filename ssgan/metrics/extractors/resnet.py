@@ -1,6 +1,6 @@
-"""Residual networks whose published weights are used for features: MedicalNet's in 3D and RadImageNet's in 2D.
+"""Residual networks for published weights: MedicalNet's in 3D and RadImageNet's in 2D.
 
-Names of parameters are those of the published files.
+Parameters have the names of the published files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WIDTHS = (64, 128, 256, 512)
 class ResNetSpec:
     """blocks: per stage. dims: 2 or 3. channels: of the image. strides, dilations: per stage. bias: of convolutions.
 
-    first: the stride stands in a bottleneck's first convolution (He et al. 2016, Keras) and not in its 3x3 one.
+    first: a bottleneck's stride is that of its first convolution (He et al. 2016, Keras), not of its 3x3 one.
     pad: a shortcut that changes shape takes every stride-th voxel and appends zero channels ("A"), instead of a
     1x1 convolution ("B").
     """
@@ -100,7 +100,7 @@ class ResNet(nn.Module):
             setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """Outputs of the stem and of the four stages."""
+        """Gives the outputs of the stem and of the four stages."""
         pool = F.max_pool3d if self.spec.dims == 3 else F.max_pool2d
         result = [pool(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)]
         for i in range(4):
@@ -112,6 +112,6 @@ class ResNet(nn.Module):
 
 
 def build(spec: ResNetSpec) -> ResNet:
-    """The network without memory for its weights, which `weights.fit` gives it."""
+    """Builds the network on the meta device; `weights.fit` then gives it its weights."""
     with torch.device("meta"):
         return ResNet(spec)

@@ -1,6 +1,7 @@
-"""Published weights from the user's own file: read without running anything in it, named, and compared with a network.
+"""Reads published weights from the user's own file and loads them into a network, every name and shape checked.
 
-Nothing here downloads. A file is `.safetensors`, or `.pth`/`.pt` read by torch's restricted unpickler.
+Nothing is downloaded and no code in a file is run: it is `.safetensors`, or `.pth`/`.pt` for torch's restricted
+unpickler.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from torch import Tensor, nn
 
 from ssgan.utils.errors import UserError
 
-COUNTER = ".num_batches_tracked"  # of batch norm; old files lack it, and evaluation does not read it
+COUNTER = ".num_batches_tracked"  # of batch norm; older files lack it, and evaluation does not need it
 
 
 class WeightsError(UserError):
-    """A file of weights that is absent, unreadable or of another network."""
+    """A file of weights that is absent, unreadable or for another network."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """tensors: name -> tensor, without the `module.` of DataParallel. sha256: of the file."""
+    """The contents of a file. tensors: name -> tensor, without the `module.` of DataParallel. sha256: of the file."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -47,10 +48,10 @@ def _digest(file) -> str:  # Python 3.10
 
 
 def read_weights(path: Path) -> Weights:
-    """The tensors of a file; a `state_dict` entry is opened.
+    """Reads the tensors of a file, or of the `state_dict` entry in it.
 
     Raises:
-        WeightsError: no such file, another suffix, damaged, or something in it that is no tensor.
+        WeightsError: no such file, another suffix, a damaged file, or an entry that is not a tensor.
     """
     if not path.is_file():
         raise WeightsError(f"--weights {path} is not a file; give the file of weights you have downloaded yourself")
@@ -79,7 +80,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def recognise(tensors: dict[str, Tensor]) -> str | None:
-    """What a file seems to hold, in words; None where nothing is known by sight."""
+    """Guesses from names and shapes which network a file is for, in words; None where it cannot tell."""
     if "Conv2d_1a_3x3.conv.weight" in tensors:
         return "an Inception-v3 (--extractor inception)"
     first = tensors.get("conv1.weight")
@@ -97,12 +98,13 @@ def recognise(tensors: dict[str, Tensor]) -> str | None:
 
 
 def fit(module: nn.Module, weights: Weights, name: str, ignored: tuple[str, ...] = ()) -> nn.Module:
-    """Loads weights into a module (built on the meta device) as float32, every name and shape checked, for evaluation.
+    """Loads weights into a module built on the meta device, as float32, for evaluation; checks every name and shape.
 
-    ignored: prefixes of what a file may hold besides (its head).
+    ignored: prefixes of tensors that a file may hold besides (its head).
 
     Raises:
-        WeightsError: missing, unknown, mis-shaped or not finite; up to three are named, and what the file looks like.
+        WeightsError: tensors that are missing, unknown, of another shape or not finite; up to three are named, and the
+            network that the file seems to be for.
     """
     given = {
         n: t for n, t in weights.tensors.items() if not n.startswith(ignored or ("\0",)) and not n.endswith(COUNTER)

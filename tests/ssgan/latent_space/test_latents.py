@@ -1,4 +1,4 @@
-"""`ssgan latents`: walks against their formulas, PCA against NumPy, projections that must find what is there."""
+"""`ssgan latents`: paths against their formulas, PCA against NumPy, projections that must find what is there."""
 
 import hashlib
 import json
@@ -12,7 +12,8 @@ from PIL import Image
 
 from ssgan import latents
 from ssgan.data.dataset import VolumeDataset
-from ssgan.latent_space import walks
+from ssgan.latent_space import styles
+from ssgan.latent_space.directions import principal_directions
 from ssgan.latent_space.files import LatentError, load_tensors, save_tensors
 from ssgan.latent_space.projection import (
     FeatureDistance,
@@ -36,7 +37,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def G(run):
-    return load_generator(run, None)[0]
+    return load_generator(run).G
 
 
 def go(run, out, command, *arguments):
@@ -57,12 +58,12 @@ def synthesised(G, ws, noise="const"):
         return G.synthesis(ws[None], noise=noise)[0, 0].numpy()
 
 
-# ---- walks ----
+# ---- paths and styles ----
 
 
 def test_slerp_goes_evenly_along_the_arc():
     a, b = torch.tensor([2.0, 0, 0]), torch.tensor([0, 4.0, 0])
-    path = walks.slerp(a, b, torch.linspace(0, 1, 5))
+    path = styles.slerp(a, b, torch.linspace(0, 1, 5))
     angles = np.arange(5) * np.pi / 8
     expected = np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1) * np.linspace(2, 4, 5)[:, None]
     np.testing.assert_allclose(path.numpy(), expected, atol=1e-6)
@@ -72,37 +73,37 @@ def test_slerp_goes_evenly_along_the_arc():
 def test_slerp_keeps_its_digits_at_every_angle(small):
     a = torch.tensor([1.0, 0.0])
     b = torch.tensor([np.cos(small), np.sin(small)], dtype=torch.float32)
-    middle = walks.slerp(a, b, torch.tensor([0.5]))[0].numpy()
+    middle = styles.slerp(a, b, torch.tensor([0.5]))[0].numpy()
     np.testing.assert_allclose(middle, [np.cos(small / 2), np.sin(small / 2)], atol=1e-6)
 
 
 def test_slerp_refuses_what_has_no_shortest_way():
     a = torch.tensor([1.0, 0.0])
     with pytest.raises(LatentError, match="opposite"):
-        walks.slerp(a, -a, torch.tensor([0.5]))
+        styles.slerp(a, -a, torch.tensor([0.5]))
     with pytest.raises(LatentError, match="length zero"):
-        walks.slerp(a, 0 * a, torch.tensor([0.5]))
+        styles.slerp(a, 0 * a, torch.tensor([0.5]))
 
 
 def test_levels_own_all_of_ws_and_change_only_what_follows_them(G):
-    slices = walks.level_slices(G)
+    slices = styles.level_slices(G)
     owned = [i for part in slices for i in range(G.num_ws)[part]]
     assert owned == list(range(G.num_ws)) and len(slices) == len(G.synthesis.blocks)
     ws, other = torch.randn(2, G.num_ws, 8)
-    mixed = walks.mix(G, ws, other, [1])
+    mixed = styles.mix(G, ws, other, [1])
     assert torch.equal(mixed[slices[0]], ws[slices[0]]) and torch.equal(mixed[slices[1]], other[slices[1]])
-    assert torch.equal(walks.mix(G, ws, other, []), ws) and torch.equal(walks.mix(G, ws, other, [0, 1]), other)
+    assert torch.equal(styles.mix(G, ws, other, []), ws) and torch.equal(styles.mix(G, ws, other, [0, 1]), other)
     # The features of level 0 come from the styles of level 0 alone.
     seen = []
     handle = G.synthesis.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
-    for styles in (ws, mixed, walks.mix(G, ws, other, [0])):
-        synthesised(G, styles)
+    for changed in (ws, mixed, styles.mix(G, ws, other, [0])):
+        synthesised(G, changed)
     handle.remove()
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
 
 
 def test_directions_are_those_of_an_svd(G):
-    found = walks.principal_directions(G, 5, samples=400, seed=3)
+    found = principal_directions(G, 5, samples=400, seed=3)
     z = torch.randn(400, 6, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         w = G.mapping(z).double().numpy()
@@ -115,19 +116,19 @@ def test_directions_are_those_of_an_svd(G):
     largest = np.take_along_axis(found.components.numpy(), np.abs(found.components.numpy()).argmax(1)[:, None], 1)
     assert (largest > 0).all()
     with pytest.raises(LatentError, match="8 dimensions, so 1 to 8 directions; got 9"):
-        walks.principal_directions(G, 9, samples=400, seed=0)
+        principal_directions(G, 9, samples=400, seed=0)
     with pytest.raises(LatentError, match="more than the 8 dimensions"):
-        walks.principal_directions(G, 2, samples=8, seed=0)
+        principal_directions(G, 2, samples=8, seed=0)
 
 
-# ---- the commands that walk ----
+# ---- the commands that make tables ----
 
 
 def test_interpolation_ends_at_its_seeds(run, G, tmp_path):
     assert go(run, tmp_path, "interpolate", "--seeds", "3,1", "--steps", 2, "--truncation", 0.5) == 0
     made = volumes(tmp_path)
     assert sorted(made) == [f"seed0003-to-0001-{i:03d}" for i in range(3)]
-    info = load_generator(run, None)[2]
+    info = load_generator(run).info
     for name, seed in (("000", 3), ("002", 1)):
         with torch.no_grad():
             expected = G(draw([seed], 6), truncation=0.5, noise="const")[0, 0].numpy()
@@ -159,7 +160,7 @@ def test_mixing_and_its_sources(run, G, tmp_path):
     assert sorted(made) == ["seed0000", "seed0000-with-0002", "seed0001", "seed0001-with-0002", "seed0002"]
     with torch.no_grad():
         w = G.mapping(draw([1, 2], 6))
-    cut = walks.level_slices(G)[1].start
+    cut = styles.level_slices(G)[1].start
     ws = torch.cat([w[0].expand(cut, -1), w[1].expand(G.num_ws - cut, -1)])
     expected = synthesised(G, ws).transpose(2, 1, 0)
     assert np.corrcoef(made["seed0001-with-0002"].ravel(), expected.ravel())[0, 1] > 0.9999
@@ -232,10 +233,10 @@ def test_the_feature_distance_is_that_of_its_definition(G):
 @pytest.mark.parametrize("space", ["w", "w+"])
 def test_a_generated_volume_is_found_again(run, space):
     """A target of the generator's own has a w; a planted stranger has not, and w+ comes nearer to it than w."""
-    G = load_generator(run, None)[0]
+    G = load_generator(run).G
     with torch.no_grad():
         target = G(draw([5], 6), noise="const")[0, 0]
-        mean = G.synthesis(walks.map_latents(G, torch.randn(500, 6)).mean(0).expand(1, G.num_ws, -1), noise="const")[
+        mean = G.synthesis(styles.map_latents(G, torch.randn(500, 6)).mean(0).expand(1, G.num_ws, -1), noise="const")[
             0, 0
         ]
     cfg = ProjectionConfig(space=space, steps=150, features="random", fit_noise=False)
@@ -249,7 +250,7 @@ def test_a_generated_volume_is_found_again(run, space):
 
 
 def projector_of(run, **changes):
-    G = load_generator(run, None)[0]
+    G = load_generator(run).G
     target = torch.from_numpy(np.array(VolumeDataset(run.parent / "data").volumes[0]))
     return Projector(G, random_features(G), target, ProjectionConfig(**{"space": "w+", "steps": 12, **changes}))
 
@@ -325,7 +326,7 @@ def test_project_and_edit(run, tmp_path, capsys):
     assert go(run, tmp_path / "e", "edit", *files, "--components", "2", "--steps", 3, "--levels", "0") == 0
     made = volumes(tmp_path / "e")
     assert sorted(made) == [f"direction02-projection-{a}" for a in ("+0.00", "+3.00", "-3.00")]
-    G = load_generator(run, None)[0]
+    G = load_generator(run).G
     tensors, _ = load_tensors(tmp_path / "p" / "projection.safetensors", "projection")
     set_noise(G, tensors)
     unmoved = synthesised(G, tensors["ws"][0]).transpose(2, 1, 0)
@@ -368,7 +369,7 @@ def test_interrupted_it_saves_and_goes_on_to_the_same_end(run, tmp_path, monkeyp
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
 
 
-# ---- refusals ----
+# ---- errors ----
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import torch
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 
-from ssgan.metrics import distances as sets
-from ssgan.metrics import voxels
-from ssgan.metrics.features import Random3d
-from ssgan.metrics.training import Subset, TrainingMetrics
+from ssgan.metrics import distances, intervals, registry, voxels
+from ssgan.metrics.extractors.random3d import Random3d
+from ssgan.metrics.prdc import compute_prdc
+from ssgan.metrics.sliced import DistanceToData
 from ssgan.utils.errors import UserError
 
 
@@ -27,20 +27,20 @@ def test_frechet_is_the_formula_on_the_sample_moments(n, m, dims):
         root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     trace = np.sqrt(np.linalg.eigvalsh(root.real @ t @ root.real).clip(0)).sum()
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t) - 2 * trace
-    assert sets.frechet(x, y) == pytest.approx(expected, rel=1e-5)
+    assert distances.frechet(x, y) == pytest.approx(expected, rel=1e-5)
 
 
 def test_frechet_of_known_gaussians():
     x = rng().normal(size=(200_000, 2))
     y = rng(1).normal(size=(200_000, 2)) * 3 + [2, 0]
-    assert sets.frechet(x, y) == pytest.approx(4 + 2 * (3 - 1) ** 2, rel=0.02)
-    assert sets.frechet(x, x) == pytest.approx(0, abs=1e-9)
+    assert distances.frechet(x, y) == pytest.approx(4 + 2 * (3 - 1) ** 2, rel=0.02)
+    assert distances.frechet(x, x) == pytest.approx(0, abs=1e-9)
 
 
 def test_kid_is_unbiased_on_equal_sets_and_positive_on_others():
-    draws = [sets.kid(rng(2 * i).normal(size=(20, 8)), rng(2 * i + 1).normal(size=(20, 8))) for i in range(400)]
+    draws = [distances.kid(rng(2 * i).normal(size=(20, 8)), rng(2 * i + 1).normal(size=(20, 8))) for i in range(400)]
     assert abs(np.mean(draws)) < 4 * np.std(draws) / 20
-    assert min(draws) < 0 < sets.kid(rng(0).normal(size=(50, 8)), rng(1).normal(size=(50, 8)) + 1)
+    assert min(draws) < 0 < distances.kid(rng(0).normal(size=(50, 8)), rng(1).normal(size=(50, 8)) + 1)
 
 
 def test_prdc_by_loops():
@@ -57,26 +57,26 @@ def test_prdc_by_loops():
         "density": sum(near[i][j] < rx[i] for i in range(30) for j in range(25)) / (k * 25),
         "coverage": np.mean([min(near[i]) < rx[i] for i in range(30)]),
     }
-    assert sets.prdc(x, y, k) == pytest.approx(expected)
+    assert compute_prdc(x, y, k) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("k", [3, 5])
 def test_prdc_is_its_authors_package_s(k):
     theirs = pytest.importorskip("prdc").compute_prdc
     x, y = rng().normal(size=(60, 4)), rng(1).normal(size=(45, 4)) * 0.6 + 0.3
-    assert sets.prdc(x, y, k) == pytest.approx(theirs(real_features=x, fake_features=y, nearest_k=k))
+    assert compute_prdc(x, y, k) == pytest.approx(theirs(real_features=x, fake_features=y, nearest_k=k))
 
 
 def test_mmd_of_a_shift_is_its_square():
     x = rng().normal(size=(24, 5))
-    assert sets.mmd_linear(x, x + 0.5) == pytest.approx(0.25)
+    assert distances.mmd_linear(x, x + 0.5) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("draw", [sets.halves, sets.replicates])
+@pytest.mark.parametrize("draw", [intervals.halves, intervals.replicates])
 def test_intervals_have_the_spread_of_the_mean(draw):
     x, y = rng().normal(size=(400, 1)), np.zeros((400, 1))
     drawn = [float(a.mean() - b.mean()) for a, b in draw(x, y, 400, 0)]
-    low, high = sets.interval(float(x.mean()), drawn)
+    low, high = intervals.interval(float(x.mean()), drawn)
     assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15)
     assert (high + low) / 2 == pytest.approx(x.mean())
 
@@ -84,8 +84,8 @@ def test_intervals_have_the_spread_of_the_mean(draw):
 @pytest.mark.parametrize(
     ("draw", "measure"),
     [
-        (sets.halves, sets.kid), (sets.replicates, sets.kid),
-        (sets.halves, lambda a, b: sets.prdc(a, b)["coverage"]),
+        (intervals.halves, distances.kid), (intervals.replicates, distances.kid),
+        (intervals.halves, lambda a, b: compute_prdc(a, b)["coverage"]),
     ],
     ids=["halves-kid", "bootstrap-kid", "halves-coverage"],
 )  # fmt: skip
@@ -95,7 +95,7 @@ def test_intervals_hold_what_they_promise(draw, measure):
     for _ in range(40):
         x, y = random.normal(size=(80, 8)), random.normal(size=(80, 8)) + 0.5
         value = measure(x, y)
-        found.append((value, *sets.interval(value, [measure(a, b) for a, b in draw(x, y, 30, 0)])))
+        found.append((value, *intervals.interval(value, [measure(a, b) for a, b in draw(x, y, 30, 0)])))
     values, low, high = np.array(found).T
     held = np.mean((low <= values.mean()) & (values.mean() <= high))
     assert 0.85 <= held <= 1 and np.mean(high - low) < 6 * values.std()  # 95 % in truth; and not by being wide
@@ -103,16 +103,16 @@ def test_intervals_hold_what_they_promise(draw, measure):
 
 def test_the_interval_of_a_mean_is_its_percentiles():
     x = rng().normal(size=(400, 1))
-    low, high = sets.mean_interval(x[:, 0], 1000, 0)
+    low, high = intervals.mean_interval(x[:, 0], 1000, 0)
     assert (high - low) / 2 / 1.96 == pytest.approx(1 / 20, rel=0.15) and low < x.mean() < high
 
 
 def test_percentiles_of_the_bootstrap_would_leave_the_frechet_distance_out():
     """Why only its spread is used: nearly every replicate lies above the value of the sets themselves."""
     x, y = rng().normal(size=(60, 10)), rng(1).normal(size=(60, 10))
-    value, drawn = sets.frechet(x, y), [sets.frechet(a, b) for a, b in sets.replicates(x, y, 200, 0)]
+    value, drawn = distances.frechet(x, y), [distances.frechet(a, b) for a, b in intervals.replicates(x, y, 200, 0)]
     assert np.quantile(drawn, 0.025) > value
-    low, high = sets.interval(value, drawn)
+    low, high = intervals.interval(value, drawn)
     assert low < value < high
 
 
@@ -153,14 +153,14 @@ FAULTS = {
 def test_frechet_and_kid_rise(fault):
     extract = Random3d()
     real, other, bad = map(extract, (REAL, OTHER, FAULTS[fault]))
-    assert sets.frechet(real, bad) > 1.2 * sets.frechet(real, other)
+    assert distances.frechet(real, bad) > 1.2 * distances.frechet(real, other)
     if fault != "collapse":
-        assert sets.kid(real, bad) > sets.kid(real, other)
+        assert distances.kid(real, bad) > distances.kid(real, other)
 
 
 def test_collapse_lowers_coverage_and_raises_msssim():
     real, other, bad = map(Random3d(), (REAL, OTHER, FAULTS["collapse"]))
-    assert sets.prdc(real, bad)["coverage"] < 0.7 * sets.prdc(real, other)["coverage"]
+    assert compute_prdc(real, bad)["coverage"] < 0.7 * compute_prdc(real, other)["coverage"]
     assert voxels.pairwise_msssim(FAULTS["collapse"]).mean() > voxels.pairwise_msssim(OTHER).mean() + 0.1
 
 
@@ -194,25 +194,45 @@ def test_random3d_is_always_the_same():
 )
 def test_bad_features(real, fake, match):
     with pytest.raises(UserError, match=match):
-        sets.frechet(real, fake)
+        distances.frechet(real, fake)
+
+
+class Data:
+    """A data set, as far as metrics know it."""
+
+    def __init__(self, volumes):
+        self.volumes = volumes
 
 
 def test_training_metrics_are_the_functions_on_the_subset():
-    measured = TrainingMetrics(Subset(REAL), ("msssim", "frechet", "kid")).measure(lambda count: OTHER[:count])
+    data = Data(REAL)
+    measured = {
+        name: registry.make_measure(name, data, "3d", 0)(lambda count: OTHER[:count])
+        for name in registry.training_names()
+    }
     real, other = map(Random3d(), (REAL, OTHER))
-    assert list(measured) == ["msssim", "frechet", "kid"]
-    assert measured["frechet"] == pytest.approx(sets.frechet(real, other), rel=1e-4)
-    assert measured["kid"] == pytest.approx(sets.kid(real, other), abs=1e-5)
+    assert sorted(measured) == ["coverage", "density", "distance", "frechet", "kid", "msssim", "precision", "recall"]
+    assert measured["frechet"] == pytest.approx(distances.frechet(real, other), rel=1e-4)
+    assert measured["kid"] == pytest.approx(distances.kid(real, other), abs=1e-5)
     assert measured["msssim"] == pytest.approx(voxels.pairwise_msssim(OTHER).mean())
-    kin = TrainingMetrics(Subset(REAL), ("coverage", "precision")).measure(lambda count: OTHER[:count])
-    found = sets.prdc(real, other, 5)
-    assert kin == pytest.approx({n: found[n] for n in ("coverage", "precision")}) and list(kin) == [
-        "coverage",
-        "precision",
-    ]
-    with pytest.raises(UserError, match="fid"):
-        TrainingMetrics(Subset(REAL), ("fid",))
+    assert measured["distance"] == DistanceToData(REAL)(lambda count: OTHER[:count])
+    found = compute_prdc(real, other, 5)
+    assert {n: measured[n] for n in found} == pytest.approx(found)
     with pytest.raises(UserError, match="coverage: expected at least 6 volumes in the data; got 5"):
-        TrainingMetrics(Subset(REAL[:5]), ("coverage",))
-    with pytest.raises(UserError, match="at least 2"):
-        TrainingMetrics(Subset(REAL[:1]))
+        registry.make_measure("coverage", Data(REAL[:5]), "3d", 0)
+    for name in ("frechet", "msssim"):
+        with pytest.raises(UserError, match=f"{name}: expected at least 2 volumes in the data; got 1"):
+            registry.make_measure(name, Data(REAL[:1]), "3d", 0)
+    with pytest.raises(UserError, match="got 'fid'"):
+        registry.check_names(["kid", "fid"])
+    with pytest.raises(UserError, match="got 'spectrum'"):
+        registry.check_names(["spectrum"])
+
+
+def test_the_registry_says_which_way_is_better():
+    higher = {name for name, metric in registry.METRICS.items() if not metric.lower_is_better}
+    assert higher == {"precision", "recall", "density", "coverage"}
+    assert registry.METRICS["msssim"].better == "as floor" and registry.METRICS["msssim"].lower_is_better
+    together = [[metric.name for metric in metrics] for _, metrics in registry.comparisons()]
+    assert ["precision", "recall", "density", "coverage"] in together and ["frechet"] in together
+    assert [f"profile_{axis}" for axis in "DHW"] in together and len(together) == 8

@@ -10,11 +10,13 @@ from safetensors.torch import save_file
 from ssgan import evaluate, labelnet
 from ssgan.data.phantom import make_phantom
 from ssgan.data.writer import DatasetWriter
+from ssgan.metrics import distances
 from ssgan.metrics.extractors import inception, medicalnet, radimagenet, resnet
 from ssgan.metrics.extractors.choose import make_extractor
-from ssgan.metrics.extractors.planes import slice_places, three_planes
+from ssgan.metrics.extractors.planes import slice_positions, three_planes
 from ssgan.metrics.extractors.weights import WeightsError, fit, read_weights
 from ssgan.metrics.features import per_volume, views
+from ssgan.metrics.registry import METRICS
 from ssgan.models.networks import Discriminator
 from tests.support.extractor_oracles import (
     inception_shapes,
@@ -144,9 +146,9 @@ def test_medicalnet_normalises_the_foreground():
 
 def test_slices_of_three_planes():
     assert (
-        slice_places(16, 1) == [8]
-        and slice_places(20, 5) == [2, 6, 10, 14, 18]
-        and slice_places(3, 5) == [0, 0, 1, 2, 2]
+        slice_positions(16, 1) == [8]
+        and slice_positions(20, 5) == [2, 6, 10, 14, 18]
+        and slice_positions(3, 5) == [0, 0, 1, 2, 2]
     )
     volume = volumes(1)[0]
     planes = three_planes(volume, 1, 299)
@@ -175,8 +177,8 @@ def test_views_and_rows_of_volumes():
     flat = rng().normal(size=(4, 7))
     assert views(flat)[0] is flat and per_volume(flat) is flat
     other = rng(1).normal(size=(4, 3, 2, 5))
-    expected = np.mean([evaluate.sets.kid(features[:, v].reshape(8, 5), other[:, v].reshape(8, 5)) for v in range(3)])
-    assert evaluate.FEATURE_METRICS[("kid",)](features, other)["kid"] == pytest.approx(expected)
+    expected = np.mean([distances.kid(features[:, v].reshape(8, 5), other[:, v].reshape(8, 5)) for v in range(3)])
+    assert METRICS["kid"].compare(features, other)["kid"] == pytest.approx(expected)
 
 
 def test_wrong_files_are_named(files, tmp_path):
@@ -259,7 +261,7 @@ def test_label_network_learns_and_serves(two_classes, tmp_path, capsys):
             == 0
         )
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert "named rightly" in capsys.readouterr().out
+    assert "classified correctly" in capsys.readouterr().out
     out = tmp_path / "m.json"
     arguments = ["--real", str(two_classes), "--fake", str(two_classes), "--out", str(out), "--repeats", "3"]
     assert evaluate.main([*arguments, "--extractor", str(tmp_path / "a.safetensors")]) == 0

@@ -86,7 +86,7 @@ def test_distance_to_data_uses_equal_disjoint_sets(slices):
         seen.append(count)
         return meter._real.copy()
 
-    assert meter.measure(generate) == 0.0 and seen == [meter.count]
+    assert meter(generate) == 0.0 and seen == [meter.count]
     assert meter._real.shape == ((13, 1, 2, 2) if slices else (4, 3, 2, 2))
     assert len(np.unique(meter._real[:, 0, 0, 0])) == meter.count
     assert meter.floor > 0
@@ -98,7 +98,7 @@ def test_distance_to_data_uses_equal_disjoint_sets(slices):
 def test_floor_is_far_below_the_distance_of_other_data():
     meter = sliced.DistanceToData(volumes(200))
     assert meter.count == 100
-    assert meter.measure(lambda n: volumes(n, seed=5) + 1) > 3 * meter.floor
+    assert meter(lambda n: volumes(n, seed=5) + 1) > 3 * meter.floor
 
 
 def test_no_more_than_128_and_a_single_volume_has_no_floor():

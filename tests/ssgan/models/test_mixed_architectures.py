@@ -15,9 +15,9 @@ from ssgan.latent_space.projection import random_features
 from ssgan.models import parameters
 from ssgan.models.inflation import inflate_network
 from ssgan.models.networks import Discriminator, Generator
-from ssgan.reporting import collect as facts
+from ssgan.reporting.content import collect, count_parameters
 from ssgan.runs import checkpoint
-from ssgan.runs import log as runlog
+from ssgan.runs.config import identity
 from ssgan.utils.errors import ConfigError
 from tests.ssgan.models.test_inflation import relative
 from tests.ssgan.models.test_networks import randomised, small
@@ -112,11 +112,11 @@ def test_levels_that_cannot_be(levels, message):
 def test_a_run_of_before_goes_on():
     """Its record has no arch_d, dense_levels and cooldown, and its identity is the same as ever."""
     record = json.loads(json.dumps(CONFIG.to_json()))
-    now = runlog.identity(record)
+    now = identity(record)
     del record["network"]["arch_d"], record["network"]["dense_levels"], record["cooldown_kimg"]
-    assert runlog.identity(record) == now and TrainConfig.from_json(record) == CONFIG
+    assert identity(record) == now and TrainConfig.from_json(record) == CONFIG
     for other in (MIXED, CONFIG.network.with_arch("split_depth", dense_levels=(0,))):
-        assert runlog.identity(dataclasses.replace(CONFIG, network=other).to_json()) != now
+        assert identity(dataclasses.replace(CONFIG, network=other).to_json()) != now
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +145,8 @@ def test_from_the_command_to_the_report(data, tmp_path, capsys):
     assert generate.main(["--run", str(folder), *out]) == 0
     assert report.main(["--run", str(folder), "--count", "2"]) == 0
     page = (folder / "report.html").read_text()
-    known = facts.gather(folder, None, None, None, 2)
-    rows = {row[0]: row[1:] for row in facts.parameters(known.cfg)}
+    known = collect(folder, None, None, None, 2)
+    rows = {row[0]: row[1:] for row in count_parameters(known.cfg)}
     assert rows["split_depth G, dense D"] == (rows["split_depth"][0], rows["dense"][1])
     own = [line for line in page.split("<tr") if 'class="own"' in line]
     assert len(own) == 1 and "split_depth G, dense D" in own[0]
@@ -199,8 +199,8 @@ def test_dense_levels_from_the_command_to_the_report(data, tmp_path, capsys):
         "dense_levels: expected different levels in rising order, of 0 (the coarsest) .. 1" in capsys.readouterr().err
     )
     assert report.main(["--run", str(folder), "--count", "2"]) == 0
-    known = facts.gather(folder, None, None, None, 2)
-    rows = {row[0]: row[1:] for row in facts.parameters(known.cfg)}
+    known = collect(folder, None, None, None, 2)
+    rows = {row[0]: row[1:] for row in count_parameters(known.cfg)}
     assert rows["split_depth"] < rows["split_depth, dense at level 1"] < rows["dense"]
     assert "--dense-levels 1" in known.command
     assert "architecture `split_depth, dense at level 1`" in (folder / "MODEL_CARD.md").read_text()

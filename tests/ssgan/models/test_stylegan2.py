@@ -17,6 +17,7 @@ from ssgan.models.layers import Conv, ModulatedConv, kernel_stages
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.models.stylegan2_pickle import PickleError, read
 from ssgan.runs import checkpoint
+from ssgan.runs.inflation import select_and_inflate
 from ssgan.training import start_file as starts
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import read_json
@@ -394,7 +395,7 @@ def test_only_dense_sources_change_their_architecture():
     before = NetworkConfig((8, 8, 8), (4, 4, 4), ((2, 2, 2),), (8, 4), "split_depth")
     after = NetworkConfig((8, 8, 8), (4, 4, 4), ((2, 2, 2),), (8, 4), "acs4")
     with pytest.raises(UserError, match="--arch acs4: the source's generator is split_depth; expected that, or"):
-        inflate.inflate(Generator(before.flat()), before, Generator(after), after, "average")
+        select_and_inflate(Generator(before.flat()), before, Generator(after), after, "average")
 
 
 TAPS = {  # of the 2D kernel, by architecture and branch

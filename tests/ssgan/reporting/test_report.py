@@ -2,11 +2,11 @@
 
 import base64
 import gzip
-import html
 import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -20,9 +20,7 @@ from ssgan.data.axes import to_axial
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.models.sampling import latents
-from ssgan.reporting import collect as facts
-from ssgan.reporting import html as report_page
-from ssgan.reporting import picture as report_picture
+from ssgan.reporting import content, html, picture, viewer
 from ssgan.runs.generator import load_generator
 from tests.support.tiny_runs import SHAPE, make_run
 
@@ -94,7 +92,7 @@ def test_it_needs_nothing_from_outside(made):
     assert sources and all(s.startswith(("data:", "#")) for s in sources)
     assert not re.search(r"@import|url\((?!#)", text)
     assert "default-src 'none'" in text
-    assert len(made.read_bytes()) < report_page.MAX_PAGE
+    assert len(made.read_bytes()) < html.MAX_PAGE
 
 
 def test_pictures_have_alternatives_and_ids_are_unique(made):
@@ -114,7 +112,7 @@ def test_pictures_have_alternatives_and_ids_are_unique(made):
 def test_the_embedded_volumes_are_those_of_the_run(run, made):
     greys, about = embedded(made.read_text())
     data = VolumeDataset(run.parent / "data")
-    G = load_generator(run, None)[0]
+    G = load_generator(run).G
     with torch.no_grad():
         fake = G(latents(range(3), 6), noise="const")[:, 0].numpy()
     everything = np.array(data.volumes[:]).reshape(6, -1)
@@ -126,21 +124,21 @@ def test_the_embedded_volumes_are_those_of_the_run(run, made):
 
 
 def test_it_says_what_was_measured(run, made):
-    text = html.unescape(re.sub(r"<[^>]+>", " ", made.read_text()))
+    text = unescape(re.sub(r"<[^>]+>", " ", made.read_text()))
     for part in ("frechet", "11.5", "10.25 to 12.75", "3 against 3 <volumes>", "held-out", "0.125"):
         assert part in text, part
     assert "absent.png, is not beside metrics.json" in text
     assert "3 generated against 3 real volumes" in text
     assert "did not record where it was trained" not in text and text.count(torch.__version__) >= 2
-    counts = next(row for row in facts.parameters(load_facts(run).cfg) if row[0] == "split_depth")
+    counts = next(row for row in content.count_parameters(load_content(run).cfg) if row[0] == "split_depth")
     assert f"{counts[1] + counts[2]:,}" in text
     card = (made.parent / "MODEL_CARD.md").read_text()
     for part in ("Not intended", "| frechet | 11.5 | 10.25 to 12.75 | 0.5 | lower |", "12.5% nearer", "no patients"):
         assert part in card, part
 
 
-def load_facts(run, **given):
-    return facts.gather(run, given.get("data"), given.get("metrics"), None, 2)
+def load_content(run, **given):
+    return content.collect(run, given.get("data"), given.get("metrics"), None, 2)
 
 
 def test_what_is_missing_is_named(run, tmp_path):
@@ -151,7 +149,7 @@ def test_what_is_missing_is_named(run, tmp_path):
     (copy / "config.json").write_text(json.dumps(record))
     shutil.rmtree(copy / "snapshots")
     assert go(copy, copy / "report.html") == 0
-    text = html.unescape((copy / "report.html").read_text())
+    text = unescape((copy / "report.html").read_text())
     for part in (f"data set is not at {tmp_path / 'gone'}", "Not evaluated yet", "no snapshots", "No neighbours"):
         assert part in text, part
     assert embedded(text)[0].shape[0] == 8  # generated alone
@@ -185,27 +183,27 @@ def test_hostile_names_stay_text(run, tmp_path):
 
 
 def evaluated(run, folder, closest, **fake):
-    """Facts with an evaluation whose closest pairs are `closest`."""
+    """The content of a run with an evaluation whose closest pairs are `closest`."""
     found = json.loads((run.parent / "metrics.json").read_text())
     found["fake"] |= fake
     found["memorisation"]["voxels"]["closest"] = closest
     (folder / "m.json").write_text(json.dumps(found))
-    return load_facts(run, data=run.parent / "data", metrics=folder / "m.json")
+    return load_content(run, data=run.parent / "data", metrics=folder / "m.json")
 
 
 def test_the_picture_shows_the_closest_pairs_of_the_evaluation(run, tmp_path):
     """Where its volumes are this checkpoint's own; else those of the page, in order of their distances."""
-    G, data = load_generator(run, None)[0], VolumeDataset(run.parent / "data")
+    G, data = load_generator(run).G, VolumeDataset(run.parent / "data")
     with torch.no_grad():
         fake = np.clip(G(latents([4], 6), noise="const")[0, 0].numpy(), -1, 1)
     distance = float(np.linalg.norm(fake - data.volumes[3]))
     own = evaluated(run, tmp_path, [[4, 3, distance]], kind="run", volumes=9)
-    ((generated, name, training, other),), what = report_picture.closest_pairs(own)
+    ((generated, name, training, other),), what = picture.closest_pairs(own)
     np.testing.assert_allclose(generated, fake, atol=1e-5)
     np.testing.assert_array_equal(training, data.volumes[3])
     assert name == "seed 4" and other == f"training 3, distance {distance:.3g}" and "1 closest of 9" in what
     for closest, kind in (([[4, 3, 1.01 * distance]], "run"), ([[4, 3, distance]], "folder"), ([[4, 99, 1.0]], "run")):
-        pairs, what = report_picture.closest_pairs(evaluated(run, tmp_path, closest, kind=kind, volumes=9))
+        pairs, what = picture.closest_pairs(evaluated(run, tmp_path, closest, kind=kind, volumes=9))
         assert "2 first seeds" in what and sorted(p[1] for p in pairs) == ["seed 0", "seed 1"]
         distances = [float(p[3].split()[-1]) for p in pairs]
         assert distances == sorted(distances)
@@ -215,7 +213,7 @@ def test_the_picture_of_a_run_with_its_evaluation(run, tmp_path):
     arguments = ["--metrics", run.parent / "metrics.json", "--count", 2, "--picture", tmp_path / "a.png"]
     assert go(run, tmp_path / "report.html", *arguments) == 0
     with Image.open(tmp_path / "a.png") as image:
-        assert image.width == report_picture.WIDTH * report_picture.DPI
+        assert image.width == picture.WIDTH * picture.DPI
         pixels = np.asarray(image.convert("RGB")).astype(int)
     orange = np.abs(pixels - (0xC2, 0x7A, 0x1D)).sum(2) < 20  # the floors' ticks
     assert orange.sum() > 50 and (pixels.sum(2) > 750).mean() > 0.3 and (pixels.sum(2) < 120).mean() > 0.02
@@ -232,8 +230,8 @@ def test_an_evaluation_of_another_checkpoint_is_said(run, tmp_path):
         assert "of another checkpoint" in text
     own = evaluated(run, tmp_path, [], kind="run", volumes=9, checkpoint="x", checkpoint_sha256=old.sha256)
     assert own.metrics_note == ""
-    for facts_, drawn in ((old, True), (own, False)):
-        with Image.open(report_picture.draw(facts_, tmp_path / "a.png")) as image:
+    for shown, drawn in ((old, True), (own, False)):
+        with Image.open(picture.draw_picture(shown, tmp_path / "a.png")) as image:
             pixels = np.asarray(image.convert("RGB")).astype(int)[:80]
         assert (np.abs(pixels - (0xC2, 0x7A, 0x1D)).sum(2) < 20).any() == drawn
 
@@ -267,12 +265,12 @@ def test_another_data_set_or_other_json_is_refused(run, tmp_path, capsys):
     write_phantom_dataset(tmp_path / "other", count=2, shape=SHAPE, seed=9)
     assert go(run, tmp_path / "report.html", "--data", tmp_path / "other") == 2
     assert "is not the data set that" in capsys.readouterr().err
-    for content, match in (
+    for text, match in (
         ({"format": "other"}, "was not written by `ssgan evaluate`"),
         ({"format": "ssgan-metrics", "version": 9}, "has version 9; expected 1"),
         ({"format": "ssgan-metrics", "version": 1}, "lacks protocol, count"),
     ):
-        (tmp_path / "m.json").write_text(json.dumps(content))
+        (tmp_path / "m.json").write_text(json.dumps(text))
         assert go(run, tmp_path / "report.html", "--metrics", tmp_path / "m.json") == 2
         assert match in capsys.readouterr().err
 
@@ -298,7 +296,7 @@ def test_the_command_it_states_gives_the_same_configuration(run, tmp_path, aware
             cfg, network=network.with_arch("acs4", "dense"), cooldown_kimg=0.5, ema_carries_over=True,
             stage_3d=dataclasses.replace(cfg.stage_3d, **rates),
         )  # fmt: skip
-    words = shlex.split(facts.train_command({"data": {"path": "some where"}, "init": None}, cfg, tmp_path))
+    words = shlex.split(content.train_command(cfg, tmp_path, "some where"))
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     args = parser.parse_args(words[3:])
@@ -309,20 +307,20 @@ def test_the_command_it_states_gives_the_same_configuration(run, tmp_path, aware
 
 def test_large_volumes_are_reduced_until_they_fit(monkeypatch):
     volumes = np.random.default_rng(0).uniform(-1, 1, (2, 7, 8, 6)).astype(np.float32)
-    small = report_page.reduce(volumes, 2)
+    small = viewer.reduce_volumes(volumes, 2)
     assert small.shape == (2, 3, 4, 3)
     expected = ndimage.uniform_filter(volumes.astype(float), (0, 2, 2, 2), origin=(0, -1, -1, -1))[:, :6:2, ::2, ::2]
     np.testing.assert_allclose(small, expected, atol=1e-5)
 
 
 def test_volumes_beyond_the_bound_are_embedded_reduced(run, monkeypatch):
-    monkeypatch.setattr(report_page, "MAX_VOLUMES", 6 * int(np.prod(SHAPE)) // 8)
-    found = report_page.embedded_volumes(load_facts(run, data=run.parent / "data"))
+    monkeypatch.setattr(viewer, "MAX_VOXELS", 6 * int(np.prod(SHAPE)) // 8)
+    found = viewer.embedded_volumes(load_content(run, data=run.parent / "data"))
     assert found["factor"] == 2 and found["shape"] == [3, 4, 6]
-    np.testing.assert_allclose(found["spacing"], [2 * s for s in load_facts(run).info.spacing[::-1]])
-    monkeypatch.setattr(report_page, "MAX_PAGE", 1000)
-    with pytest.raises(facts.ReportError, match="smaller --count"):
-        report_page.page(load_facts(run, data=run.parent / "data"))
+    np.testing.assert_allclose(found["spacing"], [2 * s for s in load_content(run).info.spacing[::-1]])
+    monkeypatch.setattr(html, "MAX_PAGE", 1000)
+    with pytest.raises(content.ReportError, match="smaller --count"):
+        html.render_page(load_content(run, data=run.parent / "data"))
 
 
 # ---- in a browser ----
@@ -355,7 +353,7 @@ def in_browser(page, tmp_path, address=""):
     assert done.returncode == 0, done.stderr[-2000:]
     head = re.search(r"<html[^>]*>", done.stdout)[0]
     probe = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)[1]
-    return head, json.loads(html.unescape(probe))
+    return head, json.loads(unescape(probe))
 
 
 def test_chromium_draws_the_slices_that_the_sliders_ask_for(made, tmp_path):

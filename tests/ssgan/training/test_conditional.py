@@ -15,7 +15,7 @@ from ssgan import latents as latents_command
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.writer import DatasetWriter
 from ssgan.models.sampling import class_shares, latents, synthesise
-from ssgan.runs.log import RunError
+from ssgan.runs.config import RunError
 from ssgan.training import loop as trainer
 from ssgan.training.step import Gan
 from ssgan.utils.errors import ConfigError

@@ -22,7 +22,10 @@ from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.runs import checkpoint
-from ssgan.runs import log as runlog
+from ssgan.runs.config import RunError
+from ssgan.runs.folder import LOCK_NAME, RunLock, check_folder
+from ssgan.runs.log import JsonLog
+from ssgan.runs.progress import Progress
 from ssgan.training import loop as trainer
 from ssgan.training import losses
 from ssgan.utils import seeding
@@ -208,13 +211,13 @@ def test_a_longer_run_goes_on_as_if_it_had_been_so_from_the_start(data, finished
     assert go(data, tmp_path, short) == 0
     assert go(data, tmp_path, CONFIG) == 0
     assert_same_run(tmp_path, finished)
-    with pytest.raises(runlog.RunError, match=r"stage_3d\.kimg was 0\.024, now 0\.016 \(a stage can be made longer"):
+    with pytest.raises(RunError, match=r"stage_3d\.kimg was 0\.024, now 0\.016 \(a stage can be made longer"):
         go(data, tmp_path, short)
 
 
 def test_a_longer_2d_stage_is_refused_once_3d_has_begun(data, finished):
     longer = dataclasses.replace(CONFIG, stage_2d=dataclasses.replace(CONFIG.stage_2d, kimg=1.0))
-    with pytest.raises(runlog.RunError, match=r"stage_2d\.kimg"):
+    with pytest.raises(RunError, match=r"stage_2d\.kimg"):
         go(data, finished, longer)
 
 
@@ -313,14 +316,14 @@ def test_full_disk_in_a_checkpoint(data, finished, tmp_path, monkeypatch):
 )
 def test_another_configuration_is_refused_by_name(data, finished, change, match):
     before = (finished / "config.json").read_bytes()
-    with pytest.raises(runlog.RunError, match=match):
+    with pytest.raises(RunError, match=match):
         go(data, finished, dataclasses.replace(CONFIG, **change))
     assert (finished / "config.json").read_bytes() == before
 
 
 def test_other_data_are_refused(finished, tmp_path):
     other = write_phantom_dataset(tmp_path / "data", count=5, shape=SHAPE, seed=2)
-    with pytest.raises(runlog.RunError, match=r"the data set .*the contents differ"):
+    with pytest.raises(RunError, match=r"the data set .*the contents differ"):
         go(other, finished)
 
 
@@ -351,13 +354,13 @@ def test_phantoms_are_made_once_and_again_after_a_stop_before_the_configuration(
 
 
 def test_a_locked_run_is_refused_and_a_stale_lock_is_not(tmp_path):
-    with runlog.RunLock(tmp_path):
-        with pytest.raises(runlog.RunError, match=f"trained by another process \\(pid {os.getpid()}\\)"):
-            runlog.RunLock(tmp_path).__enter__()
-    assert (tmp_path / runlog.LOCK_NAME).exists()  # the file stays; only a living process holds it
-    with runlog.RunLock(tmp_path):
+    with RunLock(tmp_path):
+        with pytest.raises(RunError, match=f"trained by another process \\(pid {os.getpid()}\\)"):
+            RunLock(tmp_path).__enter__()
+    assert (tmp_path / LOCK_NAME).exists()  # the file stays; only a living process holds it
+    with RunLock(tmp_path):
         pass
-    runlog.check_folder(tmp_path)  # a folder with nothing but our lock is ours
+    check_folder(tmp_path)  # a folder with nothing but our lock is ours
 
 
 def test_stray_temporary_files_go_and_others_stay(data, finished, tmp_path):
@@ -374,14 +377,14 @@ def test_half_a_log_line_is_dropped_and_a_broken_middle_is_named(tmp_path):
     path = tmp_path / "log.jsonl"
     good = json.dumps({"stage": "2d", "step": 1, "images": 8, "seconds": 1.5})
     path.write_text(good + "\n" + good[:20])
-    log = runlog.JsonLog(path)
+    log = JsonLog(path)
     assert len(log.rows) == 1 and log.seconds == 1.5
     log.rewind(checkpoint.CheckpointMeta("2d", 1, 8, ""))
     log.append({"stage": "2d", "step": 2, "images": 16})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
     path.write_text("{broken\n" + good + "\n")
-    with pytest.raises(runlog.RunError, match="line 1 is not a row"):
-        runlog.JsonLog(path)
+    with pytest.raises(RunError, match="line 1 is not a row"):
+        JsonLog(path)
 
 
 # ---- randomness and order ----
@@ -560,13 +563,13 @@ def test_numbers_out_of_range_are_refused(tmp_path, arguments):
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys):
-    bar = runlog.Progress("2d", total=40, done=8, every=1e9)
+    bar = Progress("2d", total=40, done=8, every=1e9)
     bar.update(16, [("loss_g", 1.25)])
     assert capsys.readouterr().err == ""
     bar.update(40, [("loss_g", 1.25)])
     bar.close()
     line = capsys.readouterr().err
     assert line.startswith("stage 2d: 40/40 images (100 %)") and "loss_g 1.25" in line and "\r" not in line
-    silent = runlog.Progress("2d", total=40, done=8, enabled=False)
+    silent = Progress("2d", total=40, done=8, enabled=False)
     silent.update(40, [])
     assert capsys.readouterr().err == ""

@@ -10,9 +10,10 @@ import torch
 from ssgan import train as train_command
 from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.metrics.features import Random3d
+from ssgan.metrics import registry
+from ssgan.metrics.extractors.random3d import Random3d
 from ssgan.runs import checkpoint
-from ssgan.runs import log as runlog
+from ssgan.runs import config as run_config
 from ssgan.training import loop as trainer
 from ssgan.training import losses, schedule
 from ssgan.training.monitor import Measures
@@ -113,9 +114,10 @@ def test_frozen_blocks_stay_and_the_rest_trains():
 def planned():
     """A metric whose values are given beforehand."""
     values = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
-    schedule.register_metric("planned", schedule.Metric(lambda data, stage, seed: lambda generate: next(values), False))
+    make = lambda data, stage, seed: lambda generate: next(values)  # noqa: E731
+    registry.register(registry.Metric("planned", better="higher", in_training=make))
     yield "planned"
-    del schedule.METRICS["planned"]
+    del registry.METRICS["planned"]
 
 
 def test_the_best_checkpoint_is_kept_and_a_stage_without_progress_ends(data, tmp_path, planned):
@@ -140,7 +142,7 @@ def test_unknown_and_unmeasured_metrics_are_refused(data, tmp_path):
     with pytest.raises(ConfigError, match="best_metric: expected one of the measured distance; got 'fid'"):
         go(data, tmp_path, dataclasses.replace(SMALL, best_metric="fid"))
     with pytest.raises(ConfigError, match="registered already"):
-        schedule.register_metric("distance", schedule.METRICS["distance"])
+        registry.register(registry.METRICS["distance"])
 
 
 def planted(monkeypatch, at, times):
@@ -203,11 +205,11 @@ def test_changed_voxels_are_noticed_when_a_run_goes_on(data, tmp_path):
     voxels = np.load(tmp_path / "data" / "volumes.npy", mmap_mode="r+")
     voxels[3, 1, 2, 3] += 0.25
     voxels.flush()
-    with pytest.raises(runlog.RunError, match=r"its voxels have changed since it was made"):
+    with pytest.raises(run_config.RunError, match=r"its voxels have changed since it was made"):
         go(own, tmp_path / "run", SMALL)
 
 
-# Of TrainConfig.to_json() of tests/support/process_checks.py's networks before there were the fields of `runlog.LATER`.
+# The identity of tests/support/process_checks.py's networks from before the fields of `run_config.ADDED_LATER`.
 EARLIER = "8a4b32b248c981c584c5da6cefbf3a526ab1d94b8e81c5d24eb6d2f667bc190b"
 
 
@@ -219,17 +221,17 @@ def test_runs_of_earlier_versions_go_on(data, tmp_path):
         d_reg_interval=3,
         g_reg_interval=2,
     )
-    assert runlog.identity(cfg.to_json()) == EARLIER
+    assert run_config.identity(cfg.to_json()) == EARLIER
     later = ("augment", "precision", "freeze_d", "warmup_kimg", "metrics", "metrics_every", "early_stop", "best_metric",
              "cooldown_kimg", "ema_carries_over")  # fmt: skip
     record = {k: v for k, v in json.loads(json.dumps(cfg.to_json())).items() if k not in later}
     assert TrainConfig.from_json(record) == cfg
     info = {"path": "", "content_hash": data.info.content_hash, "info": data.info.to_json()}
-    runlog.record_config(tmp_path, record, info, None, None)
-    runlog.record_config(tmp_path, cfg.to_json(), info, None, None)
+    run_config.record_config(tmp_path, record, info, None, None)
+    run_config.record_config(tmp_path, cfg.to_json(), info, None, None)
     (tmp_path / "config.json").write_text(json.dumps({"format": 1, "config": record, "data": info, "init": None}))
-    with pytest.raises(runlog.RunError, match="freeze_d was 0, now 1"):
-        runlog.record_config(tmp_path, dataclasses.replace(cfg, freeze_d=1).to_json(), info, None, None)
+    with pytest.raises(run_config.RunError, match="freeze_d was 0, now 1"):
+        run_config.record_config(tmp_path, dataclasses.replace(cfg, freeze_d=1).to_json(), info, None, None)
 
 
 def test_arguments_become_the_configuration():

@@ -1,16 +1,16 @@
-"""Ways through a generator's latent space: interpolation, style mixing, truncation, principal directions of w.
+"""Latents and styles of a generator: mapping, interpolation, style mixing and moves of w.
 
-z (N, z_dim) is what a seed draws; w (N, w_dim) what the mapping makes of it; ws (N, num_ws, w_dim) one w per layer of
-the synthesis. Levels count from 0, the coarsest: a level owns the styles of its convolutions, the last one also that
-of its image layer (the other image layers take the first style of the level above, as in StyleGAN2).
+z (N, z_dim) is drawn from a seed; w (N, w_dim) is the mapping network's output; ws (N, num_ws, w_dim) holds one w per
+layer of the synthesis network. Levels count from 0, the coarsest: a level owns the styles of its convolutions, the last
+one also that of its image layer (the other image layers take the first style of the next level, as in StyleGAN2).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ PARALLEL = 1e-4  # radians: below, an arc is a chord to float32
 def map_latents(
     G: Generator, z: Tensor, truncation: float = 1.0, batch: int = 4096, label: int | None = None
 ) -> Tensor:
-    """z (N, z_dim) -> w (N, w_dim), on the generator's device.
+    """Maps z (N, z_dim) to w (N, w_dim), on the generator's device.
 
     label: the class, for a network with classes; truncation then moves towards the mean of the class.
     """
@@ -43,9 +43,12 @@ def map_latents(
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Along the great circle from a to b, each (dim,), at the shares t (T,) -> (T, dim); the length changes linearly.
+    """Goes along the great circle from a to b, each (dim,): points (T, dim) at the fractions t (T,) (Shoemake 1985).
 
-    z is Gaussian and so near a sphere of radius sqrt(dim); a chord would cut through where no z is (Shoemake 1985).
+    The length changes linearly. z is Gaussian and so lies near a sphere of radius sqrt(dim); a chord would leave it.
+
+    Raises:
+        LatentError: a latent has length zero, or the two are opposite.
     """
     length_a, length_b = a.norm(), b.norm()
     if not length_a > 0 or not length_b > 0:
@@ -54,7 +57,9 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     # From chords, not from the dot product: its arccosine has no digits left for small angles.
     angle = 2 * torch.atan2((unit_a - unit_b).norm(), (unit_a + unit_b).norm())
     if angle > math.pi - PARALLEL:
-        raise LatentError("slerp: the two latents are opposite; no great circle is the shortest. Take another seed")
+        raise LatentError(
+            "slerp: the two latents are opposite; no great circle between them is the shortest; give another seed"
+        )
     t = t[:, None]
     if angle < PARALLEL:
         direction = unit_a.lerp(unit_b, t)
@@ -66,7 +71,7 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 def interpolate(
     G: Generator, z: Tensor, steps: int, space: str, truncation: float = 1.0, label: int | None = None
 ) -> Tensor:
-    """From each of z (N, z_dim) to the next: w (N - 1, steps + 1, w_dim), both ends included.
+    """Interpolates from each of z (N, z_dim) to the next: w (N - 1, steps + 1, w_dim), both ends included.
 
     space: "z" goes along great circles and maps every point, "w" goes straight between the mapped ends.
     """
@@ -79,12 +84,12 @@ def interpolate(
 
 
 def broadcast(G: Generator, w: Tensor) -> Tensor:
-    """w (..., w_dim) -> ws (..., num_ws, w_dim)."""
+    """Repeats w (..., w_dim) for every layer: ws (..., num_ws, w_dim)."""
     return w.unsqueeze(-2).expand(*w.shape[:-1], G.num_ws, w.shape[-1])
 
 
 def level_slices(G: Generator) -> list[slice]:
-    """The part of ws that each level owns, coarse to fine; together they are all of it."""
+    """Gives the range of layers in ws that each level owns, coarse to fine; together they cover all layers."""
     slices, first = [], 0
     for block in G.synthesis.blocks:
         slices.append(slice(first, first + block.num_conv))
@@ -93,8 +98,33 @@ def level_slices(G: Generator) -> list[slice]:
     return slices
 
 
+def level_size(G: Generator, level: int) -> tuple[int, ...]:
+    """Gives the size (D, H, W) of a level's feature maps."""
+    size = G.cfg.base
+    for scale in G.cfg.scales[:level]:
+        size = tuple(n * s for n, s in zip(size, scale, strict=True))
+    return size
+
+
+def parse_levels(text: str | None, G: Generator) -> list[int]:
+    """ "0-1,3" -> [0, 1, 3]; None -> all. Raises LatentError, which lists the levels and their sizes."""
+    count = len(level_slices(G))
+    if not text:
+        return list(range(count))
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match or not int(match[1]) <= int(match[2] or match[1]) < count:
+            sizes = "; ".join(f"{k}: {'x'.join(map(str, level_size(G, k)))}" for k in range(count))
+            raise LatentError(
+                f"--levels: expected numbers and ranges such as 0-1 among (D x H x W) {sizes}; got {text!r}"
+            )
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return sorted(set(found))
+
+
 def mix(G: Generator, ws: Tensor, other: Tensor, levels: Sequence[int]) -> Tensor:
-    """ws with the styles of `levels` taken from `other`; both broadcast to (..., num_ws, w_dim)."""
+    """Replaces the styles of `levels` in ws by those of `other`; both broadcast to (..., num_ws, w_dim)."""
     mixed = ws.expand(torch.broadcast_shapes(ws.shape, other.shape)).clone()
     slices = level_slices(G)
     for level in levels:
@@ -102,41 +132,7 @@ def mix(G: Generator, ws: Tensor, other: Tensor, levels: Sequence[int]) -> Tenso
     return mixed
 
 
-@dataclass(frozen=True)
-class Directions:
-    """Principal directions of w. mean (w_dim,), components (K, w_dim) of length 1, std (K,): the standard deviation of
-    w along each; share (K,): of the variance of w that each explains."""
-
-    mean: Tensor
-    components: Tensor
-    std: Tensor
-    share: Tensor
-
-
-def principal_directions(G: Generator, count: int, samples: int, seed: int, label: int | None = None) -> Directions:
-    """PCA of `samples` many w (Härkönen et al. 2020, GANSpace, for StyleGAN), in float64, float32 results.
-
-    label: the class whose w they are, for a network with classes.
-
-    Each direction's sign is such that its entry of largest size is positive, so that a rerun is the same.
-    """
-    w_dim = G.cfg.w_dim
-    if not 1 <= count <= w_dim:
-        raise LatentError(f"count: w has {w_dim} dimensions, so 1 to {w_dim} directions; got {count}")
-    if samples <= w_dim:
-        raise LatentError(f"samples: expected more than the {w_dim} dimensions of w; got {samples}")
-    z = torch.randn(samples, G.cfg.z_dim, generator=torch.Generator().manual_seed(seed))
-    w = map_latents(G, z, label=label).double().cpu()
-    mean = w.mean(0)
-    variance, vectors = torch.linalg.eigh((w - mean).T @ (w - mean) / (samples - 1))
-    variance, components = variance.flip(0).clamp(min=0), vectors.T.flip(0)
-    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
-    components = components * largest.sign()
-    share = variance / variance.sum()
-    return Directions(mean.float(), components[:count].float(), variance[:count].sqrt().float(), share[:count].float())
-
-
 def sweep(G: Generator, ws: Tensor, step: Tensor, amounts: Tensor, levels: Sequence[int]) -> Tensor:
-    """ws (num_ws, w_dim) moved by amounts (T,) times step (w_dim,), at `levels` only: (T, num_ws, w_dim)."""
+    """Moves ws (num_ws, w_dim) by amounts (T,) times step (w_dim,), at `levels` only: (T, num_ws, w_dim)."""
     moved = ws + amounts[:, None, None] * step
     return mix(G, ws[None], moved, levels)

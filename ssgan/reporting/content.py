@@ -1,4 +1,4 @@
-"""What there is to say about a run, from its folder, data set and evaluation: for the report and the model card."""
+"""Collects the content of a run's report and model card from its folder, data set and evaluation."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ from ssgan.config.network import ARCHITECTURES
 from ssgan.config.presets import PRESETS
 from ssgan.config.training import STAGE_OPTIONS, TrainConfig
 from ssgan.data.dataset import DatasetInfo, VolumeDataset
+from ssgan.metrics import evaluation
 from ssgan.metrics.sliced import block_means
 from ssgan.models.parameters import build, parameter_count
 from ssgan.models.sampling import latents, synthesise
-from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta
-from ssgan.runs.generator import class_labels, load_generator
+from ssgan.runs.config import RunConfig
+from ssgan.runs.generator import load_generator
 from ssgan.runs.log import JsonLog
 from ssgan.utils.environment import environment
 from ssgan.utils.errors import ConfigError, UserError
 from ssgan.utils.files import read_json
 
-METRICS_FORMAT, METRICS_VERSION = "ssgan-metrics", 1
-REFERENCE_ROWS = 500  # training volumes whose nearest neighbour is looked up for comparison
+REFERENCE_ROWS = 500  # training volumes whose nearest neighbours are the reference
 
 
 class ReportError(UserError):
-    """A run, data set or evaluation that cannot be reported on."""
+    """A data set or evaluation that does not belong to the run, or a report that cannot be made."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of each generated volume: the index of its nearest training volume and the distance (root mean squared difference
-    of block means, at most 16 a side, [-1, 1] scale). median, low: median and 5 % quantile of the distance of training
-    volumes to their nearest other one."""
+    """The nearest training volumes of generated volumes.
+
+    index, distance: of each generated volume. Distances are root mean squared differences of block means, at most 16 a
+    side, on the [-1, 1] scale. median, low: median and 5 % quantile of the distances of training volumes to their
+    nearest other one.
+    """
 
     index: list[int]
     distance: list[float]
@@ -47,19 +50,21 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """real, fake: (N, D, H, W) in [-1, 1], or None with the reason in `no_real`, `no_fake`. metrics: metrics.json or
-    None. environment: of this machine; trained_on: of the training where the run recorded it."""
+class ReportContent:
+    """Everything that the report, the model card and the picture show.
+
+    rows: log.jsonl. result: result.json, None while the run is not finished. real, fake: (N, D, H, W) in [-1, 1], or
+    None with the reason in `no_real`, `no_fake`. seeds: of `fake`. metrics: metrics.json or None; metrics_note: a
+    warning to its readers, or "". environment: versions and machine of this call.
+    """
 
     run: Path
-    cfg: TrainConfig
-    record: dict[str, Any]
+    config: RunConfig
     rows: list[dict[str, Any]]
     result: dict[str, Any] | None
     meta: CheckpointMeta
     checkpoint: Path
     sha256: str
-    info: DatasetInfo
     data: VolumeDataset | None
     real: np.ndarray | None
     fake: np.ndarray | None
@@ -71,18 +76,29 @@ class Facts:
     metrics_path: Path | None
     metrics_note: str
     environment: dict[str, str]
-    trained_on: dict[str, str] | None
+
+    @property
+    def cfg(self) -> TrainConfig:
+        return self.config.train
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Geometry and intensities of the data set."""
+        return self.config.info
 
     @property
     def command(self) -> str:
-        return train_command(self.record, self.cfg, self.run)
+        """The `ssgan train` call of the run."""
+        return train_command(self.cfg, self.run, self.config.data_path, self.config.init_path)
 
     @property
     def seconds(self) -> float:
+        """Training time."""
         return max((row.get("seconds", 0.0) for row in self.rows), default=0.0)
 
     @property
     def floor(self) -> float | None:
+        """Sliced Wasserstein distance of real to real volumes."""
         return next((r["distance_floor"] for r in self.rows if r.get("event") == "floor"), None)
 
     @property
@@ -94,62 +110,75 @@ class Facts:
         return found[-1] if found else None
 
 
-def gather(run: Path, data: Path | None, metrics: Path | None, file: Path | None, count: int) -> Facts:
-    """Reads everything, generates `count` volumes on the CPU (seeds 0, 1, ...) and finds their neighbours.
+def collect(run: Path, data: Path | None, metrics: Path | None, file: Path | None, count: int) -> ReportContent:
+    """Reads a run, generates `count` volumes on the CPU (seeds 0, 1, ...) and finds their nearest training volumes.
+
+    data: the data set; default the recorded one, if it is there. metrics: metrics.json. file: a checkpoint; default
+    the last.
 
     Raises:
-        ReportError: --data is not what the run was trained on, or metrics.json is none of ours.
-        GenerateError, CheckpointError, DatasetError, RunError: see there.
+        ReportError: --data is not the run's data set, or the metrics file was not written by `ssgan evaluate`.
+        CheckpointError, DatasetError, RunError: a file of the run or data set is missing or damaged.
     """
-    G, meta, info, path = load_generator(run, file)
-    record = read_json(run / "config.json")
-    cfg = TrainConfig.from_json(record["config"])
-    dataset, no_real = open_data(run, data, record)
+    source = load_generator(run, file)
+    G, config = source.G, source.config
+    dataset, no_real = open_data(config, data)
     result = read_json(run / "result.json") if (run / "result.json").is_file() else None
     seeds, no_fake, fake, real, neighbours = list(range(count)), "", None, None, None
-    if meta.stage == "2d":
+    if source.meta.stage == "2d":
         no_fake = "The last checkpoint is of the 2D stage, which makes slices; its snapshots are below."
     else:
-        fake = np.clip(synthesise(G, latents(seeds, G.cfg.z_dim), batch=2, c=class_labels(run, G, count)), -1, 1)
+        fake = np.clip(synthesise(G, latents(seeds, G.cfg.z_dim), batch=2, c=source.class_labels(count)), -1, 1)
     if dataset is not None:
         real = np.array(dataset.volumes[: min(count, len(dataset))])
         if fake is not None:
-            neighbours = nearest(fake, dataset.volumes)
-    sha256 = checkpoint.checksum(path)
-    about, note = (None, "") if metrics is None else read_metrics(metrics, record, sha256)
-    return Facts(
-        run, cfg, record, JsonLog(run / "log.jsonl").rows, result, meta, path, sha256, info, dataset,
-        real, fake, no_real, no_fake, seeds, neighbours, about, metrics, note, environment(), record.get("environment"),
+            neighbours = nearest_volumes(fake, dataset.volumes)
+    found, note = (None, "") if metrics is None else read_metrics(metrics, config.content_hash, source.sha256)
+    return ReportContent(
+        run=run, config=config, rows=JsonLog(run / "log.jsonl").rows, result=result, meta=source.meta,
+        checkpoint=source.path, sha256=source.sha256, data=dataset, real=real, fake=fake, no_real=no_real,
+        no_fake=no_fake, seeds=seeds, neighbours=neighbours, metrics=found, metrics_path=metrics, metrics_note=note,
+        environment=environment(),
     )  # fmt: skip
 
 
-def open_data(run: Path, given: Path | None, record: dict[str, Any]) -> tuple[VolumeDataset | None, str]:
-    """The data set, or None and why. One that was named must serve; the recorded one may have moved."""
-    recorded = record["data"]["path"]
-    path = given or (run / "data" if recorded == "data" else Path(recorded))
+def open_data(config: RunConfig, given: Path | None) -> tuple[VolumeDataset | None, str]:
+    """Opens the data set that was given, or the recorded one, which may have moved: then None and the reason.
+
+    Raises:
+        ReportError: the data set that was given is not the run's.
+    """
+    recorded = config.data_path
+    path = given or config.data_folder
     if given is None and (not recorded or not (path / "dataset.json").is_file()):
         return None, f"The run's data set is not at {recorded or 'a recorded place'}; name it with --data."
     dataset = VolumeDataset(path)
-    if dataset.info.content_hash != record["data"]["content_hash"]:
+    if dataset.info.content_hash != config.content_hash:
         if given is not None:
+            run = config.path.parent
             raise ReportError(f"--data {given} is not the data set that {run} was trained on (its contents differ)")
         return None, f"The data set at {path} is no longer the one that the run was trained on; name it with --data."
     return dataset, ""
 
 
-def read_metrics(path: Path, record: dict[str, Any], sha256: str) -> tuple[dict[str, Any], str]:
-    """metrics.json of `ssgan evaluate`, and a word where its volumes are not the training set's or not those of the
-    checkpoint with this SHA-256."""
+def read_metrics(path: Path, content_hash: str, sha256: str) -> tuple[dict[str, Any], str]:
+    """Reads a metrics.json, and notes where its volumes are not of the run's data set or of the checkpoint.
+
+    content_hash: of the run's data set. sha256: of the checkpoint.
+
+    Raises:
+        ReportError: `ssgan evaluate` did not write the file, or another version of it did.
+    """
     found = read_json(path)
-    if not isinstance(found, dict) or found.get("format") != METRICS_FORMAT:
-        raise ReportError(f"--metrics {path} was not written by `ssgan evaluate` (no format {METRICS_FORMAT!r})")
-    if found.get("version") != METRICS_VERSION:
-        raise ReportError(f"--metrics {path} has version {found.get('version')}; expected {METRICS_VERSION}")
+    if not isinstance(found, dict) or found.get("format") != evaluation.FORMAT:
+        raise ReportError(f"--metrics {path} was not written by `ssgan evaluate` (no format {evaluation.FORMAT!r})")
+    if found.get("version") != evaluation.VERSION:
+        raise ReportError(f"--metrics {path} has version {found.get('version')}; expected {evaluation.VERSION}")
     missing = [key for key in ("protocol", "count", "extractor", "real", "fake", "metrics") if key not in found]
     if missing:
         raise ReportError(f"--metrics {path} lacks {', '.join(missing)}; evaluate again")
     notes = []
-    if found["real"].get("sha256") != record["data"]["content_hash"]:
+    if found["real"].get("sha256") != content_hash:
         notes.append("The real volumes of this evaluation are not (only) the training set of this run.")
     if found["fake"].get("checkpoint_sha256", sha256) != sha256:
         name = found["fake"].get("checkpoint")
@@ -157,8 +186,8 @@ def read_metrics(path: Path, record: dict[str, Any], sha256: str) -> tuple[dict[
     return found, " ".join(notes)
 
 
-def nearest(fake: np.ndarray, volumes: np.ndarray) -> Neighbours:
-    """Nearest training volumes; reads the data set once."""
+def nearest_volumes(fake: np.ndarray, volumes: np.ndarray) -> Neighbours:
+    """Finds the nearest training volumes of generated ones; reads the data set once."""
     bar = tqdm(volumes, desc="neighbours", unit="volume", disable=None)
     train = np.stack([block_means(np.asarray(v)[None])[0].ravel() for v in bar])
     made = block_means(fake).reshape(len(fake), -1)
@@ -172,11 +201,11 @@ def nearest(fake: np.ndarray, volumes: np.ndarray) -> Neighbours:
     return Neighbours(index.tolist(), found.tolist(), float(np.median(reference)), float(np.quantile(reference, 0.05)))
 
 
-def parameters(cfg: TrainConfig) -> list[tuple[str, int, int] | tuple[str, str]]:
-    """(architecture, parameters of G, of D) at the run's shape and widths, or why there is no such network.
+def count_parameters(cfg: TrainConfig) -> list[tuple[str, int, int] | tuple[str, str]]:
+    """Counts (architecture, parameters of G, of D) at the run's shape and widths, or gives the reason why there is no
+    such network.
 
-    A run whose discriminator or levels have an architecture of their own is a row more; `arch_name` tells which row is
-    the run's.
+    A run with another architecture in its discriminator or at some levels adds a row, named by `arch_name`.
     """
     rows: list[tuple[str, int, int] | tuple[str, str]] = []
     for arch in ARCHITECTURES:
@@ -192,11 +221,14 @@ def parameters(cfg: TrainConfig) -> list[tuple[str, int, int] | tuple[str, str]]
     return rows
 
 
-def train_command(record: dict[str, Any], cfg: TrainConfig, run: Path) -> str:
-    """The `ssgan train` call that the configuration stands for; options that the preset implies are left out."""
+def train_command(cfg: TrainConfig, run: Path, data_path: str, init: str | None = None) -> str:
+    """Writes the `ssgan train` call of a configuration, without the options that the preset implies.
+
+    data_path: as config.json records it.
+    """
     words = ["python", "-m", "ssgan.train"]
-    if record["data"]["path"] != "data":
-        words += ["--data", record["data"]["path"] or "DATASET"]
+    if data_path != "data":
+        words += ["--data", data_path or "DATASET"]
     words += ["--out", str(run), "--preset", cfg.preset]
     if cfg.preset not in PRESETS:
         return shlex.join(words)
@@ -224,6 +256,6 @@ def train_command(record: dict[str, Any], cfg: TrainConfig, run: Path) -> str:
         for option in STAGE_OPTIONS:
             if getattr(own, option) != getattr(default, option):
                 words += [f"--{option.replace('_', '-')}-{name}", f"{getattr(own, option):g}"]
-    if record.get("init"):
-        words += ["--init", record["init"]["path"]]
+    if init:
+        words += ["--init", init]
     return shlex.join(words)

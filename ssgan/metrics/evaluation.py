@@ -1,0 +1,212 @@
+"""Evaluates generated volumes against real ones: every metric of the registry, its floor, its interval, and copies."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ssgan.data.axes import to_axial
+from ssgan.metrics import intervals, voxels
+from ssgan.metrics.features import Extractor, per_volume
+from ssgan.metrics.memorisation import DIGITS, memorisation, significant
+from ssgan.metrics.prdc import NEIGHBOURS
+from ssgan.metrics.registry import Metric, comparisons
+from ssgan.metrics.volume_sets import MIN_VOLUMES, EvaluateError, VolumeSet
+from ssgan.utils.files import atomic_path
+from ssgan.utils.pictures import contact_sheet
+
+FORMAT, VERSION = "ssgan-metrics", 1
+INTERVALS = ("half", "bootstrap")
+FEW_REPEATS = 10  # resamples of expensive metrics: of voxels, and of networks with many samples per volume
+PAIR_REPEATS = 1000  # resamples of the pairs of MS-SSIM, which are cheap
+
+Side = tuple[np.ndarray, np.ndarray]  # features and volumes of the same items
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """count: volumes per side; None takes as many as both sides allow. repeats: resamples for the intervals.
+    interval: "half" or "bootstrap". seed: of the choice of volumes and resamples. cache: folder that keeps features."""
+
+    count: int | None = None
+    repeats: int = 50
+    interval: str = "half"
+    seed: int = 0
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.repeats < 2:
+            raise EvaluateError(f"--repeats: expected at least 2; got {self.repeats}")
+        if self.seed < 0:
+            raise EvaluateError(f"--seed: expected 0 or more; got {self.seed}")
+        if self.count is not None and self.count < MIN_VOLUMES:
+            raise EvaluateError(f"--count: expected at least {MIN_VOLUMES}; got {self.count}")
+
+
+def cached_features(extractor: Extractor, source: VolumeSet, cache: Path | None) -> np.ndarray:
+    """Computes the features of a set, or reads them from `cache`.
+
+    A file's name is a hash of the voxels, the extractor's protocol and its weights.
+    """
+    if cache is None:
+        return extractor(source.volumes)
+    shape = source.volumes.shape
+    key = f"{source.sha256} {shape} {extractor.name} {extractor.protocol} {extractor.checksum}"
+    file = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    if file.is_file():
+        try:
+            found = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise EvaluateError(f"--cache: {file} is damaged ({error}); delete it") from error
+        if found.ndim in (2, 4) and len(found) == shape[0]:
+            return found
+        raise EvaluateError(f"--cache: {file} holds {found.shape}, expected {shape[0]} rows; delete it")
+    values = extractor(source.volumes)
+    with atomic_path(file) as temporary:
+        np.save(temporary, values)
+    return values
+
+
+def interval_method(metric: Metric, wanted: str, count: int) -> str | None:
+    """Chooses how a metric's interval is made: "half", "bootstrap" or "pairs"; None where a half has too few rows.
+
+    MS-SSIM is a mean over disjoint, hence independent, pairs: the pairs are resampled whatever is wanted.
+    """
+    if metric.interval == "pairs":
+        return "pairs"
+    if metric.interval == "half":
+        return "half" if count // 2 > NEIGHBOURS else None
+    return wanted
+
+
+def compare_sets(
+    real: Side, fake: Side, spare: Side, repeats: int, seed: int, interval: str = "half"
+) -> dict[str, dict[str, Any]]:
+    """Computes every metric of `fake` against `real`, its interval, and its floor: `spare`, other real volumes, against
+    `real`."""
+    result = {}
+    for compare, metrics in tqdm(comparisons(), desc="metrics", disable=None):
+        part = 0 if metrics[0].on_features else 1
+        a, b, c = real[part], fake[part], spare[part]
+        method = interval_method(metrics[0], interval, len(a))
+        bounds: dict[str, list[float]] = {}
+        if method == "pairs":
+            pairs = voxels.pairwise_msssim(b)
+            values = {metrics[0].name: float(pairs.mean())}
+            bounds = {metrics[0].name: intervals.mean_interval(pairs, PAIR_REPEATS, seed)}
+        else:
+            values = compare(a, b)
+        if method in INTERVALS:
+            draw = intervals.halves if method == "half" else intervals.replicates
+            draws = repeats if part == 0 and a.ndim == 2 else min(repeats, FEW_REPEATS)
+            drawn = [compare(x, y) for x, y in draw(a, b, draws, seed)]
+            bounds = {m.name: intervals.interval(values[m.name], [d[m.name] for d in drawn]) for m in metrics}
+        floors = compare(a, c)
+        for metric in metrics:
+            name = metric.name
+            result[name] = {
+                "value": significant(values[name]),
+                "interval": [significant(x) for x in np.clip(bounds[name], *metric.bounds)] if method else None,
+                "method": method,
+                "floor": significant(floors[name]),
+                "better": metric.better,
+            }
+    return result
+
+
+def evaluate(
+    real: VolumeSet, fake: VolumeSet, held: VolumeSet | None, extractor: Extractor, options: EvaluationOptions
+) -> dict[str, Any]:
+    """Evaluates `fake` against `real`, with `held`-out volumes for the check for copies. Returns metrics.json's record.
+
+    Half of the real volumes are the other side of the comparison, half are for the floor.
+
+    Raises:
+        EvaluateError: too few volumes.
+    """
+    possible = min(len(fake.volumes), len(real.volumes) // 2)
+    count = options.count or possible
+    if count > possible or count < MIN_VOLUMES:
+        raise EvaluateError(
+            f"expected at least {2 * max(count, MIN_VOLUMES)} real volumes (half are for the floor) and "
+            f"{max(count, MIN_VOLUMES)} generated; got {len(real.volumes)} and {len(fake.volumes)}"
+        )
+    rng = np.random.Generator(np.random.PCG64(options.seed))
+    order, chosen = rng.permutation(len(real.volumes)), np.sort(rng.permutation(len(fake.volumes))[:count])
+    real_features = cached_features(extractor, real, options.cache)
+    fake_features = cached_features(extractor, fake, options.cache)
+
+    def side(features: np.ndarray, source: VolumeSet, rows: np.ndarray) -> Side:
+        return features[rows], np.asarray(source.volumes[rows])
+
+    metrics = compare_sets(
+        side(real_features, real, np.sort(order[:count])), side(fake_features, fake, chosen),
+        side(real_features, real, np.sort(order[count : 2 * count])), options.repeats, options.seed, options.interval,
+    )  # fmt: skip
+    held_features = per_volume(cached_features(extractor, held, options.cache)) if held else None
+    flat = [s.volumes.reshape(len(s.volumes), -1) if s else None for s in (fake, real, held)]
+    copies: dict[str, Any] = {
+        "features": memorisation(per_volume(fake_features), per_volume(real_features), held_features),
+        "voxels": memorisation(*flat),
+        "reference": "nearest training volume of held-out volumes" if held else "nearest other training volume",
+    }
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "protocol": protocol(real, fake, extractor, count, options, per_slice=real_features.ndim != 2),
+        "count": count,
+        "extractor": {"name": extractor.name, "sha256": extractor.checksum},
+        "real": describe(real),
+        "fake": describe(fake),
+        "metrics": metrics,
+        "memorisation": copies,
+    }
+
+
+def describe(source: VolumeSet) -> dict[str, Any]:
+    """Gives a side's entry in metrics.json."""
+    record = {
+        "path": str(source.path),
+        "kind": source.kind,
+        "volumes": len(source.volumes),
+        "sha256": source.sha256,
+    }
+    if source.checkpoint:
+        record |= {"checkpoint": source.checkpoint[0], "checkpoint_sha256": source.checkpoint[1]}
+    return record
+
+
+def protocol(
+    real: VolumeSet, fake: VolumeSet, extractor: Extractor, count: int, options: EvaluationOptions, per_slice: bool
+) -> str:
+    """Describes in one line how the numbers were computed. per_slice: features have rows per slice."""
+    scales, window = voxels.msssim_scales(real.volumes.shape[1:])
+    few = min(options.repeats, FEW_REPEATS)
+    draws = f"{few}" if per_slice else f"{options.repeats} (voxel metrics {few})"
+    size, mm = "x".join(map(str, real.volumes.shape[1:])), " x ".join(f"{x:g}" for x in real.spacing)
+    made = (
+        f"; generated by seeds 0 to {len(fake.volumes) - 1}, no truncation, constant noise" if fake.checkpoint else ""
+    )
+    how = "random halves" if options.interval == "half" else "bootstrap replicates (PRDC: random halves)"
+    return (
+        f"{count} against {count} volumes of {size} voxels, {mm} mm, seed {options.seed}{made}; {extractor.protocol}; "
+        f"Frechet over N-1; KID cubic, unbiased, one block; PRDC k={NEIGHBOURS}; MMD linear kernel on voxels, biased, "
+        f"batches of 8; MS-SSIM of disjoint generated pairs, {scales} scales, window {window}; intervals 95 %, 1.96 "
+        f"standard deviations over {draws} {how}, cut at a metric's range, MS-SSIM by a percentile bootstrap of its "
+        f"pairs; {DIGITS} significant digits"
+    )
+
+
+def draw_closest_pairs(real: VolumeSet, fake: VolumeSet, copies: dict[str, Any], path: Path) -> Path:
+    """Draws the closest pairs of a generated and a training volume, by voxels on the left, by features on the right."""
+    shown, names = [], []
+    for both in zip(copies["voxels"]["closest"], copies["features"]["closest"], strict=True):
+        for space, (i, j, distance) in zip(("voxels", "features"), both, strict=True):
+            shown += [fake.volumes[i], real.volumes[j]]
+            names += [f"generated {i}", f"{space}: training {j}, {distance:g}"]
+    return contact_sheet(to_axial(np.stack(shown), real.slice_axis), names, path, spacing=real.spacing, columns=4)
