@@ -1,4 +1,4 @@
-"""The metrics that a run can measure while it trains, each by its name (`--metrics a,b`)."""
+"""Metrics measured during training, by name (`--metrics a,b`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ssgan.metrics.sliced import DistanceToData
 from ssgan.metrics.training import BETTER, Subset, TrainingMetrics
 from ssgan.models.sampling import class_shares, latents, synthesise
 from ssgan.training.schedule import METRICS, Generate, Measure, Metric, register_metric
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 
-# Of an open data set, by stage and seed: the images and features that its metrics share.
+# Images and features of an open data set, by stage and seed, that its metrics have in common.
 _SUBSETS: WeakKeyDictionary[VolumeDataset, dict[tuple[str, int], Subset]] = WeakKeyDictionary()
 
 
@@ -46,8 +46,8 @@ for _name, _better in BETTER.items():
     register_metric(_name, Metric(_field(_name), lower_is_better=_better == "lower"))
 
 
-class Measures:
-    """The metrics of a run. What they keep of the data is computed once per stage."""
+class Monitor:
+    """Measures the metrics of a run. Features of the real data are computed once per stage."""
 
     def __init__(self, data: VolumeDataset, seed: int) -> None:
         self.data, self.seed = data, seed
@@ -63,18 +63,18 @@ class Measures:
         assert isinstance(measure, Distance)
         return measure.to_data
 
-    def of(self, gan: Gan, names: Iterable[str]) -> dict[str, float]:
-        """Name -> value for G_ema as it is; takes nothing from the training's randomness."""
+    def measure(self, trainer: StageTrainer, names: Iterable[str]) -> dict[str, float]:
+        """Measures the metrics `names` of G_ema; draws nothing from the training's random streams."""
         made: dict[int, np.ndarray] = {}
 
         def generate(count: int) -> np.ndarray:
             if count not in made:  # several metrics look at the same images
-                z = latents(range(count), gan.cfg.network.z_dim)
-                c = class_shares(gan.class_counts, count)
-                made[count] = synthesise(gan.G_ema, z, batch=gan.hyper.batch, noise="random", c=c)
+                z = latents(range(count), trainer.cfg.network.z_dim)
+                c = class_shares(trainer.class_counts, count)
+                made[count] = synthesise(trainer.G_ema, z, batch=trainer.hyper.batch, noise="random", c=c)
             return made[count]
 
-        values = {name: float(self.get(gan.stage, name)(generate)) for name in names}
+        values = {name: float(self.get(trainer.stage, name)(generate)) for name in names}
         for subset in _SUBSETS.get(self.data, {}).values():
             subset.forget()
         return values

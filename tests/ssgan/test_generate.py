@@ -12,8 +12,9 @@ from ssgan import generate
 from ssgan.config.training import NetworkConfig, StageConfig, TrainConfig
 from ssgan.data.dataset import to_nifti
 from ssgan.data.phantom import write_phantom_dataset
+from ssgan.models.conditioning import Condition
 from ssgan.runs import checkpoint, generator
-from ssgan.training import loop as trainer
+from ssgan.training import loop
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import read_json, write_json_atomic
 
@@ -35,7 +36,7 @@ def runs(tmp_path_factory):
     data = write_phantom_dataset(root / "data", count=4, shape=SHAPE, seed=1)
     for stage in ("3d", "2d"):
         cfg = dataclasses.replace(CONFIG, stage=stage)
-        assert trainer.train(cfg, data, root / stage, progress=False, say=lambda text: None) == 0
+        assert loop.train(cfg, data, root / stage, progress=False, echo=lambda text: None) == 0
     return root
 
 
@@ -170,7 +171,7 @@ def test_every_class_of_a_seed(conditional, tmp_path, capsys):
     assert all(f"2 volumes of class {name} in" in out for name in ("healthy", "7", "0"))
     G, _, info, _ = generator.load_generator(conditional / "run", None)
     with torch.no_grad():
-        expected = G(generate.latents([1], 6), torch.tensor([2]), noise="const")[0, 0].numpy()
+        expected = G(generate.latents([1], 6), Condition(torch.tensor([2])), noise="const")[0, 0].numpy()
     values = np.asarray(to_nifti(expected, info).dataobj)
     found = volumes(tmp_path)
     np.testing.assert_allclose(found["class2-seed0001"], values, atol=1e-3 * np.ptp(values))
