@@ -66,7 +66,7 @@ def _train(args: argparse.Namespace, device: torch.device, execution: Execution,
             args.out.mkdir(parents=True, exist_ok=True)
             held.enter_context(RunLock(args.out))
             data, path = _open_data(args)
-        group.tell("", device)  # the other processes wait until the data set is there
+        group.barrier(device)  # the other processes wait until the data set is there
         if not group.main:
             data, path = VolumeDataset(args.data or args.out / "data"), str(args.data or "data")
         cfg = config_from(args, data.info.shape, data.info.classes)
@@ -74,7 +74,7 @@ def _train(args: argparse.Namespace, device: torch.device, execution: Execution,
             print(f"the data set has {len(data.info.classes)} classes, not used: --conditional trains on them")
         return train(
             cfg, data, args.out, init=args.init, data_path=path, device=device, progress=not args.no_progress,
-            say=print if group.main else _print_nothing, execution=execution, group=group, on_nan=args.on_nan,
+            echo=print if group.main else _print_nothing, execution=execution, group=group, on_nan=args.on_nan,
         )  # fmt: skip
 
 

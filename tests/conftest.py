@@ -43,10 +43,9 @@ def poisoned_memory():
 @pytest.fixture
 def graphs_on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA graphs without a GPU, after a single warm-up."""
-    from ssgan.training import cuda_graphs as graphs
-    from ssgan.training import step as gan
+    from ssgan.training import accumulation, cuda_graphs
     from tests.support.tape import TapeRecorder
 
-    monkeypatch.setattr(gan, "Graphs", functools.partial(graphs.Graphs, warmup=1))
-    monkeypatch.setattr(gan, "check_graphs", lambda device, processes: None)
-    monkeypatch.setattr(gan, "CudaRecorder", lambda device: TapeRecorder())
+    monkeypatch.setattr(accumulation, "Graphs", functools.partial(cuda_graphs.Graphs, warmup=1))
+    monkeypatch.setattr(accumulation, "check", lambda device, processes: None)
+    monkeypatch.setattr(accumulation, "CudaRecorder", lambda device: TapeRecorder())

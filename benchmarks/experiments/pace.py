@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.experiments.grids import PLACES, Cell, architectures
 from benchmarks.experiments.training import Job
 from ssgan.training.dry_run import step_seconds
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 
 CELL = "pace"  # the name of its record
 ROUNDS = 3
@@ -47,7 +47,7 @@ def serving(records: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> dict[st
 def measure(job: Job, cells: Sequence[Cell]) -> dict[str, float]:
     """Kind -> seconds per 1,000 images, with the lazy phases by their share of the steps."""
     gans = {
-        name: Gan(job.config(cell, stage), stage, job.device, job.execution)
+        name: StageTrainer(job.config(cell, stage), stage, job.device, job.execution)
         for name, (cell, stage) in kinds(cells).items()
     }
     found: dict[str, list[float]] = {name: [] for name in gans}

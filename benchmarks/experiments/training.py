@@ -19,9 +19,9 @@ from ssgan.models.networks import Generator
 from ssgan.runs import checkpoint
 from ssgan.runs.folder import RunLock
 from ssgan.runs.log import JsonLog
-from ssgan.training import loop as trainer
+from ssgan.training import loop
 from ssgan.training.precision import Execution
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import UserError
 
 Say = Callable[[str], None]
@@ -64,9 +64,9 @@ def train_run(job: Job, cfg: TrainConfig, folder: Path, init: Path | None = None
     """Trains or resumes the run in `folder` to its end. Raises Stopped after a signal."""
     folder.mkdir(parents=True, exist_ok=True)
     with RunLock(folder):
-        status = trainer.train(
+        status = loop.train(
             cfg, job.split.train, folder, init=init, data_path=str(job.split.train.path), device=job.device,
-            say=job.say, progress=job.progress, execution=job.execution,
+            echo=job.say, progress=job.progress, execution=job.execution,
         )  # fmt: skip
     if status:
         raise Stopped(f"{folder} was stopped with status {status}")
@@ -98,10 +98,10 @@ def speed(folder: Path, stage: str) -> float:
 def generators(job: Job, cell: Cell) -> Iterator[tuple[int, Generator]]:
     """(volumes shown in the 3D stage, G_ema) of a finished cell: the start, and the curve's checkpoints."""
     cfg = job.config(cell, "3d")
-    start = Gan(cfg, "3d", job.device)
+    start = StageTrainer(cfg, "3d", job.device)
     if cell.inflate != "none":
         tensors, meta = checkpoint.load(checkpoint.final_path(job.out / cell.folder_2d / "checkpoints", "2d"))
-        flat = Gan(cfg, "2d", job.device)
+        flat = StageTrainer(cfg, "2d", job.device)
         checkpoint.load_module(flat.G_ema, "G_ema", tensors, cell.folder_2d)
         checkpoint.load_module(flat.G, "G", tensors, cell.folder_2d)
         checkpoint.load_module(flat.D, "D", tensors, cell.folder_2d)

@@ -3,10 +3,10 @@
     python -m benchmarks.gpu.training --out training.jsonl [--presets demo heart] [--precision tf32] [--budget 90]
     python -m benchmarks.gpu.training --out training.jsonl --presets brain --edges 64 128 --precision bf16 --compared
 
-It times `Gan.train_step`, the step of `ssgan train`, and each of its four phases; the lazy ones (path length, R1) count
-by the share of steps that have them. The real images are random. Where the preset's batch does not fit the memory it is
-halved, and the record says so. The networks train in float32, with TF32 products unless --precision fp32 forbids them,
-or as `ssgan train --precision bf16` (fp16) does. Without a GPU: exit code 2.
+It times `StageTrainer.train_step`, the step of `ssgan train`, and each of its four phases; the lazy ones (path length,
+R1) count by the share of steps that have them. The real images are random. Where the preset's batch does not fit the
+memory it is halved, and the record says so. The networks train in float32, with TF32 products unless --precision fp32
+forbids them, or as `ssgan train --precision bf16` (fp16) does. Without a GPU: exit code 2.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ssgan.config.presets import PRESETS
 from ssgan.config.training import TrainConfig
 from ssgan.training.cuda_graphs import WARMUP
 from ssgan.training.precision import Execution
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 
 KIND = "gpu training"
@@ -68,14 +68,12 @@ def plain_conv3d(
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Tensor:
-    """Computes `ssconv.split_shuffle_conv3d` of one branch by PyTorch's own convolution and pointwise functions; under
-    autocast all of them in its dtype, as ssconv does."""
+    """Computes `ssconv.split_shuffle_conv3d` of one branch by PyTorch's own convolution and pointwise functions, all of
+    them in the dtype of x."""
     (weight,) = weights
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, bias, in_scale, out_scale, noise = (
-            None if t is None else t.to(dtype) for t in (x, bias, in_scale, out_scale, noise)
-        )
+    bias, in_scale, out_scale, noise = (
+        None if t is None else t.to(x.dtype) for t in (bias, in_scale, out_scale, noise)
+    )
     strides = (stride,) * 3 if isinstance(stride, int) else tuple(stride)
     same = padding == "same"
     pads = [(k - 1) // 2 if same else 0 for k in weight.shape[2:]]
@@ -126,7 +124,7 @@ def variants(backends: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple
     return [plain, *filtered, *ours], replayed + [("dense", name) for name in backends]
 
 
-class TimedGan(Gan):
+class TimedGan(StageTrainer):
     """Marks the end of every phase of a step."""
 
     def __init__(self, cfg: TrainConfig, device: str, timer: Timer, execution: Execution | None = None) -> None:
@@ -134,8 +132,8 @@ class TimedGan(Gan):
         self.timer = timer
         self.marks: list[tuple[str, Any]] = []
 
-    def _apply(self, phase: str, loss: Tensor) -> float:
-        value = super()._apply(phase, loss)
+    def _optimiser_step(self, phase: str, loss: Tensor) -> float:
+        value = super()._optimiser_step(phase, loss)
         self.marks.append((phase, self.timer.mark()))
         return value
 

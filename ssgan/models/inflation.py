@@ -1,8 +1,8 @@
-"""A trained 2D GAN as the start of a 3D one: every 2D tensor is copied or spread along depth, with a report.
+"""Inflates a trained 2D network into a 3D one: copies every 2D tensor or spreads it along depth, and reports which.
 
-Works on effective weights: the networks scale their parameters at run time (equalised learning rate), and a 3D
-kernel has a larger fan-in, so the stored parameter is rescaled such that what the convolution sees is exactly the
-2D weight times the depth profile. Demodulation gets its own correction (`BranchWeights.depth_gain`).
+The networks scale their parameters at run time (equalised learning rate), and a 3D kernel has a larger fan-in. So the
+stored parameter is rescaled such that the effective weight of the convolution is exactly the 2D weight times the depth
+profile. Demodulation has its own correction (`BranchWeights.depth_gain`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from ssgan.utils.errors import UserError
 
 @dataclass(frozen=True)
 class InflationReport:
-    """What became of every tensor of the 3D network: rows of (name, action, 2D shape or None, 3D shape).
+    """Where each tensor of the 3D network comes from: rows of (name, action, 2D shape or None, 3D shape).
 
-    Actions: copied, inflated, fresh; "selected" and "identity" before that where the architecture changed.
+    Actions: copied, inflated, fresh; preceded by "selected" or "identity" where the architecture changed
+    (`ssgan.models.dense_to_split`).
     """
 
     profile: str
@@ -33,9 +34,9 @@ class InflationReport:
     def __str__(self) -> str:
         counts = Counter(action for _, action, _, _ in self.rows)
         width = max((len(name) for name, *_ in self.rows), default=4)
-        known = ("copied", "inflated", "fresh")
-        others = [f"{counts[a]} {a.replace(', ', ' and ')}" for a in sorted(set(counts) - set(known))]
-        summary = ", ".join([f"{counts[a]} {a}" for a in known] + others)
+        plain = ("copied", "inflated", "fresh")
+        others = [f"{counts[a]} {a.replace(', ', ' and ')}" for a in sorted(set(counts) - set(plain))]
+        summary = ", ".join([f"{counts[a]} {a}" for a in plain] + others)
         column = max((len(action) for _, action, _, _ in self.rows), default=8)
         lines = [f"inflation with profile {self.profile}: {summary}"]
         for name, action, before, after in self.rows:
@@ -48,15 +49,15 @@ def inflate_network(net2d: nn.Module, net3d: nn.Module, profile: str = "average"
     """Loads the weights of a 2D network into a 3D one of the same architecture and widths, in place.
 
     Convolution weights (O, I, 1, kh, kw) become (O, I, kd, kh, kw) by the depth profile ("average", "centre" or
-    "triangle", each with sum 1), the learned constant is repeated along depth (copied where the 2D generator has one
-    for every place, `depth_places`, as is the discriminator's embedding of places), the noise buffers keep their fresh
-    values (a noise image has no counterpart in a volume), all else is copied. "none" leaves the 3D network as it is.
+    "triangle", each with sum 1). The learned constant is repeated along depth; with `depth_places` it already has a
+    depth and is copied, like the discriminator's embedding of slice indices. The noise buffers keep their fresh values
+    (a noise image has no counterpart in a volume), all else is copied. "none" leaves the 3D network as it is.
 
     After "centre" every slice of G3D(z) without noise is G2D(z), and D3D of a volume that is constant along depth is
     D2D of its slice.
 
     Raises:
-        UserError: the networks do not belong together; the message names the first tensor that does not fit.
+        UserError: the networks do not fit together; the message names the first tensor that does not fit.
     """
     if profile not in PROFILES:
         raise UserError(f"profile: expected one of {', '.join(PROFILES)}; got {profile!r}")
@@ -95,7 +96,7 @@ def inflate_network(net2d: nn.Module, net3d: nn.Module, profile: str = "average"
 
 
 def _special_tensors(net2d: nn.Module, net3d: nn.Module, profile: str) -> dict[str, torch.Tensor | None]:
-    """Full name -> new value for tensors that are not simply copied; None keeps the fresh one."""
+    """Returns new values, by full name, of tensors that are not copied unchanged; None keeps the fresh value."""
     flat = dict(net2d.named_modules())
     special: dict[str, torch.Tensor | None] = {}
     for prefix, module in net3d.named_modules():
@@ -111,7 +112,7 @@ def _special_tensors(net2d: nn.Module, net3d: nn.Module, profile: str) -> dict[s
 
 
 def _branches(flat: BranchWeights, deep: BranchWeights, profile: str) -> dict[str, torch.Tensor]:
-    """The inflated weights of one set of branches and the demodulation's correction for each."""
+    """Inflates the weights of one set of branches; also returns the correction of demodulation for each branch."""
     values = {}
     depth_gain = flat.depth_gain.clone()
     for i, (w2, w3) in enumerate(zip(flat.weights, deep.weights, strict=True)):

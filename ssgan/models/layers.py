@@ -3,12 +3,16 @@
 Sources: Karras et al. 2020 (StyleGAN2: modulation, demodulation, resampling), Karras et al. 2018 (equalised learning
 rate, minibatch standard deviation). With dense kernels and depth 1 every layer computes what its namesake in
 NVIDIA's StyleGAN2-ADA computes.
+
+The dtype of a convolution is that of its input: with 16-bit features its weights are cast to 16 bits, while the styles,
+bias and noise beside them stay float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +28,7 @@ FIR = (1.0, 3.0, 3.0, 1.0)  # StyleGAN2's resampling filter, normalised to sum 1
 
 
 def kernel_stages(arch: str, flat: bool) -> tuple[Kernels, ...]:
-    """The branch kernels of each stage of a 3x3x3 convolution; `flat` gives those of its 2D counterpart."""
+    """Branch kernels of each stage of a 3x3x3 convolution; `flat` gives those of its 2D counterpart."""
     stages = ARCHITECTURES[arch]
     return tuple(tuple((1, k[1], k[2]) for k in stage) for stage in stages) if flat else stages
 
@@ -34,8 +38,17 @@ def window(kernels: Kernels) -> Triple:
     return tuple(max(k[d] for k in kernels) for d in range(3))  # type: ignore[return-value]
 
 
+def is_16_bit(x: Tensor) -> bool:
+    return x.dtype.itemsize == 2
+
+
+def cast_weights(x: Tensor, weights: Iterable[Tensor]) -> list[Tensor]:
+    """Weights for features x: cast to 16 bits where x has 16 bits."""
+    return [w.to(x.dtype) if is_16_bit(x) else w for w in weights]
+
+
 class FullyConnected(nn.Module):
-    """(N, in) -> (N, out); equalised learning rate with a multiplier."""
+    """(N, in) -> (N, out); equalised learning rate with a multiplier. Computes in the dtype of the weights."""
 
     def __init__(
         self, fin: int, fout: int, activation: str = "linear", lr_multiplier: float = 1.0, bias_init: float = 0.0
@@ -47,16 +60,17 @@ class FullyConnected(nn.Module):
         self.weight_gain, self.bias_gain = lr_multiplier / math.sqrt(fin), lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype) if is_16_bit(x) else x
         y = torch.addmm(self.bias * self.bias_gain, x, (self.weight * self.weight_gain).t())
         return nn.functional.leaky_relu(y, 0.2) * SQRT2 if self.activation == "lrelu" else y
 
 
 class BranchWeights(nn.Module):
-    """The weights of one set of branches, (Cout/S, Cin/S, kd, kh, kw) each, N(0, 1) with a gain at run time.
+    """Weights of one set of branches, (Cout/S, Cin/S, kd, kh, kw) each, N(0, 1) with a gain at run time.
 
-    depth_gain (S,): the factor that demodulation needs after inflation. A profile p spreads a 2D weight so that its
-    response to what is constant along depth is kept, but the sum of squares shrinks by sum(p^2); demodulating by
-    it would amplify the branch by 1/sqrt(sum(p^2)). The buffer holds sqrt(sum(p^2)), 1 for a fresh weight.
+    depth_gain (S,): the factor that demodulation needs after inflation. A depth profile p keeps the response of a 2D
+    weight to features constant along depth, but its sum of squares shrinks by sum(p^2), and demodulation would amplify
+    the branch by 1/sqrt(sum(p^2)). The buffer holds sqrt(sum(p^2)), which is 1 for a fresh weight.
     """
 
     depth_gain: Tensor
@@ -70,7 +84,7 @@ class BranchWeights(nn.Module):
         self.register_buffer("depth_gain", torch.ones(count))
 
     def scaled(self, gain: float = 1.0) -> list[Tensor]:
-        """The weights with equalised learning rate."""
+        """Weights with equalised learning rate."""
         return [w * (g * gain) for w, g in zip(self.weights, self.gains, strict=True)]
 
     def demodulation(self, styles: Tensor) -> Tensor:
@@ -91,8 +105,8 @@ def conv_stages(cin: int, cout: int, stages: tuple[Kernels, ...]) -> nn.ModuleLi
 class Resampler(nn.Module):
     """Holds the FIR taps; `up` and `down` change the size by a triple of 1s and 2s.
 
-    Along depth the low-resolution input is extended by repeating its border slices, so that what is constant along
-    depth stays so; height and width pad with zeros as StyleGAN2 does.
+    Along depth the low-resolution input is extended by repeating its border slices, so that features constant along
+    depth stay constant; height and width pad with zeros as in StyleGAN2.
     """
 
     fir: Tensor
@@ -114,7 +128,7 @@ class Resampler(nn.Module):
 
 
 def strides(kernels: Kernels, scale: Triple) -> Triple:
-    """A stage resamples the dimensions that its window spans; the separable stages share them out."""
+    """Strides of a stage: it resamples the dimensions that its window spans, so separable stages divide them."""
     return tuple(s if k > 1 else 1 for s, k in zip(scale, window(kernels), strict=True))  # type: ignore[return-value]
 
 
@@ -140,50 +154,55 @@ class ModulatedConv(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(cout))
 
-    def noise(self, batch: int, mode: str | Iterator[Tensor], generator: torch.Generator | None) -> Tensor | None:
-        if not isinstance(mode, str):  # drawn already, layer by layer
-            return next(mode) * self.noise_strength
+    def noise_image(self, batch: int, mode: str, generator: torch.Generator | None = None) -> Tensor | None:
+        """Noise for `forward`: "random" (N, 1, D, H, W), "const" (1, 1, D, H, W), the buffer, or "none"."""
         if mode == "none":
             return None
         if mode == "const":
-            return self.noise_const[None, None] * self.noise_strength
+            return self.noise_const[None, None]
         if mode != "random":
             raise ValueError(f"noise: expected random, const or none; got {mode!r}")
         device = self.bias.device
         if generator is not None and generator.device.type != device.type:
-            drawn = torch.randn(batch, 1, *self.size, generator=generator, device=generator.device).to(device)
-        else:
-            drawn = torch.randn(batch, 1, *self.size, generator=generator, device=device)
-        return drawn * self.noise_strength
+            return torch.randn(batch, 1, *self.size, generator=generator, device=generator.device).to(device)
+        return torch.randn(batch, 1, *self.size, generator=generator, device=device)
 
-    def forward(self, x: Tensor, w: Tensor, noise: str = "random", generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None = None) -> Tensor:
+        """noise: (N or 1, 1, D, H, W) of the output, standard normal before `noise_strength`."""
         styles = self.affine(w)
-        first, *rest = self.stages
+        scales = {"in_scale": styles, "out_scale": self.stages[0].demodulation(styles)}
         epilogue = {
-            "noise": self.noise(x.shape[0], noise, generator),
+            "noise": None if noise is None else noise * self.noise_strength,
             "bias": self.bias,
             "activation": "lrelu",
             "gain": SQRT2,
             "clamp": self.clamp,
         }
-        scales = {"in_scale": styles, "out_scale": first.demodulation(styles)}
-        if self.resampler is None:
-            for i, stage in enumerate((first, *rest)):
-                last = epilogue if i == len(rest) else {}
-                weights = list(stage.weights) if i == 0 else stage.scaled()
-                x = split_shuffle_conv3d(x, weights, **(scales if i == 0 else {}), **last)
-            return x
+        return (self._same_size if self.resampler is None else self._upsampled)(x, scales, epilogue)
+
+    def _stage_weights(self, x: Tensor) -> list[list[Tensor]]:
+        """Weights of each stage; demodulation makes the gain of the first one superfluous."""
+        first, *rest = self.stages
+        return [cast_weights(x, first.weights), *(cast_weights(x, stage.scaled()) for stage in rest)]
+
+    def _same_size(self, x: Tensor, scales: dict[str, Tensor], epilogue: dict[str, Any]) -> Tensor:
+        last = len(self.stages) - 1
+        for i, weights in enumerate(self._stage_weights(x)):
+            x = split_shuffle_conv3d(x, weights, **(scales if i == 0 else {}), **(epilogue if i == last else {}))
+        return x
+
+    def _upsampled(self, x: Tensor, scales: dict[str, Tensor], epilogue: dict[str, Any]) -> Tensor:
+        """Transposed convolutions, then the FIR filter (StyleGAN2's conv2d_resample)."""
         doubled = self.scale[0] == 2
         if doubled:
             x = replicate_depth(x, 1, 1)
         grown = [1, 1, 1]
-        for i, stage in enumerate((first, *rest)):
-            weights = list(stage.weights) if i == 0 else stage.scaled()
-            stride = strides(stage.kernels, self.scale)
+        for i, (stage, weights) in enumerate(zip(self.stages, self._stage_weights(x), strict=True)):
             grown = [max(g, k) for g, k in zip(grown, window(stage.kernels), strict=True)]
             x = split_shuffle_conv3d(
-                x, weights, stride=stride, padding="valid", transposed=True, **(scales if i == 0 else {})
-            )
+                x, weights, stride=strides(stage.kernels, self.scale), padding="valid", transposed=True,
+                **(scales if i == 0 else {}),
+            )  # fmt: skip
         # A doubled axis has 2n + 1 samples here and the filter brings them to 2n; the others give back K - 1.
         pads = [1 if s == 2 else -(k - 1) // 2 for s, k in zip(self.scale, grown, strict=True)]
         if doubled:
@@ -192,7 +211,7 @@ class ModulatedConv(nn.Module):
 
 
 class ToImage(nn.Module):
-    """Modulated 1x1x1 convolution without demodulation: features -> image channels."""
+    """Modulated 1x1x1 convolution without demodulation: features (N, Cin, D, H, W) -> image (N, C, D, H, W)."""
 
     def __init__(self, cin: int, channels: int, w_dim: int, clamp: float | None = None):
         super().__init__()
@@ -203,7 +222,8 @@ class ToImage(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         styles = self.affine(w) * self.weight_gain
-        return split_shuffle_conv3d(x, [self.weight], self.bias, in_scale=styles, clamp=self.clamp)
+        y = split_shuffle_conv3d(x, cast_weights(x, [self.weight]), self.bias, in_scale=styles, clamp=self.clamp)
+        return y.to(self.weight.dtype)
 
 
 class Conv(nn.Module):
@@ -236,14 +256,15 @@ class Conv(nn.Module):
                 clamp = None if self.clamp is None else self.clamp * gain
                 last = {"bias": self.bias, "activation": self.activation, "gain": act_gain, "clamp": clamp}
             stride = strides(stage.kernels, self.scale) if padding == "valid" else 1
-            x = split_shuffle_conv3d(x, stage.scaled(), stride=stride, padding=padding, **last)
+            x = split_shuffle_conv3d(x, cast_weights(x, stage.scaled()), stride=stride, padding=padding, **last)
         return x
 
 
 class MinibatchStd(nn.Module):
     """Appends one channel with the mean standard deviation over groups of samples (Karras et al. 2018, section 3).
 
-    The group is the largest divisor of the batch that does not exceed `group`, so any batch size works.
+    The group is the largest divisor of the batch that does not exceed `group`, so any batch size works. Computes in
+    float32 at least.
     """
 
     def __init__(self, group: int):
@@ -251,6 +272,7 @@ class MinibatchStd(nn.Module):
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.float() if is_16_bit(x) else x
         n, c, *size = x.shape
         group = next(g for g in range(min(self.group, n), 0, -1) if n % g == 0) if n else 1
         y = x.reshape(group, n // group, c, *size)

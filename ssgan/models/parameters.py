@@ -11,7 +11,7 @@ from ssgan.models.networks import Discriminator, Generator
 
 
 def build(cfg: NetworkConfig) -> tuple[Generator, Discriminator]:
-    """Both networks on the meta device: shapes without memory."""
+    """Makes both networks on the meta device: shapes without memory."""
     with torch.device("meta"):
         return Generator(cfg), Discriminator(cfg)
 
@@ -21,20 +21,20 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def layer_rows(module: nn.Module, prefix: str) -> list[tuple[str, str, int]]:
-    """(name, shapes of the weights, parameters) of every module that owns parameters, and of no other."""
+    """Returns (name, shapes of the weights, number of parameters) of every module that owns parameters."""
     rows = []
-    for name, part in module.named_modules():
+    for name, layer in module.named_modules():
         # A ParameterList belongs to the layer that holds it.
-        own = list(part.parameters(recurse=False))
-        own += [p for child in part.children() if isinstance(child, nn.ParameterList) for p in child.parameters()]
-        if own and not isinstance(part, nn.ParameterList):
+        own = list(layer.parameters(recurse=False))
+        own += [p for child in layer.children() if isinstance(child, nn.ParameterList) for p in child.parameters()]
+        if own and not isinstance(layer, nn.ParameterList):
             shapes = " + ".join("x".join(map(str, p.shape)) or "scalar" for p in own)
             rows.append((f"{prefix}.{name}" if name else prefix, shapes, sum(p.numel() for p in own)))
     return rows
 
 
 def share_table(preset_name: str, shape: tuple[int, int, int] | None = None) -> list[tuple[str, int, int, float]]:
-    """(architecture, parameters of G, of D, share of dense's G + D) for every architecture at a preset's widths."""
+    """Returns (architecture, parameters of G, of D, share of dense's G + D) at a preset's widths."""
     counts = {}
     for arch in ARCHITECTURES:
         counts[arch] = tuple(parameter_count(net) for net in build(preset(preset_name).network(shape, arch)))

@@ -1,10 +1,10 @@
-"""NVIDIA's StyleGAN2-ADA (PyTorch) pickles -> our dense 2D networks, with the same outputs.
+"""Converts NVIDIA's StyleGAN2-ADA (PyTorch) pickles to our dense 2D networks, with the same outputs.
 
-Read by `ssgan.models.stylegan2_pickle`, which runs nothing of theirs; StyleGAN3's repository writes StyleGAN2 networks
-the same way. What a network is comes from its tensors and from what its modules say of themselves, not from a version's
-defaults. Supported is what is published: generators with image skips, residual discriminators, leaky ReLU, the (1, 3,
-3, 1) filter, one statistic of the minibatch, square images of 4 * 2^k pixels, with labels or without. Half precision at
-the finest levels (num_fp16_res) is how theirs computes, not what: ours computes in float32, as theirs with force_fp32.
+`ssgan.models.stylegan2_pickle` reads them and runs none of their code; StyleGAN3's repository writes StyleGAN2 networks
+in the same form. The architecture is taken from the tensors and attributes of the saved modules, not from a version's
+defaults. The published kinds are supported: generators with image skips, residual discriminators, leaky ReLU, the
+(1, 3, 3, 1) filter, one minibatch-std channel, square images of 4 * 2^k pixels, with labels or without. NVIDIA's half
+precision at the finest levels (num_fp16_res) is ignored: ours computes in float32, as theirs with force_fp32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ssgan.config.network import NetworkConfig
 from ssgan.models.networks import Discriminator, Generator
-from ssgan.models.stylegan2_pickle import Persistent, read, shown
+from ssgan.models.stylegan2_pickle import Persistent, describe, read
 from ssgan.utils.errors import UserError
 
 NETWORKS = ("G", "D", "G_ema")
@@ -32,33 +32,33 @@ Weights = dict[str, Tensor]
 
 
 class StyleGAN2Error(UserError):
-    """A pickle whose networks are not the ones that ours can be."""
+    """A pickle whose networks have an architecture that ours do not have."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a pickle holds, for networks of ours: a dense 2D configuration and the state dicts of G, D and G_ema."""
+    """Contents of a pickle for our networks: a dense 2D configuration and the state dicts of G, D and G_ema."""
 
     network: NetworkConfig
     states: dict[str, Weights]
 
     def build(self, name: str) -> Generator | Discriminator:
-        """The network "G", "D" or "G_ema" with its weights."""
+        """Makes the network "G", "D" or "G_ema" with its weights."""
         net = (Discriminator if name == "D" else Generator)(self.network)
         net.load_state_dict(self.states[name])
         return net
 
 
 def load(path: Path, channels: str = "grey") -> Published:
-    """The networks of a pickle.
+    """Loads the networks of a pickle.
 
-    channels: "grey" makes RGB networks ones of a single channel, as volumes have: the generator gives the mean of its
-    three channels (as long as no channel is clamped, at 256 in published networks), the discriminator's logit of a grey
-    image is that of the image repeated to RGB. "keep" leaves them as they are.
+    channels: "grey" turns RGB networks into networks of one channel, as volumes have: the generator gives the mean of
+    its three channels (as long as no channel is clamped, at 256 in published networks), and the discriminator's logit
+    of a grey image is that of the image repeated to RGB. "keep" leaves them as they are.
 
     Raises:
-        PickleError: the file is no such pickle, or asks for more than data.
-        StyleGAN2Error: its networks are of an architecture that ours cannot be; the message says which and where.
+        PickleError: the file is no such pickle, or needs more than plain data.
+        StyleGAN2Error: its networks have an architecture that ours do not have; the message names it and its module.
     """
     data = read(path)
     if not isinstance(data, dict) or not all(isinstance(data.get(name), Persistent) for name in NETWORKS):
@@ -82,7 +82,7 @@ def load(path: Path, channels: str = "grey") -> Published:
 
 @dataclass(frozen=True)
 class Module:
-    """A module of theirs and where it stands, for messages."""
+    """A module of the pickle and its path, for messages."""
 
     where: str
     saved: Persistent
@@ -92,8 +92,8 @@ class Module:
         return self.saved.class_name
 
     def fail(self, what: str, expected: Any, got: Any) -> StyleGAN2Error:
-        hint = "; a StyleGAN3 network is none of ours" if what == "synthesis" else ""
-        return StyleGAN2Error(f"{self.where}: {what}: expected {expected}; got {shown(got)}{hint}")
+        hint = "; StyleGAN3 networks are not supported" if what == "synthesis" else ""
+        return StyleGAN2Error(f"{self.where}: {what}: expected {expected}; got {describe(got)}{hint}")
 
     def expect(self, what: str, got: Any, expected: Any) -> None:
         if type(got) not in (str, int, float) or got != expected:
@@ -124,7 +124,7 @@ class Module:
         return value
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """A parameter, or a buffer (which FreezeD makes of one), as float32."""
+        """Returns a parameter, or a buffer (FreezeD turns parameters into buffers), as float32."""
         value = self._held("_parameters").get(name)
         value = self._held("_buffers").get(name) if value is None else value
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -138,11 +138,11 @@ class Module:
         return held if isinstance(held, dict) else {}
 
 
-# ----------------------------------------------------------------------------------------------- what the networks are
+# ----------------------------------------------------------------------------------------------------- configurations
 
 
 def levels(net: Module) -> list[int]:
-    """Resolutions from 4 to that of the image."""
+    """Returns the resolutions from 4 to that of the image."""
     resolution = net.count("img_resolution")
     if resolution < 8 or resolution & (resolution - 1):
         raise net.fail("img_resolution", "4 times a power of two, at least 8", resolution)
@@ -163,7 +163,7 @@ def common(net: Module, resolutions: list[int], widths: list[int], clamp: float 
 
 
 def generator_config(net: Module) -> dict[str, Any]:
-    """What generator and discriminator have to agree on."""
+    """Fields of the configuration that generator and discriminator share."""
     synthesis, resolutions, widths = net.child("synthesis"), levels(net), []
     if synthesis.kind != "SynthesisNetwork" or not synthesis.has("b4"):
         raise net.fail("synthesis", "StyleGAN2's SynthesisNetwork with blocks b4, b8, ...", synthesis.kind)
@@ -264,16 +264,16 @@ def check_mapping(mapping: Module, w_dim: int) -> int:
     return layers
 
 
-# ------------------------------------------------------------------------------------------------------ their weights
+# ------------------------------------------------------------------------------------------------------------ weights
 
 
 class Copy:
-    """Collects a state dict of ours from modules of theirs, every shape checked against a network of ours."""
+    """Collects a state dict of ours from the pickle's modules; checks every shape against a network of ours."""
 
     def __init__(self, net: Generator | Discriminator):
         self.state: Weights = dict(net.state_dict())
-        # Of ours alone: 1 for a weight that has not been inflated.
-        self.open = {name for name in self.state if not name.endswith("depth_gain")}
+        # depth_gain exists in our networks only; it is 1 for a weight that has not been inflated.
+        self.missing = {name for name in self.state if not name.endswith("depth_gain")}
 
     def __call__(self, theirs: Module, names: dict[str, str]) -> None:
         for their, our in names.items():
@@ -284,7 +284,7 @@ class Copy:
             if value.shape != own.shape:
                 raise theirs.fail(their, f"{tuple(own.shape)} for our {our}", tuple(value.shape))
             self.state[our] = value.clone()
-            self.open.remove(our)
+            self.missing.remove(our)
 
     def dense(self, theirs: Module, our: str) -> None:
         self(theirs, {"weight": f"{our}.weight", "bias": f"{our}.bias"})
@@ -296,7 +296,7 @@ class Copy:
             self.dense(theirs.child("embed"), "mapping.embed")
 
     def done(self) -> Weights:
-        assert not self.open, self.open
+        assert not self.missing, self.missing
         return self.state
 
 
@@ -339,7 +339,7 @@ def discriminator_state(net: Module, cfg: NetworkConfig) -> Weights:
 
 
 def grey(network: NetworkConfig, states: dict[str, Weights]) -> tuple[NetworkConfig, dict[str, Weights]]:
-    """Networks of one channel from ones of three; see `load`."""
+    """Turns networks of three channels into networks of one; see `load`."""
     result = {name: dict(state) for name, state in states.items()}
     for state in (result["G"], result["G_ema"]):
         for name in [n for n in state if n.endswith(("to_image.weight", "to_image.bias"))]:

@@ -1,12 +1,12 @@
-"""Reads a pickle of networks without running it: the opcodes are interpreted here, and no name in it is ever imported.
+"""Reads a pickle of networks safely: interprets the opcodes itself and imports no name that the file mentions.
 
-Python's pickle calls what a file names. This reader has a stack, a memo and a table of the few names that a pickle of
-StyleGAN2-ADA (PyTorch) needs, each standing for a function below that makes plain data: dicts, numbers, views of
-tensors, and `Persistent` for an object of NVIDIA's `torch_utils.persistence`, whose source code, which lies in the file
-as text, is left there. Any other name, opcode or use is refused.
+Python's pickle imports and calls the names in a file. This reader has a stack, a memo and a table of the few names that
+a pickle of StyleGAN2-ADA (PyTorch) needs. Each stands for a function below that makes plain data: dicts, numbers, views
+of tensors, and `Persistent` for an object of NVIDIA's `torch_utils.persistence`, whose source code in the file is
+ignored. Any other name, opcode or use is refused.
 
-Work and memory are bounded by the file's size: lengths are those that are there, keys are strings or small numbers (so
-that hashing costs nothing), a tensor has no more elements than its storage, and nothing recurses.
+Work and memory are bounded by the file's size: lengths are checked against the file, keys are strings or small numbers
+(so hashing costs nothing), a tensor has no more elements than its storage, and nothing recurses.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1
 
 
 class PickleError(UserError):
-    """A file that is no pickle of StyleGAN2-ADA's networks, or one that asks for more than data."""
+    """A file that is no pickle of StyleGAN2-ADA's networks, or that needs more than plain data."""
 
 
 @dataclass(frozen=True)
 class Persistent:
-    """An object that was saved with its source code: its class's name and its attributes."""
+    """An object that was saved with its source code: the name of its class and its attributes."""
 
     class_name: str
     state: dict[str, Any]
@@ -57,21 +57,21 @@ class Storage:
 
 @dataclass
 class Dtype:
-    """numpy.dtype; its state may only say that it is little-endian, or that it has no order."""
+    """A numpy.dtype, little-endian or without byte order."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Opaque:
-    """Something that is there and not needed, such as a numpy array."""
+class Ignored:
+    """A value that is not needed, such as a numpy array."""
 
-    what: str
+    kind: str
 
 
 @dataclass(frozen=True)
-class Name:
-    """A name that the pickle may use."""
+class GlobalName:
+    """A global name that the pickle may use."""
 
     module: str
     name: str
@@ -81,18 +81,18 @@ class Name:
 
 
 class _Mark:
-    """Where the arguments of the next opcode begin."""
+    """Stands on the stack where the arguments of a later opcode begin."""
 
 
-class Refusal(Exception):
-    """Why a stream is not read; `read` turns it into a PickleError that names the file."""
+class _Refused(Exception):
+    """The reason why a stream is not read; `read` turns it into a PickleError that names the file."""
 
 
 def read(path: Path) -> Any:
-    """The data of a pickle.
+    """Returns the data of a pickle.
 
     Raises:
-        PickleError: the file is too large, cut short, no pickle, or names what a StyleGAN2-ADA pickle has no use for.
+        PickleError: the file is too large, cut short, no pickle, or uses a name that StyleGAN2-ADA's pickles do not.
         OSError: it cannot be read.
     """
     if not path.exists():
@@ -105,75 +105,75 @@ def read(path: Path) -> Any:
     data = path.read_bytes()
     try:
         if data[:4] == b"PK\x03\x04":
-            raise Refusal("it is a zip file, as torch.save writes; expected a pickle of NVIDIA's training, whole")
+            raise _Refused("it is a zip file, as torch.save writes; expected a pickle of NVIDIA's training, whole")
         if data[:1] != b"\x80":
-            raise Refusal("it does not begin as a pickle; expected NVIDIA's own file, not a page or a link to it")
-        return _Machine(io.BytesIO(data), [MAX_WORK]).run()
-    except Refusal as refusal:
+            raise _Refused("it does not begin as a pickle; expected NVIDIA's own file, not a page or a link to it")
+        return _Unpickler(io.BytesIO(data), [MAX_WORK]).run()
+    except _Refused as refusal:
         raise PickleError(f"{path} is refused: {refusal}; nothing in it was run") from None
 
 
-def shown(value: Any) -> str:
-    """A value from a file in a message. What holds others gives its type alone: written out it may have no end."""
+def describe(value: Any) -> str:
+    """Describes a value from a file for a message: containers, which may be endless, by their type."""
     if isinstance(value, int) and value.bit_length() > 64:
         return "a huge number"
     if value is None or isinstance(value, (str, int, float)):
         return repr(value[:80] if isinstance(value, str) else value)
-    return str(value)[:80] if isinstance(value, Name) else f"a {type(value).__name__}"
+    return str(value)[:80] if isinstance(value, GlobalName) else f"a {type(value).__name__}"
 
 
-# ------------------------------------------------------------------------------------------ what the names stand for
+# ------------------------------------------------------------------------------------------- meaning of global names
 
 
-def _persistent(machine: _Machine, meta: Any) -> Persistent:
+def _persistent(unpickler: _Unpickler, meta: Any) -> Persistent:
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
-        raise Refusal("an object of torch_utils.persistence has no state")
+        raise _Refused("an object of torch_utils.persistence has no state")
     if meta.get("type") != "class" or meta.get("version") != 6 or not isinstance(meta.get("class_name"), str):
-        raise Refusal(
+        raise _Refused(
             "an object of torch_utils.persistence is not a class of version 6: "
-            f"type {shown(meta.get('type'))}, version {shown(meta.get('version'))}"
+            f"type {describe(meta.get('type'))}, version {describe(meta.get('version'))}"
         )
     return Persistent(meta["class_name"], meta["state"])
 
 
-def _tensor(machine: _Machine, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
-    """torch._utils._rebuild_tensor_v2: a view of its storage; requires_grad, hooks and metadata are left out."""
+def _tensor(unpickler: _Unpickler, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
+    """torch._utils._rebuild_tensor_v2: a view of its storage, without requires_grad, hooks and metadata."""
     numbers = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 8
     if not isinstance(storage, Storage) or not numbers or not all(map(_is_count, (offset, *size, *stride))):
-        raise Refusal("a tensor without a storage, or with an impossible size")
+        raise _Refused("a tensor without a storage, or with an impossible size")
     held, count = storage.data.numel(), math.prod(size)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if count > held or (count and last >= held):
-        raise Refusal(f"a tensor of {count} elements up to place {last} in a storage of {held}")
+        raise _Refused(f"a tensor of {count} elements up to index {last} in a storage of {held}")
     return storage.data.as_strided(size, stride, offset) if count else storage.data.new_empty(size)
 
 
-def _parameter(machine: _Machine, data: Any, *rest: Any) -> Tensor:
+def _parameter(unpickler: _Unpickler, data: Any, *rest: Any) -> Tensor:
     if not isinstance(data, Tensor):
-        raise Refusal("a parameter that is no tensor")
+        raise _Refused("a parameter that is no tensor")
     return data
 
 
-def _storage(machine: _Machine, data: Any) -> Storage:
+def _storage(unpickler: _Unpickler, data: Any) -> Storage:
     """torch.storage._load_from_bytes: a storage in torch.save's old format, a stream of five pickles and raw numbers.
 
     It holds one storage; its pickles are read by this same reader.
     """
     if not isinstance(data, bytes):
-        raise Refusal("a storage that is not given as bytes")
+        raise _Refused("a storage that is not given as bytes")
     stream = io.BytesIO(data)
-    magic, protocol, system = (_Machine(stream, machine.work).run() for _ in range(3))
+    magic, protocol, system = (_Unpickler(stream, unpickler.work).run() for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != 1001 or not isinstance(system, dict) or not system.get("little_endian"):
-        raise Refusal("a storage that is not in torch.save's format of one storage, little-endian")
-    found = _Machine(stream, machine.work, inner=True).run()
-    keys = _Machine(stream, machine.work).run()
-    if not isinstance(found, _Promise) or keys != [found.key]:
-        raise Refusal("a storage whose stream holds something else")
+        raise _Refused("a storage that is not in torch.save's format of one storage, little-endian")
+    found = _Unpickler(stream, unpickler.work, inner=True).run()
+    keys = _Unpickler(stream, unpickler.work).run()
+    if not isinstance(found, _StorageHeader) or keys != [found.key]:
+        raise _Refused("a storage whose stream holds something else")
     start = stream.tell() + 8
     if int.from_bytes(data[start - 8 : start], "little") != found.count or found.count > MAX_BYTES:
-        raise Refusal("a storage whose number of elements is not the one that it announces")
+        raise _Refused("a storage whose number of elements differs from its header")
     if start + found.count * found.dtype.itemsize != len(data):
-        raise Refusal(f"a storage of {found.count} elements in {len(data)} bytes")
+        raise _Refused(f"a storage of {found.count} elements in {len(data)} bytes")
     if found.count == 0:
         return Storage(torch.empty(0, dtype=found.dtype))
     raw = torch.from_numpy(np.frombuffer(bytearray(data[start:]), np.uint8))
@@ -181,113 +181,113 @@ def _storage(machine: _Machine, data: Any) -> Storage:
 
 
 @dataclass(frozen=True)
-class _Promise:
-    """What a storage's stream says of the numbers that follow."""
+class _StorageHeader:
+    """Dtype, key and number of elements of a storage, which its stream gives before the elements."""
 
     dtype: torch.dtype
     key: str
     count: int
 
 
-def _promise(saved: Any) -> _Promise:
+def _storage_header(saved: Any) -> _StorageHeader:
     match saved:
-        case ("storage", Name(module="torch", name=kind), str(key), str(), int(count), *view) if kind in STORAGES:
+        case ("storage", GlobalName(module="torch", name=kind), str(key), str(), int(count), *view) if kind in STORAGES:
             if view in ([], [None]) and _is_count(count):
-                return _Promise(STORAGES[kind], key, count)
-    raise Refusal("a storage of an unknown kind")
+                return _StorageHeader(STORAGES[kind], key, count)
+    raise _Refused("a storage of an unknown kind")
 
 
-def _dictionary(machine: _Machine, pairs: Any = ()) -> dict[Any, Any]:
+def _dictionary(unpickler: _Unpickler, pairs: Any = ()) -> dict[Any, Any]:
     items = list(pairs) if isinstance(pairs, (list, tuple)) else None
     if items is None or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in items):
-        raise Refusal("an OrderedDict of something else than pairs")
-    machine.spend(len(items))
+        raise _Refused("an OrderedDict of something else than pairs")
+    unpickler.spend(len(items))
     return {_key(k): v for k, v in items}
 
 
-def _set(machine: _Machine, items: Any = ()) -> set[Any]:
+def _set(unpickler: _Unpickler, items: Any = ()) -> set[Any]:
     if not isinstance(items, (list, tuple)):
-        raise Refusal("a set of something else than a list")
-    machine.spend(len(items))
+        raise _Refused("a set of something else than a list")
+    unpickler.spend(len(items))
     return {_key(item) for item in items}
 
 
-def _rebuilt(machine: _Machine, cls: Any, base: Any, state: Any) -> dict[Any, Any]:
-    if cls not in EASY or not (state is None or isinstance(state, dict)):
-        raise Refusal(f"copyreg._reconstructor of {shown(cls)}")
-    machine.spend(len(state or {}))
+def _rebuilt(unpickler: _Unpickler, cls: Any, base: Any, state: Any) -> dict[Any, Any]:
+    if cls not in EASY_DICTS or not (state is None or isinstance(state, dict)):
+        raise _Refused(f"copyreg._reconstructor of {describe(cls)}")
+    unpickler.spend(len(state or {}))
     return dict(state or {})
 
 
-def _encoded(machine: _Machine, text: Any, codec: Any) -> bytes:
-    """Bytes as protocol 2 writes them."""
+def _encoded(unpickler: _Unpickler, text: Any, codec: Any) -> bytes:
+    """_codecs.encode: bytes as pickle protocol 2 writes them."""
     if not isinstance(text, str) or codec != "latin1":
-        raise Refusal("_codecs.encode of something else than text to latin1")
-    machine.spend(len(text))
+        raise _Refused("_codecs.encode of something else than text to latin1")
+    unpickler.spend(len(text))
     try:
         return text.encode("latin1")
     except UnicodeEncodeError:
-        raise Refusal("_codecs.encode of text that is not latin1") from None
+        raise _Refused("_codecs.encode of text that is not latin1") from None
 
 
-def _dtype(machine: _Machine, name: Any, *rest: Any) -> Dtype:
+def _dtype(unpickler: _Unpickler, name: Any, *rest: Any) -> Dtype:
     return Dtype(name if isinstance(name, str) else "")
 
 
-def _scalar(machine: _Machine, dtype: Any, data: Any) -> Any:
+def _scalar(unpickler: _Unpickler, dtype: Any, data: Any) -> Any:
     if not isinstance(dtype, Dtype) or dtype.name not in NUMBERS or not isinstance(data, bytes):
-        raise Refusal("a numpy scalar that is no number")
+        raise _Refused("a numpy scalar that is no number")
     if len(data) != int(dtype.name[1]):
-        raise Refusal(f"a numpy scalar {dtype.name} of {len(data)} bytes")
+        raise _Refused(f"a numpy scalar {dtype.name} of {len(data)} bytes")
     return np.frombuffer(data, "?" if dtype.name == "b1" else f"<{dtype.name}")[0].item()
 
 
-def _array(machine: _Machine, *rest: Any) -> Opaque:
-    return Opaque("numpy array")
+def _array(unpickler: _Unpickler, *rest: Any) -> Ignored:
+    return Ignored("numpy array")
 
 
-def _device(machine: _Machine, *rest: Any) -> Opaque:
-    return Opaque("torch device")
+def _device(unpickler: _Unpickler, *rest: Any) -> Ignored:
+    return Ignored("torch device")
 
 
-EASY = (Name("dnnlib.util", "EasyDict"), Name("dnnlib", "EasyDict"))
-CALLS: dict[Name, Callable[..., Any]] = {
-    Name("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-    Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    Name("torch._utils", "_rebuild_parameter"): _parameter,
-    Name("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    Name("torch.storage", "_load_from_bytes"): _storage,
-    Name("collections", "OrderedDict"): _dictionary,
-    Name("_codecs", "encode"): _encoded,
-    Name("numpy", "dtype"): _dtype,
-    Name("torch", "device"): _device,
-    **{Name(module, "set"): _set for module in ("builtins", "__builtin__")},
-    **{Name(module, "_reconstructor"): _rebuilt for module in ("copyreg", "copy_reg")},
-    **{Name(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{Name(f"numpy.{core}.multiarray", "_reconstruct"): _array for core in ("core", "_core")},
-    **{Name(f"numpy.{core}.numeric", "_frombuffer"): _array for core in ("core", "_core")},
+EASY_DICTS = (GlobalName("dnnlib.util", "EasyDict"), GlobalName("dnnlib", "EasyDict"))
+FUNCTIONS: dict[GlobalName, Callable[..., Any]] = {
+    GlobalName("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+    GlobalName("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    GlobalName("torch._utils", "_rebuild_parameter"): _parameter,
+    GlobalName("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    GlobalName("torch.storage", "_load_from_bytes"): _storage,
+    GlobalName("collections", "OrderedDict"): _dictionary,
+    GlobalName("_codecs", "encode"): _encoded,
+    GlobalName("numpy", "dtype"): _dtype,
+    GlobalName("torch", "device"): _device,
+    **{GlobalName(module, "set"): _set for module in ("builtins", "__builtin__")},
+    **{GlobalName(module, "_reconstructor"): _rebuilt for module in ("copyreg", "copy_reg")},
+    **{GlobalName(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{GlobalName(f"numpy.{core}.multiarray", "_reconstruct"): _array for core in ("core", "_core")},
+    **{GlobalName(f"numpy.{core}.numeric", "_frombuffer"): _array for core in ("core", "_core")},
 }
-VALUES = {  # names that are only handed on
-    *EASY,
-    Name("numpy", "ndarray"),
-    *(Name(module, "dict") for module in ("builtins", "__builtin__")),
-    *(Name("torch", kind) for kind in STORAGES),
-    *(Name("torch", str(dtype).removeprefix("torch.")) for dtype in STORAGES.values()),
+REFERENCES = {  # names that are only arguments of functions
+    *EASY_DICTS,
+    GlobalName("numpy", "ndarray"),
+    *(GlobalName(module, "dict") for module in ("builtins", "__builtin__")),
+    *(GlobalName("torch", kind) for kind in STORAGES),
+    *(GlobalName("torch", str(dtype).removeprefix("torch.")) for dtype in STORAGES.values()),
 }
 
 
-def _name(module: Any, name: Any) -> Name:
+def _name(module: Any, name: Any) -> GlobalName:
     if not isinstance(module, str) or not isinstance(name, str):
-        raise Refusal("it names something by what is no text")
+        raise _Refused("it has a name that is not text")
     if module == "dnnlib.tflib.network":
-        raise Refusal(
+        raise _Refused(
             "it holds TensorFlow networks (StyleGAN or StyleGAN2 before PyTorch); convert them with legacy.py of "
             "NVIDIA's stylegan2-ada-pytorch on a machine that you can spare, then give the result"
         )
-    found = Name(module, name)
-    if found not in CALLS and found not in VALUES:
-        shown = f"{module}.{name}"
-        raise Refusal(f"it names {shown!r:.120}, which StyleGAN2-ADA's networks have no use for")
+    found = GlobalName(module, name)
+    if found not in FUNCTIONS and found not in REFERENCES:
+        full = f"{module}.{name}"
+        raise _Refused(f"it names {full!r:.120}, which StyleGAN2-ADA's networks have no use for")
     return found
 
 
@@ -296,14 +296,14 @@ def _is_count(value: Any) -> bool:
 
 
 def _key(value: Any) -> Any:
-    """A key of a dict or a set: what is hashed in no time and does not collide by design."""
+    """Checks a key of a dict or set: only keys that hash fast and cannot be made to collide are taken."""
     small = isinstance(value, int) and abs(value) < 1 << 31
     if value is None or isinstance(value, str) or small:
         return value
-    raise Refusal(f"a key that is neither text nor a small number ({type(value).__name__})")
+    raise _Refused(f"a key that is neither text nor a small number ({type(value).__name__})")
 
 
-# ------------------------------------------------------------------------------------------------------- the machine
+# ----------------------------------------------------------------------------------------------------- the unpickler
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _MAKE = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
@@ -316,11 +316,11 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 @dataclass
-class _Machine:
-    """One pickle of a stream, from where the stream stands to behind its STOP.
+class _Unpickler:
+    """Reads one pickle, from the stream's position to behind its STOP.
 
-    work: what may still be done, shared by all machines of a file. inner: within a storage, where a persistent id is
-    the storage that follows.
+    work: the number of steps left, shared by all unpicklers of a file. inner: within a storage, where a persistent id
+    stands for the storage that follows.
     """
 
     stream: io.BytesIO
@@ -332,7 +332,7 @@ class _Machine:
     def spend(self, count: int) -> None:
         self.work[0] -= count
         if self.work[0] < 0:
-            raise Refusal(f"it takes more than {MAX_WORK} steps to read")
+            raise _Refused(f"it takes more than {MAX_WORK} steps to read")
 
     def run(self) -> Any:
         operations = pickletools.genops(self.stream)
@@ -340,16 +340,16 @@ class _Machine:
             try:
                 opcode, argument, _ = next(operations)
             except (ValueError, OverflowError, StopIteration) as error:
-                raise Refusal(f"it is cut short or damaged ({str(error)[:120]})") from None
+                raise _Refused(f"it is cut short or damaged ({str(error)[:120]})") from None
             self.spend(1)
             try:
                 if opcode.name == "STOP":
                     if len(self.stack) != 1 or self.stack[0] is _Mark:
-                        raise Refusal("it is damaged (things are left over at its end)")
+                        raise _Refused("it is damaged (things are left over at its end)")
                     return self.stack.pop()
                 self.step(opcode.name, argument)
             except (IndexError, KeyError):
-                raise Refusal(f"it is damaged (opcode {opcode.name} lacks what it works on)") from None
+                raise _Refused(f"it is damaged (opcode {opcode.name} lacks what it works on)") from None
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -358,7 +358,7 @@ class _Machine:
         return value
 
     def marked(self) -> list[Any]:
-        """What stands above the last mark."""
+        """Pops the values above the last mark, and the mark."""
         items = []
         while (value := self.stack.pop()) is not _Mark:
             items.append(value)
@@ -418,36 +418,36 @@ class _Machine:
             stack.append(self.call(function, arguments))
         elif name == "NEWOBJ":
             arguments, cls = self.pop(), self.pop()
-            if cls not in EASY or arguments != ():
-                raise Refusal(f"it makes an object of {shown(cls)}")
+            if cls not in EASY_DICTS or arguments != ():
+                raise _Refused(f"it makes an object of {describe(cls)}")
             stack.append({})
         elif name == "BUILD":
             state = self.pop()
             self.build(self.target(object), state)
         elif name == "BINPERSID" and self.inner:
-            stack.append(_promise(self.pop()))
+            stack.append(_storage_header(self.pop()))
         else:
-            raise Refusal(f"it has the opcode {name}, which StyleGAN2-ADA's pickles do not")
+            raise _Refused(f"it has the opcode {name}, which StyleGAN2-ADA's pickles do not")
 
     def target(self, kind: type) -> Any:
-        """The top of the stack, which stays there."""
+        """Returns the top of the stack and leaves it there."""
         value = self.stack[-1]
         if value is _Mark or not isinstance(value, kind):
-            raise Refusal(f"it is damaged (a {kind.__name__} was expected)")
+            raise _Refused(f"it is damaged (a {kind.__name__} was expected)")
         return value
 
     def call(self, function: Any, arguments: Any) -> Any:
-        if not isinstance(function, Name) or function not in CALLS or not isinstance(arguments, tuple):
-            raise Refusal(f"it calls {shown(function)}")
+        if not isinstance(function, GlobalName) or function not in FUNCTIONS or not isinstance(arguments, tuple):
+            raise _Refused(f"it calls {describe(function)}")
         try:
-            return CALLS[function](self, *arguments)
+            return FUNCTIONS[function](self, *arguments)
         except TypeError:
-            raise Refusal(f"it calls {function} with {len(arguments)} arguments, not those expected") from None
+            raise _Refused(f"it calls {function} with {len(arguments)} arguments, not those expected") from None
 
     def build(self, target: Any, state: Any) -> None:
-        """Attributes of an object: those of the few that have any are of no use here."""
+        """Sets the attributes of an object. None of them is needed, so they are checked and dropped."""
         if isinstance(target, Dtype):
             if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
-                raise Refusal("a numpy dtype that is not little-endian")
-        elif not (isinstance(target, Opaque) or (isinstance(target, dict) and isinstance(state, dict))):
-            raise Refusal(f"it sets the state of a {type(target).__name__}")
+                raise _Refused("a numpy dtype that is not little-endian")
+        elif not (isinstance(target, Ignored) or (isinstance(target, dict) and isinstance(state, dict))):
+            raise _Refused(f"it sets the state of a {type(target).__name__}")

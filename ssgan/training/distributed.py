@@ -1,8 +1,8 @@
-"""One run in several processes (torchrun): who writes, what is summed, and which images of a batch each one has.
+"""Data-parallel training (torchrun): collective operations, and how a batch is split over processes.
 
-A step is the same for any number of processes: random draws are those of the whole batch and each process takes its
-images' rows; gradients and losses are summed over the processes, each weighted by its share of the batch; whole
-minibatch-std groups stay together. What differs from one process is the order of additions.
+A step is the same for any number of processes: each process draws random numbers for the whole batch and takes the rows
+of its own samples; gradients and losses are weighted by the fraction of the batch and summed over the processes; every
+minibatch-std group stays in one process. Only the order of additions depends on the number of processes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ssgan.utils.errors import ConfigError, UserError
 
-BUCKET = 2**23  # numbers summed in one call: 32 MiB of float32
-TIMEOUT = 1800.0  # seconds to wait for the others; the main process measures and draws while they wait
+BUCKET = 2**23  # elements summed in one call: 32 MiB of float32
+TIMEOUT = 1800.0  # seconds to wait for other processes; they wait while the main one measures and draws snapshots
 
 
 class DistributedError(UserError):
@@ -35,13 +35,13 @@ class Group:
 
     @property
     def main(self) -> bool:
-        """True in the one process that writes."""
+        """True in rank 0, the only process that writes files."""
         return self.rank == 0
 
-    def _call(self, what: str, *tensors: Tensor) -> None:
+    def _call(self, collective: Callable[[Tensor], object], tensor: Tensor) -> None:
         began = time.monotonic()
         try:
-            dist.all_reduce(*tensors) if what == "sum" else dist.broadcast(*tensors, src=0)
+            collective(tensor)
         except (RuntimeError, dist.DistError) as error:
             waited = time.monotonic() - began
             raise DistributedError(
@@ -61,38 +61,42 @@ class Group:
             held += tensor.numel()
             if held >= BUCKET or i == len(tensors) - 1:
                 flat = torch.cat([t.reshape(-1) for t in bucket])
-                self._call("sum", flat)
-                for t, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
-                    t.copy_(part.view(t.shape))
+                self._call(dist.all_reduce, flat)
+                for t, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                    t.copy_(summed.view(t.shape))
                 bucket, held = [], 0
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether any process says so."""
+        """Returns whether the flag is set in any process."""
         if self.size == 1:
             return flag
         votes = torch.tensor([float(flag)], device=device)
         self.sum([votes])
         return bool(votes > 0)
 
-    def tell(self, text: str, device: torch.device) -> str:
-        """The main process's text, at most 4096 bytes; also a barrier."""
+    def broadcast(self, text: str, device: torch.device) -> str:
+        """Returns the main process's text, at most 4096 bytes, in every process."""
         if self.size == 1:
             return text
         line = torch.zeros(4096, dtype=torch.uint8, device=device)
         if self.main:
             data = text.encode()[:4096]
             line[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device) if data else 0
-        self._call("tell", line)
+        self._call(_broadcast, line)
         return bytes(line.cpu().tolist()).rstrip(b"\0").decode()
 
+    def barrier(self, device: torch.device) -> None:
+        """Waits until every process has come here."""
+        self.broadcast("", device)
+
     def check_together(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        """Raises DistributedError where the processes' weights are not the same bits."""
+        """Raises DistributedError unless all processes have the same weights, bit for bit."""
         if self.size == 1:
             return
         sums = torch.stack([t.detach().double().sum() for t in tensors if t.numel()])
         own = torch.tensor([float(sums.sum()), float(sums.abs().sum())], dtype=torch.float64, device=device)
         first = own.clone()
-        self._call("tell", first)
+        self._call(_broadcast, first)
         if self.any(not torch.equal(own, first), device):
             raise DistributedError(
                 "the processes' weights have drifted apart, so nothing was saved; are all on the same kind of device "
@@ -103,8 +107,12 @@ class Group:
 SINGLE = Group()
 
 
+def _broadcast(tensor: Tensor) -> None:
+    dist.broadcast(tensor, src=0)
+
+
 def join(device: torch.device, timeout: float = TIMEOUT) -> Group:
-    """The group that torchrun's environment names, by NCCL on GPUs and gloo elsewhere; SINGLE without torchrun."""
+    """Joins the processes of torchrun, by NCCL on GPUs and gloo elsewhere. Returns SINGLE without torchrun."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return SINGLE
     if device.type == "cuda":
@@ -118,36 +126,37 @@ def join(device: torch.device, timeout: float = TIMEOUT) -> Group:
 
 
 def leave() -> None:
+    """Ends what `join` began."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def std_group(batch: int, limit: int) -> int:
-    """Samples in a minibatch-std group of a batch: the largest divisor that does not exceed `limit`."""
+    """Size of a batch's minibatch-std groups: the largest divisor of the batch that does not exceed `limit`."""
     return next(g for g in range(min(limit, batch), 0, -1) if batch % g == 0)
 
 
-def split_batch(batch: int, limit: int, parts: int) -> list[list[int]]:
-    """Which samples of a batch each part has, so that every minibatch-std group is whole in one part.
+def split_batch(batch: int, limit: int, count: int) -> list[list[int]]:
+    """Splits the samples of a batch into `count` micro-batches that hold whole minibatch-std groups.
 
-    With G groups, group m holds the samples m, m + G, m + 2 G, .. (`layers.MinibatchStd`); a part has consecutive
-    groups, in the order in which the layer finds the same groups again.
+    With G groups, group m holds the samples m, m + G, m + 2 G, .. (`layers.MinibatchStd`). A micro-batch has
+    consecutive groups, its samples ordered so that the layer finds the same groups in it.
 
     Raises:
-        ConfigError: there are more parts than groups.
+        ConfigError: there are more micro-batches than groups.
     """
     size = std_group(batch, limit)
     groups = batch // size
-    if groups < parts:
+    if groups < count:
         raise ConfigError(
-            f"a batch of {batch} has {groups} minibatch-std groups of {size}, too few for {parts} parts (processes "
-            f"times --accumulate); give a batch of a multiple of {limit * parts}, or fewer parts"
+            f"a batch of {batch} has {groups} minibatch-std groups of {size}, too few for {count} micro-batches "
+            f"(processes times --accumulate); give a batch that is a multiple of {limit * count}, or fewer of them"
         )
-    bounds = [groups * k // parts for k in range(parts + 1)]
+    bounds = [groups * k // count for k in range(count + 1)]
     return [[i * groups + m for i in range(size) for m in range(low, high)] for low, high in itertools.pairwise(bounds)]
 
 
-def split_evenly(count: int, parts: int) -> list[list[int]]:
-    """Consecutive shares of `count` samples; a part may be empty."""
-    bounds = [count * k // parts for k in range(parts + 1)]
+def split_evenly(batch: int, count: int) -> list[list[int]]:
+    """Splits the samples of a batch into `count` consecutive micro-batches, which may be empty."""
+    bounds = [batch * k // count for k in range(count + 1)]
     return [list(range(low, high)) for low, high in itertools.pairwise(bounds)]

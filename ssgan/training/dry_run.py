@@ -1,7 +1,7 @@
-"""`ssgan train --dry-run`: what a run would cost, from a few steps on noise. Writes nothing.
+"""`ssgan train --dry-run`: estimates the cost of a run from a few steps. Writes nothing.
 
-Operations are counted, and bytes of tensors followed, as PyTorch dispatches them, in real steps with every phase: so
-second derivatives, recomputation and precision are in the figures as they are in training.
+It counts operations and follows the bytes of tensors as PyTorch dispatches them, in real steps with every phase, so the
+figures include second derivatives, activation checkpointing and precision.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ssgan.config.training import TrainConfig
+from ssgan.models.conditioning import Condition
 from ssgan.training.cuda_graphs import WARMUP
 from ssgan.training.precision import Execution
-from ssgan.training.step import Gan
+from ssgan.training.run import Echo
+from ssgan.training.step import StageTrainer
 
-MARGIN = 0.85  # share of the free memory that a proposed batch may fill; kernels have scratch of their own
-# What a process holds for a byte of tensors. CPU: glibc keeps what one phase has freed and the next does not fit into;
-# 2.0 to 2.5 were measured on 16x32x32 and 32x32x32 voxels. Elsewhere: an allowance for workspaces, not measured.
-HOLDS = {"cpu": 2.2}
-HOLDS_ELSEWHERE = 1.25
-Say = Callable[[str], None]
+MARGIN = 0.85  # fraction of the free memory that a proposed batch may fill; kernels need workspaces of their own
+# Bytes of process memory for a byte of tensors. CPU: glibc keeps freed blocks that the next phase cannot reuse; 2.0 to
+# 2.5 were measured on 16x32x32 and 32x32x32 voxels. Elsewhere: an allowance for workspaces, not measured.
+OVERHEAD = {"cpu": 2.2}
+OVERHEAD_ELSEWHERE = 1.25
 
 
 def _macs(images: int, positions: list[int], weights: list[torch.Size]) -> int:
@@ -53,7 +54,7 @@ def _weight_grad(g, x, in_scale, branches, stride, valid, transposed, *rest, out
 
 
 def count_flops(call: Callable[[], Any]) -> int:
-    """Floating-point operations (two per multiply and add) of matrix products and convolutions in `call`."""
+    """Counts floating-point operations (two per multiply-add) of matrix products and convolutions in `call`."""
     ops = torch.ops.ssconv
     counter = FlopCounterMode(
         display=False,
@@ -65,25 +66,25 @@ def count_flops(call: Callable[[], Any]) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the bytes of every tensor made under it; `peak` is the most that lived at once."""
+    """Counts the bytes of live tensors made under it; `peak` is their maximum."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._known: set[int] = set()
+        self._storages: set[int] = set()
 
     def hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
+        if key in self._storages:
             return
-        self._known.add(key)
+        self._storages.add(key)
         self.live += size
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._drop, key, size).atexit = False
 
     def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._storages.discard(key)
         self.live -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -101,7 +102,7 @@ def with_batch(cfg: TrainConfig, stage: str, batch: int) -> TrainConfig:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training step: `fixed` (weights, average, gradients, Adam) + `each` * (images computed at a time)."""
+    """Bytes of a training step: `fixed` (weights, average, gradients, Adam) + `each` per image of a micro-batch."""
 
     fixed: int
     each: int
@@ -111,30 +112,30 @@ class Memory:
 
 
 def _plain(execution: Execution) -> Execution:
-    """Without what PyTorch's dispatcher does not show."""
+    """The same without options whose work PyTorch's dispatcher does not show."""
     return dataclasses.replace(execution, accumulate=1, compile="", cuda_graphs=False)
 
 
 def measure_memory(cfg: TrainConfig, stage: str, device: torch.device, execution: Execution) -> Memory:
-    """The line through the peaks of a first step, with all phases, at 2 and 4 images at a time, times `HOLDS`.
+    """Fits a line to the peaks of a first step, which has all phases, at 2 and 4 images; times `OVERHEAD`.
 
-    Not 1: path length works on half of a batch, and has one image at a batch of 1 as at 2.
+    1 image would not do: path length uses half of a batch, which is one image at a batch of 1 and of 2.
     """
     peaks = []
     for images in (2, 4):
         live = LiveBytes()
         with live:
-            gan = Gan(with_batch(cfg, stage, images), stage, device, _plain(execution))
-            gan.train_step(*stand_ins(gan))
-            del gan
+            trainer = StageTrainer(with_batch(cfg, stage, images), stage, device, _plain(execution))
+            trainer.train_step(*empty_batch(trainer))
+            del trainer
         peaks.append(live.peak)
     each = max((peaks[1] - peaks[0]) / 2, 1)
-    holds = HOLDS.get(device.type, HOLDS_ELSEWHERE)
-    return Memory(round(max(peaks[0] - 2 * each, 0) * holds), round(each * holds))
+    overhead = OVERHEAD.get(device.type, OVERHEAD_ELSEWHERE)
+    return Memory(round(max(peaks[0] - 2 * each, 0) * overhead), round(each * overhead))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process may still take on the device."""
+    """Free memory of the device in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -146,39 +147,39 @@ def free_memory(device: torch.device) -> int:
 
 
 def propose_batch(memory: Memory, free: int) -> int:
-    """The largest power of two of images at a time that fits, 0 where not even one does."""
+    """Returns the largest power of two of images that fits into `free` bytes, 0 if not even one does."""
     fits = int((free * MARGIN - memory.fixed) // memory.each)
     return 1 << (fits.bit_length() - 1) if fits > 0 else 0
 
 
-def stand_ins(gan: Gan) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Empty images for a step of `gan`, and their classes and places along depth if it has any."""
-    count = len(gan.local)
-    images = torch.zeros(count, gan.cfg.network.image_channels, *gan.G.cfg.shape)
-    firsts = torch.zeros(count, dtype=torch.int64)
-    return images, firsts if gan.class_counts else None, firsts if gan.places else None
+def empty_batch(trainer: StageTrainer) -> tuple[Tensor, Condition]:
+    """Zero images for `train_step`, of class 0 and slice index 0 if the networks take these."""
+    count = len(trainer.local_samples)
+    images = torch.zeros(count, trainer.cfg.network.image_channels, *trainer.G.cfg.shape)
+    zeros = torch.zeros(count, dtype=torch.int64)
+    return images, Condition(zeros if trainer.class_counts else None, zeros if trainer.slice_count else None)
 
 
-def step_seconds(gan: Gan, repeats: int = 2) -> float:
-    """Seconds of a step on average, the lazy phases by the share of steps that have them. Real steps of `gan`."""
+def step_seconds(trainer: StageTrainer, repeats: int = 2) -> float:
+    """Times real steps of `trainer`. Returns the mean seconds of a step, lazy phases weighted by their frequency."""
 
-    inputs = stand_ins(gan)
+    batch = empty_batch(trainer)
 
     def timed(step: int) -> float:
         found = []
         for _ in range(repeats):
-            gan.step = step
+            trainer.step = step
             began = time.perf_counter()
-            gan.train_step(*inputs)  # ends with the losses as numbers, so with all work done
+            trainer.train_step(*batch)  # reads the losses at its end, so all work is done
             found.append(time.perf_counter() - began)
         return min(found)
 
-    path, r1 = gan.cfg.g_reg_interval, gan.cfg.d_reg_interval
+    path, r1 = trainer.cfg.g_reg_interval, trainer.cfg.d_reg_interval
     every = math.lcm(path, r1)
-    first = every * max(1, math.ceil(gan.cfg.warmup_kimg * 1000 / gan.hyper.batch / every))
-    for _ in range(1 + (WARMUP if gan.execution.cuda_graphs else 0)):
-        gan.step = first
-        gan.train_step(*inputs)  # warm-up
+    first = every * max(1, math.ceil(trainer.cfg.warmup_kimg * 1000 / trainer.hyper.batch / every))
+    for _ in range(1 + (WARMUP if trainer.execution.cuda_graphs else 0)):
+        trainer.step = first
+        trainer.train_step(*batch)  # warm-up
     kinds = {(i % path == 0, i % r1 == 0) for i in range(every)}
     seconds = {
         kind: timed(next(first + i for i in range(every) if (i % path == 0, i % r1 == 0) == kind)) for kind in kinds
@@ -186,58 +187,57 @@ def step_seconds(gan: Gan, repeats: int = 2) -> float:
     return sum(seconds[i % path == 0, i % r1 == 0] for i in range(every)) / every
 
 
-def dry_run(cfg: TrainConfig, device: torch.device, execution: Execution | None = None, say: Say = print) -> None:
-    """Prints parameters, operations, memory, speed and time to finish of each stage, and a batch that fits."""
+def dry_run(cfg: TrainConfig, device: torch.device, execution: Execution | None = None, echo: Echo = print) -> None:
+    """Shows parameters, operations, memory, speed and time to finish of each stage, and a batch that fits."""
     execution = execution or Execution()
     total = 0.0
     for stage in tqdm(cfg.stages, desc="dry run", unit="stage", disable=None, leave=False):
-        total += _stage(cfg, stage, device, execution, say)
+        total += _stage(cfg, stage, device, execution, echo)
     if len(cfg.stages) > 1:
-        say(f"both stages: {_duration(total)}")
-    say("nothing was written")
+        echo(f"both stages: {_duration(total)}")
+    echo("nothing was written")
 
 
-def _stage(cfg: TrainConfig, stage: str, device: torch.device, execution: Execution, say: Say) -> float:
+def _stage(cfg: TrainConfig, stage: str, device: torch.device, execution: Execution, echo: Echo) -> float:
     hyper = cfg.stage_2d if stage == "2d" else cfg.stage_3d
     batch, accumulate = hyper.batch, execution.accumulate
-    one = Gan(with_batch(cfg, stage, 1), stage, device, _plain(execution))
-    inputs = stand_ins(one)
-    draws = one.draw("g_main", 1)
+    one = StageTrainer(with_batch(cfg, stage, 1), stage, device, _plain(execution))
+    images, condition = empty_batch(one)
+    inputs = one.draw("g_main", 1)
     for net in (one.G, one.D):  # PyTorch's counter follows gradients otherwise
         net.requires_grad_(False)
-    g_flops = count_flops(functools.partial(one.fakes, draws, one.parts[0]))
-    d_flops = count_flops(functools.partial(one.D, *(None if x is None else x.to(device) for x in inputs)))
+    g_flops = count_flops(functools.partial(one.phases.generate, inputs))
+    d_flops = count_flops(functools.partial(one.D, images.to(device), condition.map(lambda t: t.to(device))))
     count = {name: sum(p.numel() for p in getattr(one, name).parameters()) for name in ("G", "D")}
     one.step = 1
-    plain = count_flops(functools.partial(one.train_step, *inputs))
-    say(f"stage {stage}: {'x'.join(map(str, one.G.cfg.shape))} voxels, {cfg.network.arch_name}, {cfg.precision}")
-    say(f"  parameters: G {count['G']:,}, D {count['D']:,}")
-    say(
+    plain = count_flops(functools.partial(one.train_step, images, condition))
+    echo(f"stage {stage}: {'x'.join(map(str, one.G.cfg.shape))} voxels, {cfg.network.arch_name}, {cfg.precision}")
+    echo(f"  parameters: G {count['G']:,}, D {count['D']:,}")
+    echo(
         f"  operations per image: G {_si(g_flops)}FLOP, D {_si(d_flops)}FLOP forwards, a training step {_si(plain)}FLOP"
     )
     del one
     memory = measure_memory(cfg, stage, device, execution)
     at_once, free = math.ceil(batch / accumulate), free_memory(device)
     fits = propose_batch(memory, free)
-    parts = f" in {accumulate} parts" if accumulate > 1 else ""
+    split = f" in {accumulate} micro-batches" if accumulate > 1 else ""
     need = memory.at(at_once)
-    say(
-        f"  memory: about {_gib(need)} at batch {batch}{parts} ({_gib(memory.fixed)} fixed, {_gib(memory.each)} per "
+    echo(
+        f"  memory: about {_gib(need)} at batch {batch}{split} ({_gib(memory.fixed)} fixed, {_gib(memory.each)} per "
         f"image at a time); {_gib(free)} are free on {device.type}"
     )
     if fits == 0:
-        say("  not even one image at a time fits: choose a preset of smaller widths, or --checkpoint-activations")
+        echo("  not even one image at a time fits: choose a preset of smaller widths, or --checkpoint-activations")
         return math.inf
     if need > free * MARGIN:
-        say(f"  does not fit: propose --batch-{stage} {fits}, or --accumulate {math.ceil(batch / fits)} at this batch")
+        echo(f"  does not fit: propose --batch-{stage} {fits}, or --accumulate {math.ceil(batch / fits)} at this batch")
     else:
-        say(f"  fits; the largest batch that does: --batch-{stage} {fits * accumulate}")
+        echo(f"  fits; the largest batch that does: --batch-{stage} {fits * accumulate}")
     run = batch if need <= free * MARGIN else fits
     timed = execution if run == batch else dataclasses.replace(execution, accumulate=1)
-    gan = Gan(with_batch(cfg, stage, run), stage, device, timed)
-    seconds = step_seconds(gan)
+    seconds = step_seconds(StageTrainer(with_batch(cfg, stage, run), stage, device, timed))
     left = hyper.kimg * 1000 / run * seconds
-    say(f"  speed: {run / seconds:.2f} images/s at batch {run}; {hyper.kimg:g} thousand images take {_duration(left)}")
+    echo(f"  speed: {run / seconds:.2f} images/s at batch {run}; {hyper.kimg:g} thousand images take {_duration(left)}")
     return left
 
 
@@ -254,6 +254,6 @@ def _gib(value: float) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds == math.inf:
-        return "no time that can be told"
+        return "unknown time"
     days, hours, minutes = seconds / 86400, seconds / 3600, seconds / 60
     return f"{days:.1f} days" if days >= 2 else f"{hours:.1f} h" if hours >= 2 else f"{minutes:.1f} min"

@@ -1,4 +1,4 @@
-"""Measures a run's metrics (`--metrics a,b`) while it trains."""
+"""Metrics measured during training, by name (`--metrics a,b`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ssgan.metrics.registry import Measure, make_measure
 from ssgan.metrics.sliced import DistanceToData
 from ssgan.metrics.subset import forget_generated
 from ssgan.models.sampling import class_shares, latents, synthesise
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 
 
-class Measures:
-    """The metrics of a run. What they keep of the data is computed once per stage."""
+class Monitor:
+    """Measures the metrics of a run. Features of the real data are computed once per stage."""
 
     def __init__(self, data: VolumeDataset, seed: int) -> None:
         self.data, self.seed = data, seed
@@ -31,17 +31,17 @@ class Measures:
         assert isinstance(measure, DistanceToData)
         return measure
 
-    def of(self, gan: Gan, names: Iterable[str]) -> dict[str, float]:
-        """Name -> value for G_ema as it is; takes nothing from the training's randomness."""
+    def measure(self, trainer: StageTrainer, names: Iterable[str]) -> dict[str, float]:
+        """Measures the metrics `names` of G_ema; draws nothing from the training's random streams."""
         made: dict[int, np.ndarray] = {}
 
         def generate(count: int) -> np.ndarray:
             if count not in made:  # several metrics look at the same images
-                z = latents(range(count), gan.cfg.network.z_dim)
-                c = class_shares(gan.class_counts, count)
-                made[count] = synthesise(gan.G_ema, z, batch=gan.hyper.batch, noise="random", c=c)
+                z = latents(range(count), trainer.cfg.network.z_dim)
+                c = class_shares(trainer.class_counts, count)
+                made[count] = synthesise(trainer.G_ema, z, batch=trainer.hyper.batch, noise="random", c=c)
             return made[count]
 
-        values = {name: float(self.get(gan.stage, name)(generate)) for name in names}
+        values = {name: float(self.get(trainer.stage, name)(generate)) for name in names}
         forget_generated(self.data)
         return values

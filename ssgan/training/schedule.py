@@ -1,4 +1,4 @@
-"""What changes as a run goes on: learning rates, which layers train, which checkpoint is best, when to stop."""
+"""Learning rates, frozen layers, the best checkpoint and early stopping."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MAX_REWINDS = 5  # times that --on-nan rewind goes back in a stage
 
 
 def rate_factor(cfg: TrainConfig, stage: str, images: int, inflated: bool, rewinds: int) -> float:
-    """What the learning rates are multiplied by: a linear rise after inflation, a linear fall to the end of the 3D
-    stage, and half for every rewind.
+    """Returns the factor on the learning rates: it rises linearly after inflation, falls linearly towards the end of
+    the 3D stage, and halves with every rewind.
 
-    images: those the discriminator has seen in this stage when the step is done. The last step has a rate above 0. A
-    run that is made longer falls at its new end.
+    images: shown in this stage once the step is done. The last step has a rate above 0. In a run that is made longer
+    the rates fall at its new end.
     """
     factor = 0.5**rewinds
     if stage == "3d" and inflated and cfg.warmup_kimg:
@@ -30,8 +30,8 @@ def rate_factor(cfg: TrainConfig, stage: str, images: int, inflated: bool, rewin
 
 
 def trainable(D: Discriminator, frozen: int) -> None:
-    """Lets D train but for its first layer, embedding of places included, and the `frozen` finest blocks after it
-    (FreezeD, Mo et al. 2020); 0: all."""
+    """Sets which layers of D train: all for `frozen` = 0, else all but the first layer (with the embedding of slice
+    indices) and the `frozen` finest blocks after it (FreezeD, Mo et al. 2020)."""
     D.requires_grad_(True)
     if frozen:
         for module in (D.from_image, *list(D.blocks)[:frozen]):
@@ -49,8 +49,8 @@ def check_metrics(cfg: TrainConfig) -> None:
         )
 
 
-def standing(rows: Iterable[dict[str, Any]], stage: str, cfg: TrainConfig) -> tuple[float | None, int]:
-    """The best value of the best metric in a stage's log rows, and how many evaluations have passed since."""
+def best_so_far(rows: Iterable[dict[str, Any]], stage: str, cfg: TrainConfig) -> tuple[float | None, int]:
+    """Returns the best value of `cfg.best_metric` in a stage's log rows, and the number of evaluations since then."""
     sign = 1.0 if METRICS[cfg.best_metric].lower_is_better else -1.0
     best, since = None, 0
     for row in rows:
@@ -64,6 +64,6 @@ def standing(rows: Iterable[dict[str, Any]], stage: str, cfg: TrainConfig) -> tu
     return best, since
 
 
-def exhausted(rows: Iterable[dict[str, Any]], stage: str, cfg: TrainConfig) -> bool:
-    """Whether --early-stop ends the stage here."""
-    return cfg.early_stop > 0 and standing(rows, stage, cfg)[1] >= cfg.early_stop
+def is_stopped_early(rows: Iterable[dict[str, Any]], stage: str, cfg: TrainConfig) -> bool:
+    """Returns whether the best metric has not improved for `cfg.early_stop` evaluations (--early-stop)."""
+    return cfg.early_stop > 0 and best_so_far(rows, stage, cfg)[1] >= cfg.early_stop

@@ -1,4 +1,4 @@
-"""What `ssgan inflate` writes and `ssgan train --init` reads: 3D networks, with their own configuration."""
+"""The file that `ssgan inflate` writes and `ssgan train --init` reads: 3D networks with their own configuration."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 from ssgan.config.network import NetworkConfig
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta, config_hash
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 
 
 def start_meta(network: NetworkConfig, images_before: int) -> CheckpointMeta:
-    """The place of a start: stage 3d, nothing done. Its config_hash covers the configuration in the file's header."""
+    """Meta data of such a file: stage 3d at step 0. config_hash covers the configuration in the file's header."""
     return CheckpointMeta("3d", 0, 0, config_hash(dataclasses.asdict(network)), images_before)
 
 
 def start_network(init: Path | None, network: NetworkConfig) -> NetworkConfig:
-    """The networks that training with --init has: the file's own where it brings them, `network` otherwise.
+    """Returns the configuration of networks that train with --init: the file's own if it has one, else `network`.
 
-    network: those of the preset, for the data set's shape and the architecture and classes asked for.
+    network: that of the preset, for the data set's shape and the architecture and classes of the command line.
 
     Raises:
-        ConfigError: the file's networks are for other volumes, of another architecture or number of classes.
+        ConfigError: the file's networks are for other volumes, or of another architecture or number of classes.
         CheckpointError: the file is damaged.
     """
     record = None if init is None else checkpoint.read_network(init)
@@ -50,13 +50,13 @@ def start_network(init: Path | None, network: NetworkConfig) -> NetworkConfig:
     return own
 
 
-def load_start(gan: Gan, tensors: dict[str, Tensor], meta: CheckpointMeta, where: str) -> None:
-    """Loads the networks of a start into a fresh 3D GAN, whatever its precision and augmentation.
+def load_start(trainer: StageTrainer, tensors: dict[str, Tensor], meta: CheckpointMeta, where: str) -> None:
+    """Loads the networks of such a file into a 3D stage before its first step, of any precision and augmentation.
 
     Raises:
-        CheckpointError: the networks are others; up to three tensors are named.
+        CheckpointError: the networks differ; up to three tensors are named.
     """
     for name in ("G", "D", "G_ema"):
-        checkpoint.load_module(getattr(gan, name), name, tensors, where)
-    gan.pl_mean = tensors["pl_mean"].to(gan.device)
-    gan.images_before = meta.images_before
+        checkpoint.load_module(getattr(trainer, name), name, tensors, where)
+    trainer.pl_mean = tensors["pl_mean"].to(trainer.device)
+    trainer.images_before = meta.images_before

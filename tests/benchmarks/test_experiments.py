@@ -32,10 +32,9 @@ from ssgan.data.axes import to_axial
 from ssgan.data.dataset import DatasetError, VolumeDataset
 from ssgan.models.layers import BranchWeights
 from ssgan.runs import checkpoint
-from ssgan.training import loop as trainer
-from ssgan.training import step as gan
-from ssgan.training.losses import NonFiniteError
-from ssgan.training.monitor import Measures
+from ssgan.training.monitor import Monitor
+from ssgan.training.optimiser import NonFiniteError
+from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError, UserError
 from tests.support.experiment_stand_ins import TINY, make_tiny, numbers, run
 
@@ -54,7 +53,7 @@ def finished(tmp_path_factory) -> Path:
     shown: dict[str, int] = {}
     with pytest.MonkeyPatch.context() as patch:
         make_tiny(patch)
-        step, train_run = gan.Gan.train_step, training.train_run
+        step, train_run = StageTrainer.train_step, training.train_run
         place = {}
 
         def counted(self, reals, *about):
@@ -65,7 +64,7 @@ def finished(tmp_path_factory) -> Path:
             place["run"] = folder.name
             return train_run(job, cfg, folder, init)
 
-        patch.setattr(gan.Gan, "train_step", counted)
+        patch.setattr(StageTrainer, "train_step", counted)
         patch.setattr(training, "train_run", named)
         assert run(root) == 0
     (root / "shown.json").write_text(json.dumps(shown))
@@ -195,13 +194,13 @@ def test_the_first_point_of_an_inflated_cell_is_what_the_trainer_inflates(finish
     """The driver inflates anew; the trainer logged the distance of what it started from."""
     cell = Cell("split_depth", start, (8, 4), 0)
     split = data.open_split("phantoms", TINY, finished / "runs" / "data")
-    job = training.Job(TINY, split, finished / "runs", trainer.torch.device("cpu"), {}, say=lambda text: None)
+    job = training.Job(TINY, split, finished / "runs", torch.device("cpu"), {}, say=lambda text: None)
     volumes, G = next(training.generators(job, cell))
-    stand_in = training.Gan(job.config(cell, "3d"), "3d", job.device)
+    stand_in = StageTrainer(job.config(cell, "3d"), "3d", job.device)
     stand_in.G_ema = G
     rows = [json.loads(line) for line in (job.out / cell.folder / "log.jsonl").read_text().splitlines()]
     logged = next(r["distance"] for r in rows if r.get("event") == "inflated")
-    assert volumes == 0 and Measures(split.train, 0).of(stand_in, ["distance"])["distance"] == pytest.approx(
+    assert volumes == 0 and Monitor(split.train, 0).measure(stand_in, ["distance"])["distance"] == pytest.approx(
         logged, rel=1e-6
     )
 
@@ -211,7 +210,7 @@ def test_the_first_point_of_an_inflated_cell_is_what_the_trainer_inflates(finish
 
 def tiny_job(root: Path) -> tuple[training.Job, scoring.Reference]:
     split = data.open_split("phantoms", TINY, root / "runs" / "data")
-    job = training.Job(TINY, split, root / "runs", trainer.torch.device("cpu"), {}, say=lambda text: None)
+    job = training.Job(TINY, split, root / "runs", torch.device("cpu"), {}, say=lambda text: None)
     return job, scoring.reference(split.train.volumes, split.held.volumes)
 
 
@@ -279,7 +278,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", [3, pytest.param(13, marks=pytest.mark.slow), pytest.param(17, marks=pytest.mark.slow)])
 def test_a_killed_grid_goes_on_to_the_same_table(finished, tmp_path, monkeypatch, at):
-    step, done = gan.Gan.train_step, []
+    step, done = StageTrainer.train_step, []
 
     def killed(self, reals, *about):
         done.append(1)
@@ -288,7 +287,7 @@ def test_a_killed_grid_goes_on_to_the_same_table(finished, tmp_path, monkeypatch
         return step(self, reals, *about)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gan.Gan, "train_step", killed)
+        patch.setattr(StageTrainer, "train_step", killed)
         with pytest.raises(Killed):
             run(tmp_path)
     path = tmp_path / "tiny.jsonl"
@@ -306,7 +305,7 @@ def test_cells_in_the_results_are_not_run_again_without_their_folders(finished, 
         raise Killed
 
     copy = shutil.copy(finished / "tiny.jsonl", tmp_path / "copy.jsonl")
-    monkeypatch.setattr(gan.Gan, "train_step", forbidden)
+    monkeypatch.setattr(StageTrainer, "train_step", forbidden)
     assert run(tmp_path, results_in=copy) == 0
     assert capsys.readouterr().out.count("already") == 6
     with pytest.raises(Killed):  # other settings are another protocol
@@ -314,7 +313,7 @@ def test_cells_in_the_results_are_not_run_again_without_their_folders(finished, 
 
 
 def test_a_budget_stops_with_everything_saved(finished, tmp_path, monkeypatch, capsys):
-    step, done = gan.Gan.train_step, []
+    step, done = StageTrainer.train_step, []
 
     def slow(self, reals, *about):
         done.append(1)
@@ -323,7 +322,7 @@ def test_a_budget_stops_with_everything_saved(finished, tmp_path, monkeypatch, c
         return step(self, reals, *about)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gan.Gan, "train_step", slow)
+        patch.setattr(StageTrainer, "train_step", slow)
         assert run(tmp_path, "--budget-minutes", "60") == 130
     assert "stopped; the same command goes on from there" in capsys.readouterr().out
     assert not (tmp_path / "tiny.jsonl").exists()

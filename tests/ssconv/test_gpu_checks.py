@@ -90,6 +90,6 @@ def test_replayed_training_stays_together():
 @pytest.mark.faults
 @pytest.mark.usefixtures("graphs_on_a_tape")
 def test_a_replay_that_forgets_its_inputs_does_not(monkeypatch):
-    monkeypatch.setattr(cuda_graphs.Recorded, "fill", lambda self, key, inputs: None)
+    monkeypatch.setattr(cuda_graphs.Captured, "fill", lambda self, key, inputs: None)
     with pytest.raises(AssertionError, match="apart"):
         gpu_checks.check_replayed_training("plain", BACKENDS[-1], 5, "cpu")

@@ -13,12 +13,13 @@ from ssgan.config.network import NetworkConfig
 from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.dataset import to_nifti
 from ssgan.data.phantom import write_phantom_dataset
+from ssgan.models.conditioning import Condition
 from ssgan.models.networks import Generator
 from ssgan.models.sampling import latents
 from ssgan.runs import checkpoint
 from ssgan.runs.config import RunError, load_config
 from ssgan.runs.generator import load_generator, parse_seeds
-from ssgan.training.loop import train
+from ssgan.training import loop
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import read_json, write_json_atomic
 
@@ -40,7 +41,7 @@ def runs(tmp_path_factory):
     data = write_phantom_dataset(root / "data", count=4, shape=SHAPE, seed=1)
     for stage in ("3d", "2d"):
         cfg = dataclasses.replace(CONFIG, stage=stage)
-        assert train(cfg, data, root / stage, progress=False, say=lambda text: None) == 0
+        assert loop.train(cfg, data, root / stage, progress=False, echo=lambda text: None) == 0
     return root
 
 
@@ -168,7 +169,7 @@ def test_every_class_of_a_seed(conditional, tmp_path, capsys):
     source = load_generator(conditional / "run")
     G, info = source.G, source.info
     with torch.no_grad():
-        expected = G(latents([1], 6), torch.tensor([2]), noise="const")[0, 0].numpy()
+        expected = G(generate.latents([1], 6), Condition(torch.tensor([2])), noise="const")[0, 0].numpy()
     values = np.asarray(to_nifti(expected, info).dataobj)
     found = volumes(tmp_path)
     np.testing.assert_allclose(found["class2-seed0001"], values, atol=1e-3 * np.ptp(values))

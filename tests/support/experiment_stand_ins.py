@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks.experiments import driver, grids, results
 from benchmarks.experiments.grids import Scale
-from ssgan.training import loop as trainer
+from ssgan.training import run as training_run
 
 TINY = Scale("tiny", "demo", (8, 8, 8), 4, 8, 6, 2, 32, 16, 8, 4, 4, (12, 8))
 
@@ -22,9 +22,9 @@ def make_tiny(patch: pytest.MonkeyPatch) -> None:
         return path
 
     patch.setitem(grids.SCALES, "tiny", TINY)
-    patch.setattr(trainer, "plot_curves", lambda *args: None)
+    patch.setattr(training_run, "plot_curves", lambda *args: None)
     for name in ("slice_grid", "three_plane_grid"):
-        patch.setattr(trainer, name, dot)
+        patch.setattr(training_run, name, dot)
 
 
 def run(root: Path, *more: str, grid: str = "A", results_in: Path | None = None) -> int:

@@ -16,7 +16,7 @@ from ssgan.config.augmentation import policy
 from ssgan.config.presets import PRESETS
 from ssgan.config.training import StageConfig
 from ssgan.training.precision import Execution
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 from tests.support.strategies import _FULL, CONV_CASES, Case, ConvCase, UpfirdnCase, tensors_of
 
 # Relative to the norm of the float64 result. 16 bit: an input product, a sum and a result are each rounded, by half an
@@ -263,9 +263,9 @@ def train(
     order = np.random.default_rng(2).integers(0, len(data), (steps, cfg.stage_3d.batch))
     losses: dict[str, list[float]] = {"loss_g": [], "loss_d": []}
     with computed_by(backend):
-        gan = Gan(cfg, "3d", torch.device(device), execution)
+        trainer = StageTrainer(cfg, "3d", torch.device(device), execution)
         for chosen in order:
-            stats = gan.train_step(data[torch.from_numpy(chosen)])
+            stats = trainer.train_step(data[torch.from_numpy(chosen)])
             for name, values in losses.items():
                 values.append(stats[name])
     return {name: np.array(values) for name, values in losses.items()}

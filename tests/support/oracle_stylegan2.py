@@ -1,4 +1,4 @@
-"""StyleGAN2 in two dimensions, written from its papers with torch's own 2D functions; shares no code with ssgan.
+"""StyleGAN2 in two dimensions, written from the papers with torch's own 2D functions; shares no code with ssgan.
 
 Weights are modulated and demodulated per sample and convolved with groups = N, resampling pads and filters as
 StyleGAN2-ADA's reference does. Reads the state dict of a dense network of depth 1.
@@ -55,7 +55,7 @@ def lrelu(x, bias, gain=1.0):
 
 
 def unit(x):
-    """Mean square of 1 over the channels."""
+    """Scales to a mean square of 1 over the channels."""
     return x / (x.pow(2).mean(1, keepdim=True) + 1e-8).sqrt()
 
 

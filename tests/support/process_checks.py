@@ -34,11 +34,13 @@ from ssgan.config.network import NetworkConfig
 from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
+from ssgan.models.conditioning import Condition
 from ssgan.runs import checkpoint
-from ssgan.training import loop as trainer
+from ssgan.training import loop
 from ssgan.training.distributed import SINGLE, Group, join, leave
 from ssgan.training.precision import Execution
-from ssgan.training.step import Gan
+from ssgan.training.run import Run
+from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import UserError
 
 SHAPE = (6, 8, 12)
@@ -61,7 +63,7 @@ ACCUMULATED = {"accumulate": Execution(accumulate=3), "recompute": Execution(acc
 
 
 def fork(task: Callable[[], int]) -> int:
-    """Runs `task` in a child; its process id."""
+    """Runs `task` in a child process; returns its process id."""
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -78,14 +80,14 @@ def ended(child: int) -> int:
 
 
 def together(size: int, task: Callable[[Group], int], timeout: float = 60.0) -> list[int]:
-    """`task` in `size` processes joined as torchrun joins them; their exit statuses."""
+    """Runs `task` in `size` processes joined as torchrun joins them; returns their exit statuses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def member(rank: int) -> int:
-        place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-        os.environ.update({k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
+        variables = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        os.environ.update({k: str(v) for k, v in variables.items()} | {"MASTER_ADDR": "127.0.0.1"})
         group = join(torch.device("cpu"), timeout)
         status = task(group)
         leave()
@@ -96,19 +98,20 @@ def together(size: int, task: Callable[[Group], int], timeout: float = 60.0) -> 
 
 
 def steps(folder: Path, name: str, execution: Execution, group: Group) -> int:
-    """A few steps on the same images of three classes; state and losses into FOLDER."""
+    """Does a few steps on the same images of three classes; writes state and losses to FOLDER."""
     cfg = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, classes=3))
-    gan = Gan(cfg, "3d", torch.device("cpu"), execution, group, class_counts=(1, 4, 2))
+    trainer = StageTrainer(cfg, "3d", torch.device("cpu"), execution, group, class_counts=(1, 4, 2))
     images = torch.rand(STEPS, 12, 1, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
     labels = torch.randint(3, (STEPS, 12), generator=torch.Generator().manual_seed(2))
-    stats = [gan.train_step(images[i][gan.local], labels[i][gan.local]) for i in range(STEPS)]
-    save_file({k: v.contiguous() for k, v in gan.state().items()}, folder / f"{name}-{group.rank}.safetensors")
+    own = trainer.local_samples
+    stats = [trainer.train_step(images[i][own], Condition(labels[i][own])) for i in range(STEPS)]
+    save_file({k: v.contiguous() for k, v in trainer.state().items()}, folder / f"{name}-{group.rank}.safetensors")
     (folder / f"{name}-{group.rank}.json").write_text(json.dumps(stats))
     return 0
 
 
 def same_step(folder: Path) -> None:
-    """One process, two, three, and one that accumulates."""
+    """Runs the same steps in one process, in two, in three, and in one with micro-batches."""
     for name, execution in {"one": Execution(), **ACCUMULATED}.items():
         assert ended(fork(lambda n=name, e=execution: steps(folder, n, e, SINGLE))) == 0
     for size in (2, 3):
@@ -122,7 +125,7 @@ def same_step(folder: Path) -> None:
 
 def expect_too_many(folder: Path, execution: Execution, group: Group) -> int:
     try:
-        Gan(CONFIG, "3d", torch.device("cpu"), execution, group)
+        StageTrainer(CONFIG, "3d", torch.device("cpu"), execution, group)
     except UserError as error:
         (folder / f"refused-{group.rank}.txt").write_text(str(error))
         return 0
@@ -130,17 +133,16 @@ def expect_too_many(folder: Path, execution: Execution, group: Group) -> int:
 
 
 def train(folder: Path, data: VolumeDataset, group: Group = SINGLE, cfg: TrainConfig = CONFIG) -> int:
-    """`trainer.train` as the command calls it, but for the pictures; what it says goes to FOLDER/said-RANK.txt."""
+    """Calls `loop.train` as the command does, but without pictures; its messages go to FOLDER/said-RANK.txt."""
     torch.set_num_threads(1)
-    for name in ("snapshot", "draw"):
-        setattr(trainer.Run, name, lambda self, *rest: BLANK)
-    trainer.plot_curves = lambda rows, path: None
+    for name in ("snapshot", "draw", "plot_curves"):
+        setattr(Run, name, lambda self, *rest: BLANK)
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     status = 0
     try:
         with redirect_stdout(text), redirect_stderr(text):
-            status = trainer.train(cfg, data, folder, progress=False, group=group)
+            status = loop.train(cfg, data, folder, progress=False, group=group)
     except UserError as error:
         text.write(str(error))
         status = 2
@@ -161,31 +163,31 @@ def blank_picture(folder: Path) -> None:
 
 
 def death(folder: Path) -> None:
-    """Process 1 of 2 gets SIGTERM in the 2D stage, and in the next attempt SIGKILL in the 3D stage; three processes
-    finish the run. And one process alone."""
+    """Process 1 of 2 gets SIGTERM in the 2D stage and, in the next attempt, SIGKILL in the 3D stage; three processes
+    finish the run. One process alone does the same run."""
     data = write_phantom_dataset(folder / "data", count=7, shape=SHAPE, seed=1)
     blank_picture(folder)
 
     def dying(group: Group) -> int:
-        real = Gan._r1_phase
+        real = StageTrainer._optimiser_step
 
-        def kill(self: Gan, *arguments: object) -> None:
-            if group.rank == 1 and self.stage == "3d" and self.step == 2:
+        def kill(self: StageTrainer, phase: str, loss: torch.Tensor) -> float:
+            if group.rank == 1 and self.stage == "3d" and self.step == 2 and phase == "R1":
                 os.kill(os.getpid(), signal.SIGKILL)
-            real(self, *arguments)
+            return real(self, phase, loss)
 
-        Gan._r1_phase = kill  # type: ignore[method-assign]
+        StageTrainer._optimiser_step = kill  # type: ignore[method-assign]
         return train(folder / "run", data, group)
 
     def stopping(group: Group) -> int:
-        real = Gan.train_step
+        real = StageTrainer.train_step
 
-        def stop(self: Gan, *arguments: Any) -> dict[str, float]:
+        def stop(self: StageTrainer, *arguments: Any) -> dict[str, float]:
             if group.rank == 1 and self.step == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return real(self, *arguments)
 
-        Gan.train_step = stop  # type: ignore[method-assign]
+        StageTrainer.train_step = stop  # type: ignore[method-assign]
         return train(folder / "run", data, group)
 
     stopped = together(2, stopping)
@@ -198,7 +200,7 @@ def death(folder: Path) -> None:
 
 
 def fifty_kills(folder: Path, kills: int = 50) -> None:
-    """SIGKILL at `kills` random moments of runs; after each, what was saved is still there and intact."""
+    """Kills runs at `kills` random moments; after each, the checkpoints are still there and intact."""
     data = write_phantom_dataset(folder / "data", count=5, shape=SHAPE, seed=1)
     blank_picture(folder)
     cfg = dataclasses.replace(CONFIG, stage_2d=StageConfig(kimg=0.048, batch=4), stage_3d=StageConfig(0.048, 4))
@@ -234,9 +236,9 @@ def fifty_kills(folder: Path, kills: int = 50) -> None:
 
 
 def newest(run: Path) -> tuple[int, int]:
-    """Where the newest checkpoint stands, each one verified; (-1, 0) before the first."""
-    places = [checkpoint.load(path)[1].order for path in checkpoint.list_checkpoints(run / "checkpoints")]
-    return max(places, default=(-1, 0))
+    """Stage and images of the newest checkpoint, after each one was verified; (-1, 0) before the first."""
+    orders = [checkpoint.load(path)[1].order for path in checkpoint.list_checkpoints(run / "checkpoints")]
+    return max(orders, default=(-1, 0))
 
 
 CHECKS = {"same_step": same_step, "death": death, "fifty_kills": fifty_kills}

@@ -1,5 +1,5 @@
-"""Pickles as NVIDIA's training writes them, made without its source: a pickler that writes its names, and networks of
-random weights in its names. `truth` computes what they compute; it shares no code with ssgan."""
+"""Pickles in the form of NVIDIA's training, made without its source: a pickler that writes NVIDIA's names, and networks
+of random weights under these names. `images` and `logits` compute the networks' outputs without code of ssgan."""
 
 import io
 import math
@@ -30,7 +30,7 @@ EasyDict.__module__, EasyDict.__qualname__ = "dnnlib.util", "EasyDict"
 
 
 class Saved:
-    """An object that pickles as torch_utils.persistence has it."""
+    """An object that pickles as those of torch_utils.persistence do."""
 
     def __init__(self, class_name, state):
         self.class_name, self.state = class_name, state
@@ -43,7 +43,7 @@ class Saved:
 
 
 def dumps(data, protocol=4):
-    """The bytes of a pickle whose modules exist while it is written, and no longer."""
+    """Pickles `data`; the modules that it names exist only while it is written."""
     import sys
 
     names = {"torch_utils": {}, "torch_utils.persistence": {"_reconstruct_persistent_obj": reconstruct}}
@@ -69,7 +69,7 @@ def module(class_name, parameters=(), buffers=(), modules=(), **attributes):
 
 
 class Maker:
-    """Networks of random weights. `weights[name]` of G, D, G_ema: every tensor in NVIDIA's names."""
+    """Makes networks of random weights. `weights[name]` of G, D, G_ema: every tensor by NVIDIA's name."""
 
     def __init__(
         self, resolution=16, widths=(12, 8, 4), c_dim=0, z=10, w=12, layers=2, clamp=None, group=4, channels=3,
@@ -162,7 +162,7 @@ class Maker:
 
 
 def tensors(saved, prefix=""):
-    """Every parameter and buffer of a module by its full name, as PyTorch names them."""
+    """Returns every parameter and buffer of a module by its full name in PyTorch."""
     found = {}
     for group in ("_parameters", "_buffers"):
         found |= {prefix + n: t.double() for n, t in saved.state[group].items() if t is not None}
@@ -233,7 +233,7 @@ def logits(maker, saved, x, onehot=None):
 
 
 def storage_stream(data):
-    """torch.save's old format of one storage, as a tensor's pickle holds it."""
+    """Writes one storage in torch.save's old format, as a tensor's pickle holds it."""
     stream = io.BytesIO()
     torch.save(data._typed_storage(), stream, _use_new_zipfile_serialization=False)
     return stream.getvalue()

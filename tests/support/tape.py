@@ -1,5 +1,5 @@
-"""A stand-in for CUDA graphs on a CPU: operations are recorded as PyTorch dispatches them, and repeated on the same
-tensors. So whatever the host put into a recording stays in it: numbers, shapes, branches, tensors made on the way.
+"""A stand-in for CUDA graphs on a CPU: records operations as PyTorch dispatches them and repeats them on the same
+tensors. As in a graph, everything that the host decided is fixed by the recording: numbers, shapes, branches, tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RANDOM |= {"bernoulli", "bernoulli_", "multinomial", "normal", "native_dropout",
 
 
 class HostDecides(AssertionError):
-    """An operation that a graph cannot hold, or not as it is meant."""
+    """An operation that a graph cannot hold, or would hold with the value of the recording."""
 
 
 def refuse(func: Any, args: tuple[Any, ...]) -> None:
@@ -31,11 +31,11 @@ def refuse(func: Any, args: tuple[Any, ...]) -> None:
         isinstance(t, Tensor) and t.dtype in (torch.bool, torch.uint8) for t in tree_leaves(args[1:2])
     )
     if name in READS or name in RANDOM or masked:
-        raise HostDecides(f"{func} within a piece")
+        raise HostDecides(f"{func} within a segment")
 
 
 class Tape(TorchDispatchMode):
-    """What ran under it, to be run again in place."""
+    """Records the operations under it, to run them again in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,18 +48,18 @@ class Tape(TorchDispatchMode):
         return found
 
     def run(self) -> None:
-        """Every operation again, its results into the tensors that it gave when it was recorded."""
-        known = [t for op in self.operations for t in tree_leaves(op[1:]) if isinstance(t, Tensor)]
-        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(known)):  # as a GPU: unseen
+        """Runs every operation again and writes its results into the tensors that it returned when it was recorded."""
+        tensors = [t for op in self.operations for t in tree_leaves(op[1:]) if isinstance(t, Tensor)]
+        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(tensors)):  # as a GPU: unseen
             for func, args, kwargs, found in self.operations:
                 returns = func._schema.returns
                 results = zip(tree_leaves(func(*args, **kwargs)), tree_leaves(found), strict=True)
-                for i, (result, place) in enumerate(results):
+                for i, (result, recorded) in enumerate(results):
                     if isinstance(result, Tensor) and returns[min(i, len(returns) - 1)].alias_info is None:
-                        place.copy_(result)
+                        recorded.copy_(result)
 
     def forget(self) -> None:
-        """Spoils everything that it made, as another graph in the same memory may."""
+        """Fills everything that it made with NaN, as another graph in the same memory may overwrite it."""
         for func, _, _, found in self.operations:
             for result, returned in zip(tree_leaves(found), func._schema.returns):
                 if isinstance(result, Tensor) and returned.alias_info is None and result.is_floating_point():
@@ -68,21 +68,21 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """`ssgan.training.cuda_graphs.Recorder` on a CPU. As with a capture, no value is there before the first replay."""
+    """`ssgan.training.cuda_graphs.Recorder` on a CPU. As with a capture, outputs hold no values before a replay."""
 
     def __init__(self) -> None:
         self.warmed = self.recordings = 0
         self.tapes: list[Tape] = []
 
-    def warm(self, work: Callable[..., Any], inputs: Iterable[Tensor | None]) -> Any:
+    def warm(self, segment: Callable[..., Any], inputs: Iterable[Any]) -> Any:
         self.warmed += 1
-        return work(*inputs)
+        return segment(*inputs)
 
-    def record(self, work: Callable[..., Any], inputs: Iterable[Tensor | None]) -> tuple[Any, Callable[[], None]]:
+    def record(self, segment: Callable[..., Any], inputs: Iterable[Any]) -> tuple[Any, Callable[[], None]]:
         self.recordings += 1
         tape = Tape()
         self.tapes.append(tape)
         with tape:
-            outputs = work(*inputs)
+            outputs = segment(*inputs)
         tape.forget()
         return outputs, tape.run

@@ -1,4 +1,4 @@
-"""A run of two steps on phantoms, for tests of what reads a run."""
+"""A run of two steps on phantoms, for tests of code that reads runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ssgan.config.network import NetworkConfig
 from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.training import loop as trainer
+from ssgan.training import loop
 
 SHAPE = (6, 8, 12)
 CONFIG = TrainConfig(
@@ -22,9 +22,9 @@ CONFIG = TrainConfig(
 
 
 def make_run(root: Path, stage: str = "3d") -> Path:
-    """root/data with 6 phantoms and root/STAGE, trained on them."""
+    """Makes root/data with 6 phantoms and root/STAGE, a run trained on them."""
     data = write_phantom_dataset(root / "data", count=6, shape=SHAPE, seed=1)
     cfg = dataclasses.replace(CONFIG, stage=stage)
-    told = {"progress": False, "say": lambda text: None, "data_path": str(root / "data")}
-    assert trainer.train(cfg, data, root / stage, **told) == 0
+    options = {"progress": False, "echo": lambda text: None, "data_path": str(root / "data")}
+    assert loop.train(cfg, data, root / stage, **options) == 0
     return root / stage

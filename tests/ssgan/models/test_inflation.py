@@ -1,9 +1,10 @@
-"""Inflation: the 3D network right after it computes what the 2D network computed, and the report says what happened."""
+"""Inflation: the inflated 3D network computes the same as the 2D network, and the report names every tensor."""
 
 import pytest
 import torch
 
 from ssgan.config.network import ARCHITECTURES
+from ssgan.models.conditioning import Condition
 from ssgan.models.inflation import inflate_network
 from ssgan.models.layers import BranchWeights, Conv, ModulatedConv, kernel_stages
 from ssgan.models.networks import Discriminator, Generator
@@ -14,7 +15,7 @@ PROFILES = ("average", "centre", "triangle")
 
 
 def pair(kind, cfg, profile, seed=0):
-    """A 2D network with random weights and the 3D one inflated from it, both float64."""
+    """Makes a 2D network with random weights and the 3D one inflated from it, both float64."""
     torch.manual_seed(seed)
     flat, full = randomised(kind(cfg.flat()), seed), randomised(kind(cfg), seed + 1)
     return flat, full, inflate_network(flat, full, profile)
@@ -54,7 +55,7 @@ def test_after_centre_d3d_of_a_constant_volume_is_d2d(arch, shape):
 
 def test_conditional_networks_inflate_with_their_labels():
     cfg = small((8, 12, 20), classes=3, label_layers=1)
-    c = torch.tensor([2, 0, 1])
+    c = Condition(torch.tensor([2, 0, 1]))
     flat, full, report = pair(Generator, cfg, "centre")
     z = torch.randn(3, cfg.z_dim, dtype=torch.float64)
     volume = full(z, c, noise="none")
@@ -88,7 +89,7 @@ def test_any_profile_keeps_a_modulated_layer_away_from_the_ends(arch, scale, pro
     inflate_network(flat, full, profile)
     x, volume = depth_constant(8, depth)
     w = torch.randn(2, 5, dtype=torch.float64)
-    expected, found = flat(x, w, "none"), full(volume, w, "none")
+    expected, found = flat(x, w), full(volume, w)
     inner = found[:, :, 2 * scale[0] : -2 * scale[0]]
     assert inner.shape[2] == (depth - 4) * scale[0]
     assert relative(inner, expected.expand_as(inner)) < 1e-6
@@ -98,7 +99,7 @@ def test_any_profile_keeps_a_modulated_layer_away_from_the_ends(arch, scale, pro
         for module in full.modules():
             if isinstance(module, BranchWeights):
                 module.depth_gain.fill_(1.0)
-        wrong = full(volume, w, "none")[:, :, 2 * scale[0] : -2 * scale[0]]
+        wrong = full(volume, w)[:, :, 2 * scale[0] : -2 * scale[0]]
         assert arch == "separable" or relative(wrong, inner) > 0.1
 
 

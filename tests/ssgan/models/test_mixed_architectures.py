@@ -1,4 +1,4 @@
-"""Networks of more than one architecture, from the command to the report: the discriminator's apart, single levels."""
+"""Networks of several architectures, from the command to the report: another one for D, and dense levels."""
 
 import dataclasses
 import json
@@ -110,7 +110,7 @@ def test_levels_that_cannot_be(levels, message):
 
 
 def test_a_run_of_before_goes_on():
-    """Its record has no arch_d, dense_levels and cooldown, and its identity is the same as ever."""
+    """Its config.json has no arch_d, dense_levels and cooldown, and its hash has not changed."""
     record = json.loads(json.dumps(CONFIG.to_json()))
     now = identity(record)
     del record["network"]["arch_d"], record["network"]["dense_levels"], record["cooldown_kimg"]
@@ -207,7 +207,7 @@ def test_dense_levels_from_the_command_to_the_report(data, tmp_path, capsys):
 
 
 def test_inflation_of_dense_levels(data, tmp_path, capsys):
-    """A dense source becomes split where it is asked to, and stays as it is at its dense levels."""
+    """A dense source becomes split at the levels asked for, and stays dense at the others."""
     assert run(data, tmp_path / "flat", "--stage", "2d", "--arch", "dense") == 0
 
     def inflated(run, name, *more):
@@ -253,7 +253,7 @@ def test_the_summary_of_both(capsys):
 
 
 def test_every_option_of_a_stage_reaches_its_own_stage():
-    """--lr is for both stages and networks, and what is said of one of them comes before it."""
+    """--lr sets both stages and networks; an option of one of them overrides it."""
     parser = __import__("argparse").ArgumentParser()
     train.add_arguments(parser)
     own = {"kimg": 3.0, "batch": 6, "r1_gamma": 0.25, "lr_g": 0.003, "lr_d": 0.007, "pl_weight": 0.5,

@@ -1,13 +1,14 @@
-"""Networks: the dense 2D ones against StyleGAN2 written apart; shapes, parameter shares and switches of all."""
+"""Networks: dense 2D ones against a StyleGAN2 without our code; shapes, parameter counts and options of all."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from ssgan.config.network import ARCHITECTURES, NetworkConfig, plan_levels
+from ssgan.config.network import ARCHITECTURES, plan_levels
 from ssgan.config.presets import PRESETS, preset
-from ssgan.config.training import TrainConfig
+from ssgan.config.training import NetworkConfig, TrainConfig
+from ssgan.models.conditioning import Condition
 from ssgan.models.layers import Conv, MinibatchStd, ModulatedConv, kernel_stages
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.models.parameters import layer_rows, share_table
@@ -62,12 +63,13 @@ def test_the_conditional_dense_2d_networks_are_stylegan2s(label_layers):
     z, c = torch.randn(4, cfg.z_dim, dtype=torch.float64), torch.tensor([2, 0, 1, 2])
     onehot = torch.eye(3, dtype=torch.float64)[c]
     images = oracle_stylegan2.generator(G.state_dict(), z, 3, 2, True, onehot, 1.5)
-    torch.testing.assert_close(G(z, c, noise="const")[:, :, 0], images, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(G(z, onehot, noise="const"), G(z, c, noise="const"), rtol=0, atol=0)
+    made = G(z, Condition(c), noise="const")
+    torch.testing.assert_close(made[:, :, 0], images, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(G(z, Condition(onehot), noise="const"), made, rtol=0, atol=0)
     layers = 3 if label_layers is None else label_layers
     logits = oracle_stylegan2.discriminator(D.state_dict(), images, 2, 4, onehot, layers, 1.5)
-    torch.testing.assert_close(D(images[:, :, None], c), logits, rtol=1e-9, atol=1e-9)
-    assert (D(images[:, :, None], (c + 1) % 3) - logits).abs().min() > 1e-6
+    torch.testing.assert_close(D(images[:, :, None], Condition(c)), logits, rtol=1e-9, atol=1e-9)
+    assert (D(images[:, :, None], Condition((c + 1) % 3)) - logits).abs().min() > 1e-6
     saved = {n for n in (*G.state_dict(), *D.state_dict()) if "mapping" in n or n.startswith("head.out")}
     assert {"mapping.embed.weight", "mapping.w_avg"} <= saved
 
@@ -93,7 +95,7 @@ def test_conditional_networks_train_in_any_architecture():
     for arch in ARCHITECTURES:
         cfg = small((4, 12, 20), arch, classes=2)
         G, D = Generator(cfg), Discriminator(cfg)
-        c = torch.tensor([0, 1])
+        c = Condition(torch.tensor([0, 1]))
         x = G(torch.randn(2, 10), c).detach().requires_grad_(True)
         logits = D(x, c)
         (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
@@ -107,7 +109,7 @@ def test_w_avg_of_a_conditional_network_is_over_all_classes():
     mapping = randomised(Generator(small(classes=2)), 4).mapping
     z, c = torch.randn(64, 10, dtype=torch.float64), torch.arange(64) % 2
     before = mapping.w_avg.clone()
-    mapping(z, c, update_w_avg=True)
+    mapping.update_w_avg(mapping(z, c).detach().mean(0))
     torch.testing.assert_close(mapping.w_avg, 0.995 * before + 0.005 * mapping(z, c).mean(0))
     torch.testing.assert_close(mapping(z, c, truncation=0.0), mapping.w_avg.expand(64, -1))
 
@@ -116,7 +118,7 @@ def test_w_avg_of_a_conditional_network_is_over_all_classes():
     ("c", "message"),
     [
         (None, "the network has 3 classes; expected class numbers 0..2"),
-        (1, "c: the network has 3 classes"),
+        (1, "labels: the network has 3 classes"),
         (torch.tensor([0, 3]), r"got \[0, 3\]"),
         (torch.tensor([0, -1]), r"got \[-1, 0\]"),
         (torch.tensor([0, 1], dtype=torch.int32), "int32"),
@@ -129,9 +131,9 @@ def test_w_avg_of_a_conditional_network_is_over_all_classes():
 def test_labels_that_do_not_fit_are_named(c, message):
     cfg = small((4, 12, 20), classes=3)
     with pytest.raises(ValueError, match=message):
-        Generator(cfg)(torch.randn(2, 10), c)
+        Generator(cfg)(torch.randn(2, 10), Condition(c))
     with pytest.raises(ValueError, match=message):
-        Discriminator(cfg)(torch.randn(2, 1, *cfg.shape), c)
+        Discriminator(cfg)(torch.randn(2, 1, *cfg.shape), Condition(c))
 
 
 def test_labels_for_networks_without_classes_are_refused():
@@ -141,7 +143,7 @@ def test_labels_for_networks_without_classes_are_refused():
         lambda c: Discriminator(cfg)(torch.ones(2, 1, 4, 12, 20), c),
     ):
         with pytest.raises(ValueError, match="made without classes"):
-            call(torch.tensor([0, 0]))
+            call(Condition(torch.tensor([0, 0])))
     for field in ("classes", "label_layers"):
         with pytest.raises(ConfigError, match=f"{field}: expected at least 0; got -1"):
             small(**{field: -1})
@@ -194,7 +196,7 @@ def test_layers_differentiate_twice(arch):
     w = torch.randn(1, 3, dtype=torch.float64, requires_grad=True)
 
     def chain(x, w):
-        return down(up(x, w, "const"))
+        return down(up(x, w, up.noise_image(1, "const")))
 
     assert torch.autograd.gradcheck(chain, (x, w), fast_mode=True)
     assert torch.autograd.gradgradcheck(chain, (x, w), fast_mode=True)
@@ -204,7 +206,7 @@ def test_truncation_moves_towards_the_running_mean():
     G = Generator(small())
     z = torch.randn(64, 10)
     for _ in range(50):
-        G.mapping(z, update_w_avg=True)
+        G.mapping.update_w_avg(G.mapping(z).detach().mean(0))
     full, half, none = (G.mapping(z, truncation=t) for t in (1.0, 0.5, 0.0))
     expected = G.mapping(z).mean(0) * (1 - 0.995**50)
     torch.testing.assert_close(G.mapping.w_avg, expected, rtol=1e-4, atol=1e-6)

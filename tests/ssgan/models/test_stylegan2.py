@@ -1,4 +1,4 @@
-"""NVIDIA's StyleGAN2-ADA pickles: the same outputs from our networks, what is refused, and that nothing in one runs."""
+"""NVIDIA's StyleGAN2-ADA pickles: our networks give the same outputs, hostile pickles are refused and not run."""
 
 import dataclasses
 import os
@@ -12,13 +12,14 @@ from ssgan import inflate, train
 from ssgan.config.network import NetworkConfig
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.models import stylegan2
+from ssgan.models.conditioning import Condition
 from ssgan.models.dense_to_split import select_weights
 from ssgan.models.layers import Conv, ModulatedConv, kernel_stages
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.models.stylegan2_pickle import PickleError, read
 from ssgan.runs import checkpoint
 from ssgan.runs.inflation import select_and_inflate
-from ssgan.training import start_file as starts
+from ssgan.training.start_file import start_network
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import read_json
 from tests.support import stylegan2_cases as cases
@@ -30,7 +31,7 @@ def write(path, data, protocol=4):
 
 
 def close(found, expected):
-    """To 1e-4 of the largest value; ours computes in float32, the oracle in float64."""
+    """Compares to 1e-4 of the largest value; ours computes in float32, the oracle in float64."""
     scale = float(expected.abs().max())
     assert found.shape == expected.shape
     assert float((found.double() - expected).abs().max()) < 1e-4 * max(scale, 1.0)
@@ -67,7 +68,7 @@ def test_generators_have_the_same_images(published, name, psi, noise):
     z, _, c, onehot = inputs(maker)
     G = stylegan2.load(path, "keep").build(name)
     expected = cases.images(maker, data[name], z.double(), onehot, psi, noise)
-    close(G(z, c, truncation=psi, noise="const" if noise else "none")[:, :, 0], expected)
+    close(G(z, Condition(c), truncation=psi, noise="const" if noise else "none")[:, :, 0], expected)
 
 
 @torch.no_grad()
@@ -75,7 +76,7 @@ def test_discriminators_have_the_same_logits(published):
     maker, data, path = published
     _, x, c, onehot = inputs(maker)
     D = stylegan2.load(path, "keep").build("D")
-    close(D(x[:, :, None], c), cases.logits(maker, data["D"], x.double(), onehot))
+    close(D(x[:, :, None], Condition(c)), cases.logits(maker, data["D"], x.double(), onehot))
 
 
 @torch.no_grad()
@@ -105,7 +106,7 @@ def test_other_protocols_hold_the_same(published, tmp_path, protocol):
 @torch.no_grad()
 @pytest.mark.parametrize("pair", [("conv0", "conv1"), ("flip", "flip")], ids=["conv0 for conv1", "flipped"])
 def test_a_planted_fault_is_seen(tmp_path, pair):
-    """The comparison would notice weights in each other's place, and taps in reverse order."""
+    """The comparison notices exchanged weights and taps in reverse order."""
     maker = cases.Maker(widths=(8, 8, 8))
     data = maker.snapshot()
     G = stylegan2.load(write(tmp_path / "p.pkl", data), "keep").build("G_ema")
@@ -143,7 +144,7 @@ CHANGES = {
     "another clamp": ("D", "b8.conv0", {"conv_clamp": 3}, "conv_clamp: expected None as in the other layers; got 3"),
     "another rate": ("G", "mapping.fc1", {"bias_gain": 1}, "lr_multiplier: expected 0.01; got 1"),
     "no noise": ("G", "synthesis.b4.conv1", {"use_noise": False}, "use_noise: expected True; got False"),
-    "StyleGAN3": ("G", "synthesis", {"_modules": {}}, "StyleGAN3 network is none of ours"),
+    "StyleGAN3": ("G", "synthesis", {"_modules": {}}, "StyleGAN3 networks are not supported"),
     "huge": ("D", "", {"img_resolution": 1 << 40}, "img_resolution: expected a whole number"),
     "odd": ("G", "", {"img_resolution": 24}, "img_resolution: expected 4 times a power of two"),
     "missing level": ("G", "", {"img_resolution": 32}, "b32: expected a module b32"),
@@ -349,7 +350,7 @@ def test_a_pickle_starts_a_3d_run(tmp_path, capsys):
     assert inflate.main(command) == 0
     out = capsys.readouterr().out
     assert "for volumes of 8 x 8 x 8" in out and "--arch dense" in out
-    network = starts.start_network(start, NetworkConfig((8, 8, 8), (4, 4, 4), ((2, 2, 2),), (16, 16), "dense"))
+    network = start_network(start, NetworkConfig((8, 8, 8), (4, 4, 4), ((2, 2, 2),), (16, 16), "dense"))
     assert network.widths == (8, 4) and network.z_dim == maker.z and network.mbstd_group == 4
     G = Generator(network)
     tensors, _ = checkpoint.load(start)
@@ -423,7 +424,7 @@ def test_a_split_layer_is_the_dense_one_restricted(arch, modulated):
     actions = select_weights(dense, split)
     assert set(actions.values()) == {"selected"} and len(actions) == count + 1
     x, w = torch.randn(2, cin, 1, 6, 4).double(), torch.randn(2, 5).double()
-    found = split(x, w, "none") if modulated else split(x)
+    found = split(x, w) if modulated else split(x)
     weight = dense.stages[0].weights[0][:, :, 0] / 72**0.5
     for channel in range(cout):
         branch = channel % count

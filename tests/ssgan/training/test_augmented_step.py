@@ -1,4 +1,4 @@
-"""Augmentation in the training step: what the discriminator sees, what R1 differentiates, how p goes on."""
+"""Augmentation in the training step: images that D sees, the gradient of R1, and p."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from ssgan.config.augmentation import AugmentConfig, policy
 from ssgan.config.training import TrainConfig
 from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.training import losses, options
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from ssgan.utils.seeding import stream_seed
 from tests.support.process_checks import CONFIG, SHAPE
@@ -24,41 +24,41 @@ def reals(seed=0):
     return torch.rand(4, 1, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def drawn(gan, purpose, p, step=0):
-    generator = torch.Generator().manual_seed(stream_seed(gan.cfg.seed, "3d", step, purpose))
-    return gan.augment.draw(4, p, generator)
+def drawn(trainer, purpose, p, step=0):
+    generator = torch.Generator().manual_seed(stream_seed(trainer.cfg.seed, "3d", step, purpose))
+    return trainer.augment.draw(4, p, generator)
 
 
 def test_the_discriminator_sees_augmented_images_in_every_phase(monkeypatch):
     cfg = dataclasses.replace(ONE, augment=policy("brain", adapt=False, p_start=0.8))
-    gan, plain = (Gan(c, "3d", CPU) for c in (cfg, dataclasses.replace(ONE, augment=AugmentConfig())))
-    assert gan.cfg.augment.active and not plain.cfg.augment.active
-    seen = {gan: [], plain: []}
+    trainer, plain = (StageTrainer(c, "3d", CPU) for c in (cfg, dataclasses.replace(ONE, augment=AugmentConfig())))
+    assert trainer.cfg.augment.active and not plain.cfg.augment.active
+    seen = {trainer: [], plain: []}
     penalised = []
     for net, inputs in seen.items():
         net.D.register_forward_pre_hook(lambda module, args, inputs=inputs: inputs.append(args[0].detach().clone()))
     real = losses.r1_penalty
     monkeypatch.setattr(losses, "r1_penalty", lambda logits, images: penalised.append(images) or real(logits, images))
-    for net in (plain, gan):
+    for net in (plain, trainer):
         net.train_step(reals())
     # The order of a step: fakes for G, reals and fakes for D, reals for R1. Until G steps the networks are the same.
     purposes = ("aug_g", "aug_real", "aug_fake", "aug_r1")
-    assert len(seen[gan]) == len(seen[plain]) == 4
+    assert len(seen[trainer]) == len(seen[plain]) == 4
     for i, purpose in enumerate(purposes):
-        expected = gan.augment(seen[plain][i], drawn(gan, purpose, 0.8))
+        expected = trainer.augment(seen[plain][i], drawn(trainer, purpose, 0.8))
         if purpose != "aug_fake":  # made by a generator that has taken another step
-            torch.testing.assert_close(seen[gan][i], expected)
-        assert not torch.equal(seen[gan][i], seen[plain][i])
+            torch.testing.assert_close(seen[trainer][i], expected)
+        assert not torch.equal(seen[trainer][i], seen[plain][i])
     assert all(torch.equal(images, reals()) for images in penalised)  # the gradient is by the image before
 
 
 @pytest.mark.parametrize(("target", "way"), [(0.0, 1), (1.0, -1)])
 def test_p_follows_the_sign_of_the_real_logits(target, way):
     cfg = dataclasses.replace(ONE, augment=policy("brain", p_start=0.3, interval=2, kimg=0.1, target=target))
-    gan = Gan(cfg, "3d", CPU)
+    trainer = StageTrainer(cfg, "3d", CPU)
     with torch.no_grad():
-        gan.D.head.out.bias.fill_(0.25 * (1 if way > 0 else -1))
-    stats = [gan.train_step(reals(i)) for i in range(3)]
+        trainer.D.head.out.bias.fill_(0.25 * (1 if way > 0 else -1))
+    stats = [trainer.train_step(reals(i)) for i in range(3)]
     assert [s["augment_p"] for s in stats[:2]] == [0.3, 0.3]
     signs = sum(s["sign_real"] for s in stats[:2]) / 2
     moved = (signs > target) - (signs < target)
@@ -67,17 +67,19 @@ def test_p_follows_the_sign_of_the_real_logits(target, way):
 
 
 def test_p_and_its_counts_are_in_the_state_and_go_on_exactly():
-    gan = Gan(ONE, "3d", CPU)
+    trainer = StageTrainer(ONE, "3d", CPU)
     for i in range(3):  # an odd number: the statistic is half full
-        gan.train_step(reals(i))
-    state = {n: t.clone() for n, t in gan.state().items()}
+        trainer.train_step(reals(i))
+    state = {n: t.clone() for n, t in trainer.state().items()}
     assert {"augment.p", "augment.sums", "augment.steps"} <= state.keys()
-    again = Gan(ONE, "3d", CPU)
+    again = StageTrainer(ONE, "3d", CPU)
     again.load(state, CheckpointMeta("3d", 3, 12, ""), "memory")
     for i in (3, 4):
-        assert gan.train_step(reals(i)) == again.train_step(reals(i))
-    assert all(torch.equal(a, b) or bool(a.isnan().all()) for a, b in zip(gan.state().values(), again.state().values()))
-    plain = Gan(dataclasses.replace(ONE, augment=AugmentConfig()), "3d", CPU)
+        assert trainer.train_step(reals(i)) == again.train_step(reals(i))
+    assert all(
+        torch.equal(a, b) or bool(a.isnan().all()) for a, b in zip(trainer.state().values(), again.state().values())
+    )
+    plain = StageTrainer(dataclasses.replace(ONE, augment=AugmentConfig()), "3d", CPU)
     assert not [n for n in plain.state() if n.startswith("augment")]
 
 

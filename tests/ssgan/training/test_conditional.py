@@ -1,4 +1,4 @@
-"""Training on classes: the label reaches both networks in every phase, and what was learnt comes out by class."""
+"""Training on classes: both networks are told the label in every phase, and generate by class what they learnt."""
 
 import dataclasses
 import json
@@ -12,13 +12,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ssgan import evaluate, generate, inflate, report, train
 from ssgan import latents as latents_command
+from ssgan.config.training import ConfigError
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.writer import DatasetWriter
+from ssgan.models.conditioning import Condition
 from ssgan.models.sampling import class_shares, latents, synthesise
-from ssgan.runs.config import RunError
-from ssgan.training import loop as trainer
-from ssgan.training.step import Gan
-from ssgan.utils.errors import ConfigError
+from ssgan.runs.log import RunError
+from ssgan.training import loop
+from ssgan.training.real_images import RealImages
+from ssgan.training.step import StageTrainer
 from tests.support import stylegan2_cases as cases
 from tests.support.tiny_runs import CONFIG, SHAPE
 
@@ -44,8 +46,8 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("classes") / "data", ["AD", "CN", "CN", "MCI", "CN", "AD", "CN", "CN"])
 
 
-def gan(counts=(1, 5, 2), cfg=LABELLED):
-    return Gan(cfg, "3d", CPU, class_counts=counts)
+def trainer(counts=(1, 5, 2), cfg=LABELLED):
+    return StageTrainer(cfg, "3d", CPU, class_counts=counts)
 
 
 def reals(n=4, seed=3):
@@ -54,10 +56,10 @@ def reals(n=4, seed=3):
 
 def test_generated_images_have_the_classes_of_the_data(data):
     assert data.class_counts == (2, 5, 1)
-    net = gan((1, 0, 3))
+    net = trainer((1, 0, 3))
     drawn = []
     for net.step in range(300):
-        drawn += net.draw("d_main", 4).labels.tolist()
+        drawn += net.draw("d_main", 4).condition.labels.argmax(1).tolist()
     share = np.bincount(drawn, minlength=3) / len(drawn)
     assert share[1] == 0 and share[2] == pytest.approx(0.75, abs=0.05)
     assert class_shares((2, 5, 1), 8).tolist() == [0, 0, 1, 1, 1, 1, 1, 2] and class_shares((), 8) is None
@@ -66,47 +68,47 @@ def test_generated_images_have_the_classes_of_the_data(data):
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_the_discriminator_sees_the_class_of_each_image(step):
-    """Its loss written out again; step 0 has all phases, step 1 the main ones alone."""
-    net, images, labels = gan(), reals(), torch.tensor([2, 0, 1, 1])
+    """Compares with D's loss written out; step 0 has all phases, step 1 only generator and discriminator."""
+    net, images, real = trainer(), reals(), Condition(torch.tensor([2, 0, 1, 1]))
     net.step = step
-    frozen = gan()  # D before the step, G after it: the generator's phases come first
+    frozen = trainer()  # D before the step, G after it: the generator's phases come first
     frozen.step = step
-    of_fakes = frozen.draw("d_main", 4)
-    stats = net.train_step(images, labels)
+    inputs = frozen.draw("d_main", 4)
+    stats = net.train_step(images, real)
     frozen.G.load_state_dict(net.G.state_dict())
-    w, other = (frozen.G.mapping(z, of_fakes.labels) for z in (of_fakes.z, of_fakes.other))
-    ws = torch.stack([w if i < of_fakes.crossover else other for i in range(frozen.G.num_ws)], 1)
-    fakes = frozen.G.synthesis(ws, iter(of_fakes.noise))
-    loss = F.softplus(frozen.D(fakes, of_fakes.labels)) + F.softplus(-frozen.D(images, labels))
+    w, other = (frozen.G.mapping(z, inputs.condition.labels) for z in (inputs.z, inputs.z_mixed))
+    ws = torch.stack([w if i < inputs.crossover else other for i in range(frozen.G.num_ws)], 1)
+    fakes = frozen.G.synthesis(ws, inputs.noise)
+    loss = F.softplus(frozen.D(fakes, inputs.condition)) + F.softplus(-frozen.D(images, real))
     assert stats["loss_d"] == pytest.approx(loss.mean().item(), rel=1e-4)
-    assert stats["sign_real"] == pytest.approx(frozen.D(images, labels).sign().mean().item())
+    assert stats["sign_real"] == pytest.approx(frozen.D(images, real).sign().mean().item())
 
 
 def test_labels_matter_in_every_phase():
     """Other labels of the same real images change D's loss and R1; another mix of classes changes G's."""
-    first = gan().train_step(reals(), torch.tensor([0, 0, 0, 0]))
-    second = gan().train_step(reals(), torch.tensor([2, 1, 2, 1]))
+    first = trainer().train_step(reals(), Condition(torch.tensor([0, 0, 0, 0])))
+    second = trainer().train_step(reals(), Condition(torch.tensor([2, 1, 2, 1])))
     assert first["loss_d"] != second["loss_d"] and first["r1"] != second["r1"]
     assert first["loss_g"] == second["loss_g"] and first["path_length"] == second["path_length"]
-    other = gan((9, 0, 0)).train_step(reals(), torch.tensor([0, 0, 0, 0]))
+    other = trainer((9, 0, 0)).train_step(reals(), Condition(torch.tensor([0, 0, 0, 0])))
     assert other["loss_g"] != first["loss_g"] and other["path_length"] != first["path_length"]
-    net = gan()
+    net = trainer()
     before = {n: p.detach().clone() for n, p in [*net.G.named_parameters(), *net.D.named_parameters()]}
     for _ in range(2):
-        net.train_step(reals(), torch.tensor([0, 1, 2, 1]))
+        net.train_step(reals(), Condition(torch.tensor([0, 1, 2, 1])))
     moved = {n for n, p in [*net.G.named_parameters(), *net.D.named_parameters()] if not torch.equal(p, before[n])}
     assert {"mapping.embed.weight", "mapping.layers.0.weight"} <= moved
 
 
 def test_wrong_labels_are_refused():
     with pytest.raises(ValueError, match=r"labels: expected 4, one for each image; got none"):
-        gan().train_step(reals())
+        trainer().train_step(reals())
     with pytest.raises(ValueError, match=r"labels: expected 4, one for each image; got 3"):
-        gan().train_step(reals(), torch.tensor([0, 1, 2]))
+        trainer().train_step(reals(), Condition(torch.tensor([0, 1, 2])))
     with pytest.raises(ValueError, match=r"labels: expected none, the networks have no classes; got 4"):
-        gan(None, CONFIG).train_step(reals(), torch.tensor([0, 1, 2, 0]))
+        trainer(None, CONFIG).train_step(reals(), Condition(torch.tensor([0, 1, 2, 0])))
     with pytest.raises(ConfigError, match=r"class_counts: expected 3"):
-        gan((1, 2))
+        trainer((1, 2))
 
 
 def run(data, out, *more):
@@ -174,12 +176,12 @@ def test_without_classes_it_says_so(tmp_path, capsys):
     assert run(one, tmp_path / "run", "--conditional") == 2
     assert "this one has only 'AD'" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"classes: the networks have 3, the data set .* has 0"):
-        trainer.train(LABELLED, data, tmp_path / "run", progress=False)
+        loop.train(LABELLED, data, tmp_path / "run", progress=False)
 
 
 def test_a_run_does_not_go_on_with_other_classes(data, tmp_path):
-    quiet = {"progress": False, "say": lambda text: None}
-    assert trainer.train(LABELLED, data, tmp_path / "run", **quiet) == 0
+    quiet = {"progress": False, "echo": lambda text: None}
+    assert loop.train(LABELLED, data, tmp_path / "run", **quiet) == 0
     head = json.loads((data.path / "dataset.json").read_text())
     changed = tmp_path / "changed"
     changed.mkdir()
@@ -187,18 +189,17 @@ def test_a_run_does_not_go_on_with_other_classes(data, tmp_path):
     head["volumes"][0]["class_label"] = "CN"
     (changed / "dataset.json").write_text(json.dumps(head))
     with pytest.raises(RunError, match="the classes of the data set"):
-        trainer.train(LABELLED, VolumeDataset(changed), tmp_path / "run", **quiet)
+        loop.train(LABELLED, VolumeDataset(changed), tmp_path / "run", **quiet)
 
 
 def test_classes_are_learnt(data):
-    """Three levels of grey by class: after 150 steps each class of G has the level of its own."""
+    """Each class has its level of grey: after 150 steps G has them too."""
     stage = dataclasses.replace(LABELLED.stage_3d, batch=8, lr_g=0.01, lr_d=0.01, ema_kimg=0.1, kimg=10.0, pl_weight=0)
     cfg = dataclasses.replace(LABELLED, stage_3d=stage)
-    net = Gan(cfg, "3d", CPU)
-    images = trainer.RealImages(data, "3d", 0)
+    net = StageTrainer(cfg, "3d", CPU)
+    images = RealImages(data, "3d", 0)
     for _ in range(150):
-        place = net.images, 8, net.local
-        net.train_step(images.batch(*place), images.labels(*place))
+        net.train_step(*images.batch(net.images, 8, net.local_samples))
     z = latents(range(8), cfg.network.z_dim)
     means = [synthesise(net.G_ema, z, batch=8, c=torch.full((8,), k)).mean((1, 2, 3)) for k in range(3)]
     assert [float(m.mean()) for m in means] == pytest.approx([-0.6, 0.0, 0.6], abs=0.2)

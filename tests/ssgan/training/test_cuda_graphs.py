@@ -1,6 +1,6 @@
-"""--cuda-graphs: the pieces of a step hold nothing that the host decides, and replayed they are the same training.
+"""--cuda-graphs: the host decides nothing within a segment of a step, and replayed segments are the same training.
 
-There is no GPU here: `tape` records a piece's operations and repeats them on the same tensors, as a graph does. The
+There is no GPU here: `tape` records a segment's operations and repeats them on the same tensors, as a graph does. The
 capture itself is checked by test_gpu.py.
 """
 
@@ -11,13 +11,15 @@ import torch
 
 from ssgan import train as train_command
 from ssgan.config.augmentation import AugmentConfig
+from ssgan.config.training import ConfigError
+from ssgan.models.conditioning import Condition
 from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.training import losses
 from ssgan.training.cuda_graphs import Graphs
 from ssgan.training.distributed import Group
+from ssgan.training.optimiser import NonFiniteError
 from ssgan.training.precision import Execution
-from ssgan.training.step import Gan
-from ssgan.utils.errors import ConfigError
+from ssgan.training.step import StageTrainer
 from tests.support.process_checks import CONFIG
 from tests.support.tape import HostDecides, TapeRecorder
 
@@ -32,10 +34,13 @@ CASES = {
     "plain": (PLAIN, Execution()),
     "ada": (BASE, Execution()),
     "accumulate": (BASE, Execution(accumulate=2)),
-    "more-parts-than-paths": (dataclasses.replace(BASE, pl_batch_shrink=8, network=ALONE), Execution(accumulate=4)),
+    "more-micro-batches-than-paths": (
+        dataclasses.replace(BASE, pl_batch_shrink=8, network=ALONE),
+        Execution(accumulate=4),
+    ),
     "recompute": (PLAIN, Execution(recompute=True)),
     "classes": (LABELLED, Execution()),
-    "places": (dataclasses.replace(BASE, stage_2d=BASE.stage_3d, network=BASE.network.depth_aware()), Execution()),
+    "slice-index": (dataclasses.replace(BASE, stage_2d=BASE.stage_3d, network=BASE.network.depth_aware()), Execution()),
     "bf16": (dataclasses.replace(BASE, precision="bf16"), Execution()),
     "fp16": (dataclasses.replace(BASE, precision="fp16"), Execution()),
     "frozen": (dataclasses.replace(PLAIN, freeze_d=1), Execution()),
@@ -47,85 +52,88 @@ class OneMemory(Graphs):
 
     phase = ""
 
-    def __call__(self, key, work, *inputs):
+    def __call__(self, key, segment, *inputs):
         phase = key[0].split(":")[0]
         if phase != self.phase:
             self.phase = phase
             for tape in self.recorder.tapes:
                 tape.forget()
-        return super().__call__(key, work, *inputs)
+        return super().__call__(key, segment, *inputs)
 
 
 def made(cfg, execution=None, graphs=False):
     stage = "2d" if cfg.network.depth_places else "3d"
-    gan = Gan(cfg, stage, CPU, execution, class_counts=(1, 4, 2) if cfg.network.classes else None)
+    trainer = StageTrainer(cfg, stage, CPU, execution, class_counts=(1, 4, 2) if cfg.network.classes else None)
     if graphs:
-        gan.call = OneMemory(TapeRecorder(), WARMUP)
-    return gan
+        trainer.phases.accumulator.call = OneMemory(TapeRecorder(), WARMUP)
+    return trainer
 
 
-def step(gan, number):
+def step(trainer, number):
     """A step on images and classes of this step's own."""
     generator = torch.Generator().manual_seed(number)
-    images = torch.rand(BATCH, 1, *gan.G.cfg.shape, generator=generator) * 2 - 1
-    labels = torch.randint(3, (BATCH,), generator=generator) if gan.class_counts else None
-    places = torch.randint(gan.places, (BATCH,), generator=generator) if gan.places else None
-    return gan.train_step(images[gan.local], *(None if x is None else x[gan.local] for x in (labels, places)))
+    images = torch.rand(BATCH, 1, *trainer.G.cfg.shape, generator=generator) * 2 - 1
+    labels = torch.randint(3, (BATCH,), generator=generator) if trainer.class_counts else None
+    slices = torch.randint(trainer.slice_count, (BATCH,), generator=generator) if trainer.slice_count else None
+    return trainer.train_step(
+        images[trainer.local_samples], Condition(labels, slices).map(lambda t: t[trainer.local_samples])
+    )
 
 
-def assert_same(gan, other):
-    left, right = gan.state(), other.state()
+def assert_same(trainer, other):
+    left, right = trainer.state(), other.state()
     assert left.keys() == right.keys()
     different = [n for n in left if not torch.equal(left[n].nan_to_num(7.0), right[n].nan_to_num(7.0))]
     assert not different, f"{len(different)} tensors differ, first {different[0]}"
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_replayed_pieces_are_the_same_training_bit_for_bit(name):
-    gan, graphed = made(*CASES[name]), made(*CASES[name], graphs=True)
+def test_replayed_segments_are_the_same_training_bit_for_bit(name):
+    trainer, graphed = made(*CASES[name]), made(*CASES[name], graphs=True)
     seen = set()
     for i in range(STEPS):
-        stats = step(gan, i)
+        stats = step(trainer, i)
         assert step(graphed, i) == stats
         seen.add(stats.get("augment_p"))
-    assert_same(gan, graphed)
-    recorder = graphed.call.recorder
-    assert recorder.recordings == len(graphed.call.recorded) == len(graphed.call.calls)  # each piece once
-    phases = {str(key[0]).split(":")[0] for key in graphed.call.recorded}
+    assert_same(trainer, graphed)
+    graphs = graphed.phases.accumulator.call
+    assert graphs.recorder.recordings == len(graphs.captured) == len(graphs.calls)  # each segment once
+    phases = {str(key[0]).split(":")[0] for key in graphs.captured}
     assert phases == {"generator", "path length", "discriminator", "R1"}
-    assert len(seen) > 1 or not gan.cfg.augment.active  # p moved
+    assert len(seen) > 1 or not trainer.cfg.augment.active  # p moved
 
 
 def test_what_changes_between_steps_is_seen():
     """Rates that rise and fall, another p, another scale, weights of a checkpoint, a longer freeze and back."""
     cfg = dataclasses.replace(BASE, precision="fp16", warmup_kimg=0.03, cooldown_kimg=0.05)
-    gan, graphed = made(cfg), made(cfg, graphs=True)
-    for one in (gan, graphed):
+    trainer, graphed = made(cfg), made(cfg, graphs=True)
+    for one in (trainer, graphed):
         one.images_before = 40  # so the rates warm up
     for i in range(5):
-        assert step(graphed, i) == step(gan, i)
-    recorded = len(graphed.call.recorded)
-    kept = {n: t.clone() for n, t in gan.state().items()}
+        assert step(graphed, i) == step(trainer, i)
+    graphs = graphed.phases.accumulator.call
+    captured = len(graphs.captured)
+    kept = {n: t.clone() for n, t in trainer.state().items()}
     for i in range(5, 8):
-        for one in (gan, graphed):
+        for one in (trainer, graphed):
             one.ada.p, one.scale_d.scale, one.scale_g.scale, one.rewinds = 0.1 * i, 2.0**i, 2.0 ** (i + 1), 1
-        assert step(graphed, i) == step(gan, i)
-    assert len(graphed.call.recorded) == recorded  # none of these is recorded anew
+        assert step(graphed, i) == step(trainer, i)
+    assert len(graphs.captured) == captured  # none of these is captured anew
     for frozen in (1, 0):
-        for one in (gan, graphed):
+        for one in (trainer, graphed):
             one.frozen = frozen
         for i in range(4):
-            assert step(graphed, i) == step(gan, i)
+            assert step(graphed, i) == step(trainer, i)
         assert all((p.grad is None) == bool(frozen) for p in graphed.D.from_image.parameters())
-    assert len(graphed.call.recorded) > recorded  # other parameters train: recorded anew
-    for one in (gan, graphed):
+    assert len(graphs.captured) > captured  # other parameters train: captured anew
+    for one in (trainer, graphed):
         one.load({n: t.clone() for n, t in kept.items()}, CheckpointMeta("3d", 5, 40, "", 40), "memory")
     for i in range(5, 8):
-        assert step(graphed, i) == step(gan, i)
-    assert_same(gan, graphed)
+        assert step(graphed, i) == step(trainer, i)
+    assert_same(trainer, graphed)
 
 
-def test_overflow_and_nan_are_seen_in_replayed_pieces():
+def test_overflow_and_nan_are_seen_in_replayed_segments():
     cfg = dataclasses.replace(BASE, precision="fp16")
     graphed = made(cfg, graphs=True)
     for i in range(4):
@@ -136,7 +144,7 @@ def test_overflow_and_nan_are_seen_in_replayed_pieces():
     assert graphed.scale_d.scale < 2.0**40 and all(map(torch.equal, before, graphed.D.parameters()))
     with torch.no_grad():
         graphed.D.head.fc.weight[0, 0] = float("nan")
-    with pytest.raises(losses.NonFiniteError, match=r"step 5, generator: .*weight D\.head\.fc\.weight"):
+    with pytest.raises(NonFiniteError, match=r"step 5, generator: .*weight D\.head\.fc\.weight"):
         step(graphed, 5)
 
 
@@ -175,7 +183,7 @@ def plant_random(monkeypatch):
     ],
     ids=["item", "mask", "fresh", "random"],
 )
-def test_a_piece_in_which_the_host_decides_is_noticed(monkeypatch, plant, match):
+def test_a_segment_in_which_the_host_decides_is_noticed(monkeypatch, plant, match):
     plant(monkeypatch)
     graphed = made(PLAIN, graphs=True)
     with pytest.raises(HostDecides, match=match):
@@ -183,38 +191,38 @@ def test_a_piece_in_which_the_host_decides_is_noticed(monkeypatch, plant, match)
             step(graphed, i)
 
 
-def plant_baked_number(gan, monkeypatch):
+def plant_baked_number(trainer, monkeypatch):
     """A number that the host counts up goes into the loss."""
     real, count = losses.generator_loss, []
     monkeypatch.setattr(losses, "generator_loss", lambda logits: (count.append(0), real(logits) * len(count))[1])
 
 
-def plant_stale_input(gan, monkeypatch):
-    """A tensor that is no input of its piece, and another one at every step."""
+def plant_stale_input(trainer, monkeypatch):
+    """A tensor that is no input of its segment, and another one at every step."""
     real, box = losses.discriminator_loss, [torch.ones(())]
 
     def loss(fake, real_logits):
         return real(fake, real_logits) * box[0]
 
-    original = gan.train_step
+    original = trainer.train_step
 
     def train_step(*args):
         box[0] = box[0] + 1
         return original(*args)
 
     monkeypatch.setattr(losses, "discriminator_loss", loss)
-    gan.train_step = train_step
+    trainer.train_step = train_step
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("plant", [plant_baked_number, plant_stale_input])
-def test_what_is_baked_into_a_piece_shows_in_the_comparison(monkeypatch, plant):
+def test_constants_baked_into_a_segment_show_in_the_comparison(monkeypatch, plant):
     stats = []
     for graphs in (False, True):
-        gan = made(PLAIN, graphs=graphs)
+        trainer = made(PLAIN, graphs=graphs)
         with monkeypatch.context() as patch:
-            plant(gan, patch)
-            stats.append([step(gan, i) for i in range(5)])
+            plant(trainer, patch)
+            stats.append([step(trainer, i) for i in range(5)])
     assert stats[0][:2] == stats[1][:2] and stats[0] != stats[1]
 
 
@@ -223,10 +231,10 @@ def test_a_graph_whose_inputs_change_their_shape_says_so():
     assert float(graphs("twice", lambda x, none: x * 2, torch.ones(()), None)) == 2
     assert float(graphs("twice", lambda x, none: x * 3, torch.full((), 4.0), None)) == 8  # not called again
     with pytest.raises(
-        RuntimeError, match=r"graph twice, input 0: recorded with \(\(\), torch.float32\); got \(\(2,\)"
+        RuntimeError, match=r"graph twice, input 0: captured with \(\(\), torch.float32\); got \(\(2,\)"
     ):
         graphs("twice", lambda x, none: x * 2, torch.ones(2), None)
-    with pytest.raises(RuntimeError, match="graph twice, input 1: recorded with None"):
+    with pytest.raises(RuntimeError, match="graph twice, input 1: captured with None"):
         graphs("twice", lambda x, none: x * 2, torch.ones(()), torch.ones(()))
 
 
@@ -240,7 +248,7 @@ def test_a_cpu_and_several_processes_are_refused(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "--cuda-graphs: expected --device cuda; got cpu; leave --cuda-graphs out" in said and not out.exists()
     with pytest.raises(ConfigError, match="--cuda-graphs: expected --device cuda"):
-        Gan(PLAIN, "3d", CPU, Execution(cuda_graphs=True))
+        StageTrainer(PLAIN, "3d", CPU, Execution(cuda_graphs=True))
     monkeypatch.setattr(train_command, "pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert train_command.main(arguments) == 2

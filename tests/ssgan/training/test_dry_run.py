@@ -1,4 +1,4 @@
-"""What --dry-run says against what is so: operations by hand, memory against the process's peak, nothing written."""
+"""--dry-run: operations against counts by hand, memory against the process's peak, and nothing is written."""
 
 import dataclasses
 import subprocess
@@ -10,10 +10,10 @@ import torch
 
 from ssconv import split_shuffle_conv3d
 from ssgan import train as train_command
-from ssgan.config.network import NetworkConfig
-from ssgan.training import dry_run as dryrun
+from ssgan.config.training import NetworkConfig
+from ssgan.training import dry_run
 from ssgan.training.precision import Execution
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 from tests.support.process_checks import CONFIG
 
 CPU = torch.device("cpu")
@@ -24,16 +24,16 @@ def test_operations_are_those_of_pen_and_paper():
     weights = [torch.randn(3, 2, 3, 3, 3, requires_grad=True), torch.randn(3, 2, 1, 3, 3, requires_grad=True)]
     macs = 2 * 5 * 6 * 7 * 3 * 2 * (27 + 9)  # images, voxels, channels of a branch, taps of both
     call = lambda **options: split_shuffle_conv3d(x, weights, **options)  # noqa: E731
-    assert dryrun.count_flops(call) == 2 * macs
-    assert dryrun.count_flops(lambda: call().square().sum().backward()) == 3 * 2 * macs
+    assert dry_run.count_flops(call) == 2 * macs
+    assert dry_run.count_flops(lambda: call().square().sum().backward()) == 3 * 2 * macs
     halved = 2 * 3 * 3 * 4 * 6 * 36  # positions rounded up
-    assert dryrun.count_flops(lambda: call(stride=2).sum().backward()) == 3 * 2 * halved
+    assert dry_run.count_flops(lambda: call(stride=2).sum().backward()) == 3 * 2 * halved
     # The adjoint of a strided convolution works at its input's positions.
-    assert dryrun.count_flops(lambda: call(stride=2, transposed=True).sum().backward()) == 3 * 2 * macs
+    assert dry_run.count_flops(lambda: call(stride=2, transposed=True).sum().backward()) == 3 * 2 * macs
 
 
 def test_live_bytes_follow_storages_and_not_views():
-    with dryrun.LiveBytes() as live:
+    with dry_run.LiveBytes() as live:
         a = torch.ones(1000)
         b = a[:10].view(2, 5)
         assert live.live == 4000
@@ -48,16 +48,17 @@ def test_live_bytes_follow_storages_and_not_views():
 SCRIPT = """
 import torch
 from ssgan.training.dry_run import with_batch
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 from tests.ssgan.training.test_dry_run import LARGER
 torch.set_num_threads(1)
-Gan(with_batch(LARGER, "3d", 1), "3d", torch.device("cpu")).train_step(torch.zeros(1, 1, *LARGER.network.shape))
+small = StageTrainer(with_batch(LARGER, "3d", 1), "3d", torch.device("cpu"))
+small.train_step(torch.zeros(1, 1, *LARGER.network.shape))
 def peak():  # not ru_maxrss, which a process inherits from its parent
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 before = peak()
-gan = Gan(with_batch(LARGER, "3d", 8), "3d", torch.device("cpu"))
-gan.train_step(torch.zeros(8, 1, *LARGER.network.shape))
+trainer = StageTrainer(with_batch(LARGER, "3d", 8), "3d", torch.device("cpu"))
+trainer.train_step(torch.zeros(8, 1, *LARGER.network.shape))
 print(peak() - before)
 """
 LARGER = dataclasses.replace(
@@ -72,33 +73,33 @@ LARGER = dataclasses.replace(
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 def test_memory_is_estimated_within_a_factor_of_one_and_a_half():
     """Against the growth of the process's resident peak from a step of 1 image to one of 8."""
-    memory = dryrun.measure_memory(LARGER, "3d", CPU, Execution())
+    memory = dry_run.measure_memory(LARGER, "3d", CPU, Execution())
     estimate = memory.at(8) - memory.at(1)
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, check=True)
     measured = float(done.stdout)
     assert measured > 40e6, "too small to tell from the allocator's own"
     assert measured / 1.5 < estimate < measured * 1.5, (measured, estimate)
-    less = dryrun.measure_memory(LARGER, "3d", CPU, Execution(recompute=True))
+    less = dry_run.measure_memory(LARGER, "3d", CPU, Execution(recompute=True))
     assert less.each < 0.95 * memory.each  # one of two blocks has most of the activations
 
 
 def test_the_proposed_batch_is_the_largest_power_of_two_that_fits():
-    memory = dryrun.Memory(fixed=100, each=10)
-    assert dryrun.propose_batch(memory, round(260 / dryrun.MARGIN) + 1) == 16
-    assert dryrun.propose_batch(memory, round(259 / dryrun.MARGIN)) == 8
-    assert dryrun.propose_batch(memory, 50) == 0
+    memory = dry_run.Memory(fixed=100, each=10)
+    assert dry_run.propose_batch(memory, round(260 / dry_run.MARGIN) + 1) == 16
+    assert dry_run.propose_batch(memory, round(259 / dry_run.MARGIN)) == 8
+    assert dry_run.propose_batch(memory, 50) == 0
 
 
 def test_the_report_names_everything_and_proposes_what_fits(monkeypatch):
     said = []
-    monkeypatch.setattr(dryrun, "step_seconds", lambda gan: 0.5)
-    one = dryrun.measure_memory(CONFIG, "3d", CPU, Execution())
-    monkeypatch.setattr(dryrun, "free_memory", lambda device: round(one.at(4) / dryrun.MARGIN) + 1)
-    dryrun.dry_run(dataclasses.replace(CONFIG, stage="3d"), CPU, Execution(), said.append)
+    monkeypatch.setattr(dry_run, "step_seconds", lambda trainer: 0.5)
+    one = dry_run.measure_memory(CONFIG, "3d", CPU, Execution())
+    monkeypatch.setattr(dry_run, "free_memory", lambda device: round(one.at(4) / dry_run.MARGIN) + 1)
+    dry_run.dry_run(dataclasses.replace(CONFIG, stage="3d"), CPU, Execution(), said.append)
     text = "\n".join(said)
-    gan = Gan(CONFIG, "3d", CPU)
-    assert f"G {sum(p.numel() for p in gan.G.parameters()):,}" in text
+    trainer = StageTrainer(CONFIG, "3d", CPU)
+    assert f"G {sum(p.numel() for p in trainer.G.parameters()):,}" in text
     assert "does not fit: propose --batch-3d 4, or --accumulate 3 at this batch" in text
     assert "speed: 8.00 images/s at batch 4; 0.06 thousand images take 0.1 min" in text
     assert "nothing was written" in text
@@ -106,15 +107,15 @@ def test_the_report_names_everything_and_proposes_what_fits(monkeypatch):
 
 
 def test_lazy_phases_count_by_their_share(monkeypatch):
-    gan = Gan(dataclasses.replace(CONFIG, d_reg_interval=4, g_reg_interval=2), "3d", CPU)
+    trainer = StageTrainer(dataclasses.replace(CONFIG, d_reg_interval=4, g_reg_interval=2), "3d", CPU)
     clock = [0.0]
 
     def step(*inputs):
-        clock[0] += 1 + (gan.step % 2 == 0) * 0.5 + (gan.step % 4 == 0) * 2
+        clock[0] += 1 + (trainer.step % 2 == 0) * 0.5 + (trainer.step % 4 == 0) * 2
 
-    monkeypatch.setattr(gan, "train_step", step)
-    monkeypatch.setattr(dryrun.time, "perf_counter", lambda: clock[0])
-    assert dryrun.step_seconds(gan) == pytest.approx(1 + 0.5 / 2 + 2 / 4)
+    monkeypatch.setattr(trainer, "train_step", step)
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: clock[0])
+    assert dry_run.step_seconds(trainer) == pytest.approx(1 + 0.5 / 2 + 2 / 4)
 
 
 def test_the_command_writes_nothing(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The training loop: exact resume, what stops it, what it writes."""
+"""The training loop: exact resume, stops, and the files that it writes."""
 
 import dataclasses
 import errno
@@ -26,8 +26,11 @@ from ssgan.runs.config import RunError
 from ssgan.runs.folder import LOCK_NAME, RunLock, check_folder
 from ssgan.runs.log import JsonLog
 from ssgan.runs.progress import Progress
-from ssgan.training import loop as trainer
-from ssgan.training import losses
+from ssgan.training import loop, run
+from ssgan.training.optimiser import NonFiniteError
+from ssgan.training.real_images import RealImages
+from ssgan.training.run import Run
+from ssgan.training.step import StageTrainer
 from ssgan.utils import seeding
 from ssgan.utils.errors import UserError
 
@@ -70,8 +73,8 @@ def finished(data, tmp_path_factory) -> Path:
 
 
 def go(data, folder, cfg=CONFIG, said=None, **options):
-    say = (lambda text: None) if said is None else said.append
-    return trainer.train(cfg, data, folder, progress=False, say=say, **options)
+    echo = (lambda text: None) if said is None else said.append
+    return loop.train(cfg, data, folder, progress=False, echo=echo, **options)
 
 
 def weights(folder, stage="3d"):
@@ -96,11 +99,11 @@ def losses_of(folder):
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing in the code under test may catch it."""
+    """Simulates the end of the process: nothing in the code under test may catch it."""
 
 
 def die_at(monkeypatch, owner, name, call):
-    """The method `name` of `owner` dies at its call number `call`, counted from 0."""
+    """Makes the function `name` of `owner` raise Killed at its call number `call`, counted from 0."""
     real, calls = getattr(owner, name), []
 
     def dying(*args, **kwargs):
@@ -163,7 +166,7 @@ def test_another_seed_is_another_run(data, finished, tmp_path):
 @pytest.mark.parametrize("step", [0, 1, 5, 9])
 def test_death_in_a_step_then_the_same_command_gives_the_same_bits(data, finished, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
-        die_at(patch, trainer.Gan, "train_step", step)
+        die_at(patch, StageTrainer, "train_step", step)
         with pytest.raises(Killed):
             go(data, tmp_path)
     torch.manual_seed(12345)  # no global random state takes part
@@ -176,15 +179,15 @@ def test_death_in_a_step_then_the_same_command_gives_the_same_bits(data, finishe
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (trainer.Run, "start", 0),
-        (trainer.Run, "measure", 0),
-        (trainer.Run, "snapshot", 1),
+        (Run, "log_start", 0),
+        (Run, "measure", 0),
+        (Run, "snapshot", 1),
         (checkpoint, "save", 0),
         (checkpoint, "_write", 40),
         (checkpoint, "prune", 1),
         (checkpoint, "save", 2),
-        (trainer.Gan, "inflate_from", 0),
-        (trainer.Run, "finish", 0),
+        (StageTrainer, "inflate_from", 0),
+        (Run, "write_result", 0),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -223,7 +226,7 @@ def test_a_longer_2d_stage_is_refused_once_3d_has_begun(data, finished):
 
 def test_damaged_newest_checkpoint_falls_back_and_ends_the_same(data, finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        die_at(patch, trainer.Gan, "train_step", 10)
+        die_at(patch, StageTrainer, "train_step", 10)
         with pytest.raises(Killed):
             go(data, tmp_path)
     newest = checkpoint.list_checkpoints(tmp_path / "checkpoints")[-1]
@@ -239,7 +242,7 @@ def test_damaged_newest_checkpoint_falls_back_and_ends_the_same(data, finished, 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_signal_finishes_the_step_saves_and_resumes(data, finished, tmp_path, monkeypatch, number):
-    real = trainer.Gan.train_step
+    real = StageTrainer.train_step
     handler = signal.getsignal(number)
 
     def step(self, reals, *about):
@@ -249,7 +252,7 @@ def test_signal_finishes_the_step_saves_and_resumes(data, finished, tmp_path, mo
 
     said = []
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Gan, "train_step", step)
+        patch.setattr(StageTrainer, "train_step", step)
         assert go(data, tmp_path, said=said) == 128 + number
     assert signal.Signals(number).name in said[-1] and "3d-000000020" in said[-1]
     assert signal.getsignal(number) is handler
@@ -258,7 +261,7 @@ def test_signal_finishes_the_step_saves_and_resumes(data, finished, tmp_path, mo
 
 
 def test_planted_nan_is_named_and_the_last_checkpoint_kept(data, tmp_path, monkeypatch):
-    real = trainer.Gan.train_step
+    real = StageTrainer.train_step
 
     def step(self, reals, *about):
         if self.stage == "3d" and self.step == 4:
@@ -266,19 +269,19 @@ def test_planted_nan_is_named_and_the_last_checkpoint_kept(data, tmp_path, monke
                 self.D.head.fc.weight[1, 1] = float("nan")
         return real(self, reals, *about)
 
-    monkeypatch.setattr(trainer.Gan, "train_step", step)
-    with pytest.raises(losses.NonFiniteError, match=r"stage 3d, step 4, generator: .*weight D\.head\.fc\.weight"):
+    monkeypatch.setattr(StageTrainer, "train_step", step)
+    with pytest.raises(NonFiniteError, match=r"stage 3d, step 4, generator: .*weight D\.head\.fc\.weight"):
         go(data, tmp_path)
     loaded, meta = checkpoint.load(checkpoint.list_checkpoints(tmp_path / "checkpoints")[-1])
     assert meta.images == 12 and all(torch.isfinite(t).all() for t in loaded.values())
 
 
 def test_non_finite_gradient_is_named(data):
-    net = trainer.Gan(CONFIG, "3d", torch.device("cpu"))
+    net = StageTrainer(CONFIG, "3d", torch.device("cpu"))
     bias = net.D.head.out.bias
     bias.register_hook(lambda gradient: gradient * float("inf"))
     before = [p.detach().clone() for p in net.D.parameters()]
-    with pytest.raises(losses.NonFiniteError, match=r"discriminator: .*gradient of D\.head\.out\.bias"):
+    with pytest.raises(NonFiniteError, match=r"discriminator: .*gradient of D\.head\.out\.bias"):
         net.train_step(data.volume_batch(np.arange(4)))
     assert all(torch.equal(a, b) for a, b in zip(before, net.D.parameters(), strict=True))  # no step was taken
 
@@ -341,7 +344,7 @@ def test_phantoms_are_made_once_and_again_after_a_stop_before_the_configuration(
     arguments = ["--out", str(tmp_path / "run"), "--no-progress", "--threads", "1", "--device", "cpu"]
     arguments += ["--preset", "demo", "--kimg-2d", "0.004", "--batch-2d", "4", "--kimg-3d", "0.002", "--batch-3d", "2"]
     with monkeypatch.context() as patch:
-        die_at(patch, trainer, "record_config", 0)
+        die_at(patch, run, "record_config", 0)
         with pytest.raises(Killed):
             train_command.main(arguments)
     assert train_command.main(arguments) == 0
@@ -392,26 +395,28 @@ def test_half_a_log_line_is_dropped_and_a_broken_middle_is_named(tmp_path):
 
 @pytest.mark.parametrize(("stage", "count"), [("2d", 30), ("3d", 5)])
 def test_each_item_once_per_epoch_in_an_order_of_its_own(data, stage, count):
-    reals = trainer.RealImages(data, stage, seed=7)
+    reals = RealImages(data, stage, seed=7)
     assert reals.count == count
     items = np.concatenate([reals.items(first, 4) for first in range(0, 4 * count, 4)])
     epochs = items.reshape(4, count)
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    fresh = trainer.RealImages(data, stage, seed=7)  # the order at an image does not depend on what came before
+    fresh = RealImages(data, stage, seed=7)  # the order at an image does not depend on what came before
     assert np.array_equal(fresh.items(2 * count - 3, 7), items[2 * count - 3 : 2 * count + 4])
-    assert not np.array_equal(trainer.RealImages(data, stage, seed=8).items(0, 4 * count), items)
+    assert not np.array_equal(RealImages(data, stage, seed=8).items(0, 4 * count), items)
 
 
 def test_batches_are_the_items(data):
-    volumes, slices = (trainer.RealImages(data, stage, seed=0) for stage in ("3d", "2d"))
-    batch, items = volumes.batch(3, 4), volumes.items(3, 4)
+    volumes, slices = (RealImages(data, stage, seed=0) for stage in ("3d", "2d"))
+    (batch, _), items = volumes.batch(3, 4), volumes.items(3, 4)
     assert batch.shape == (4, 1, *SHAPE)
     assert all(np.array_equal(batch[i, 0].numpy(), data.volumes[item]) for i, item in enumerate(items))
-    batch, items = slices.batch(28, 4), slices.items(28, 4)
+    (batch, condition), items = slices.batch(28, 4), slices.items(28, 4)
     assert batch.shape == (4, 1, 1, *SHAPE[1:])
     for i, item in enumerate(items):
         assert np.array_equal(batch[i, 0, 0].numpy(), data.volumes[item // SHAPE[0], item % SHAPE[0]])
+    assert np.array_equal(condition.slice_index.numpy(), items % SHAPE[0]) and condition.labels is None
+    assert RealImages(data, "2d", 0, NETWORK).batch(28, 4)[1] == (None, None)  # networks that take no slice index
 
 
 def test_stream_seeds_differ_in_every_argument_and_stay():
@@ -458,9 +463,9 @@ def test_3d_from_a_2d_checkpoint_equals_both_in_one_run(data, finished, tmp_path
 
 
 def test_inflation_starts_3d_from_the_2d_weights(data, finished):
-    flat = trainer.Gan(CONFIG, "2d", torch.device("cpu"))
+    flat = StageTrainer(CONFIG, "2d", torch.device("cpu"))
     flat.load(*checkpoint.load(checkpoint.final_path(finished / "checkpoints", "2d")), "file")
-    deep = trainer.Gan(CONFIG, "3d", torch.device("cpu"))
+    deep = StageTrainer(CONFIG, "3d", torch.device("cpu"))
     deep.inflate_from(flat, "average", images=40)
     for name in ("G", "D", "G_ema"):
         before, after = getattr(flat, name).state_dict(), getattr(deep, name).state_dict()
@@ -480,7 +485,7 @@ def command(data_path, out):
 
 
 def environment():
-    root = str(Path(trainer.__file__).parents[2])
+    root = str(Path(loop.__file__).parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
 
 

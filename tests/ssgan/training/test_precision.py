@@ -1,4 +1,4 @@
-"""16-bit convolutions, loss scaling, recomputed activations and compiled networks: the same step but for rounding."""
+"""16-bit convolutions, loss scaling, activation checkpointing and compilation change a step only by rounding."""
 
 import dataclasses
 
@@ -7,9 +7,9 @@ import torch
 
 from ssgan.models.layers import Conv, FullyConnected, MinibatchStd, ModulatedConv
 from ssgan.runs.checkpoint import CheckpointMeta
-from ssgan.training.losses import NonFiniteError
+from ssgan.training.optimiser import NonFiniteError
 from ssgan.training.precision import Execution, LossScale
-from ssgan.training.step import Gan
+from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from tests.support.process_checks import CONFIG, SHAPE
 
@@ -26,8 +26,8 @@ def reals(count=3):
 
 
 def run(cfg, execution=None, count=3):
-    gan = Gan(cfg, "3d", CPU, execution)
-    return gan, [gan.train_step(images) for images in reals(count)]
+    trainer = StageTrainer(cfg, "3d", CPU, execution)
+    return trainer, [trainer.train_step(images) for images in reals(count)]
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +38,22 @@ def plain():
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_sixteen_bits_in_the_convolutions_and_float32_elsewhere(plain, precision):
     cfg = config(precision)
-    gan = Gan(cfg, "3d", CPU)
+    trainer = StageTrainer(cfg, "3d", CPU)
     seen = {}
 
     def note(module, inputs, output):
         seen.setdefault(type(module), set()).add(output.dtype)
 
-    for net in (gan.G, gan.D):
+    for net in (trainer.G, trainer.D):
         for module in net.modules():
             if isinstance(module, (Conv, ModulatedConv, FullyConnected, MinibatchStd)):
                 module.register_forward_hook(note)
-    stats = [gan.train_step(images) for images in reals()]
+    stats = [trainer.train_step(images) for images in reals()]
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     assert seen[Conv] == seen[ModulatedConv] == {half}
     assert seen[FullyConnected] == seen[MinibatchStd] == {torch.float32}
-    assert all(t.dtype == torch.float32 for t in (*gan.G.state_dict().values(), *gan.D.state_dict().values()))
-    assert gan.fakes(gan.draw("g_main", 4), gan.parts[0])[0].dtype == torch.float32
+    assert all(t.dtype == torch.float32 for t in (*trainer.G.state_dict().values(), *trainer.D.state_dict().values()))
+    assert trainer.phases.generate(trainer.draw("g_main", 4))[0].dtype == torch.float32
     for found, expected in zip(stats, plain[1], strict=True):
         assert found.keys() == expected.keys()
         for name in ("loss_g", "loss_d", "path_length", "r1"):
@@ -64,23 +64,23 @@ def test_sixteen_bits_in_the_convolutions_and_float32_elsewhere(plain, precision
 
 def test_fp16_resumes_its_loss_scale_exactly():
     cfg = config("fp16")
-    gan, _ = run(cfg)
-    gan.scale_d.scale, gan.scale_d.good = 512.0, 17
-    again = Gan(cfg, "3d", CPU)
-    again.load({n: t.clone() for n, t in gan.state().items()}, CheckpointMeta("3d", 3, 12, ""), "memory")
-    assert (again.scale_d.scale, again.scale_d.good, again.scale_g.good) == (512.0, 17, gan.scale_g.good)
+    trainer, _ = run(cfg)
+    trainer.scale_d.scale, trainer.scale_d.good = 512.0, 17
+    again = StageTrainer(cfg, "3d", CPU)
+    again.load({n: t.clone() for n, t in trainer.state().items()}, CheckpointMeta("3d", 3, 12, ""), "memory")
+    assert (again.scale_d.scale, again.scale_d.good, again.scale_g.good) == (512.0, 17, trainer.scale_g.good)
     images = reals(4)[3]
-    assert gan.train_step(images) == again.train_step(images)
-    assert all(torch.equal(a, b) for a, b in zip(gan.state().values(), again.state().values(), strict=True))
+    assert trainer.train_step(images) == again.train_step(images)
+    assert all(torch.equal(a, b) for a, b in zip(trainer.state().values(), again.state().values(), strict=True))
 
 
 def test_overflowing_gradients_skip_the_step_and_halve_the_scale():
-    gan = Gan(config("fp16"), "3d", CPU)
-    before = {n: p.detach().clone() for n, p in gan.D.named_parameters()}
-    gan.scale_d.scale = 2.0**40  # no half-precision gradient survives that
-    gan.train_step(reals(1)[0])
-    assert gan.scale_d.scale == 2.0**38  # two phases of D in this step
-    assert all(torch.equal(before[n], p) for n, p in gan.D.named_parameters())
+    trainer = StageTrainer(config("fp16"), "3d", CPU)
+    before = {n: p.detach().clone() for n, p in trainer.D.named_parameters()}
+    trainer.scale_d.scale = 2.0**40  # no half-precision gradient survives that
+    trainer.train_step(reals(1)[0])
+    assert trainer.scale_d.scale == 2.0**38  # two phases of D in this step
+    assert all(torch.equal(before[n], p) for n, p in trainer.D.named_parameters())
 
 
 def test_loss_scale_grows_halves_and_gives_up_at_one():
@@ -92,21 +92,21 @@ def test_loss_scale_grows_halves_and_gives_up_at_one():
 
 
 def test_a_nan_weight_stops_fp16_too():
-    gan = Gan(config("fp16"), "3d", CPU)
+    trainer = StageTrainer(config("fp16"), "3d", CPU)
     with torch.no_grad():
-        gan.D.head.fc.weight[0, 0] = float("nan")
+        trainer.D.head.fc.weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match=r"weight D\.head\.fc\.weight"):
-        gan.train_step(reals(1)[0])
+        trainer.train_step(reals(1)[0])
 
 
 def test_recomputed_activations_are_the_same_step_to_the_second_order_with_less_memory(plain):
-    """No activation of within a block is kept between the passes."""
-    gan, stats = run(config("fp32"), Execution(recompute=True))
+    """Between the passes no activation within a block is kept."""
+    trainer, stats = run(config("fp32"), Execution(recompute=True))
     assert stats == plain[1]
-    assert all(torch.equal(a, b) for a, b in zip(gan.state().values(), plain[0].state().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(trainer.state().values(), plain[0].state().values(), strict=True))
 
     def kept(execution):
-        net, sizes = Gan(config("fp32"), "3d", CPU, execution), []
+        net, sizes = StageTrainer(config("fp32"), "3d", CPU, execution), []
         own = {p.data_ptr() for p in net.D.parameters()}
         pack = lambda t: (sizes.append(t.numel()) if t.data_ptr() not in own else None, t)[1]  # noqa: E731
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

@@ -1,4 +1,4 @@
-"""Several processes, accumulation, and processes that die: the same run (`process_checks` runs them)."""
+"""Several processes, gradient accumulation and killed processes give the same run (`process_checks` runs them)."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def check(name, folder):
-    """A function of `process_checks` in a process of its own."""
+    """Runs a function of `process_checks` in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.support.process_checks", name, str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -32,22 +32,22 @@ def check(name, folder):
 
 
 @pytest.mark.parametrize(
-    ("batch", "limit", "parts"), [(12, 4, 3), (12, 4, 2), (10, 4, 3), (6, 4, 2), (5, 4, 3), (8, 8, 1)]
+    ("batch", "limit", "count"), [(12, 4, 3), (12, 4, 2), (10, 4, 3), (6, 4, 2), (5, 4, 3), (8, 8, 1)]
 )
-def test_parts_hold_whole_minibatch_std_groups(batch, limit, parts):
-    split = split_batch(batch, limit, parts)
+def test_micro_batches_hold_whole_minibatch_std_groups(batch, limit, count):
+    split = split_batch(batch, limit, count)
     assert sorted(itertools.chain(*split)) == list(range(batch)) and all(split)
     x = torch.randn(batch, 3, 2, 3, 2, generator=torch.Generator().manual_seed(0))
     whole = MinibatchStd(limit)(x)
     layer = MinibatchStd(std_group(batch, limit))
     for samples in split:
         torch.testing.assert_close(layer(x[samples]), whole[samples])
-    if parts == 1:
+    if count == 1:
         assert split == [list(range(batch))]
 
 
-def test_more_parts_than_groups_are_refused():
-    with pytest.raises(ConfigError, match=r"a batch of 8 has 2 minibatch-std groups of 4, too few for 3 parts"):
+def test_more_micro_batches_than_groups_are_refused():
+    with pytest.raises(ConfigError, match=r"a batch of 8 has 2 minibatch-std groups of 4, too few for 3 micro-batches"):
         split_batch(8, 4, 3)
     assert split_evenly(2, 3) == [[], [0], [1]] and split_evenly(6, 2) == [[0, 1, 2], [3, 4, 5]]
 
@@ -62,7 +62,7 @@ def stepped(tmp_path_factory):
     return folder
 
 
-def apart(folder, name):
+def difference(folder, name):
     """Largest difference of a state's tensors from the single process's, relative to the tensor's largest value."""
     one, other = load_file(folder / "one-0.safetensors"), load_file(folder / f"{name}.safetensors")
     assert one.keys() == other.keys()
@@ -73,7 +73,7 @@ def apart(folder, name):
 
 @pytest.mark.parametrize("name", ["of2-0", "of3-0", "accumulate-0", "recompute-0"])
 def test_the_step_is_that_of_one_process_to_rounding(stepped, name):
-    assert apart(stepped, name) < 2e-4
+    assert difference(stepped, name) < 2e-4
     one, other = (json.loads((stepped / f"{n}.json").read_text()) for n in ("one-0", name))
     assert {"loss_g", "loss_d", "path_length", "r1", "sign_real", "sign_fake"} <= one[0].keys()
     for a, b in zip(one, other, strict=True):
@@ -87,7 +87,7 @@ def test_all_processes_have_the_same_bits(stepped, size):
         assert all(torch.equal(states[0][n], other[n]) for n in states[0])
 
 
-def test_too_many_parts_are_refused_in_every_process(stepped):
+def test_too_many_micro_batches_are_refused_in_every_process(stepped):
     for rank in range(3):
         assert "a batch of 12 has 3 minibatch-std groups of 4" in (stepped / f"refused-{rank}.txt").read_text()
 
@@ -126,7 +126,7 @@ def test_killed_at_fifty_random_points_nothing_is_lost(tmp_path):
     check("fifty_kills", tmp_path)
     result = json.loads((tmp_path / "kills.json").read_text())
     assert result["kills"] == 50 and result["lost"] == []
-    assert len(set(result["moments"])) >= 6, "the kills came at too few places of the run"
+    assert len(set(result["moments"])) >= 6, "the kills came at too few different steps of the run"
     for run in range(result["runs"]):
         for stage in ("2d", "3d"):
             paths = [checkpoint.final_path(tmp_path / n / "checkpoints", stage) for n in (f"run{run}", "straight")]

@@ -14,10 +14,11 @@ from ssgan.metrics import registry
 from ssgan.metrics.extractors.random3d import Random3d
 from ssgan.runs import checkpoint
 from ssgan.runs import config as run_config
-from ssgan.training import loop as trainer
-from ssgan.training import losses, schedule
-from ssgan.training.monitor import Measures
-from ssgan.training.step import Gan
+from ssgan.training import loop, schedule
+from ssgan.training.monitor import Monitor
+from ssgan.training.optimiser import NonFiniteError
+from ssgan.training.run import Run
+from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from tests.support import process_checks
 from tests.support.process_checks import CONFIG, SHAPE
@@ -36,14 +37,13 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch, tmp_path_factory):
     process_checks.blank_picture(tmp_path_factory.getbasetemp())
-    for name in ("snapshot", "draw"):
-        monkeypatch.setattr(trainer.Run, name, lambda self, *rest: process_checks.BLANK)
-    monkeypatch.setattr(trainer, "plot_curves", lambda rows, path: None)
+    for name in ("snapshot", "draw", "plot_curves"):
+        monkeypatch.setattr(Run, name, lambda self, *rest: process_checks.BLANK)
 
 
 def go(data, folder, cfg=SMALL, said=None, **options):
-    say = (lambda text: None) if said is None else said.append
-    return trainer.train(cfg, data, folder, progress=False, say=say, **options)
+    echo = (lambda text: None) if said is None else said.append
+    return loop.train(cfg, data, folder, progress=False, echo=echo, **options)
 
 
 def rows(folder):
@@ -55,11 +55,11 @@ def test_rates_rise_after_inflation_and_halve_with_every_rewind():
     assert schedule.rate_factor(cfg, "3d", 10, True, 0) == pytest.approx(0.25)
     assert schedule.rate_factor(cfg, "3d", 100, True, 2) == 0.25
     assert schedule.rate_factor(cfg, "3d", 10, False, 0) == schedule.rate_factor(cfg, "2d", 10, True, 0) == 1.0
-    gan = Gan(cfg, "3d", CPU)
-    gan.images_before = 40
-    full = gan.opt_d.param_groups[0]["lr"]
-    gan.train_step(torch.zeros(12, 1, *SHAPE))
-    assert gan.opt_d.param_groups[0]["lr"] == pytest.approx(full * 12 / 40)
+    trainer = StageTrainer(cfg, "3d", CPU)
+    trainer.images_before = 40
+    full = trainer.opt_d.param_groups[0]["lr"]
+    trainer.train_step(torch.zeros(12, 1, *SHAPE))
+    assert trainer.opt_d.param_groups[0]["lr"] == pytest.approx(full * 12 / 40)
 
 
 def test_rates_fall_to_the_end_of_the_3d_stage():
@@ -73,10 +73,10 @@ def test_rates_fall_to_the_end_of_the_3d_stage():
     assert schedule.rate_factor(longer, "3d", 96, True, 1) == 0.5
     both = dataclasses.replace(cfg, warmup_kimg=0.08)
     assert schedule.rate_factor(both, "3d", 72, True, 0) == pytest.approx(0.9 * 0.8)
-    gan = Gan(cfg, "3d", CPU)
-    full, gan.step = gan.opt_g.param_groups[0]["lr"], 11
-    gan.train_step(torch.zeros(8, 1, *SHAPE))
-    assert gan.opt_g.param_groups[0]["lr"] == pytest.approx(0.2 * full)
+    trainer = StageTrainer(cfg, "3d", CPU)
+    full, trainer.step = trainer.opt_g.param_groups[0]["lr"], 11
+    trainer.train_step(torch.zeros(8, 1, *SHAPE))
+    assert trainer.opt_g.param_groups[0]["lr"] == pytest.approx(0.2 * full)
     with pytest.raises(ConfigError, match="cooldown_kimg: expected a number of at least 0; got -1"):
         dataclasses.replace(CONFIG, cooldown_kimg=-1)
 
@@ -87,25 +87,25 @@ def test_the_average_goes_on_after_inflation_or_begins_anew():
     for carries in (False, True):
         cfg = dataclasses.replace(CONFIG, ema_carries_over=carries)
         for before in (0, 4000):
-            gan = Gan(cfg, "3d", CPU)
-            gan.images_before = before
-            start = [p.clone() for p in gan.G_ema.parameters()]
-            gan.train_step(torch.zeros(12, 1, *SHAPE))
+            trainer = StageTrainer(cfg, "3d", CPU)
+            trainer.images_before = before
+            start = [p.clone() for p in trainer.G_ema.parameters()]
+            trainer.train_step(torch.zeros(12, 1, *SHAPE))
             moved = [torch.cat([(a - b).flatten() for a, b in zip(g, start, strict=True)])
-                     for g in (list(gan.G_ema.parameters()), list(gan.G.parameters()))]  # fmt: skip
+                     for g in (list(trainer.G_ema.parameters()), list(trainer.G.parameters()))]  # fmt: skip
             steps[carries, before] = (moved[0] @ moved[1] / moved[1].square().sum()).item()
     assert steps.pop((True, 4000)) == pytest.approx(1 - 0.5 ** (12 / (1000 * CONFIG.stage_3d.ema_kimg)), rel=1e-3)
     assert list(steps.values()) == pytest.approx([1.0] * 3)
 
 
 def test_frozen_blocks_stay_and_the_rest_trains():
-    gan = Gan(dataclasses.replace(CONFIG, freeze_d=1), "3d", CPU)
-    before = {n: p.detach().clone() for n, p in gan.D.named_parameters()}
-    gan.train_step(torch.rand(12, 1, *SHAPE))
-    still = {n for n, p in gan.D.named_parameters() if torch.equal(p, before[n])}
+    trainer = StageTrainer(dataclasses.replace(CONFIG, freeze_d=1), "3d", CPU)
+    before = {n: p.detach().clone() for n, p in trainer.D.named_parameters()}
+    trainer.train_step(torch.rand(12, 1, *SHAPE))
+    still = {n for n, p in trainer.D.named_parameters() if torch.equal(p, before[n])}
     assert still == {n for n in before if n.startswith(("from_image.", "blocks.0."))}
-    again = Gan(gan.cfg, "3d", CPU)  # a state without Adam's moments of what is frozen
-    again.load(gan.state(), checkpoint.CheckpointMeta("3d", 1, 12, ""), "memory")
+    again = StageTrainer(trainer.cfg, "3d", CPU)  # a state without Adam's moments of what is frozen
+    again.load(trainer.state(), checkpoint.CheckpointMeta("3d", 1, 12, ""), "memory")
     with pytest.raises(ConfigError, match="freeze_d: expected 0 to 1, the blocks of D; got 2"):
         dataclasses.replace(CONFIG, freeze_d=2)
 
@@ -146,21 +146,21 @@ def test_unknown_and_unmeasured_metrics_are_refused(data, tmp_path):
 
 
 def planted(monkeypatch, at, times):
-    """A NaN in a gradient of D at step `at` of stage 3d, the first `times` times."""
-    real, count = Gan._discriminator_phase, []
+    """Puts a NaN into a gradient of D at step `at`, the first `times` times."""
+    step, count = StageTrainer.train_step, []
 
-    def phase(self, shares):
+    def train_step(self, *batch):
         hook = None
         if self.step == at and len(count) < times:
             count.append(0)
             hook = self.D.head.out.bias.register_hook(lambda gradient: gradient * float("nan"))
         try:
-            return real(self, shares)
+            return step(self, *batch)
         finally:
             if hook:
                 hook.remove()
 
-    monkeypatch.setattr(Gan, "_discriminator_phase", phase)
+    monkeypatch.setattr(StageTrainer, "train_step", train_step)
 
 
 def test_rewind_goes_back_halves_the_rates_and_survives_a_resume(data, tmp_path, monkeypatch):
@@ -169,13 +169,13 @@ def test_rewind_goes_back_halves_the_rates_and_survives_a_resume(data, tmp_path,
         said = []
         killed = RuntimeError("killed after the second rewind")
 
-        def save(self, gan, final, best=False, real=trainer.Run.save):
-            path = real(self, gan, final, best)
-            if gan.rewinds == 2:
+        def save(self, trainer, final, best=False, real=Run.save):
+            path = real(self, trainer, final, best)
+            if trainer.rewinds == 2:
                 raise killed
             return path
 
-        patch.setattr(trainer.Run, "save", save)
+        patch.setattr(Run, "save", save)
         with pytest.raises(RuntimeError, match="second rewind"):
             go(data, tmp_path, said=said, on_nan="rewind")
     assert "step 5, discriminator" in said[0] and "gradient of D.head.out.bias" in said[0]
@@ -191,7 +191,7 @@ def test_rewind_goes_back_halves_the_rates_and_survives_a_resume(data, tmp_path,
 
 def test_rewind_before_the_first_checkpoint_starts_the_stage_again_and_is_bounded(data, tmp_path, monkeypatch):
     planted(monkeypatch, at=1, times=99)
-    with pytest.raises(losses.NonFiniteError, match=r"the stage went back 5 times before"):
+    with pytest.raises(NonFiniteError, match=r"the stage went back 5 times before"):
         go(data, tmp_path, on_nan="rewind")
     newest = checkpoint.load_newest(tmp_path / "checkpoints")
     assert newest[1].images == 0 and int(newest[0]["rewinds"]) == 5
@@ -259,11 +259,11 @@ def test_metrics_of_a_run_share_their_features(data, monkeypatch):
     real = Random3d.__call__
     monkeypatch.setattr(Random3d, "__call__", lambda self, volumes: calls.append(len(volumes)) or real(self, volumes))
     names = ("distance", "frechet", "kid", "msssim")
-    measures, gan = Measures(data, seed=5), Gan(SMALL, "3d", CPU)
-    first = measures.of(gan, names)
+    monitor, trainer = Monitor(data, seed=5), StageTrainer(SMALL, "3d", CPU)
+    first = monitor.measure(trainer, names)
     assert tuple(first) == names and calls == [len(data), len(data)]
-    assert measures.of(gan, names) == first and calls == [len(data)] * 3
-    alone = Measures(data, seed=5).of(gan, ("kid",))
+    assert monitor.measure(trainer, names) == first and calls == [len(data)] * 3
+    alone = Monitor(data, seed=5).measure(trainer, ("kid",))
     assert alone["kid"] == first["kid"]
 
 

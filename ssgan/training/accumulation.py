@@ -1,0 +1,110 @@
+"""Gradient accumulation: inputs by micro-batch, and gradients summed over micro-batches into `.grad`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssgan.models.conditioning import Condition
+from ssgan.training.cuda_graphs import CudaRecorder, Graphs, call_directly, check
+from ssgan.training.distributed import Group, split_batch, split_evenly
+from ssgan.training.precision import Execution
+
+Gradients = list[Tensor | None]  # of a network's trainable parameters; None where an output does not depend on one
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples of a batch that are computed together.
+
+    index: among this process's micro-batches. weight: the fraction of the batch; 0 for a dummy.
+    """
+
+    index: int
+    samples: list[int]
+    weight: float
+
+
+def split_for_process(batch: int, limit: int | None, group: Group, execution: Execution) -> list[MicroBatch]:
+    """Splits a batch over processes and micro-batches and returns those of this process.
+
+    limit: largest size of a minibatch-std group, which is kept whole; None where there is no minibatch std. Without it
+    a micro-batch may be empty; then a dummy of weight 0 is computed, so that every process has gradients to sum.
+    """
+    count = group.size * execution.accumulate
+    split = split_evenly(batch, count) if limit is None else split_batch(batch, limit, count)
+    own = split[group.rank * execution.accumulate : (group.rank + 1) * execution.accumulate]
+    return [MicroBatch(i, samples or [0], len(samples) / batch) for i, samples in enumerate(own)]
+
+
+class GeneratorInputs(NamedTuple):
+    """Inputs of the generator for N images.
+
+    z, z_mixed: (N, z_dim). crossover: () int64, the layer from which on z_mixed is used (style mixing). noise: per
+    block one (N, 1, D, H, W) for each convolution.
+    """
+
+    z: Tensor
+    z_mixed: Tensor
+    crossover: Tensor
+    noise: list[list[Tensor]]
+    condition: Condition
+
+    def take(self, samples: list[int]) -> GeneratorInputs:
+        """Inputs of some samples of the batch."""
+        rows = torch.tensor(samples, device=self.z.device)
+        noise = [[drawn[rows] for drawn in block] for block in self.noise]
+        condition = self.condition.map(lambda t: t[rows])
+        return GeneratorInputs(self.z[rows], self.z_mixed[rows], self.crossover, noise, condition)
+
+
+class RealBatch(NamedTuple):
+    """Real images (n, C, D, H, W) of a micro-batch and their condition."""
+
+    images: Tensor
+    condition: Condition
+
+
+class Accumulator:
+    """Runs segments of a step (`ssgan.training.cuda_graphs`) and sums the gradients that they return."""
+
+    def __init__(self, device: torch.device, execution: Execution, group: Group) -> None:
+        self.device = device
+        self.call: Callable[..., Any] = call_directly
+        if execution.cuda_graphs:
+            check(device, group.size)
+            self.call = Graphs(CudaRecorder(device))
+        self.frozen = 0  # blocks of D that do not train: another number needs other graphs
+
+    def run(self, name: str, micro: MicroBatch, segment: Callable[..., Any], *inputs: Any) -> Any:
+        """Calls segment(*inputs) or replays its graph."""
+        return self.call((name, micro.index, self.frozen), segment, *inputs)
+
+    def backward(self, name: str, micro: MicroBatch, net: nn.Module, output: Tensor, upstream: Tensor) -> None:
+        """Adds the gradients of `output`, which an earlier segment returned, to `.grad`."""
+        self.add(net, self.run(name, micro, partial(gradients, net, output), upstream))
+
+    def add(self, net: nn.Module, found: Gradients) -> None:
+        """Adds a micro-batch's gradients to `.grad`."""
+        for p, gradient in zip(trainable_parameters(net), found, strict=True):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+
+
+def trainable_parameters(net: nn.Module) -> list[nn.Parameter]:
+    return [p for p in net.parameters() if p.requires_grad]
+
+
+def gradients(net: nn.Module, output: Tensor, upstream: Tensor) -> Gradients:
+    """Gradients of the trainable parameters of `net`, in the parameters' memory layout."""
+    parameters = trainable_parameters(net)
+    found = torch.autograd.grad(output, parameters, upstream, allow_unused=True)
+    return [
+        g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+        for g, p in zip(found, parameters, strict=True)
+    ]
