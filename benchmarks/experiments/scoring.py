@@ -1,4 +1,4 @@
-"""The project's metrics of generated volumes against training and held-out volumes, each beside its floor.
+"""Measures generated volumes against training and held-out volumes, each metric beside its floor.
 
 A Frechet distance of n against n volumes is biased upwards when n is small, so every one of them has the distance of
 real to real volumes at the same counts beside it; a perfect generator reaches that, not 0.
@@ -19,14 +19,13 @@ import numpy as np
 import torch
 
 from ssgan.evaluate import memorisation
-from ssgan.metrics import distances as sets
-from ssgan.metrics import voxels
+from ssgan.metrics import distances, voxels
 from ssgan.metrics.features import Extractor, Random3d
 from ssgan.models.networks import Generator
 from ssgan.models.sampling import latents, synthesise
 from ssgan.utils.errors import UserError
 
-NEIGHBOURS, SEED, AT_A_TIME = 5, 0, 8
+NEIGHBOURS, SEED, BATCH = 5, 0, 8
 BETTER = {
     "frechet_held": "lower", "frechet_train": "lower", "kid": "lower", "precision": "higher", "recall": "higher",
     "msssim": "as floor", "copies": "about 1",
@@ -43,7 +42,7 @@ class Reference:
 
     @property
     def protocol(self) -> str:
-        """What was measured, in one line."""
+        """Describes the metrics in one line."""
         n, m, half = len(self.held), self.count, len(self.train) // 2
         scales, window = voxels.msssim_scales(self.train.shape[1:])
         return (
@@ -60,7 +59,7 @@ class Reference:
 
     @property
     def count(self) -> int:
-        """Generated volumes."""
+        """Counts the generated volumes that are needed."""
         return max(self.groups * len(self.held), len(self.train) // 2)
 
     @cached_property
@@ -72,22 +71,22 @@ class Reference:
         return self.extractor(self.train)[self.order], self.extractor(self.held)
 
     def floors(self) -> dict[str, float]:
-        """Every metric with training volumes in the place of generated ones."""
+        """Measures training volumes as if they were generated."""
         train, held = self.features
         half = len(train) // 2
         n = min(len(train), self.groups * len(held))
-        result = {"frechet_held": self._grouped(sets.frechet, train[:n])}
-        result["frechet_train"] = sets.frechet(train[:half], train[half : 2 * half])
-        result["kid"] = sets.kid(held, train)
+        result = {"frechet_held": self._grouped(distances.frechet, train[:n])}
+        result["frechet_train"] = distances.frechet(train[:half], train[half : 2 * half])
+        result["kid"] = distances.kid(held, train)
         result |= {name: self._grouped(_prdc(name), train[:n]) for name in ("precision", "recall")}
         return result | {"msssim": float(voxels.pairwise_msssim(self.train).mean()), "copies": 1.0}
 
     def quick(self, fake: np.ndarray) -> dict[str, float]:
-        """Distances of generated volumes (count, D, H, W): for the points of a curve."""
+        """Measures the distances of generated volumes (count, D, H, W), for the points of a curve."""
         return self._distances(self.extractor(fake))
 
     def whole(self, fake: np.ndarray) -> dict[str, float]:
-        """All metrics of generated volumes."""
+        """Measures all metrics of generated volumes (count, D, H, W)."""
         features = self.extractor(fake)
         n = self.groups * len(self.held)
         result = self._distances(features)
@@ -98,10 +97,13 @@ class Reference:
     def _distances(self, features: np.ndarray) -> dict[str, float]:
         train, held = self.features
         half = len(train) // 2
-        halves = [sets.frechet(part, features[:half]) for part in (train[:half], train[half : 2 * half])]
+        halves = [distances.frechet(part, features[:half]) for part in (train[:half], train[half : 2 * half])]
         n = self.groups * len(held)
-        result = {"frechet_held": self._grouped(sets.frechet, features[:n]), "frechet_train": float(np.mean(halves))}
-        return result | {"kid": sets.kid(held, features)}
+        result = {
+            "frechet_held": self._grouped(distances.frechet, features[:n]),
+            "frechet_train": float(np.mean(halves)),
+        }
+        return result | {"kid": distances.kid(held, features)}
 
     def _grouped(self, measure, features: np.ndarray) -> float:
         held = self.features[1]
@@ -111,7 +113,7 @@ class Reference:
 
 
 def _prdc(name: str):
-    return lambda real, fake: sets.prdc(real, fake, NEIGHBOURS)[name]
+    return lambda real, fake: distances.prdc(real, fake, NEIGHBOURS)[name]
 
 
 def reference(train: np.ndarray, held: np.ndarray) -> Reference:
@@ -120,17 +122,17 @@ def reference(train: np.ndarray, held: np.ndarray) -> Reference:
 
 @torch.no_grad()
 def generated(G: Generator, count: int) -> np.ndarray:
-    """(count, D, H, W) in [-1, 1]; the same latents for every generator of one z_dim.
+    """Generates (count, D, H, W) in [-1, 1], with the same latents for every generator of one z_dim.
 
     Raises UserError where a voxel is not finite; clipping would hide an infinity.
     """
     z = latents(range(count), G.cfg.z_dim)
-    volumes = synthesise(G, z, batch=AT_A_TIME, noise="random")
+    volumes = synthesise(G, z, batch=BATCH, noise="random")
     if not np.isfinite(volumes).all():
         raise UserError("the generator gives values that are not finite")
     return np.clip(volumes, -1, 1)
 
 
 def digest(*parts: str) -> str:
-    """A short name of what decides a result."""
+    """Hashes what decides a result to a short name."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -1,10 +1,10 @@
-"""How long `ssgan evaluate` takes: generated against real phantoms at 32x48x32, its default metrics, on 2 threads.
+"""Times `ssgan evaluate`: generated against real phantoms at 32x48x32, its default metrics, on 2 threads.
 
     python -m benchmarks.metrics.evaluation [--count 200] [--shape 32 48 32] [--threads 2] [--repeats 3] [--out DIR]
 
-Real volumes are twice as many as `--count`, since half of them are for the floor. The whole is the wall-clock time of
-the command in a process of its own, Python's start and imports included; the parts are taken by stopwatches around the
-functions that compute them. Writes FILE.jsonl and FILE.md into `--out`, a line and a table for each call.
+There are twice as many real volumes as `--count`, since half of them are for the floor. The total is the wall-clock
+time of the command in a process of its own, with Python's start and imports; the parts are timed around the functions
+that compute them. Appends a line and a table to FILE.jsonl and FILE.md in `--out`.
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ import torch
 from benchmarks.operator.run import environment, file_name
 from ssgan import evaluate
 from ssgan.data.phantom import write_phantom_dataset
-from ssgan.metrics import distances as sets
-from ssgan.metrics import voxels
+from ssgan.metrics import distances, voxels
 
 KIND, LIMIT = "evaluation", 180.0  # seconds allowed
-OWN = "start, imports, resampling, files"  # what no stopwatch is around
+OWN = "start, imports, resampling, files"  # the rest of the time
 PARTS: dict[tuple[ModuleType, str], str] = {
     (evaluate, "load_source"): "reading and checking both sets",
     (evaluate, "cached_features"): "features (random3d)",
-    (sets, "frechet"): "Frechet distance",
-    (sets, "kid"): "KID",
-    (sets, "prdc"): "precision, recall, density, coverage",
-    (sets, "mmd_linear"): "MMD",
+    (distances, "frechet"): "Frechet distance",
+    (distances, "kid"): "KID",
+    (distances, "prdc"): "precision, recall, density, coverage",
+    (distances, "mmd_linear"): "MMD",
     (voxels, "pairwise_msssim"): "MS-SSIM",
     (voxels, "histogram_distance"): "histogram",
     (voxels, "spectrum_distance"): "spectrum",
@@ -52,7 +51,7 @@ PARTS: dict[tuple[ModuleType, str], str] = {
 
 
 def stopwatch(function: Callable[..., Any], seconds: dict[str, float], name: str) -> Callable[..., Any]:
-    """The function, its time added to `seconds[name]`."""
+    """Wraps the function so that its time is added to `seconds[name]`."""
 
     @functools.wraps(function)
     def timed(*arguments: Any, **named: Any) -> Any:
@@ -66,9 +65,9 @@ def stopwatch(function: Callable[..., Any], seconds: dict[str, float], name: str
 
 
 def parts_of(arguments: Sequence[str]) -> dict[str, float]:
-    """Seconds of each part of one evaluation in this process. Raises SystemExit where it fails."""
+    """Times each part of one evaluation in this process. Raises SystemExit if it fails."""
     seconds: dict[str, float] = defaultdict(float)
-    own = {place: getattr(*place) for place in PARTS}
+    own = {key: getattr(*key) for key in PARTS}
     for (module, name), part in PARTS.items():
         setattr(module, name, stopwatch(own[module, name], seconds, part))
     try:
@@ -82,7 +81,7 @@ def parts_of(arguments: Sequence[str]) -> dict[str, float]:
 
 
 def timed_command(folder: Path, threads: int) -> dict[str, float]:
-    """Seconds of one evaluation in a process of its own, by part; "total" is its wall-clock time."""
+    """Times one evaluation in a process of its own, by part; "total" is its wall-clock time."""
     done = folder / "parts.json"
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     command = [
@@ -102,7 +101,7 @@ def timed_command(folder: Path, threads: int) -> dict[str, float]:
 
 
 def measure(count: int, shape: tuple[int, ...], threads: int, repeats: int) -> dict[str, Any]:
-    """A record: minimum, median and maximum over the repeats, in all and by part. shape: (D, H, W)."""
+    """Gives minimum, median and maximum over the repeats, in total and by part. shape: (D, H, W)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_phantom_dataset(folder / "real", 2 * count, shape, 0)
@@ -117,7 +116,7 @@ def measure(count: int, shape: tuple[int, ...], threads: int, repeats: int) -> d
 
 
 def table(record: dict[str, Any]) -> str:
-    """Markdown of one record."""
+    """Writes the Markdown of one record."""
     low, median, high = record["seconds"]
     size = "x".join(map(str, record["shape"]))
     lines = [

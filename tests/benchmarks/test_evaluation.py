@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.metrics import evaluation
 from ssgan import evaluate
-from ssgan.metrics import distances as sets
+from ssgan.metrics import distances
 
 
 def test_a_line_and_a_table(tmp_path, capsys):
@@ -26,11 +26,11 @@ def test_a_line_and_a_table(tmp_path, capsys):
 
 
 def test_stopwatches_measure_and_are_taken_off_again(tmp_path, capsys):
-    own = sets.prdc
+    own = distances.prdc
     with pytest.raises(SystemExit):
         evaluation.parts_of(["--real", str(tmp_path), "--fake", str(tmp_path), "--out", str(tmp_path / "m.json")])
     assert "no NIfTI files" in capsys.readouterr().err
-    assert sets.prdc is own and all("timed" not in repr(f) for f in (evaluate.load_source, sets.frechet))
+    assert distances.prdc is own and all("timed" not in repr(f) for f in (evaluate.load_source, distances.frechet))
     seconds = {"sum": 1.0}
     assert evaluation.stopwatch(sum, seconds, "sum")([1, 2]) == 3 and seconds["sum"] > 1
     slow = {"device": "d", "cores": 2, "python": "3", "torch": "2", "numpy": "2", "scipy": "1", "commit": "c"}

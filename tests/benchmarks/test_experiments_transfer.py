@@ -12,7 +12,6 @@ from benchmarks.experiments import grids, results, transfer
 from ssgan import prepare
 from ssgan.models.networks import Discriminator
 from ssgan.runs import checkpoint
-from ssgan.training import loop as trainer
 from tests.support.experiment_stand_ins import TINY, make_tiny, run
 
 
@@ -114,8 +113,8 @@ def test_a_run_that_has_seen_held_out_volumes_is_refused(task, tmp_path, capsys)
 
 
 def test_damage_hides_half_of_the_blocks():
-    x = trainer.torch.ones(40, 1, 8, 8, 12)
-    y = transfer.damaged(x, trainer.torch.Generator().manual_seed(0))
+    x = torch.ones(40, 1, 8, 8, 12)
+    y = transfer.damaged(x, torch.Generator().manual_seed(0))
     hidden = (y == 0).float()
     assert hidden.mean().item() == pytest.approx(0.5, abs=0.05)
     blocks = hidden.unfold(2, 4, 4).unfold(3, 4, 4).unfold(4, 4, 4).flatten(5).mean(-1)
