@@ -1,4 +1,4 @@
-"""What every test runs under: poisoned uninitialised memory, one thread, the same hypothesis draws everywhere."""
+"""Runs every test with poisoned uninitialised memory, on one thread, with the same hypothesis draws."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ settings.load_profile("ssgan")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first: at the end of a run on several processes only short ones are left to share."""
+    """Runs slow tests first, so that at the end of a run several processes share short ones."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def poisoned_memory():
-    """torch.empty gives NaN (and the largest integers), so that reading what nobody wrote cannot pass."""
+    """Makes torch.empty give NaN (and the largest integers), so that a read of unwritten memory shows."""
     before = torch.utils.deterministic.fill_uninitialized_memory
     was = torch.are_deterministic_algorithms_enabled()
     threads = torch.get_num_threads()
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.set_num_threads(1)  # tensors are tiny: threads cost more than they bring
+    torch.set_num_threads(1)  # the tensors are too small for more threads to pay
     assert torch.empty(3).isnan().all()
     yield
     torch.set_num_threads(threads)
@@ -42,7 +42,7 @@ def poisoned_memory():
 
 @pytest.fixture
 def graphs_on_a_tape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA graphs without a GPU, after a single warm-up."""
+    """Replays CUDA graphs without a GPU, after a single warm-up."""
     from ssgan.training import accumulation, cuda_graphs
     from tests.support.tape import TapeRecorder
 

@@ -1,4 +1,4 @@
-"""What a finished cell's generator gives under other averages of its weights: does the comparison hang on this choice?
+"""Measures a finished cell's generator under other averages of its weights: does the comparison depend on the choice?
 
 Training never looks at the average, so every choice can be made afterwards: no average at all (the weights that the
 last step left), the run's own (G_ema, as everywhere else), and the mean of G_ema over the checkpoints of the last third
@@ -33,13 +33,13 @@ METRICS = ("frechet_held", "precision", "recall", "msssim", "copies")
 
 
 def late(found: dict[int, Path]) -> list[Path]:
-    """The checkpoints (volumes shown -> file) of the last third of a run; the last one is among them."""
+    """Picks the checkpoints (volumes shown -> file) of the last third of a run, the last one included."""
     end = max(found)
     return [found[volumes] for volumes in sorted(found) if 3 * volumes > 2 * end]
 
 
 def mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of every floating-point tensor, taken in float64; of any other, the last."""
+    """Takes the mean of every floating-point tensor, in float64; of any other, the last."""
     result = {}
     for name, last in states[-1].items():
         if last.is_floating_point():
@@ -51,7 +51,7 @@ def mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def generators(job: Job, cell: Cell) -> dict[str, Generator]:
-    """The generator of a finished cell without an average of its weights, and with the late one."""
+    """Builds the generator of a finished cell without an average of its weights, and with the late one."""
     paths = late(training.curve_checkpoints(job, cell))
     loaded = [checkpoint.load(path)[0] for path in paths]
     averages = [checkpoint.without_prefix("G_ema", tensors) for tensors in loaded]
@@ -60,7 +60,7 @@ def generators(job: Job, cell: Cell) -> dict[str, Generator]:
 
 
 def measure(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, dict[str, float]]:
-    """Metrics under each of the other averages; the run's own has them in the record as `final`."""
+    """Measures the metrics under each of the other averages; the record's `final` has those of the run's own."""
     found = {}
     for name, G in generators(job, cell).items():
         try:
@@ -72,9 +72,9 @@ def measure(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, dict[str
 
 
 def complete(job: Job, cell: Cell, real: scoring.Reference, record: dict[str, Any]) -> dict[str, Any] | None:
-    """A record of an earlier commit, which measured less, with the averages of its run.
+    """Adds the averages to a record of an earlier commit, which did not measure them.
 
-    None where it has them, or where the run's folder is not there. Raises UserError where the folder holds another run:
+    None where it has them, or where the run's folder is missing. Raises UserError where the folder holds another run:
     its G_ema must give what the record says.
     """
     if "averages" in record or not job.final(cell).exists():
@@ -91,5 +91,5 @@ def complete(job: Job, cell: Cell, real: scoring.Reference, record: dict[str, An
 
 
 def under(record: dict[str, Any], name: str) -> dict[str, float]:
-    """A record's metrics at its end under one of KINDS."""
+    """Gives a record's metrics at its end under one of KINDS."""
     return record["final"] if name == OWN else record["averages"][name]

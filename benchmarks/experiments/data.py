@@ -1,4 +1,4 @@
-"""The volumes that train and those that are held out: disjoint, fixed by a seed, written as two data sets."""
+"""Splits the volumes into those that train and those held out: disjoint, fixed by a seed, as two data sets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Split:
 
 
 def split_indices(names: list[str], train: int = TRAIN) -> tuple[list[int], list[int]]:
-    """Indices that train and those held out, of volumes by their names; the order that they come in is of no matter.
+    """Gives the indices that train and those held out; they depend on the volumes' names, not on their order.
 
     As `ssgan split` with seed 0: of the 199 hippocampus volumes these are the same 160 and 39 that
     `benchmarks.experiments.segmentation` trains on and validates with.
@@ -41,10 +41,10 @@ def split_indices(names: list[str], train: int = TRAIN) -> tuple[list[int], list
 
 
 def open_split(data: str, scale: Scale, folder: Path, train: int = TRAIN) -> Split:
-    """folder/train and folder/held, made of a data set (or "phantoms": a fresh draw for each) where they are not there.
+    """Opens folder/train and folder/held; if missing, makes them from a data set (or "phantoms": drawn for each).
 
     Raises:
-        DatasetError: the data set is none or too small, or the folder holds the split of other data.
+        DatasetError: the data set cannot be read or is too small, or the folder holds the split of other data.
     """
     if data == "phantoms":
         parts = []

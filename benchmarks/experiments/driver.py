@@ -4,15 +4,15 @@
     python -m benchmarks.experiments --grid A --scale gpu --out runs/grid-a --jobs 6 --cuda-graphs --budget-minutes 25
     python -m benchmarks.experiments --grid A --scale cpu --results FILE.jsonl --report-only   # the tables again
 
-Grid A: dense and split_depth, each from scratch, inflated as in the paper, and inflated from a 2D stage that knows
-where along depth a slice lies. B: inflation profiles on split_depth. C: architectures, at equal widths and at equal
+Grid A: dense and split_depth, each from scratch, inflated as in the paper, and inflated from a 2D stage that is
+conditioned on the slice position. B: inflation profiles on split_depth. C: architectures, at equal widths and at equal
 parameters (of split_depth; and split_depth with those of dense). D: one of the two networks split and the other dense.
 E: split_depth with its coarse or its fine levels dense.
-Cells are ordered by seed. Each is a run of `ssgan train` in OUT/NAME; a finished one is a line of the file of results
-and is not run again under the same protocol (data, sizes, settings, metrics), whichever grid asks. A line of an earlier
-commit, which measured less, gets the rest where its run is still in OUT. A cell that fails is a line with its error,
-and the next one is run. With --jobs several cells are run at a time; their numbers are those of one job with as many
---threads.
+Cells are ordered by seed. Each is a run of `ssgan train` in OUT/NAME. A finished one has a line in the file of results
+and is not run again under the same protocol (data, sizes, settings, metrics), also for another grid. A line of an
+earlier commit, which measured less, is completed where its run is still in OUT. The line of a cell that fails has its
+error, and the next cell is run. With --jobs several cells are run at a time; their numbers are those of one job with
+as many --threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.experiments import grids, pace, pictures, report, results, running, scoring
+from benchmarks.experiments import grids, pictures, report, results, running, scoring, step_times
 from benchmarks.experiments.data import TRAIN, open_split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
@@ -46,7 +46,7 @@ RATES = ("lr_g", "lr_d", "r1_gamma")
 
 
 def protocol_of(job: Job, real: scoring.Reference) -> tuple[str, dict[str, Any]]:
-    """A short name of all that the records of one comparison share, and the same in full."""
+    """Gives a short name of all settings that the records of one comparison share, and the settings."""
     cell = Cell("split_depth", "average", grids.widths_of(job.scale, job.shape), 0)
     cfg = job.config(cell, "3d")
     about = {
@@ -57,13 +57,13 @@ def protocol_of(job: Job, real: scoring.Reference) -> tuple[str, dict[str, Any]]
 
 
 def rates_of(job: Job) -> dict[str, float]:
-    """The 3D stage's learning rates and R1 weight, which a preset may change from one commit to the next."""
+    """Gives the 3D stage's learning rates and R1 weight, which a preset may change from one commit to the next."""
     stage = job.config(Cell("split_depth", "average", grids.widths_of(job.scale, job.shape), 0), "3d").stage_3d
     return {name: getattr(stage, name) for name in RATES}
 
 
-def machine() -> dict[str, Any]:
-    """Machine, versions and commit: of the code that was loaded, so ask before the tree can change."""
+def machine_and_commit() -> dict[str, Any]:
+    """Gives machine, versions and commit of the loaded code; called at the start, before the tree can change."""
     about = environment()
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
@@ -73,7 +73,7 @@ def machine() -> dict[str, Any]:
 
 
 def _draw(job: Job, args: argparse.Namespace, path: Path, protocol: str) -> None:
-    """Volumes of all cells of the grid whose runs are in OUT; not of trials, whose protocol the report leaves aside."""
+    """Draws the volumes of the grid's cells whose runs are in OUT; not those of trials, which the report leaves out."""
     if protocol != results.main_protocol(results.load(path)):
         return
     cells = grids.cells(args.grid, job.scale, job.shape, parse_seeds(args.seeds))
@@ -83,22 +83,22 @@ def _draw(job: Job, args: argparse.Namespace, path: Path, protocol: str) -> None
         shown = pictures.draw(job, cells, report.picture_of_volumes(path.with_suffix(""), args.grid))
     except UserError as error:
         why = str(error)
-    job.say(f"written: {shown}" if shown else f"no picture of the cells' volumes: {why}")
+    job.log(f"written: {shown}" if shown else f"no picture of the cells' volumes: {why}")
 
 
 def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """The cells whose folder or label begins with one of `only`; all without any."""
+    """Picks the cells whose folder or label begins with one of `only`; all if it is empty."""
     chosen = [c for c in cells if not only or any(c.folder.startswith(o) or c.label.startswith(o) for o in only)]
     if not chosen:
-        raise UserError(f"--only {' '.join(only)}: no such cell; there are {', '.join(c.folder for c in cells)}")
+        raise UserError(f"--only {' '.join(only)}: no such cell; expected one of {', '.join(c.folder for c in cells)}")
     return chosen
 
 
 def report_grid(args: argparse.Namespace, path: Path, protocol: str | None) -> None:
-    """Tables and plots from the JSON lines alone."""
+    """Writes tables and plots from the JSON lines alone."""
     records = results.load(path)
-    if all(r["cell"] == pace.CELL for r in records):
-        raise UserError(f"{path}: there are no results yet; run without --report-only")
+    if all(r["cell"] == step_times.CELL for r in records):
+        raise UserError(f"{path}: the file has no results yet; run without --report-only")
     stem = path.with_suffix("")
     page, names = report.write(records, args.grid, args.scale, stem, protocol, parse_seeds(args.seeds))
     print(page)
@@ -122,25 +122,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pace",
         action="store_true",
-        help="time steps of every kind of cell in turns, for the tables; leave it the machine",
+        help="time training steps of every kind of cell in turns, for the tables; on an idle machine",
     )
-    parser.add_argument("--report-only", action="store_true", help="train nothing, write tables and plots")
-    parser.add_argument("--budget-minutes", type=float, help="stop, with everything saved, after so long")
-    parser.add_argument("--threads", type=int, help="CPU threads of a job (default: its share of the cores)")
+    parser.add_argument("--report-only", action="store_true", help="write tables and plots, train nothing")
+    parser.add_argument("--budget-minutes", type=float, help="save everything and stop after so long")
+    parser.add_argument("--threads", type=int, help="CPU threads of a job (default: the cores over the jobs)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, each in a process of its own (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, each in its own process (default 1)")
     parser.add_argument(
         "--cuda-graphs", action="store_true", help="record the phases of a step as CUDA graphs and replay them"
     )
-    parser.add_argument("--progress", action="store_true", help="progress of the trainings on stderr")
+    parser.add_argument("--progress", action="store_true", help="show the progress of a training on stderr")
 
 
 def _check_jobs(args: argparse.Namespace) -> None:
     if args.jobs < 1:
         raise UserError(f"--jobs: expected at least 1; got {args.jobs}")
     if args.jobs > 1 and (args.pace or args.progress):
-        why = "--pace wants the machine for itself" if args.pace else "--progress shows one training"
-        raise UserError(f"--jobs {args.jobs}: {why}; leave one of the two out")
+        why = "--pace needs the machine to itself" if args.pace else "--progress shows one training"
+        raise UserError(f"--jobs {args.jobs}: {why}; leave out one of the two")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
         with RunLock(args.out):
             split = open_split(args.data, scale, args.out / "data", args.train)
             job = Job(
-                scale, split, args.out, device, grids.parse_changes(args.set), _say, args.progress, args.cuda_graphs
+                scale, split, args.out, device, grids.parse_changes(args.set), _log, args.progress, args.cuda_graphs
             )
             real = scoring.reference(split.train.volumes, split.held.volumes)
             protocol, about = protocol_of(job, real)
@@ -181,27 +181,29 @@ def run(args: argparse.Namespace) -> int:
                 "protocol": protocol, "scale": scale.name, "data": Path(args.data).name, "shape": list(job.shape),
                 "floors": real.floors(),
                 "about": about | {"changes": job.changes, "counts": counts, "rates": rates_of(job)},
-                "command": " ".join(_command(args)), "environment": machine(),
+                "command": " ".join(_command(args)), "environment": machine_and_commit(),
             }  # fmt: skip
             cells = select(grids.cells(args.grid, scale, job.shape, parse_seeds(args.seeds)), args.only)
             if args.pace:
-                about = {"cell": pace.CELL, "seed": -1, "protocol": protocol, "environment": head["environment"]}
-                results.append(path, about | {"command": head["command"] + " --pace", "pace": pace.measure(job, cells)})
+                about = {"cell": step_times.CELL, "seed": -1, "protocol": protocol, "environment": head["environment"]}
+                results.append(
+                    path, about | {"command": head["command"] + " --pace", "pace": step_times.measure(job, cells)}
+                )
                 failed = 0
             else:
                 failed = running.run_grid(job, cells, path, head, real, args.jobs)
                 _draw(job, args, path, protocol)
     except (Stopped, KeyboardInterrupt):
-        _say("stopped; the same command goes on from there")
-        done = {r["protocol"] for r in results.load(path) if r["cell"] != pace.CELL}
+        _log("stopped; the same command goes on from there")
+        done = {r["protocol"] for r in results.load(path) if r["cell"] != step_times.CELL}
         if done:
             report_grid(args, path, protocol if protocol in done else None)
         return 130
     finally:
         if timer is not None:
             timer.cancel()
-    if args.pace and all(r["cell"] == pace.CELL for r in results.load(path)):
-        _say(f"{path} has the pace; there are no cells yet")
+    if args.pace and all(r["cell"] == step_times.CELL for r in results.load(path)):
+        _log(f"{path} has the times of the steps and no cells yet")
         return 0
     report_grid(args, path, protocol)
     if failed:
@@ -209,16 +211,18 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, flush=True)
 
 
 def _command(args: argparse.Namespace) -> list[str]:
-    """The command that gives this record; folders by their last names, as no other machine has the rest."""
+    """Gives the command of this record, with the last names of the folders only."""
     words = ["python", "-m", "benchmarks.experiments", "--grid", args.grid, "--scale", args.scale]
     words += ["--data", Path(args.data).name, "--out", args.out.name, "--seeds", args.seeds]
     words += ["--train", str(args.train)] if args.train != TRAIN else []
-    words += ["--threads", str(args.threads)] if args.threads else []  # sums, and so a run, depend on it
+    words += (
+        ["--threads", str(args.threads)] if args.threads else []
+    )  # the order of additions, and so a run, depends on it
     words += ["--jobs", str(args.jobs)] if args.jobs > 1 else []
     words += ["--cuda-graphs"] if args.cuda_graphs else []
     return words + (["--set", *args.set] if args.set else [])

@@ -1,4 +1,4 @@
-"""What is compared: cells (architecture, inflation, widths, seed), the grids they form, and how large a run is.
+"""The cells (architecture, inflation, widths, seed), the grids that they form, and the size of their runs.
 
 Every cell of a grid shows its discriminator the same number of voxels. The unit is the volume: a slice counts as 1/D of
 one. A cell that starts from a 2D stage is shown `slices` slices and `volumes` volumes; one from scratch is shown
@@ -24,7 +24,7 @@ from ssgan.utils.errors import ConfigError
 KEEP_ALL = 10**6  # checkpoints: the metric along the run is measured on them afterwards
 MATCHED = "split_depth"  # the architecture whose parameters the others of Grid C are brought to
 MULTIPLE = 4  # of channels: acs4 splits them into four
-PLACES = "places"  # a start: inflation by centre from a 2D stage that knows where along depth a slice lies
+DEPTH_AWARE = "places"  # a start: inflation by centre from a 2D stage that is conditioned on the slice position
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. inflate: a depth profile, PLACES, or "none" for 3D from scratch. widths: channels, coarse to fine.
+    """One run. inflate: a depth profile, DEPTH_AWARE, or "none" for 3D from scratch. widths: channels, coarse to fine.
     arch_d: the discriminator's architecture where it is another; dense_levels: levels that are dense all the same."""
 
     arch: str
@@ -73,9 +73,9 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What it is in the tables, without the seed."""
-        known = {"none": "scratch", PLACES: "inflated centre, depth-aware"}
-        start = known.get(self.inflate, f"inflated {self.inflate}")
+        """Gives its name in the tables, without the seed."""
+        starts = {"none": "scratch", DEPTH_AWARE: "inflated centre, depth-aware"}
+        start = starts.get(self.inflate, f"inflated {self.inflate}")
         arch = self.arch if self.arch_d is None else f"{self.arch} G and {self.arch_d} D"
         arch += f" {dense_at(self.dense_levels)}" if self.dense_levels else ""
         return f"{arch}, {start}" + (f", {self.note}" if self.note else "")
@@ -87,8 +87,8 @@ class Cell:
 
     @property
     def folder_2d(self) -> str:
-        """Of the 2D stage, which all profiles of the same 2D networks share."""
-        return f"{self._archs}-2d{'-places' if self.inflate == PLACES else ''}-{self._widths}-seed{self.seed}"
+        """Names the folder of the 2D stage, which all profiles of the same 2D networks share."""
+        return f"{self._archs}-2d{'-places' if self.inflate == DEPTH_AWARE else ''}-{self._widths}-seed{self.seed}"
 
     @property
     def _archs(self) -> str:
@@ -100,7 +100,7 @@ class Cell:
 
 
 def architectures(arch: str, arch_d: str | None = None, dense_levels: Sequence[int] = ()) -> str:
-    """A name of them for folders, such as split_depth, split_depth+dense (G+D) or split_depth-dense01 (levels)."""
+    """Names them for folders, such as split_depth, split_depth+dense (G+D) or split_depth-dense01 (levels)."""
     levels = f"-dense{''.join(map(str, dense_levels))}" if dense_levels else ""
     return (f"{arch}+{arch_d}" if arch_d else arch) + levels
 
@@ -119,12 +119,12 @@ def network(scale: Scale, shape: Triple, arch: str, widths: tuple[int, ...]) -> 
 
 
 def parameters(cfg: NetworkConfig) -> int:
-    """Of generator and discriminator together."""
+    """Counts those of generator and discriminator together."""
     return sum(parameter_count(net) for net in build(cfg))
 
 
 def matched_widths(scale: Scale, shape: Triple, arch: str, target: int) -> tuple[int, ...]:
-    """The scale's widths times one factor, in multiples of 4, whose parameters are nearest to `target`."""
+    """Finds the scale's widths times one factor, in multiples of 4, whose parameters are nearest to `target`."""
     full = widths_of(scale, shape)
     candidates = sorted(
         {tuple(max(MULTIPLE, round(w * factor / 100 / MULTIPLE) * MULTIPLE) for w in full) for factor in range(10, 301)}
@@ -133,12 +133,12 @@ def matched_widths(scale: Scale, shape: Triple, arch: str, target: int) -> tuple
     def size(widths: tuple[int, ...]) -> int:
         return parameters(network(scale, shape, arch, widths))
 
-    place = bisect.bisect_left(candidates, target, key=size)  # wider at every level: more parameters
-    return min(candidates[max(place - 1, 0) : place + 1], key=lambda widths: abs(size(widths) - target))
+    index = bisect.bisect_left(candidates, target, key=size)  # wider at every level: more parameters
+    return min(candidates[max(index - 1, 0) : index + 1], key=lambda widths: abs(size(widths) - target))
 
 
 def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[Cell]:
-    """The cells of a grid, all of the first seed before any of the next: a grid cut short can be compared."""
+    """Lists the cells of a grid, all of the first seed before any of the next, so that a part of it can be compared."""
     full = widths_of(scale, shape)
     if grid == "D":
         pairs = (("dense", None), ("split_depth", "dense"), ("dense", "split_depth"), ("split_depth", None))
@@ -149,10 +149,10 @@ def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[
         chosen = [("dense", ()), *((MATCHED, those) for those in (*coarse, *fine, ()))]
         return [Cell(arch, "none", full, s, dense_levels=those) for s in seeds for arch, those in chosen]
     if grid == "A":
-        starts = ("none", "average", PLACES)
+        starts = ("none", "average", DEPTH_AWARE)
         kinds = [(arch, start, full, "") for arch in ("dense", "split_depth") for start in starts]
     elif grid == "B":
-        kinds = [("split_depth", start, full, "") for start in ("none", "average", "centre", "triangle", PLACES)]
+        kinds = [("split_depth", start, full, "") for start in ("none", "average", "centre", "triangle", DEPTH_AWARE)]
     elif grid == "C":
         names = ("dense", "grouped", "split_depth", "acs4", "separable")
         kinds = [(arch, "average", full, "") for arch in names]
@@ -169,12 +169,12 @@ def cells(grid: str, scale: Scale, shape: Triple, seeds: Sequence[int]) -> list[
 
 
 def config(scale: Scale, shape: Triple, cell: Cell, stage: str, changes: dict[str, Any] | None = None) -> TrainConfig:
-    """The run of a cell (stage "3d"), or of the 2D stage that it starts from ("2d").
+    """Configures the run of a cell (stage "3d"), or the 2D stage that it starts from ("2d").
 
     changes: dotted field of TrainConfig -> value, the same for all cells, such as {"stage_3d.lr_d": 0.002}.
     """
     volumes = scale.volumes + (scale.slices / shape[0] if cell.inflate == "none" else 0)
-    profile = "centre" if cell.inflate == PLACES else cell.inflate
+    profile = "centre" if cell.inflate == DEPTH_AWARE else cell.inflate
     cfg = preset(scale.preset).train_config(
         scale.preset, shape, cell.arch, stage=stage, seed=cell.seed, keep_checkpoints=KEEP_ALL,
         inflate=profile if stage == "3d" else "average", snapshot_kimg=scale.every / 1000,
@@ -182,11 +182,11 @@ def config(scale: Scale, shape: Triple, cell: Cell, stage: str, changes: dict[st
     networks = network(scale, shape, cell.arch, cell.widths).with_arch(cell.arch, cell.arch_d, cell.dense_levels)
     cfg = dataclasses.replace(
         cfg,
-        network=networks.depth_aware(cell.inflate == PLACES),
+        network=networks.depth_aware(cell.inflate == DEPTH_AWARE),
         stage_2d=dataclasses.replace(cfg.stage_2d, kimg=scale.slices / 1000, batch=scale.batch_2d),
         stage_3d=dataclasses.replace(cfg.stage_3d, kimg=volumes / 1000, batch=scale.batch_3d),
     )
-    if stage == "2d":  # nobody looks at the way there
+    if stage == "2d":  # only its end is used
         cfg = dataclasses.replace(cfg, snapshot_kimg=max(scale.slices / 2000, 0.001), keep_checkpoints=1)
     for name, value in (changes or {}).items():
         cfg = _replaced(cfg, name.split("."), value, name)
@@ -197,13 +197,14 @@ FIXED = ("network", "stage", "inflate", "seed", "preset", "snapshot_kimg", "keep
 
 
 def _replaced(cfg: Any, path: list[str], value: Any, name: str) -> Any:
-    known = {f.name for f in dataclasses.fields(cfg)}
-    if path[0] not in known or path[0] in FIXED:
-        raise ConfigError(f"--set {name}: {path[0]!r} is no setting that may differ; expected of {sorted(known)}")
+    fields = {f.name for f in dataclasses.fields(cfg)}
+    if path[0] not in fields or path[0] in FIXED:
+        able = sorted(fields - set(FIXED))
+        raise ConfigError(f"--set {name}: {path[0]!r} is not a setting that may be changed; expected one of {able}")
     old = getattr(cfg, path[0])
     if len(path) > 1:
         if not dataclasses.is_dataclass(old):
-            raise ConfigError(f"--set {name}: {path[0]} has no parts")
+            raise ConfigError(f"--set {name}: {path[0]} is a single value; write it without the part after the dot")
         value = _replaced(old, path[1:], value, name)
     elif dataclasses.is_dataclass(old):
         raise ConfigError(f"--set {name}: expected one of its parts, such as {name}.{dataclasses.fields(old)[0].name}")
@@ -211,7 +212,7 @@ def _replaced(cfg: Any, path: list[str], value: Any, name: str) -> Any:
 
 
 def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
-    """["stage_3d.lr_d=0.002"] -> {"stage_3d.lr_d": 0.002}; values are JSON."""
+    """Parses ["stage_3d.lr_d=0.002"] to {"stage_3d.lr_d": 0.002}; values are JSON."""
     changes = {}
     for text in texts:
         name, _, value = text.partition("=")

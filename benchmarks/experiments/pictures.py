@@ -1,4 +1,4 @@
-"""What the cells of a grid generate at their ends, under each other: for those who would rather look than read."""
+"""Draws the volumes that the cells of a grid generate at the end of their runs, one row a cell."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ COLUMNS = 4  # volumes of each cell
 
 
 def drawable(job: Job, cells: Sequence[Cell]) -> list[Cell]:
-    """The cells of one seed, that of the most finished runs of these settings in the folder (the lowest of equals)."""
+    """Picks the cells of one seed: the one with the most finished runs of these settings (the lowest of equals)."""
 
     def finished(cell: Cell) -> bool:
         path = job.final(cell)
         return path.exists() and checkpoint.read_meta(path).config_hash == identity(job.config(cell, "3d").to_json())
 
-    there = [c for c in cells if finished(c)]
-    seeds = [c.seed for c in there]
+    done = [c for c in cells if finished(c)]
+    seeds = [c.seed for c in done]
     chosen = max(sorted(set(seeds)), key=seeds.count, default=None)
-    return [c for c in there if c.seed == chosen]
+    return [c for c in done if c.seed == chosen]
 
 
 def draw(job: Job, cells: Sequence[Cell], path: Path) -> Path | None:
-    """PNG: a row of held-out volumes, and one for every drawable cell; axial, coronal and sagittal middle slices.
+    """Draws a PNG: a row of held-out volumes and one for every drawable cell, each as three middle slices.
 
-    Latents as in the measurements, the first of them; the volumes are the first, not chosen. None without any run.
+    The latents are the first of the measurements, the volumes the first, none chosen. None without any run.
     """
     cells = drawable(job, cells)
     if not cells:

@@ -1,4 +1,4 @@
-"""Tables and plots of a grid, from its JSON lines alone."""
+"""Writes tables and plots of a grid from its JSON lines alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments import averages, grids, pace, results
+from benchmarks.experiments import averages, grids, results, step_times
 from benchmarks.experiments.scoring import BETTER
 
 BASELINE = "dense, scratch"
@@ -27,38 +27,40 @@ TITLES = {
 def write(
     records: list[Record], grid: str, scale: str, stem: Path, protocol: str | None, seeds: Sequence[int]
 ) -> tuple[str, list[Path]]:
-    """Writes STEM-GRID.md and .png; the Markdown and the paths. protocol: None for that of the most cells."""
-    times = [r for r in records if r["cell"] == pace.CELL]
-    records = [r for r in records if r["cell"] != pace.CELL]
+    """Writes STEM-GRID.md and .png; gives the Markdown and the paths. protocol: None for that of the most cells."""
+    times = [r for r in records if r["cell"] == step_times.CELL]
+    records = [r for r in records if r["cell"] != step_times.CELL]
     protocol = protocol or results.main_protocol(records)
-    known = results.latest(records, protocol)
-    shape = tuple(next(iter(known.values()))["shape"])
-    found = {r["seed"] for r in known.values()}
+    by_cell = results.latest(records, protocol)
+    shape = tuple(next(iter(by_cell.values()))["shape"])
+    found = {r["seed"] for r in by_cell.values()}
     cells = grids.cells(grid, grids.SCALES[scale], shape, sorted(found | set(seeds)))
-    timed = pace.serving([r for r in times if r["protocol"] == protocol], cells)
-    known = paced(known, timed)
+    timed = step_times.most_complete([r for r in times if r["protocol"] == protocol], cells)
+    by_cell = with_step_times(by_cell, timed)
     page, picture = Path(f"{stem}-{grid}.md"), Path(f"{stem}-{grid}.png")
     volumes = picture_of_volumes(stem, grid)
     pictures = [picture.name, *([volumes.name] if volumes.exists() else [])]
-    text = markdown(grid, cells, known, protocol, pictures, timed) + tried(records, protocol)
+    text = markdown(grid, cells, by_cell, protocol, pictures, timed) + tried(records, protocol)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
-    draw(cells, known, picture)
+    draw(cells, by_cell, picture)
     return text, [page, picture]
 
 
 def picture_of_volumes(stem: Path, grid: str) -> Path:
-    """Where `pictures.draw` puts what the cells generate; it needs their runs, the rest of a report only the lines."""
+    """Gives the path of the picture that `pictures.draw` writes; it needs the runs, the report only the lines."""
     return Path(f"{stem}-{grid}-volumes.png")
 
 
-def paced(known: dict[str, Record], timed: Record | None) -> dict[str, Record]:
-    """The records with the seconds of every point by the measured pace; as they are where none was measured."""
+def with_step_times(by_cell: dict[str, Record], timed: Record | None) -> dict[str, Record]:
+    """Replaces the seconds of every point by those of the measured steps, if any were measured."""
     if timed is None:
-        return known
+        return by_cell
     seconds, result = timed["pace"], {}
-    for name, record in known.items():
-        each, flat = (seconds.get(pace.kind(record, stage)) if "points" in record else None for stage in ("3d", "2d"))
+    for name, record in by_cell.items():
+        each, flat = (
+            seconds.get(step_times.kind(record, stage)) if "points" in record else None for stage in ("3d", "2d")
+        )
         if each is not None and (flat is not None or not record["slices"]):
             points = [
                 p | {"seconds_2d": p["slices"] * (flat or 0) / 1000, "seconds_3d": p["volumes"] * each / 1000}
@@ -69,18 +71,18 @@ def paced(known: dict[str, Record], timed: Record | None) -> dict[str, Record]:
     return result
 
 
-def done_by_label(cells: Sequence[grids.Cell], known: dict[str, Record]) -> dict[str, dict[int, Record]]:
-    """label -> seed -> record, in the grid's order; cells without a result are left out, labels never."""
+def done_by_label(cells: Sequence[grids.Cell], by_cell: dict[str, Record]) -> dict[str, dict[int, Record]]:
+    """Gives label -> seed -> record, in the grid's order; cells without a result are left out, labels never."""
     table: dict[str, dict[int, Record]] = {c.label: {} for c in cells}
     for cell in cells:
-        record = known.get(cell.folder)
+        record = by_cell.get(cell.folder)
         if record is not None and "error" not in record:
             table[cell.label][cell.seed] = record
     return table
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean, and the range where there is more than one value."""
+    """Formats the mean, and the range if there is more than one value."""
     if not values:
         return "–"
     mean = f"{np.mean(values):.{digits}g}"
@@ -92,10 +94,10 @@ def total_seconds(point: dict[str, float], with_2d: bool) -> float:
 
 
 def reach(record: Record, baseline: Record) -> dict[str, float] | None:
-    """What the record had spent when it first was as good as the baseline's best, as shares of what that cost.
+    """Gives the cost at which a run first was as good as the baseline's best, as shares of the baseline's cost.
 
-    With and without the 2D stage's part in `time`, `time_3d`; `shown` is volumes, with slices as their share of one.
-    None where it never was. The start of a run counts as a point, so a share of 0 is possible without the 2D stage.
+    `time` is with the 2D stage, `time_3d` without it; `shown` is volumes, with slices as their share of one. None if it
+    never was. The start of a run counts as a point, so `time_3d` may be 0.
     """
     best = min(baseline["points"], key=lambda p: p[METRIC])
     first = next((p for p in record["points"] if p[METRIC] <= best[METRIC]), None)
@@ -110,18 +112,20 @@ def reach(record: Record, baseline: Record) -> dict[str, float] | None:
 
 
 def after(record: Record, seconds: float) -> float | None:
-    """The metric at the last point that the run had reached in that time, its 2D stage included; None before any."""
+    """Gives the metric at the last point reached in that time, the 2D stage included; None before the first."""
     points = [p[METRIC] for p in record["points"] if total_seconds(p, True) <= seconds * (1 + 1e-9)]
     return points[-1] if points else None
 
 
 def markdown(
-    grid: str, cells: Sequence[grids.Cell], known: dict[str, Record], protocol: str, pictures: Sequence[str],
+    grid: str, cells: Sequence[grids.Cell], by_cell: dict[str, Record], protocol: str, pictures: Sequence[str],
     timed: Record | None = None,
 ) -> str:  # fmt: skip
-    table = done_by_label(cells, known)
-    own = [known[c.folder] for c in cells if c.folder in known] or list(known.values())
-    any_record = max(own, key=lambda r: r["environment"]["date"])  # for what all have; its command is the latest
+    table = done_by_label(cells, by_cell)
+    own = [by_cell[c.folder] for c in cells if c.folder in by_cell] or list(by_cell.values())
+    any_record = max(
+        own, key=lambda r: r["environment"]["date"]
+    )  # for the fields that all share, and the latest command
     about = any_record["about"]
     machines = sorted({_machine(r) for r in own})
     commits = sorted({r["environment"]["commit"] for r in own})
@@ -150,7 +154,11 @@ def markdown(
     floors = any_record["floors"]
     dense = next((r["parameters"] for rows in [table.get(BASELINE, {})] for r in rows.values()), None)
     dense = dense or next(
-        (r["parameters"] for r in known.values() if r.get("label") == "dense, inflated average" and "parameters" in r),
+        (
+            r["parameters"]
+            for r in by_cell.values()
+            if r.get("label") == "dense, inflated average" and "parameters" in r
+        ),
         None,
     )
     for label, rows in table.items():
@@ -161,29 +169,29 @@ def markdown(
         share = f" ({done[0]['parameters'] / dense:.1%})" if dense else ""
         values = [spread([r["final"][name] for r in done]) for name in COLUMNS]
         best = spread([min(p[METRIC] for p in r["points"]) for r in done])
-        pace = spread([r["seconds_per_1000_volumes"] for r in done])
+        speed = spread([r["seconds_per_1000_volumes"] for r in done])
         total = spread([total_seconds(r["points"][-1], True) for r in done])
         seeds = ", ".join(map(str, sorted(rows)))
         size = f"{done[0]['parameters']:,}{share}"
-        lines.append(f"| {label} | {seeds} | {size} | {' | '.join(values)} | {best} | {pace} | {total} |")
+        lines.append(f"| {label} | {seeds} | {size} | {' | '.join(values)} | {best} | {speed} | {total} |")
     lines.append(f"| real volumes (floor) | – | – | {' | '.join(f'{floors[n]:.3g}' for n in COLUMNS)} | – | – | – |")
     better = "; ".join(f"{name}: {how}" for name, how in BETTER.items())
     lines += ["", f"Better is, {better}. A percentage is the share of dense's parameters.", ""]
-    base = baseline(known)
+    base = baseline(by_cell)
     lines += _comparison(table, base)
     lines += _equal_time(table, base)
     lines += _averages(table)
-    lines += _left_out(cells, known)
+    lines += _left_out(cells, by_cell)
     return "\n".join(lines) + "\n"
 
 
-def baseline(known: dict[str, Record]) -> dict[int, Record]:
-    """Seed -> record of the baseline, whichever grid it was run for."""
-    return {r["seed"]: r for r in known.values() if r.get("label") == BASELINE and "error" not in r}
+def baseline(by_cell: dict[str, Record]) -> dict[int, Record]:
+    """Gives seed -> record of the baseline, whichever grid it was run for."""
+    return {r["seed"]: r for r in by_cell.values() if r.get("label") == BASELINE and "error" not in r}
 
 
 def tried(records: list[Record], protocol: str) -> str:
-    """A table of the file's other protocols: what else was tried, with what came out. "" where there is none."""
+    """Writes a table of the file's other protocols, the settings that were tried; "" if there are none."""
     rows = []
     for other in dict.fromkeys(r["protocol"] for r in records if r["protocol"] != protocol):
         by_label: dict[str, list[Record]] = {}
@@ -213,7 +221,7 @@ def tried(records: list[Record], protocol: str) -> str:
 
 
 def settings_of(record: Record) -> str:
-    """The 3D stage's rates, and what else was changed for every cell."""
+    """Lists the 3D stage's rates and the other settings that were changed for every cell."""
     about = record["about"]
     rates = {f"stage_3d.{name}": value for name, value in about.get("rates", {}).items()}
     settings = rates | about["changes"]
@@ -222,7 +230,7 @@ def settings_of(record: Record) -> str:
 
 
 def _comparison(table: dict[str, dict[int, Record]], base: dict[int, Record]) -> list[str]:
-    """Every cell against dense from scratch of the same seed."""
+    """Compares every cell with dense from scratch of the same seed."""
     if not base or not any(table.values()):
         return []
     lines = [
@@ -251,7 +259,7 @@ def _comparison(table: dict[str, dict[int, Record]], base: dict[int, Record]) ->
 
 
 def _equal_time(table: dict[str, dict[int, Record]], base: dict[int, Record]) -> list[str]:
-    """Every cell after shares of the time that dense from scratch takes, whatever it had been shown by then."""
+    """Compares the cells after shares of the time that dense from scratch takes."""
     if not base or not any(table.values()):
         return []
     whole = float(np.mean([total_seconds(r["points"][-1], True) for r in base.values()]))
@@ -271,7 +279,7 @@ def _equal_time(table: dict[str, dict[int, Record]], base: dict[int, Record]) ->
 
 
 def _averages(table: dict[str, dict[int, Record]]) -> list[str]:
-    """The ends of the runs again, under other averages of the generator's weights; [] where no cell has them."""
+    """Writes the ends of the runs under other averages of the generator's weights; [] if no cell has them."""
     having = {label: [r for r in rows.values() if "averages" in r] for label, rows in table.items()}
     if not any(having.values()):
         return []
@@ -293,25 +301,25 @@ def _averages(table: dict[str, dict[int, Record]]) -> list[str]:
     return [*lines, ""]
 
 
-def _left_out(cells: Sequence[grids.Cell], known: dict[str, Record]) -> list[str]:
-    """Cells that failed, with their errors, and cells not run: named, never dropped."""
+def _left_out(cells: Sequence[grids.Cell], by_cell: dict[str, Record]) -> list[str]:
+    """Names the cells that failed, with their errors, and those not run."""
     lines = []
     for cell in cells:
-        record = known.get(cell.folder)
+        record = by_cell.get(cell.folder)
         if record is not None and "error" in record:
             lines.append(f"- failed: {cell.label}, seed {cell.seed} (`{cell.folder}`): {record['error']}")
-    missing = [c for c in cells if c.folder not in known]
+    missing = [c for c in cells if c.folder not in by_cell]
     lines += [f"- not run: {c.label}, seed {c.seed} (`{c.folder}`)" for c in missing]
     return lines
 
 
 def _timing(timed: Record | None, cells: Sequence[grids.Cell]) -> str:
-    """How the seconds of these cells were measured."""
+    """Says how the seconds of these cells were measured."""
     if timed is None:
         return "by the median row of the log"
     env = timed["environment"]
     text = f"by steps timed in turns, {env['date'][:10]} at commit {env['commit']} (`{timed['command']}`)"
-    others = dict.fromkeys(c.label for c in cells if not set(pace.kinds([c])) <= set(timed["pace"]))
+    others = dict.fromkeys(c.label for c in cells if not set(step_times.kinds([c])) <= set(timed["pace"]))
     return f"{text}, but by the median row of the log of {'; '.join(others)}" if others else text
 
 
@@ -322,37 +330,37 @@ def _machine(record: Record) -> str:
 
 
 def mean_curve(rows: Sequence[Record]) -> tuple[list[float], list[float]]:
-    """Volumes shown, and the metric's geometric mean over the seeds, where every seed has a point."""
+    """Gives volumes shown and the metric's geometric mean over the seeds, where every seed has a point."""
     curves = [{p["shown"]: p[METRIC] for p in r["points"]} for r in rows]
     shared = sorted(set(curves[0]).intersection(*curves[1:]))
     return shared, [float(np.exp(np.mean([np.log(c[x]) for c in curves]))) for x in shared]
 
 
-def highest(known: dict[str, Record], cells: Sequence[grids.Cell]) -> float:
-    """The metric's highest value that the plot shows: untrained networks lie far above all that matters."""
-    points = [p for c in cells for p in known.get(c.folder, {}).get("points", [])]
+def highest(by_cell: dict[str, Record], cells: Sequence[grids.Cell]) -> float:
+    """Gives the upper end of the plot: the highest value of a trained network."""
+    points = [p for c in cells for p in by_cell.get(c.folder, {}).get("points", [])]
     trained = [p[METRIC] for p in points if p["volumes"] or p["slices"]]
     return max(trained or [p[METRIC] for p in points], default=1.0)
 
 
-def draw(cells: Sequence[grids.Cell], known: dict[str, Record], path: Path) -> None:
-    """The metric against volumes shown and against parameters, and the seconds per 1,000 volumes."""
+def draw(cells: Sequence[grids.Cell], by_cell: dict[str, Record], path: Path) -> None:
+    """Draws the metric against volumes shown and against parameters, and the seconds per 1,000 volumes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter
 
-    table = done_by_label(cells, known)
+    table = done_by_label(cells, by_cell)
     figure = Figure(figsize=(16, 4.8), layout="constrained")
-    curve, size, pace = figure.subplots(1, 3)
-    floor = next(iter(known.values()))["floors"][METRIC]
+    curve, size, speed = figure.subplots(1, 3)
+    floor = next(iter(by_cell.values()))["floors"][METRIC]
     names = list(table)
-    for place, (label, rows) in enumerate(table.items()):
-        colour = f"C{place % 10}"
+    for row, (label, rows) in enumerate(table.items()):
+        colour = f"C{row % 10}"
         for record in rows.values():
             points = record["points"]
             xs, ys = [p["shown"] for p in points], [p[METRIC] for p in points]
             curve.plot(xs, ys, color=colour, linewidth=1, alpha=0.3 if len(rows) > 1 else 1)
             size.plot(record["parameters"], record["final"][METRIC], "o", color=colour)
-            pace.plot(record["seconds_per_1000_volumes"], place, "o", color=colour)
+            speed.plot(record["seconds_per_1000_volumes"], row, "o", color=colour)
         if rows:
             xs, ys = mean_curve(list(rows.values()))
             curve.plot(xs, ys, color=colour, marker="o", markersize=3, label=label)
@@ -363,15 +371,15 @@ def draw(cells: Sequence[grids.Cell], known: dict[str, Record], path: Path) -> N
         axes.grid(alpha=0.3, which="both")
         for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             axis(FormatStrFormatter("%.2g"))
-    curve.set_ylim(top=1.05 * highest(known, cells))
+    curve.set_ylim(top=1.05 * highest(by_cell, cells))
     curve.set_xlabel("volumes shown to D (a slice is 1/D of one)")
     size.set_xlabel("parameters of G and D")
-    pace.set_xlabel("seconds per 1,000 volumes")
-    pace.set_yticks(range(len(names)), names)
-    for axes in (size, pace):
+    speed.set_xlabel("seconds per 1,000 volumes")
+    speed.set_yticks(range(len(names)), names)
+    for axes in (size, speed):
         axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
-    pace.set_ylim(-0.5, len(names) - 0.5)
-    pace.grid(alpha=0.3)
+    speed.set_ylim(-0.5, len(names) - 0.5)
+    speed.grid(alpha=0.3)
     if curve.get_legend_handles_labels()[1]:
         curve.legend(fontsize=8)
     figure.savefig(path, dpi=110)

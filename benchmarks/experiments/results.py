@@ -1,4 +1,4 @@
-"""JSON lines of finished and failed cells: one record a cell, appended; the last one of a cell and protocol counts."""
+"""Reads and appends the JSON lines of finished and failed cells; the last line of a cell and protocol counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ssgan.utils.errors import UserError
 
 Record = dict[str, Any]
-_said: set[Path] = set()
+_warned: set[Path] = set()
 
 
 class ResultsError(UserError):
@@ -19,7 +19,7 @@ class ResultsError(UserError):
 
 
 def load(path: Path) -> list[Record]:
-    """All records; [] where there is no file yet. Half a last line, left by a kill, is left out, which is said once."""
+    """Reads all records; [] where there is no file yet. Half a last line, left by a kill, is dropped with a warning."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -30,9 +30,9 @@ def load(path: Path) -> list[Record]:
             record["cell"], record["protocol"], record["seed"]
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
-                if path not in _said:
+                if path not in _warned:
                     print(f"note: the last line of {path} is half a record and left out", file=sys.stderr)
-                    _said.add(path)
+                    _warned.add(path)
                 break
             raise ResultsError(f"{path}, line {number} is no record of a cell ({error}); restore the file") from None
         records.append(record)
@@ -41,7 +41,7 @@ def load(path: Path) -> list[Record]:
 
 def append(path: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:  # what a kill left
+    if path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:  # half a line, left by a kill
         whole = path.read_bytes()
         os.truncate(path, whole.rfind(b"\n") + 1)
     with open(path, "a", encoding="utf-8") as file:
@@ -51,7 +51,7 @@ def append(path: Path, record: Record) -> None:
 
 
 def main_protocol(records: list[Record]) -> str:
-    """The one that the most cells have finished under, the later of equals: the others are trials."""
+    """Picks the protocol under which the most cells have finished, the later of equals: the others are trials."""
     finished: dict[str, set[str]] = {}
     for record in records:
         cells = finished.pop(record["protocol"], set())  # to the end: dicts keep their order
@@ -60,5 +60,5 @@ def main_protocol(records: list[Record]) -> str:
 
 
 def latest(records: list[Record], protocol: str) -> dict[str, Record]:
-    """cell (its folder's name) -> its last record under that protocol."""
+    """Gives cell (its folder's name) -> its last record under that protocol."""
     return {r["cell"]: r for r in records if r["protocol"] == protocol}

@@ -1,4 +1,4 @@
-"""The project's metrics of generated volumes against training and held-out volumes, each beside its floor.
+"""Measures generated volumes against training and held-out volumes, each metric beside its floor.
 
 A Frechet distance of n against n volumes is biased upwards when n is small, so every one of them has the distance of
 real to real volumes at the same counts beside it; a perfect generator reaches that, not 0.
@@ -27,7 +27,7 @@ from ssgan.models.networks import Generator
 from ssgan.models.sampling import latents, synthesise
 from ssgan.utils.errors import UserError
 
-NEIGHBOURS, SEED, AT_A_TIME = 5, 0, 8
+NEIGHBOURS, SEED, BATCH = 5, 0, 8
 BETTER = {
     "frechet_held": "lower", "frechet_train": "lower", "kid": "lower", "precision": "higher", "recall": "higher",
     "msssim": "as floor", "copies": "about 1",
@@ -44,7 +44,7 @@ class Reference:
 
     @property
     def protocol(self) -> str:
-        """What was measured, in one line."""
+        """Describes the metrics in one line."""
         n, m, half = len(self.held), self.count, len(self.train) // 2
         scales, window = voxels.msssim_scales(self.train.shape[1:])
         return (
@@ -61,7 +61,7 @@ class Reference:
 
     @property
     def count(self) -> int:
-        """Generated volumes."""
+        """Counts the generated volumes that are needed."""
         return max(self.groups * len(self.held), len(self.train) // 2)
 
     @cached_property
@@ -73,7 +73,7 @@ class Reference:
         return self.extractor(self.train)[self.order], self.extractor(self.held)
 
     def floors(self) -> dict[str, float]:
-        """Every metric with training volumes in the place of generated ones."""
+        """Measures training volumes as if they were generated."""
         train, held = self.features
         half = len(train) // 2
         n = min(len(train), self.groups * len(held))
@@ -84,11 +84,11 @@ class Reference:
         return result | {"msssim": float(voxels.pairwise_msssim(self.train).mean()), "copies": 1.0}
 
     def quick(self, fake: np.ndarray) -> dict[str, float]:
-        """Distances of generated volumes (count, D, H, W): for the points of a curve."""
+        """Measures the distances of generated volumes (count, D, H, W), for the points of a curve."""
         return self._distances(self.extractor(fake))
 
     def whole(self, fake: np.ndarray) -> dict[str, float]:
-        """All metrics of generated volumes."""
+        """Measures all metrics of generated volumes (count, D, H, W)."""
         features = self.extractor(fake)
         n = self.groups * len(self.held)
         result = self._distances(features)
@@ -124,17 +124,17 @@ def reference(train: np.ndarray, held: np.ndarray) -> Reference:
 
 @torch.no_grad()
 def generated(G: Generator, count: int) -> np.ndarray:
-    """(count, D, H, W) in [-1, 1]; the same latents for every generator of one z_dim.
+    """Generates (count, D, H, W) in [-1, 1], with the same latents for every generator of one z_dim.
 
     Raises UserError where a voxel is not finite; clipping would hide an infinity.
     """
     z = latents(range(count), G.cfg.z_dim)
-    volumes = synthesise(G, z, batch=AT_A_TIME, noise="random")
+    volumes = synthesise(G, z, batch=BATCH, noise="random")
     if not np.isfinite(volumes).all():
         raise UserError("the generator gives values that are not finite")
     return np.clip(volumes, -1, 1)
 
 
 def digest(*parts: str) -> str:
-    """A short name of what decides a result."""
+    """Hashes what decides a result to a short name."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -41,19 +41,19 @@ class BadData(ValueError):
 
 
 def centred(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """The middle of a volume (X, Y, Z) in `shape`: cropped, or padded with its smallest value."""
+    """Centres a volume (X, Y, Z) in `shape`: cropped, or padded with its smallest value."""
     out = np.full(shape, volume.min(), dtype=volume.dtype)
-    ours, theirs = [], []
+    target, source = [], []
     for have, want in zip(volume.shape, shape, strict=True):
         size = min(have, want)
-        ours.append(slice((want - size) // 2, (want - size) // 2 + size))
-        theirs.append(slice((have - size) // 2, (have - size) // 2 + size))
-    out[tuple(ours)] = volume[tuple(theirs)]
+        target.append(slice((want - size) // 2, (want - size) // 2 + size))
+        source.append(slice((have - size) // 2, (have - size) // 2 + size))
+    out[tuple(target)] = volume[tuple(source)]
     return out
 
 
 def read(path: Path) -> np.ndarray:
-    """The voxels (X, Y, Z), RAS+."""
+    """Reads the voxels (X, Y, Z), RAS+."""
     try:
         return np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
@@ -61,7 +61,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def load(folder: Path, shape: Sequence[int] = SHAPE) -> tuple[Tensor, Tensor]:
-    """images (N, 1, X, Y, Z) float32 of mean 0 and variance 1 each, labels (N, 1, X, Y, Z) int64; RAS+.
+    """Loads images (N, 1, X, Y, Z) float32 of mean 0 and variance 1 each, labels (N, 1, X, Y, Z) int64; RAS+.
 
     Raises:
         BadData: a folder or a label is missing or unreadable, or a label holds other values than 0, 1, 2.
@@ -69,18 +69,18 @@ def load(folder: Path, shape: Sequence[int] = SHAPE) -> tuple[Tensor, Tensor]:
     kinds = ("imagesTr", "labelsTr") if (folder / "imagesTr").is_dir() else ("images", "labels")
     names = sorted(p.name for p in (folder / kinds[0]).glob("[!.]*.nii.gz"))
     if not names:
-        raise BadData(f"{folder / kinds[0]}: expected NIfTI files (*.nii.gz); there are none")
+        raise BadData(f"{folder / kinds[0]}: expected NIfTI files (*.nii.gz); found none")
     images, labels = [], []
     for name in names:
-        where = folder / kinds[1] / name
-        if not where.exists():
-            raise BadData(f"{where}: is missing; each image needs a label of its name")
-        image, label = read(folder / kinds[0] / name), read(where)
+        path = folder / kinds[1] / name
+        if not path.exists():
+            raise BadData(f"{path}: the file is missing; each image needs a label of the same name")
+        image, label = read(folder / kinds[0] / name), read(path)
         if image.shape != label.shape:
-            raise BadData(f"{where}: has shape {label.shape}; its image has {image.shape}")
+            raise BadData(f"{path}: has shape {label.shape}; its image has {image.shape}")
         values = np.unique(label)
         if not set(values.tolist()) <= set(range(CLASSES)):
-            raise BadData(f"{where}: expected labels 0, 1, 2; got {values.tolist()}")
+            raise BadData(f"{path}: expected labels 0, 1, 2; got {values.tolist()}")
         image = image.astype(np.float64)
         image = (image - image.mean()) / max(float(image.std()), 1e-6)
         images.append(centred(image, shape))
@@ -89,15 +89,15 @@ def load(folder: Path, shape: Sequence[int] = SHAPE) -> tuple[Tensor, Tensor]:
 
 
 def split(count: int, train: int = TRAIN) -> tuple[np.ndarray, np.ndarray]:
-    """Indices that train and indices that validate, disjoint, the same in every run."""
+    """Gives the indices that train and those that validate, disjoint, the same in every run."""
     if count <= train:
-        raise BadData(f"data: {count} volumes; more than the {train} that train are needed (--train)")
+        raise BadData(f"data: {count} volumes; expected more than the {train} that train (--train)")
     order = np.random.default_rng(0).permutation(count)
     return order[:train], np.sort(order[train:])
 
 
 def dice(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Dice of classes 1 and 2, (N, 2), of label volumes (N, 1, X, Y, Z); 1 where a class is in neither."""
+    """Computes the Dice of classes 1 and 2, (N, 2), of label volumes (N, 1, X, Y, Z); 1 where a class is in neither."""
     scores = []
     for c in range(1, CLASSES):
         a, b = (predicted == c).flatten(1), (truth == c).flatten(1)
@@ -107,7 +107,7 @@ def dice(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 def network(channels: Sequence[int], seed: int, variant: str) -> nn.Module:
-    """MONAI's U-Net with residual units, 3 levels down; its convolutions converted unless the variant is dense."""
+    """Builds MONAI's U-Net with residual units, 3 levels down; converts its convolutions unless it is dense."""
     from monai.networks.nets import UNet
 
     torch.manual_seed(seed)
@@ -148,7 +148,7 @@ class Run:
 
     @torch.no_grad()
     def validate(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Dice (N, 2) over the validation volumes."""
+        """Computes the Dice (N, 2) of the validation volumes."""
         self.model.eval()
         parts = [
             dice(self.model(x.contiguous(memory_format=self.memory_format)).argmax(1, keepdim=True), t)
@@ -159,7 +159,7 @@ class Run:
 
 
 def faster_layout(model: nn.Module, x: Tensor) -> tuple[str, torch.memory_format]:
-    """The memory format in which a dense model trains faster here; five steps of each, the median counts."""
+    """Finds the memory format in which a dense model trains faster here, by the median of five steps of each."""
     times = {}
     for name, layout in (("channels_last_3d", torch.channels_last_3d), ("contiguous", torch.contiguous_format)):
         model.to(memory_format=layout)
@@ -183,7 +183,7 @@ def start(variant: str, seed: int, args: argparse.Namespace, layout: torch.memor
 
 
 def train(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Trains every variant with every seed; one record each."""
+    """Trains every variant with every seed; gives a record of each."""
     from monai.losses import DiceCELoss
 
     images, labels = load(args.data)
@@ -232,7 +232,7 @@ def record(run: Run, score: Tensor, args: argparse.Namespace, layout: str) -> di
 
 
 def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """A row per variant: Dice (mean and range over the seeds), parameters, seconds per step."""
+    """Writes a row per variant: Dice (mean and range over the seeds), parameters, seconds per step."""
     about = records[0]
     seeds = sorted({r["seed"] for r in records})
     lines = [
@@ -257,7 +257,7 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Validation Dice over the steps, a line per seed, a colour per variant."""
+    """Draws validation Dice over the steps, a line per seed, a colour per variant."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""One cell: its 2D stage (shared), its 3D run, and the metric along it. Resumes where it was stopped."""
+"""Trains one cell, its 2D stage (shared) and its 3D run, and measures it. Resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ssgan.training.precision import Execution
 from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import UserError
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Stopped(Exception):
@@ -33,14 +33,14 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What the cells of a grid have in common."""
+    """The settings that the cells of a grid share."""
 
     scale: Scale
     split: Split
     out: Path
     device: torch.device
     changes: dict[str, Any]
-    say: Say = print
+    log: Log = print
     progress: bool = False
     cuda_graphs: bool = False
 
@@ -56,7 +56,7 @@ class Job:
         return grids.config(self.scale, self.shape, cell, stage, self.changes)
 
     def final(self, cell: Cell) -> Path:
-        """The last checkpoint of a cell's 3D run; it is there when the run is finished."""
+        """Gives the path of the last checkpoint of a cell's 3D run; it exists when the run is finished."""
         return checkpoint.final_path(self.out / cell.folder / "checkpoints", "3d")
 
 
@@ -66,14 +66,14 @@ def train_run(job: Job, cfg: TrainConfig, folder: Path, init: Path | None = None
     with RunLock(folder):
         status = loop.train(
             cfg, job.split.train, folder, init=init, data_path=str(job.split.train.path), device=job.device,
-            echo=job.say, progress=job.progress, execution=job.execution,
+            echo=job.log, progress=job.progress, execution=job.execution,
         )  # fmt: skip
     if status:
         raise Stopped(f"{folder} was stopped with status {status}")
 
 
 def train_cell(job: Job, cell: Cell) -> None:
-    """Both stages of a cell; a 2D stage that another cell has trained is taken as it is."""
+    """Trains both stages of a cell; a 2D stage that another cell has trained is reused."""
     init = None
     if cell.inflate != "none":
         flat = job.out / cell.folder_2d
@@ -83,8 +83,7 @@ def train_cell(job: Job, cell: Cell) -> None:
 
 
 def speed(folder: Path, stage: str) -> float:
-    """Seconds per 1,000 images of a stage: the median over the log's rows, which a busy spell of the machine moves
-    little; measuring and saving are not in it."""
+    """Reads the seconds per 1,000 images of a stage: the median over the log's rows, without measuring and saving."""
     rates = [
         r["images_per_second"]
         for r in JsonLog(folder / "log.jsonl", write=False).rows
@@ -96,7 +95,7 @@ def speed(folder: Path, stage: str) -> float:
 
 
 def generators(job: Job, cell: Cell) -> Iterator[tuple[int, Generator]]:
-    """(volumes shown in the 3D stage, G_ema) of a finished cell: the start, and the curve's checkpoints."""
+    """Yields (volumes shown in the 3D stage, G_ema) of a finished cell: its start, and the curve's checkpoints."""
     cfg = job.config(cell, "3d")
     start = StageTrainer(cfg, "3d", job.device)
     if cell.inflate != "none":
@@ -112,16 +111,16 @@ def generators(job: Job, cell: Cell) -> Iterator[tuple[int, Generator]]:
 
 
 def generator(job: Job, cell: Cell, tensors: dict[str, Tensor], path: Path, name: str = "G_ema") -> Generator:
-    """The generator of a cell with the tensors NAME.* of a checkpoint; path: for errors."""
+    """Builds the generator of a cell with the tensors NAME.* of a checkpoint; path: for errors."""
     G = Generator(job.config(cell, "3d").network).to(job.device).requires_grad_(False)
     checkpoint.load_module(G, name, tensors, str(path))
     return G
 
 
 def curve_checkpoints(job: Job, cell: Cell) -> dict[int, Path]:
-    """Volumes shown -> checkpoint, in order, of a finished cell: what `every` gives, and the end.
+    """Gives volumes shown -> checkpoint of a finished cell, in order: one every `every` volumes, and the last.
 
-    A run that was stopped has a checkpoint of that moment too: no point of the curve, which would depend on the stop.
+    The checkpoint of a stop is left out, so that the curve does not depend on when the run was stopped.
     """
     every, batch = job.scale.every, job.config(cell, "3d").stage_3d.batch
     end = checkpoint.read_meta(job.final(cell)).images
@@ -130,7 +129,7 @@ def curve_checkpoints(job: Job, cell: Cell) -> dict[int, Path]:
 
 
 def measure_cell(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, Any]:
-    """The record of a finished cell: the metric along it, all metrics at its end, and what they cost.
+    """Measures a finished cell: the metric along the run, all metrics at its end, and the training time.
 
     seconds: of training alone, 2D stage included where there is one: images times the median seconds per image.
     shown: volumes, with slices as their share of one.
@@ -150,13 +149,15 @@ def measure_cell(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, Any
             fake = scoring.generated(G, real.count)
         except UserError as error:
             raise UserError(f"{cell.folder} after {volumes} volumes: {error}") from None
-        # Only the last is wanted whole; which one that is shows when there is no next.
+        # All metrics are taken of the last one only.
         final = {"fake": fake}
         row = {"volumes": volumes, "slices": slices, "shown": volumes + slices / depth}
         row |= {"seconds_2d": slices * per_slice, "seconds_3d": volumes * per_volume}
         points.append(row | real.quick(fake))
     cfg = job.config(cell, "3d")
-    nets = {name: sum(p.numel() for p in net.parameters()) for name, net in zip("GD", _nets(cfg), strict=True)}
+    nets = {
+        name: sum(p.numel() for p in net.parameters()) for name, net in zip("GD", grids.build(cfg.network), strict=True)
+    }
     return {
         "arch": cell.arch, "arch_d": cell.arch_d, "dense_levels": list(cell.dense_levels), "inflate": cell.inflate,
         "widths": list(cell.widths), "note": cell.note, "label": cell.label,
@@ -165,7 +166,3 @@ def measure_cell(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, Any
         "seconds_per_1000_volumes": 1000 * per_volume, "seconds_per_1000_slices": 1000 * per_slice or None,
         "points": points, "final": real.whole(final["fake"]),
     }  # fmt: skip
-
-
-def _nets(cfg: TrainConfig):
-    return grids.build(cfg.network)

@@ -1,20 +1,21 @@
-"""A harder test of worth: does a trained GAN help to segment the hippocampus from few labelled volumes?
+"""Tests whether a trained GAN helps to segment the hippocampus from few labelled volumes.
 
     python -m benchmarks.experiments.transfer --task ../shared/data/msd-hippocampus --run runs/grid-a/CELL \\
         --results benchmarks/results/experiments/transfer-CELL.jsonl
 
-Generated volumes have no labels, so they cannot be training pairs. What a GAN can give is features. The U-Net's
-encoder is the discriminator's trunk; its decoder is small and always fresh. All arms have the same network, labelled
+Generated volumes have no labels, so they cannot be training pairs; a GAN can only give features. The U-Net's encoder is
+the discriminator's trunk; its decoder is small and starts fresh. All arms have the same network, labelled
 volumes, order, steps and rates, and differ in the weights at the start:
 
     fresh       nothing learned
     gan         the encoder is the trained discriminator of the run
     generated   encoder and decoder were trained before to restore damaged volumes that the run's generator made
-    unlabelled  the same, on the real volumes that the GAN was trained on: what they give without a GAN
+    unlabelled  the same, on the real volumes that the GAN was trained on, without a GAN
 
-The last arm is what generated volumes have to beat: whoever trains a GAN has those volumes. Volumes are segmented at
-the run's spacing and scored at the labels' own. The held-out volumes are those of `data.split_indices`; a run that was
-trained on one of them is refused. A finished cell (arm, labelled volumes, seed) is a JSON line and is not run again.
+The last arm is the one that generated volumes have to beat: whoever trains a GAN has the real ones. Volumes are
+segmented at the run's spacing and scored at the labels' own. The held-out volumes are those of `data.split_indices`; a
+run that was trained on one of them is refused. A finished cell (arm, labelled volumes, seed) is a JSON line and is not
+run again.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ from ssgan.utils.environment import keep_freed_memory
 from ssgan.utils.errors import UserError, run_command
 
 ARMS = ("fresh", "gan", "generated", "unlabelled")
-NOISE, BLOCK, HIDDEN = 0.3, 4, 0.5  # what damages a volume: noise, and hidden blocks of so many voxels a side
+NOISE, BLOCK, HIDDEN = 0.3, 4, 0.5  # of a damaged volume: noise, edge of the hidden blocks in voxels, their share
 CUT = (0.5, 99.5)  # percentiles that become -1 and 1
 Record = dict[str, Any]
 
 
 class TransferError(UserError):
-    """A run or task that does not serve."""
+    """A run or task that cannot be used."""
 
 
 class TrunkUNet(nn.Module):
@@ -92,13 +93,13 @@ class TrunkUNet(nn.Module):
         return y
 
     def _first(self, x: Tensor) -> Tensor:
-        """The trunk's first features; places along depth from the middle outwards, the outer ones go on."""
+        """Gives the trunk's first features; the depth embedding is centred, its end positions are repeated outwards."""
         y = self.trunk.from_image(x)
         if self.trunk.cfg.depth_places is None:
             return y
         own, depth = self.trunk.depth_embedding.shape[1], x.shape[2]
-        places = (torch.arange(depth) - (depth - own) // 2).clamp(0, own - 1)
-        return y + self.trunk.depth_embedding[:, places, None, None]
+        positions = (torch.arange(depth) - (depth - own) // 2).clamp(0, own - 1)
+        return y + self.trunk.depth_embedding[:, positions, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
@@ -106,18 +107,18 @@ class TrunkUNet(nn.Module):
     def restored(self, x: Tensor) -> Tensor:
         return self.to_image(self.features(x))
 
-    def load_trunk(self, tensors: dict[str, Tensor], where: str) -> None:
-        """The trunk of a checkpoint's discriminator; its head has no place here."""
+    def load_trunk(self, tensors: dict[str, Tensor], source: str) -> None:
+        """Loads the trunk of a checkpoint's discriminator, without its head."""
         own = self.trunk.state_dict()
         given = checkpoint.without_prefix("D", tensors)
         wrong = [n for n, t in own.items() if n not in given or given[n].shape != t.shape]
         if wrong:
-            raise TransferError(f"{where}: {wrong[0]} is missing or of another shape; is it a checkpoint of stage 3d?")
+            raise TransferError(f"{source}: {wrong[0]} is missing or of another shape; is it a checkpoint of stage 3d?")
         self.trunk.load_state_dict({n: given[n] for n in own})
 
 
 def load_task(task: Path, cfg: NetworkConfig, spacing: Sequence[float], axis: str) -> tuple[Tensor, Tensor, list[str]]:
-    """images (N, 1, d, h, w) in [-1, 1] at the run's spacing, labels (N, 1, D, H, W) at 1 mm, and file names."""
+    """Loads images (N, 1, d, h, w) in [-1, 1] at the run's spacing, labels (N, 1, D, H, W) at 1 mm, and file names."""
     factor = round(spacing[0])
     if factor < 1 or any(abs(s - factor) > 1e-3 for s in spacing):
         raise TransferError(
@@ -144,7 +145,7 @@ def load_task(task: Path, cfg: NetworkConfig, spacing: Sequence[float], axis: st
 
 
 def damaged(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Volumes with noise, and with half of their blocks hidden."""
+    """Adds noise to volumes and hides half of their blocks."""
     blocks = [-(-n // BLOCK) for n in x.shape[2:]]
     seen = (torch.rand(len(x), 1, *blocks, generator=generator) >= HIDDEN).to(x)
     seen = seen.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3).repeat_interleave(BLOCK, 4)
@@ -168,7 +169,7 @@ def pretrain(model: TrunkUNet, volumes: np.ndarray, steps: int, batch: int, lr: 
 
 
 def scores(model: TrunkUNet, x: Tensor, truth: Tensor) -> Tensor:
-    """Logits at the labels' resolution."""
+    """Computes logits at the labels' resolution."""
     return F.interpolate(model(x), truth.shape[2:], mode="trilinear", align_corners=False)
 
 
@@ -194,13 +195,13 @@ def fine_tune(
 
 @torch.no_grad()
 def held_out_dice(model: TrunkUNet, images: Tensor, labels: Tensor) -> Tensor:
-    """(N, 2)"""
+    """Gives the Dice of both classes, (N, 2)."""
     parts = zip(images.split(4), labels.split(4), strict=True)
     return torch.cat([segmentation.dice(scores(model, x, t).argmax(1, keepdim=True), t) for x, t in parts])
 
 
 class Starts:
-    """The network of each arm and seed before it sees a label; pre-training is done once and kept."""
+    """Makes the network of each arm and seed before it sees a label; pre-training is done once and kept."""
 
     def __init__(self, run: Path, args: argparse.Namespace) -> None:
         self.run, self.args = run, args
@@ -251,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     starts = Starts(args.run, args)
     protocol, about = protocol_of(starts, args)
-    where = {"environment": environment(), "cell_of_run": args.run.name, "about": about}
+    common = {"environment": environment(), "cell_of_run": args.run.name, "about": about}
     info = starts.data.info
     images, labels, names = load_task(args.task, starts.cfg, info.spacing, info.slice_axis)
     train, held = split_indices(names, args.train)
@@ -272,7 +273,7 @@ def run(args: argparse.Namespace) -> int:
                 chosen = np.sort(order[:count])
                 fine_tune(model, images[chosen], labels[chosen], args.steps, args.batch, args.lr, seed)
                 dice = held_out_dice(model, images[held], labels[held])
-                record = {"cell": cell, "protocol": protocol, "seed": seed, "arm": arm, "count": count, **where}
+                record = {"cell": cell, "protocol": protocol, "seed": seed, "arm": arm, "count": count, **common}
                 record |= {"dice": float(dice.mean()), "dice_anterior": float(dice[:, 0].mean())}
                 record |= {"dice_posterior": float(dice[:, 1].mean()), "held_out": len(held)}
                 record["date"] = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -287,7 +288,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def by_cell(records: Sequence[Record]) -> dict[tuple[str, int], dict[int, float]]:
-    """(arm, labelled volumes) -> seed -> Dice."""
+    """Gives (arm, labelled volumes) -> seed -> Dice."""
     table: dict[tuple[str, int], dict[int, float]] = {}
     for r in records:
         table.setdefault((r["arm"], r["count"]), {})[r["seed"]] = r["dice"]
@@ -295,7 +296,7 @@ def by_cell(records: Sequence[Record]) -> dict[tuple[str, int], dict[int, float]
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """Dice per arm and number of labelled volumes, and its gain over `fresh` of the same seed."""
+    """Writes Dice per arm and number of labelled volumes, and its gain over `fresh` of the same seed."""
     table, first = by_cell(records), records[0]
     counts, arms = sorted({r["count"] for r in records}), [a for a in ARMS if any(r["arm"] == a for r in records)]
     about, env = first["about"], first["environment"]
@@ -331,19 +332,19 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
-    """Dice over the number of labelled volumes, a point a seed."""
+    """Draws Dice over the number of labelled volumes, a point a seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     table = by_cell(records)
-    for place, arm in enumerate(ARMS):
+    for number, arm in enumerate(ARMS):
         counts = sorted(n for a, n in table if a == arm)
         if not counts:
             continue
-        axes.plot(counts, [np.mean(list(table[arm, n].values())) for n in counts], color=f"C{place}", label=arm)
+        axes.plot(counts, [np.mean(list(table[arm, n].values())) for n in counts], color=f"C{number}", label=arm)
         for n in counts:
-            axes.plot([n] * len(table[arm, n]), list(table[arm, n].values()), ".", color=f"C{place}")
+            axes.plot([n] * len(table[arm, n]), list(table[arm, n].values()), ".", color=f"C{number}")
     axes.set_xlabel("labelled volumes")
     axes.set_ylabel("Dice on held-out volumes")
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""What machine code says of itself: the tools that read it, and the instructions that matter."""
+"""Reads machine code: finds the tools of the CUDA toolkit and counts instructions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_
 
 @functools.cache
 def tool(name: str) -> str:
-    """The path of a tool of the CUDA toolkit; Triton's wheel carries cuobjdump and nvdisasm.
+    """Finds a tool of the CUDA toolkit; Triton's wheel carries cuobjdump and nvdisasm.
 
     Raises:
         FileNotFoundError: neither has it.
@@ -37,5 +37,5 @@ def tool(name: str) -> str:
 
 
 def count_instructions(lines: Iterable[str]) -> Counter[str]:
-    """How often each instruction stands in a disassembly, by its whole name, such as HMMA.16816.F32.BF16."""
+    """Counts each instruction of a disassembly by its whole name, such as HMMA.16816.F32.BF16."""
     return Counter(m.group(1) for line in lines if (m := INSTRUCTION.match(line)))

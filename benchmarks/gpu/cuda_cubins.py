@@ -1,11 +1,11 @@
-"""What the CUDA kernels in the compiled module take of a GPU, read from their machine code; and the budget they keep.
+"""Reads registers, memory and instructions of the CUDA kernels from the compiled module, and checks their budget.
 
     python -m benchmarks.gpu.cuda_cubins [--architecture 80 86 89 90] [--out benchmarks/results/cuda_cubins.md]
-    python -m benchmarks.gpu.cuda_cubins --update        lowers tests/csrc/cuda_budget.json to what is there now
-    python -m benchmarks.gpu.cuda_cubins --accept        raises it too: say why in the commit
+    python -m benchmarks.gpu.cuda_cubins --update        lowers tests/csrc/cuda_budget.json to the kernels' needs
+    python -m benchmarks.gpu.cuda_cubins --accept        raises it too; give the reason in the commit
 
 Per kernel: registers, stack, shared memory with the committed table's stages, tensor-core instructions, asynchronous
-copies, and loads and stores of 16 bytes. Exit code 1: one is not as it should be.
+copies, and loads and stores of 16 bytes. Exit code 1 where a kernel has a fault (`faults`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Cubin:
 
     @property
     def arguments(self) -> list[str]:
-        """Of its template."""
+        """Lists the arguments of its template."""
         return re.findall(r"[\w]+", self.name)[1:]
 
     @property
@@ -71,12 +71,12 @@ class Cubin:
         return self.kind in ("Product", "WeightGradient") and "Ieee" not in self.arguments
 
     def count(self, *starts: str) -> int:
-        """Instructions whose name begins with one of these."""
+        """Counts the instructions whose name begins with one of these."""
         return sum(n for name, n in self.instructions.items() if name.startswith(starts))
 
 
 def module_path() -> Path:
-    """The compiled module.
+    """Finds the compiled module.
 
     Raises:
         FileNotFoundError: there is none, or it has no CUDA kernels.
@@ -91,14 +91,14 @@ def module_path() -> Path:
 
 
 def architectures(module: Path) -> list[int]:
-    """Those that the module has machine code for."""
+    """Lists the architectures that the module has machine code for."""
     listed = subprocess.run([tool("cuobjdump"), "-lelf", module], capture_output=True, text=True, check=True).stdout
     return sorted({int(n) for n in re.findall(r"sm_(\d+)", listed)})
 
 
 @functools.cache
 def _plain_name(mangled: str) -> str:
-    """Product<Bf16, 2, 128, false> of a mangled kernel's name."""
+    """Demangles a kernel's name to, for example, Product<Bf16, 2, 128, false>."""
     filt = shutil.which("c++filt") or shutil.which("cu++filt")
     if filt is None:
         raise FileNotFoundError("c++filt: expected on the PATH; it comes with the C++ compiler's binutils")
@@ -108,7 +108,7 @@ def _plain_name(mangled: str) -> str:
 
 
 def _usage(module: Path, architecture: int) -> dict[str, tuple[int, int, int]]:
-    """Registers, stack and static shared memory by mangled name."""
+    """Reads registers, stack and static shared memory by mangled name."""
     said = subprocess.run(
         [tool("cuobjdump"), "-res-usage", "-arch", f"sm_{architecture}", module],
         capture_output=True, text=True, check=True,
@@ -118,7 +118,7 @@ def _usage(module: Path, architecture: int) -> dict[str, tuple[int, int, int]]:
 
 
 def _code(module: Path, architecture: int) -> Iterator[tuple[str, Counter[str]]]:
-    """Instructions by mangled name. The text is a hundred megabytes: it is read as it comes."""
+    """Counts instructions by mangled name. The text has a hundred megabytes, so it is read line by line."""
     command = [tool("cuobjdump"), "-sass", "-arch", f"sm_{architecture}", str(module)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -202,7 +202,7 @@ def stores_whole_chunks(cubin: Cubin) -> bool:
 
 
 def faults(cubin: Cubin) -> list[str]:
-    """What is not as it should be."""
+    """Lists a kernel's faults: spills, too much memory, missing instructions."""
     found = []
     if cubin.stack or cubin.count("LDL", "STL"):
         found.append(f"spills: {cubin.stack} bytes of stack, {cubin.count('LDL', 'STL')} accesses to local memory")
@@ -258,12 +258,12 @@ def faults(cubin: Cubin) -> list[str]:
 
 
 def read_budget() -> dict[str, dict[str, list[int]]]:
-    """Registers and shared memory by architecture and kernel; "nvcc" names the release that they were read from."""
+    """Reads registers and shared memory by architecture and kernel; "nvcc" is the release that built them."""
     return json.loads(BUDGET.read_text())
 
 
 def over_budget(found: Sequence[Cubin]) -> list[str]:
-    """Kernels that take more than the budget gives, or have none."""
+    """Lists the kernels that take more than the budget allows, or are not in it."""
     budget = read_budget()
     wrong = []
     for cubin in found:
@@ -279,7 +279,7 @@ def over_budget(found: Sequence[Cubin]) -> list[str]:
 
 
 def write_budget(found: Sequence[Cubin], release: str, accept: bool) -> list[str]:
-    """Lowers the budget to what was found; with `accept` raises it too. Returns what was left as it is."""
+    """Lowers the budget to what was found; with `accept` raises it too. Returns the rows that were left unchanged."""
     before = read_budget() if BUDGET.exists() else {}
     if before.get("nvcc") != release and not accept and before:
         return [f"the budget is of nvcc {before['nvcc']}; this is {release}: --accept takes its numbers"]
@@ -318,8 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.cuda_cubins", description=__doc__.split("\n\n")[0])
     parser.add_argument("--architecture", type=int, nargs="+", help="default: all that the module has")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
-    parser.add_argument("--update", action="store_true", help=f"lower {BUDGET.name} to what is there")
-    parser.add_argument("--accept", action="store_true", help=f"write what is there to {BUDGET.name}")
+    parser.add_argument("--update", action="store_true", help=f"lower {BUDGET.name} to the kernels' needs")
+    parser.add_argument("--accept", action="store_true", help=f"write the kernels' needs to {BUDGET.name}")
     args = parser.parse_args(argv)
     try:
         module = module_path()

@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--budget", type=float, default=150.0, help="seconds for all layers (default: 150)")
     parser.add_argument("--repeats", type=int, default=20, help="timed calls at most (default: 20)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out what runs under torch.compile")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the contenders under torch.compile")
     parser.add_argument("--no-profile", action="store_true", help="leave out the names of PyTorch's kernels")
     args = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""Every configuration of the Triton table compiled to a cubin without a GPU, and what the cubin says of itself.
+"""Compiles every configuration of the Triton table to a cubin, without a GPU, and reads what the cubin needs.
 
     python -m benchmarks.gpu.triton_cubins [--architecture 80 90 100] [--out benchmarks/results/triton_cubins.md]
 
@@ -42,7 +42,7 @@ DTYPES = {"16bit": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 
 
 class Driver:
-    """What Triton asks of a driver before it compiles."""
+    """Answers what Triton asks of a driver before it compiles."""
 
     def __init__(self, architecture: int) -> None:
         self.target = GPUTarget("cuda", architecture, 32)
@@ -59,7 +59,7 @@ class Driver:
 
 @contextmanager
 def compiling(architecture: int, precision: str = "tf32") -> Iterator[list[Any]]:
-    """Within, calls of the backend with CPU tensors compile for that architecture and launch nothing: a list of the
+    """Makes calls of the backend with CPU tensors compile for that architecture and launch nothing; gives a list of the
     compiled kernels."""
     compiled: list[Any] = []
 
@@ -77,7 +77,7 @@ def compiling(architecture: int, precision: str = "tf32") -> Iterator[list[Any]]
 
 
 def call(key: Key, full: bool = False) -> None:
-    """A call of that class. full: with every part of the epilogue, and scales of the input."""
+    """Makes a call of that class. full: with every part of the epilogue, and scales of the input."""
     dtype, branches, c = DTYPES[key.arithmetic], KERNEL_SETS[SETS[key.branches]], key.columns
     # Descriptors read stride 1 only; where the table has others beside them, those are for the rest.
     apart = key.architecture >= 90 and not key.describable and key.arithmetic != "ieee"
@@ -100,7 +100,7 @@ def call(key: Key, full: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Cubin:
-    """What a compiled kernel takes. stack: bytes of local memory per thread. instructions: how often by name."""
+    """The needs of a compiled kernel. stack: bytes of local memory per thread. instructions: how often by name."""
 
     registers: int
     stack: int
@@ -135,7 +135,7 @@ def inspect(kernel: Any) -> Cubin:
 
 
 def faults(key: Key, config: Config, cubin: Cubin) -> list[str]:
-    """What is not as it should be."""
+    """Lists a kernel's faults: spills, too much memory, missing instructions."""
     found = []
     if cubin.stack:
         found.append(f"spills: {cubin.stack} bytes of stack")

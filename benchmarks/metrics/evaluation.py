@@ -1,10 +1,10 @@
-"""How long `ssgan evaluate` takes: generated against real phantoms at 32x48x32, its default metrics, on 2 threads.
+"""Times `ssgan evaluate`: generated against real phantoms at 32x48x32, its default metrics, on 2 threads.
 
     python -m benchmarks.metrics.evaluation [--count 200] [--shape 32 48 32] [--threads 2] [--repeats 3] [--out DIR]
 
-Real volumes are twice as many as `--count`, since half of them are for the floor. The whole is the wall-clock time of
-the command in a process of its own, Python's start and imports included; the parts are taken by stopwatches around the
-functions that compute them. Writes FILE.jsonl and FILE.md into `--out`, a line and a table for each call.
+There are twice as many real volumes as `--count`, since half of them are for the floor. The total is the wall-clock
+time of the command in a process of its own, with Python's start and imports; the parts are timed around the functions
+that compute them. Appends a line and a table to FILE.jsonl and FILE.md in `--out`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ssgan.metrics import distances, prdc, volume_sets, voxels
 from ssgan.metrics import evaluation as library
 
 KIND, LIMIT = "evaluation", 180.0  # seconds allowed
-OWN = "start, imports, resampling, files"  # what no stopwatch is around
+OWN = "start, imports, resampling, files"  # the rest of the time
 PARTS: dict[tuple[ModuleType, str], str] = {
     (volume_sets, "load_volume_set"): "reading and checking both sets",
     (library, "cached_features"): "features (random3d)",
@@ -52,7 +52,7 @@ PARTS: dict[tuple[ModuleType, str], str] = {
 
 
 def stopwatch(function: Callable[..., Any], seconds: dict[str, float], name: str) -> Callable[..., Any]:
-    """The function, its time added to `seconds[name]`."""
+    """Wraps the function so that its time is added to `seconds[name]`."""
 
     @functools.wraps(function)
     def timed(*arguments: Any, **named: Any) -> Any:
@@ -66,9 +66,9 @@ def stopwatch(function: Callable[..., Any], seconds: dict[str, float], name: str
 
 
 def parts_of(arguments: Sequence[str]) -> dict[str, float]:
-    """Seconds of each part of one evaluation in this process. Raises SystemExit where it fails."""
+    """Times each part of one evaluation in this process. Raises SystemExit if it fails."""
     seconds: dict[str, float] = defaultdict(float)
-    own = {place: getattr(*place) for place in PARTS}
+    own = {key: getattr(*key) for key in PARTS}
     for (module, name), part in PARTS.items():
         setattr(module, name, stopwatch(own[module, name], seconds, part))
     try:
@@ -82,7 +82,7 @@ def parts_of(arguments: Sequence[str]) -> dict[str, float]:
 
 
 def timed_command(folder: Path, threads: int) -> dict[str, float]:
-    """Seconds of one evaluation in a process of its own, by part; "total" is its wall-clock time."""
+    """Times one evaluation in a process of its own, by part; "total" is its wall-clock time."""
     done = folder / "parts.json"
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     command = [
@@ -102,7 +102,7 @@ def timed_command(folder: Path, threads: int) -> dict[str, float]:
 
 
 def measure(count: int, shape: tuple[int, ...], threads: int, repeats: int) -> dict[str, Any]:
-    """A record: minimum, median and maximum over the repeats, in all and by part. shape: (D, H, W)."""
+    """Gives minimum, median and maximum over the repeats, in total and by part. shape: (D, H, W)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_phantom_dataset(folder / "real", 2 * count, shape, 0)
@@ -117,7 +117,7 @@ def measure(count: int, shape: tuple[int, ...], threads: int, repeats: int) -> d
 
 
 def table(record: dict[str, Any]) -> str:
-    """Markdown of one record."""
+    """Writes the Markdown of one record."""
     low, median, high = record["seconds"]
     size = "x".join(map(str, record["shape"]))
     lines = [

@@ -1,9 +1,9 @@
-"""What every metric of `ssgan evaluate` makes of known faults: a table for the documentation.
+"""Measures volumes with known faults by every metric of `ssgan evaluate`: a table for the documentation.
 
     python -m benchmarks.metrics.faults --data DATASET [--out benchmarks/results/evaluation/known-faults.md] [--seed 0]
 
-A third of the data set is "real", a third is what other real volumes score (the first row: no fault), and to that third
-the faults are done. The last third is held out, for the check for copies. Features: random3d.
+A third of the data set is "real". Another third is compared with it as it is (the first row: no fault) and with each
+fault. The last third is held out, for the check for copies. Features: random3d.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def measure(volumes: np.ndarray, axis: int, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Fault -> metric -> value. volumes: (N, D, H, W), N of at least 24; axis: of left-right, 1 to 3."""
+    """Gives fault -> metric -> value. volumes: (N, D, H, W), N of at least 24; axis: of left-right, 1 to 3."""
     rng = np.random.Generator(np.random.PCG64(seed))
     count = len(volumes) // 3
     order = rng.permutation(len(volumes))

@@ -1,8 +1,8 @@
-"""Is what a contender computes right? Checked in float64 at sampled points, before it is timed.
+"""Checks in float64, at sampled points, that a contender computes its layer, before it is timed.
 
 No convolution routine is used: a value of the output, or of the input's gradient, is one sum over a 3x3x3 patch; a
 weight's gradient is one dot product of two shifted volumes. So the check costs little at any size and shares no code
-with what it checks. Corners, where the padding shows, are always among the points.
+with the contenders. The corners, which padding affects, are always among the points.
 
 With W the dense weight of `Contender.expand`, s and d the scales of a `scaled` layer (else 1), m the slope of the leaky
 ReLU and u the upstream gradient, the layer and what follows from it are
@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.operator.cases import SLOPE, Contender, Layer, layer_input
 
 POINTS = 24
-SCALES = 3  # gradients of scales that are looked at, each a whole volume's work
+SCALES = 3  # sampled gradients of scales; each takes a whole volume's work
 # Of the largest value. float32: sums of up to 6,912 terms (256 channels, 27 taps). 16 bit: scaled input, sum and
 # result are each rounded, by half an eps.
 TOLERANCE = 2e-5
@@ -33,7 +33,7 @@ TOLERANCE_TF32 = 2e-3  # operands rounded to 11 bits
 
 
 class WrongResult(AssertionError):
-    """A contender's result is not what its weights say."""
+    """A contender's result differs from the definition."""
 
 
 def check(layer: Layer, contender: Contender, tolerance: float | None = None, twice: bool = False) -> None:
@@ -57,7 +57,7 @@ def check(layer: Layer, contender: Contender, tolerance: float | None = None, tw
     y, x = y.detach(), x.detach()
 
     def compare(what: str, got: Tensor, expected: Tensor, size: Tensor | None = None) -> None:
-        """size: where sums may cancel, how large they are when they do not."""
+        """size: the magnitude to compare with, where sums may cancel."""
         difference = float((got - expected).abs().max())
         bound = tolerance * float((expected if size is None else size).abs().max())
         if not difference <= bound:  # a NaN is not <= anything
@@ -75,7 +75,7 @@ def check(layer: Layer, contender: Contender, tolerance: float | None = None, tw
     pre = d[n_out] * z + bias
     compare("output", _at(y, outside), F.leaky_relu(pre, SLOPE))
 
-    # leaky_relu keeps the sign, so the output that has just been checked tells its slope.
+    # leaky_relu keeps the sign, so the output, which has just been checked, tells the slope.
     slope = torch.where(y > 0, 1.0, SLOPE).double()
     gpre = upstream.double() * slope
     gz = gpre * d[:, :, None, None, None]
@@ -105,14 +105,14 @@ def check(layer: Layer, contender: Contender, tolerance: float | None = None, tw
 
 
 def second_derivatives(contender: Contender, x: Tensor, upstream: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """Derivatives of <v, input gradient> for the weights and the upstream gradient: what R1 asks of a layer."""
+    """Computes the derivatives of <v, input gradient> for the weights and the upstream gradient, as R1 needs them."""
     x, upstream = x.detach().requires_grad_(), upstream.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(contender.forward(x), x, upstream, create_graph=True)
     return torch.autograd.grad(gradient, (*contender.parameters[:-1], upstream), v)
 
 
 def _scales(layer: Layer, contender: Contender) -> tuple[Tensor, Tensor]:
-    """in_scale and out_scale in float64, ones where the layer has none."""
+    """Gives in_scale and out_scale in float64, ones where the layer has none."""
     if contender.scales:
         return tuple(t.detach().double() for t in contender.scales)  # type: ignore[return-value]
     like = contender.parameters[-1]
@@ -122,7 +122,7 @@ def _scales(layer: Layer, contender: Contender) -> tuple[Tensor, Tensor]:
 
 
 def _points(layer: Layer, edge: int) -> Tensor:
-    """(P, 4) of n, d, h, w: the corners of the first and last sample, and random ones."""
+    """Draws points (P, 4) of n, d, h, w: the corners of the first and last sample, and random ones."""
     last = edge - 1
     corners = list(itertools.product((0, layer.batch - 1), (0, last), (0, last), (0, last)))
     extents = torch.tensor([layer.batch, edge, edge, edge])
@@ -131,7 +131,7 @@ def _points(layer: Layer, edge: int) -> Tensor:
 
 
 def _at(t: Tensor, points: Tensor) -> Tensor:
-    """Values at the points, all channels: (P, C) float64."""
+    """Reads the values at the points, all channels: (P, C) float64."""
     n, d, h, w = points.to(t.device).unbind(1)
     return t[n, :, d, h, w].double()
 
@@ -139,7 +139,7 @@ def _at(t: Tensor, points: Tensor) -> Tensor:
 def _sums(
     t: Tensor, weight: Tensor, points: Tensor, layer: Layer, *, forward: bool, scale: Tensor | None = None
 ) -> Tensor:
-    """z at points of the output, from t = x (forward), or its adjoint at points of the input, from t = g; float64."""
+    """Sums z at points of the output from t = x (forward), or its adjoint at points of the input from t = g."""
     points = points.to(t.device)
     taps = torch.tensor(list(itertools.product(range(3), repeat=3)), device=t.device)
     edge = t.shape[2]
@@ -158,14 +158,14 @@ def _sums(
 
 
 def _weight_entries(contender: Contender) -> list[tuple[int, ...]]:
-    """Random indices (o, c, kd, kh, kw) at which the layer has a weight."""
-    places = contender.expand([torch.ones_like(p) for p in contender.parameters[:-1]]).nonzero()
-    drawn = torch.randint(len(places), (POINTS,), generator=torch.Generator().manual_seed(13))
-    return [tuple(int(i) for i in places[k]) for k in drawn]
+    """Draws indices (o, c, kd, kh, kw) at which the layer has a weight."""
+    nonzero = contender.expand([torch.ones_like(p) for p in contender.parameters[:-1]]).nonzero()
+    drawn = torch.randint(len(nonzero), (POINTS,), generator=torch.Generator().manual_seed(13))
+    return [tuple(int(i) for i in nonzero[k]) for k in drawn]
 
 
 def _shifted(layer: Layer, tap: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Slices (d, h, w) of the centres whose tap lies inside, and of the positions it then reads."""
+    """Gives slices (d, h, w) of the centres whose tap lies inside, and of the positions that it reads."""
     stride = layer.stride
     near, far = (layer.edge, layer.out_edge) if layer.transposed else (layer.out_edge, layer.edge)
     here, there = [], []
@@ -178,7 +178,7 @@ def _shifted(layer: Layer, tap: tuple[int, ...]) -> tuple[tuple[slice, ...], tup
 
 
 def _weight_gradient(layer: Layer, x: Tensor, gz: Tensor, s: Tensor, entry: tuple[int, ...]) -> Tensor:
-    """sum over n, p of g[n, o, p] * s[n, c] * x[n, c, far], zero outside; a float64 scalar."""
+    """Sums g[n, o, p] * s[n, c] * x[n, c, far] over n and p, zero outside; a float64 scalar."""
     o, c, *tap = entry
     here, there = _shifted(layer, tuple(tap))
     of_g, of_x = (there, here) if layer.transposed else (here, there)
@@ -187,7 +187,7 @@ def _weight_gradient(layer: Layer, x: Tensor, gz: Tensor, s: Tensor, entry: tupl
 
 
 def _by_tap(layer: Layer, x: Tensor, g: Tensor, channels_of: str = "g") -> Tensor:
-    """Per tap the dot products of one volume with every channel of the other, shifted: (27, C) float64.
+    """Computes per tap the dot products of one volume with every channel of the other, shifted: (27, C) float64.
 
     x and g are volumes (D, H, W) or (C, D, H, W); `channels_of` says which one has the channels.
     """
@@ -201,7 +201,7 @@ def _by_tap(layer: Layer, x: Tensor, g: Tensor, channels_of: str = "g") -> Tenso
 
 
 def _scale_entries(layer: Layer) -> list[tuple[int, int, int]]:
-    """Random (n, input channel, output channel)."""
+    """Draws (n, input channel, output channel)."""
     limits = torch.tensor([layer.batch, layer.channels, layer.out])
     drawn = torch.rand(SCALES, 3, generator=torch.Generator().manual_seed(19))
     return [tuple(row) for row in (drawn * limits).long().tolist()]  # type: ignore[misc]

@@ -1,9 +1,9 @@
-"""Peak memory of one forward + backward step, in a process of its own.
+"""Measures the peak memory of one forward + backward step, in a process of its own.
 
     python -m benchmarks.operator.memory 2x32x32^3 "split_depth/ssconv cpu" [--threads 2]
 
-What the step adds to the process: the highest resident size during it, less the resident size before it, when input,
-upstream gradient and parameters already exist and the libraries have been warmed up on a small layer. Linux only.
+The figure is the highest resident size during the step, less the resident size before it, when input, upstream gradient
+and parameters already exist and the libraries have been warmed up on a small layer. Linux only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def can_measure() -> bool:
-    """Whether this system tells the peak of a process and lets it be reset."""
+    """Says whether this system reports the peak memory of a process and lets it be reset."""
     return STATUS.exists() and CLEAR.exists()
 
 

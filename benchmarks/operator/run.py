@@ -28,7 +28,7 @@ PASSES = ("forward", "forward+backward", "double backward")
 
 
 def step(layer: Layer, contender: Contender, what: str) -> Callable[[], object]:
-    """One call of a pass on fixed random data.
+    """Gives one call of a pass on fixed random data.
 
     "forward" has no graph; "forward+backward" goes to all gradients; "double backward" is an R1 step: the input
     gradient with a graph, the mean of its square, and that penalty's gradients for the weights.
@@ -55,7 +55,7 @@ def step(layer: Layer, contender: Contender, what: str) -> Callable[[], object]:
 
 
 def processor() -> str:
-    """The CPU's model name, or the architecture where the system does not tell."""
+    """Gives the CPU's model name, or the architecture where the system does not report one."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
@@ -65,7 +65,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, "-dirty" where the tree differs from it, "uncommitted" where there is none."""
+    """Gives the measured commit, with "-dirty" if the tree differs from it; "uncommitted" if there is none."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,7 +82,7 @@ def commit() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+    """Gives what the figures depend on besides the code."""
     import ssconv
 
     return {
@@ -99,7 +99,7 @@ def environment() -> dict[str, Any]:
 
 
 def file_name(about: dict[str, Any]) -> str:
-    """<cpu>-<threads>t-<commit>.jsonl in lower case, safe on any file system."""
+    """Gives <cpu>-<threads>t-<commit>.jsonl in lower case, safe on any file system."""
     device = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", about["device"].lower())).strip("-")
     return f"{device}-{about['threads']}t-{about['commit']}.jsonl"
 
@@ -107,23 +107,23 @@ def file_name(about: dict[str, Any]) -> str:
 def run(
     layers: Sequence[Layer], *, repeats: int, budget: float, memory: bool = True, compiled: bool = True
 ) -> list[dict[str, Any]]:
-    """Checks, then times every contender on the layers; one record per layer, contender and pass.
+    """Checks, then times every contender on the layers; gives one record per layer, contender and pass.
 
-    memory: also the peak memory of a step, each in a process of its own, where the system tells it. compiled: also what
-    runs under torch.compile.
+    memory: also the peak memory of a step, each in a process of its own, where the system reports it. compiled: also
+    the contenders under torch.compile.
     """
     about = environment()
     records = []
     for layer in layers:
         if compiled:
-            torch.compiler.reset()  # else all layers' closures count as one function, and few of them are compiled
+            torch.compiler.reset()  # otherwise all layers' closures count as one function, and few are compiled
         entrants = contenders(layer, compiled)
         for contender in entrants:
             check(layer, contender)
         for what in PASSES:
-            able = [c for c in entrants if c.twice or what != "double backward"]
-            times = measure({c.name: step(layer, c, what) for c in able}, repeats=repeats, budget=budget)
-            for contender in able:
+            chosen = [c for c in entrants if c.twice or what != "double backward"]
+            times = measure({c.name: step(layer, c, what) for c in chosen}, repeats=repeats, budget=budget)
+            for contender in chosen:
                 timing = times[contender.name]
                 records.append(
                     {
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=15, help="timed calls of each contender (default: 15)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds per layer and pass (default: 60)")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory of a step")
-    parser.add_argument("--no-compile", action="store_true", help="leave out what runs under torch.compile")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the contenders under torch.compile")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     args = parser.parse_args(argv)
     if args.threads < 1 or args.repeats < 1:

@@ -1,4 +1,4 @@
-"""Wall-clock times of several functions, taken in turn so that they share whatever else the machine does."""
+"""Measures the wall-clock times of several functions, in turn, so that a slow spell of the machine falls on all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Timing:
 
 
 def summarise(seconds: list[float]) -> Timing:
-    """Quantiles (linear interpolation) of the times of single calls; raises ValueError when there are none."""
+    """Gives quantiles (linear interpolation) of the times of single calls; raises ValueError if there are none."""
     if not seconds:
         raise ValueError("seconds: expected at least one time; got none")
     return Timing(len(seconds), min(seconds), *(float(q) for q in np.quantile(seconds, QUANTILES)))

@@ -1,4 +1,4 @@
-"""What adaptive augmentation costs beside the discriminator, and a picture of each augmentation.
+"""Times adaptive augmentation beside the discriminator, and draws each augmentation.
 
     python -m benchmarks.training.augmentation --picture augmentations.png            # each on a phantom, at p = 1
     python -m benchmarks.training.augmentation --time [--preset hippocampus] [--batch 8] [--threads 1]
@@ -33,7 +33,7 @@ EACH = (
 
 
 def picture(path: Path, edge: int = 48, seed: int = 0) -> Path:
-    """A row per augmentation, the same phantom under four draws of it alone at p = 1; last all of them together."""
+    """Draws a row per augmentation, one phantom under four draws of it at p = 1; the last row has all of them."""
     images = torch.from_numpy(make_phantom((edge, edge, edge), seed, 0))[None, None].expand(COLUMNS, -1, -1, -1, -1)
     rows, names = [images], ["the phantom"] + [""] * (COLUMNS - 1)
     for name in (*EACH, "all"):
@@ -46,7 +46,7 @@ def picture(path: Path, edge: int = 48, seed: int = 0) -> Path:
 
 
 def times(name: str, batch: int, repeats: int) -> dict[str, float]:
-    """Median seconds of each pass at a preset's 3D shape."""
+    """Measures the median seconds of each pass at a preset's 3D shape."""
     network = preset(name).network()
     discriminator = Discriminator(network)
     generator = torch.Generator().manual_seed(0)

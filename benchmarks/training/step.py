@@ -1,4 +1,4 @@
-"""A training step of the 3D GAN against the same GAN on nn.Conv3d, and against two public systems, on the CPU.
+"""Times a training step of the 3D GAN against the same GAN on nn.Conv3d and two public systems, on the CPU.
 
     python -m benchmarks.training.step [--shape 32 32 32] [--batch 8] [--threads 2] [--repeats 5] [--out FILE.jsonl]
                                   [--stylegan2-3d CLONE] [--ha-gan CLONE]
@@ -53,7 +53,7 @@ Step = Callable[[], dict[str, float]]  # seconds per phase of one step
 
 
 def own(name: str, cfg: TrainConfig) -> tuple[Step, int]:
-    """One of this project's contenders: its step and its number of parameters."""
+    """Builds one of this project's contenders: its step and its number of parameters."""
     arch, implementation = OURS[name]
     cfg = dataclasses.replace(cfg, network=dataclasses.replace(cfg.network, arch=arch))
     with computed_by(implementation):
@@ -68,10 +68,10 @@ def own(name: str, cfg: TrainConfig) -> tuple[Step, int]:
 
 
 def stylegan2(clone: Path, cfg: TrainConfig) -> tuple[Step, int]:
-    """The dense 3D StyleGAN2 of a clone at the shape, widths and mapping of `cfg`, by its own loss.
+    """Builds the dense 3D StyleGAN2 of a clone at the shape, widths and mapping of `cfg`, with its own loss.
 
     Raises:
-        SystemExit: no such clone, or a shape that is no cube of a power of two.
+        SystemExit: there is no such clone, or the shape is not a cube of 4 times a power of two.
     """
     net, (edge, *others) = cfg.network, cfg.network.shape
     if set(others) != {edge} or net.base != (4, 4, 4):
@@ -113,10 +113,10 @@ def stylegan2(clone: Path, cfg: TrainConfig) -> tuple[Step, int]:
 
 
 def ha_gan(clone: Path, cfg: TrainConfig) -> tuple[Step, int]:
-    """HA-GAN's four networks at 128^3 and their step; parameters are those of G and D.
+    """Builds HA-GAN's four networks at 128^3 and their step; parameters are those of G and D.
 
     Raises:
-        SystemExit: no such clone, or another shape than 128^3.
+        SystemExit: there is no such clone, or the shape is not 128^3.
     """
     if cfg.network.shape != (128, 128, 128):
         raise SystemExit(f"{HA_GAN} is compared at --shape 128 128 128; got {cfg.network.shape}")
@@ -165,7 +165,7 @@ def ha_gan(clone: Path, cfg: TrainConfig) -> tuple[Step, int]:
 
     def step() -> dict[str, float]:
         seconds = {}
-        torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[method-assign]  # its forward pass says .cuda()
+        torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[method-assign]  # its forward pass calls .cuda()
         for name, loss in losses.items():
             begun = time.perf_counter()
             for other, net in nets.items():
@@ -198,7 +198,7 @@ def build(name: str, args: argparse.Namespace, cfg: TrainConfig) -> tuple[Step, 
 
 
 def per_image(seconds: dict[str, list[float]], batch: int) -> float:
-    """Seconds per image: medians of the phases, the lazy ones by their share."""
+    """Gives the seconds per image: medians of the phases, the lazy ones by their share."""
     return sum(float(np.median(times)) * SHARES.get(phase, 1.0) for phase, times in seconds.items()) / batch
 
 
@@ -207,7 +207,7 @@ def _kib(field: str) -> int:
 
 
 def peak(name: str, args: argparse.Namespace, cfg: TrainConfig) -> int:
-    """Bytes that networks, optimisers and one whole step add to this process at their peak."""
+    """Measures the bytes that networks, optimisers and one whole step add to this process at their peak."""
     CLEAR.write_text("5")  # resets the peak
     before = _kib("VmRSS")
     step, _ = build(name, args, cfg)
@@ -227,7 +227,7 @@ def configuration(args: argparse.Namespace) -> TrainConfig:
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown, the baseline first; ratios are images per second and memory against it."""
+    """Writes Markdown; ratios are images per second and memory against the baseline."""
     base = next((r for r in records if r["contender"] == BASELINE), records[0])
     lines = [
         "| | parameters G + D | images/s | against the baseline | peak memory | of the baseline's |",
@@ -247,13 +247,18 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training.step", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--preset", default="hippocampus", choices=list(PRESETS), help="of whose widths the networks are"
+        "--preset", default="hippocampus", choices=list(PRESETS), help="the preset whose widths the networks have"
     )
     parser.add_argument("--shape", type=int, nargs=3, default=(32, 32, 32), metavar=("D", "H", "W"))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--contenders", nargs="+", choices=[*OURS, STYLEGAN2, HA_GAN], help="default: all at hand")
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=[*OURS, STYLEGAN2, HA_GAN],
+        help="default: ours, and those whose clone is given",
+    )
     parser.add_argument("--stylegan2-3d", type=Path, help="a clone of the dense 3D StyleGAN2")
     parser.add_argument("--ha-gan", type=Path, help="a clone of HA-GAN; 128^3 only")
     parser.add_argument("--out", type=Path, help="JSON lines to append to; a table in Markdown beside it")

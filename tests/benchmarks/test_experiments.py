@@ -18,12 +18,12 @@ from benchmarks.experiments import (
     data,
     driver,
     grids,
-    pace,
     pictures,
     report,
     results,
     running,
     scoring,
+    step_times,
     training,
 )
 from benchmarks.experiments.grids import Cell
@@ -93,7 +93,7 @@ def test_cells_of_the_first_seed_come_first_and_grids_share_theirs():
     sizes = [grids.build(grids.config(TINY, TINY.shape, x, "3d").network) for x in d[:4]]
     g, e = ([grids.parameter_count(nets[i]) for nets in sizes] for i in (0, 1))
     assert g[0] == g[2] > g[1] == g[3] and e[0] == e[1] > e[2] == e[3]
-    assert len({pace.kind(dataclasses.asdict(x), "3d") for x in d[:4]}) == 4
+    assert len({step_times.kind(dataclasses.asdict(x), "3d") for x in d[:4]}) == 4
     with pytest.raises(ConfigError, match="grid: expected A, B, C, D or E; got 'F'"):
         grids.cells("F", TINY, TINY.shape, [0])
 
@@ -108,7 +108,7 @@ def test_the_grid_of_levels():
     ]  # fmt: skip
     a = {x.folder for x in grids.cells("A", scale, scale.shape, [0, 1])}
     assert {e[0].folder, e[5].folder, e[6].folder, e[11].folder} <= a and len({x.folder for x in e}) == 12
-    assert len({pace.kind(dataclasses.asdict(x), "3d") for x in e}) == 6
+    assert len({step_times.kind(dataclasses.asdict(x), "3d") for x in e}) == 6
     for cell in e[:6]:
         nets = grids.build(grids.config(scale, scale.shape, cell, "3d").network)
         dense = {
@@ -144,7 +144,7 @@ def test_equal_parameters_and_the_paper_s_share(name):
         ("stage_3d.kimg=3", "no setting that may differ"),
         ("stage_3d.speed=3", "no setting that may differ"),
         ("stage_3d=3", r"one of its parts, such as stage_3d\.kimg"),
-        ("warmup_kimg.rise=3", "has no parts"),
+        ("warmup_kimg.rise=3", "is a single value"),
         ("stage_3d.lr_d=fast", "expected NAME=VALUE with a JSON value"),
     ],
 )
@@ -194,7 +194,7 @@ def test_the_first_point_of_an_inflated_cell_is_what_the_trainer_inflates(finish
     """The driver inflates anew; the trainer logged the distance of what it started from."""
     cell = Cell("split_depth", start, (8, 4), 0)
     split = data.open_split("phantoms", TINY, finished / "runs" / "data")
-    job = training.Job(TINY, split, finished / "runs", torch.device("cpu"), {}, say=lambda text: None)
+    job = training.Job(TINY, split, finished / "runs", torch.device("cpu"), {}, log=lambda text: None)
     volumes, G = next(training.generators(job, cell))
     stand_in = StageTrainer(job.config(cell, "3d"), "3d", job.device)
     stand_in.G_ema = G
@@ -210,7 +210,7 @@ def test_the_first_point_of_an_inflated_cell_is_what_the_trainer_inflates(finish
 
 def tiny_job(root: Path) -> tuple[training.Job, scoring.Reference]:
     split = data.open_split("phantoms", TINY, root / "runs" / "data")
-    job = training.Job(TINY, split, root / "runs", torch.device("cpu"), {}, say=lambda text: None)
+    job = training.Job(TINY, split, root / "runs", torch.device("cpu"), {}, log=lambda text: None)
     return job, scoring.reference(split.train.volumes, split.held.volumes)
 
 
@@ -396,9 +396,9 @@ def test_a_report_names_the_commits_and_the_command_of_its_own_cells(finished, t
 
 def test_unknown_cells_and_missing_options_are_named(tmp_path, capsys):
     assert run(tmp_path, "--only", "sparse") == 2
-    assert "--only sparse: no such cell; there are dense-scratch-w8x4-seed0" in capsys.readouterr().err
+    assert "--only sparse: no such cell; expected one of dense-scratch-w8x4-seed0" in capsys.readouterr().err
     assert driver.main(["--grid", "A", "--scale", "tiny", "--results", str(tmp_path / "x.jsonl"), "--report-only"]) == 2
-    assert "there are no results yet" in capsys.readouterr().err
+    assert "the file has no results yet" in capsys.readouterr().err
     assert driver.main(["--grid", "A", "--scale", "tiny"]) == 2
     assert "--out: expected a folder for the runs" in capsys.readouterr().err
 
@@ -504,7 +504,7 @@ def test_the_pace_of_every_kind_of_cell_takes_the_place_of_the_logs_seconds(fini
     kinds |= {k.replace("2d", "3d") for k in kinds}
     assert set(timed["pace"]) == kinds and all(v > 0 for v in timed["pace"].values())
     assert run(tmp_path, "--report-only", results_in=path) == 2
-    assert "there are no results yet" in capsys.readouterr().err
+    assert "the file has no results yet" in capsys.readouterr().err
     timed["pace"] = {k: 7.0 if "2d" in k else 500.0 for k in kinds}
     timed["pace"]["dense-w8x4-places-3d"] = 250.0
     lines = (finished / "tiny.jsonl").read_text() + json.dumps(timed) + "\n"

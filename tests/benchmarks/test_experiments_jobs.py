@@ -75,7 +75,7 @@ def test_two_at_a_time_have_the_numbers_of_one_after_the_other(in_turn, tmp_path
 
 def test_cells_that_share_a_2d_stage_follow_each_other():
     b = grids.cells("B", TINY, TINY.shape, [0, 1])
-    groups = running.sharing(b)
+    groups = running.by_2d_stage(b)
     assert [c for group in groups for c in group if c.seed == 0] == [c for c in b if c.seed == 0]
     shared = [group for group in groups if len(group) > 1]
     assert [{c.inflate for c in group} for group in shared] == [{"average", "centre", "triangle"}] * 2
@@ -150,8 +150,8 @@ def test_the_processes_of_a_parent_that_was_killed_save_and_end(in_turn, tmp_pat
 def test_options_that_do_not_go_together(tmp_path, capsys):
     for words, why in (
         (("--jobs", "0"), "--jobs: expected at least 1; got 0"),
-        (("--jobs", "2", "--pace"), "--jobs 2: --pace wants the machine for itself; leave one of the two out"),
-        (("--jobs", "2", "--progress"), "--jobs 2: --progress shows one training; leave one of the two out"),
+        (("--jobs", "2", "--pace"), "--jobs 2: --pace needs the machine to itself; leave out one of the two"),
+        (("--jobs", "2", "--progress"), "--jobs 2: --progress shows one training; leave out one of the two"),
         (("--cuda-graphs",), "--cuda-graphs: expected --device cuda; got cpu; leave --cuda-graphs out"),
     ):
         assert run(tmp_path, *words) == 2

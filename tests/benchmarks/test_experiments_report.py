@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.experiments import grids, pace, report, results
+from benchmarks.experiments import grids, report, results, step_times
 from tests.support.experiment_stand_ins import TINY
 
 # ---- the file of results ----
@@ -73,11 +73,14 @@ def test_the_protocol_of_the_most_cells_is_reported_and_a_grids_own_pace():
     assert results.main_protocol(records[:1] + records[2:3]) == "y", "the later of equals"
     assert results.main_protocol(records[2:3] + records[:1]) == "x"
     cells = grids.cells("C", TINY, TINY.shape, [0])
-    names = list(pace.kinds(cells))
-    assert len(names) == 2 * len(cells) and pace.kinds(cells)[names[0]][0] is cells[0]
+    names = list(step_times.kinds(cells))
+    assert len(names) == 2 * len(cells) and step_times.kinds(cells)[names[0]][0] is cells[0]
     older, other, newer = ({"pace": dict.fromkeys(k, n)} for n, k in enumerate((names, [*names[:3], "else"], names)))
-    assert pace.serving([older, other], cells) is older and pace.serving([older, newer, other], cells) is newer
-    assert pace.serving([], cells) is None
+    assert (
+        step_times.most_complete([older, other], cells) is older
+        and step_times.most_complete([older, newer, other], cells) is newer
+    )
+    assert step_times.most_complete([], cells) is None
     about = {"environment": {"date": "2026-01-02T", "commit": "c0"}, "command": "it", "pace": dict.fromkeys(names[2:])}
     told = "by steps timed in turns, 2026-01-02 at commit c0 (`it`)"
     assert report._timing(about, cells[1:]) == told

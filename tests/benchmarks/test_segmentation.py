@@ -87,7 +87,7 @@ def test_the_split_is_disjoint_and_always_the_same():
     assert sorted([*train, *held_out]) == list(range(199))
     again, _ = segmentation.split(199)
     np.testing.assert_array_equal(train, again)
-    with pytest.raises(segmentation.BadData, match="data: 160 volumes; more than the 160 that train are needed"):
+    with pytest.raises(segmentation.BadData, match=r"data: 160 volumes; expected more than the 160 that train"):
         segmentation.split(160)
 
 
@@ -163,7 +163,7 @@ def not_nifti(folder: Path) -> None:
 
 BAD = {
     empty: "images: expected NIfTI files",
-    without_label: "v.nii.gz: is missing; each image needs a label",
+    without_label: "v.nii.gz: the file is missing; each image needs a label",
     of_another_shape: r"has shape \(29, 40, 27\); its image has \(30, 40, 27\)",
     of_four_classes: r"expected labels 0, 1, 2; got \[0, 2, 3\]",
     not_nifti: "v.nii.gz: cannot be read as NIfTI",
@@ -182,7 +182,7 @@ def test_bad_folders_are_named(spoil, tmp_path):
     [
         (("--steps", "0"), "expected at least 1"),
         (("--batch", "4"), "--batch: expected at most the 3 volumes that train; got 4"),
-        (("--train", "5"), "5 volumes; more than the 5 that train are needed"),
+        (("--train", "5"), "5 volumes; expected more than the 5 that train (--train)"),
         (("--channels", "4"), "--channels: expected at least two widths"),
         (("--variants", "half"), "invalid choice: 'half'"),
     ],

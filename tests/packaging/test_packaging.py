@@ -316,12 +316,27 @@ def test_the_installed_module_has_the_cuda_kernels_where_it_could_be_built() -> 
         assert state == "available"
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_test_says_what_it_leaves_out(tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 1  # no GPU\necho "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    arguments = {"capture_output": True, "text": True, "cwd": ROOT}
+    said = subprocess.run(["make", "-s", "test", "SLOW=0", f"VENV={tmp_path}"], **arguments).stdout.splitlines()
+    assert said[0].endswith("-m not (faults or gpu or slow)")
+    assert [line.split(": ")[1] for line in said[1:]] == [f"tests marked '{m}'" for m in ("faults", "gpu", "slow")]
+    assert "`make faults` runs these" in said[1]
+    assert subprocess.run(["make", "-s", "faults", f"VENV={tmp_path}"], **arguments).stdout.endswith("-m faults\n")
+
+
 def test_make_lists_its_targets() -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert listed.returncode == 0, listed.stderr
-    for target in ("setup", "demo", "test", "lint", "bench", "clean"):
+    for target in ("setup", "demo", "test", "faults", "lint", "bench", "clean"):
         assert re.search(rf"^  make {target} +\S", listed.stdout, re.MULTILINE), target
 
 

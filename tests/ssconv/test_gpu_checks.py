@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import ssconv
+from benchmarks.gpu.cases import serving
 from ssgan.training import cuda_graphs
 from tests.support import gpu_checks
-from tests.support.gpu_stand_ins import BACKENDS
 from tests.support.strategies import CONV_CASES
+
+BACKENDS = serving("cpu")
 
 
 @pytest.mark.parametrize(

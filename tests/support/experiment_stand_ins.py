@@ -1,4 +1,4 @@
-"""What the tests of the experiments share: a scale of seconds, the command on it, and its numbers."""
+"""Helpers for the tests of the experiments: a scale of seconds, the command on it, and its numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TINY = Scale("tiny", "demo", (8, 8, 8), 4, 8, 6, 2, 32, 16, 8, 4, 4, (12, 8))
 
 
 def make_tiny(patch: pytest.MonkeyPatch) -> None:
-    """A scale of seconds; the trainings' pictures, which take most of them, are dots."""
+    """Adds a scale that takes seconds; the trainings' pictures, which would take most of them, are dots."""
 
     def dot(volumes, path, **more):
         Image.new("L", (2, 2)).save(path)
@@ -34,7 +34,7 @@ def run(root: Path, *more: str, grid: str = "A", results_in: Path | None = None)
 
 
 def numbers(path: Path) -> dict[str, tuple]:
-    """Cell -> all that its record holds besides times: what must not depend on how often it was stopped."""
+    """Gives cell -> the parts of its record that must not depend on how often it was stopped: all but times."""
     found = {}
     for r in results.load(path):
         points = [{k: v for k, v in p.items() if not k.startswith("seconds")} for p in r["points"]]

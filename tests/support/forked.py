@@ -1,4 +1,4 @@
-"""Scripts that need a process of their own, each in a fork of one that has torch imported already.
+"""Runs scripts that need a process of their own, each in a fork of a process that has imported torch.
 
     python tests/support/forked.py
 
@@ -23,12 +23,12 @@ from typing import IO
 
 SUPPORT = Path(__file__).parent
 ROOT = SUPPORT.parents[1]
-SECONDS = 600  # a fault may hang
+SECONDS = 600  # limit of a script: a planted fault may hang
 
 
 @dataclass(frozen=True)
 class Done:
-    """returncode: negative for a signal. stderr: what the script wrote there."""
+    """The end of a script. returncode: negative for a signal. stderr: the script's output."""
 
     returncode: int
     stderr: str
@@ -55,7 +55,7 @@ class Server:
 
 @contextmanager
 def server(log: Path, **environment: str) -> Iterator[Server]:
-    """A server with these environment variables; an empty value takes one away."""
+    """Starts a server with these environment variables; an empty value removes one."""
     variables = {n: v for n, v in {**os.environ, **environment}.items() if v or n not in environment}
     command = [sys.executable, str(Path(__file__))]
     with subprocess.Popen(
@@ -70,7 +70,7 @@ def _child(script: str, arguments: Sequence[str], path: Sequence[str], log: str)
     signal.alarm(SECONDS)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
-    os.dup2(descriptor, 1)  # the replies' line is the server's
+    os.dup2(descriptor, 1)  # stdout belongs to the server's replies
     sys.path[:0] = path
     sys.argv = [script, *arguments]
     try:
@@ -84,7 +84,7 @@ def _child(script: str, arguments: Sequence[str], path: Sequence[str], log: str)
 
 
 def serve() -> None:
-    """Imports what is expensive and none of what is under test, then forks for every request."""
+    """Imports expensive packages, but none that is tested, then forks for every request."""
     sys.path.pop(0)  # this folder
     import hypothesis
     import numpy

@@ -1,4 +1,4 @@
-"""What the tests on a GPU check, written for any device and backend, so that it can itself be tried on a CPU."""
+"""The checks of the tests on a GPU, for any device and backend, so that they can be tried on a CPU."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SMALL = CONV_CASES
 
 
 def deviation(actual: Tensor, expected: Tensor) -> float:
-    """|actual - expected| / |expected|, of norms; infinite where a NaN is."""
+    """Computes |actual - expected| / |expected|, of norms; infinite if there is a NaN."""
     actual, expected = actual.detach(), expected.detach().double()
     size = float(expected.norm())
     found = float((actual.double() - expected).norm())
@@ -68,9 +68,9 @@ def deviation(actual: Tensor, expected: Tensor) -> float:
 def derivatives(
     case: Case, tensors: dict[str, Tensor], upstream: Tensor, cotangents: dict[str, Tensor], backend: str
 ) -> dict[str, Tensor]:
-    """Output, gradients of <output, upstream>, and gradients of the sum of <gradient, cotangent>, by name; that of the
-    upstream gradient only where this is not zero."""
-    known = upstream != 0
+    """Computes output, gradients of <output, upstream>, and gradients of the sum of <gradient, cotangent>, by name;
+    that of the upstream gradient only where it is not zero."""
+    nonzero = upstream != 0
     names = [n for n, t in tensors.items() if t.requires_grad]
     leaves = [tensors[n] for n in names]
     upstream = upstream.detach().requires_grad_()
@@ -82,13 +82,13 @@ def derivatives(
     second = torch.autograd.grad([g for g, _ in graphs], [*leaves, upstream], [c for _, c in graphs], allow_unused=True)
     pairs = zip([*names, "upstream"], second, strict=True)
     result |= {f"second gradient of {n}": g for n, g in pairs if g is not None}
-    result["second gradient of upstream"] = result["second gradient of upstream"] * known
+    result["second gradient of upstream"] = result["second gradient of upstream"] * nonzero
     return result
 
 
 def check_against_float64(case: Case, dtype: torch.dtype, backend: str, device: str) -> None:
-    """Output, first and second derivatives against the reference in float64 on the same device, for sizes at which the
-    oracle would take too long. gradgradcheck cannot serve: finite differences drown in float32's rounding."""
+    """Compares output, first and second derivatives with the reference in float64 on the same device, for sizes at
+    which the oracle takes too long. gradgradcheck cannot be used: float32's rounding hides finite differences."""
     tensors = tensors_of(case, dtype, device, requires_grad=True)
     wide = {n: t.detach().double().requires_grad_(t.requires_grad) for n, t in tensors.items()}
     with torch.no_grad():
@@ -119,7 +119,7 @@ Step = Callable[..., list[Tensor]]
 
 
 def step_of(case: Case, dtype: torch.dtype, backend: str, device: str) -> tuple[list[Tensor], Step]:
-    """The leaves of a call, x first, and a function from them to the output and the gradients of all of them."""
+    """Gives the leaves of a call, x first, and a function from them to the output and all their gradients."""
     tensors = tensors_of(case, dtype, device, requires_grad=True)
     names = [n for n, t in tensors.items() if t.requires_grad]
     with torch.no_grad():
@@ -134,7 +134,7 @@ def step_of(case: Case, dtype: torch.dtype, backend: str, device: str) -> tuple[
 
 
 def check_compiled(backend: str, device: str, compiler: str) -> None:
-    """Forward and backward under torch.compile in one graph give what they give without it."""
+    """Compares forward and backward under torch.compile, in one graph, with eager ones."""
     case = CONV_CASES["split-depth-full"]
     tensors = tensors_of(case, torch.float32, device, requires_grad=True)
 
@@ -174,9 +174,9 @@ def check_both_ends(
     device: str,
     backward: bool = True,
 ) -> None:
-    """Forward and, if wanted, backward of an operator that sees one slice to either side, on a volume of any size: its
-    first and last slices are compared with those of the slab that determines them. In the native layout they lie at the
-    two ends of the memory, of the first and the last sample."""
+    """Checks forward and backward of an operator that sees one slice to either side, on a volume of any size: compares
+    its first and last slices with those of the slab that determines them. In the native layout they lie at both ends of
+    the memory, in the first and the last sample."""
     n, c, depth, height, width = shape
     generator = torch.Generator(device).manual_seed(5)
     extents = ((c // 2, c // 2, 3, 3, 3), (c // 2, c // 2, 1, 3, 3))
@@ -209,7 +209,7 @@ def check_both_ends(
             rounded["gradient of x"] = (grads[0][at : at + 1, :, slab], expected_grads[0])
             for i, pair in enumerate(zip(grads[1:], expected_grads[1:], strict=True)):
                 rounded[f"gradient of weights[{i}]"] = pair
-            # A slice that no window carries the gradient to; a comparison of them all would take as much again.
+            # The gradient cannot reach the middle slice; comparing all slices would take twice as long.
             middle = grads[0][:, :, depth // 2]
             assert not middle.any(), "the gradient reaches slices that it cannot reach"
         for what, (found, exact) in rounded.items():
@@ -221,7 +221,7 @@ def check_both_ends(
 
 
 def phantoms(count: int, shape: tuple[int, int, int], seed: int) -> Tensor:
-    """Ellipsoids of random size and place in [-1, 1], (count, 1, D, H, W): `ssgan.data.phantom` wants nibabel."""
+    """Draws random ellipsoids in [-1, 1], (count, 1, D, H, W); `ssgan.data.phantom` would need nibabel."""
     rng = np.random.default_rng(seed)
     axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     volumes = []
@@ -248,8 +248,8 @@ def train(
     execution: Execution | None = None,
     **changes: Any,
 ) -> dict[str, np.ndarray]:
-    """The losses of every step, (steps,) by name, of the demo preset's split_depth GAN on phantoms, all seeds fixed;
-    with `changes` to its configuration. The stage is this one's own (`STAGE`), whatever the preset has.
+    """Trains the demo preset's split_depth GAN on phantoms, all seeds fixed, with `changes` to its configuration and
+    the stage `STAGE`. Gives the losses of every step, (steps,) by name.
 
     Training at a preset's rates is chaotic: Adam divides the rounding of a gradient near zero by itself, and from
     float32's 1e-7 the losses of two runs are 1 apart after 100 steps. With a tenth of the rates, and an epsilon that
@@ -278,7 +278,7 @@ TOGETHER = 1e-3
 
 
 def check_training_together(backend: str, other: str, steps: int, device: str) -> None:
-    """Two backends, the same seeds: the losses stay within `TOGETHER`, and move."""
+    """Checks that the losses of two backends from the same seeds stay within `TOGETHER`, and change."""
     _together(train(backend, steps, device), train(other, steps, device))
 
 
@@ -293,7 +293,7 @@ GRAPHED: dict[str, tuple[dict[str, Any], Execution]] = {
 
 
 def check_replayed_training(case: str, backend: str, steps: int, device: str) -> None:
-    """`--cuda-graphs` and without, the same seeds: the losses stay within `TOGETHER`, and move."""
+    """Checks that the losses with and without `--cuda-graphs` stay within `TOGETHER`, and change."""
     changes, execution = GRAPHED[case]
     graphs = dataclasses.replace(execution, cuda_graphs=True)
     found = train(backend, steps, device, execution=graphs, **changes)
@@ -302,7 +302,7 @@ def check_replayed_training(case: str, backend: str, steps: int, device: str) ->
 
 def _together(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     for name, values in expected.items():
-        apart = np.abs(found[name] - values)
+        gap = np.abs(found[name] - values)
         assert np.isfinite(found[name]).all()
-        assert apart.max() <= TOGETHER, f"{name}: {apart.max():.3g} apart at step {apart.argmax()}"
-        assert np.ptp(values) > 10 * TOGETHER, f"{name} hardly moves: nothing was trained"
+        assert gap.max() <= TOGETHER, f"{name}: {gap.max():.3g} apart at step {gap.argmax()}"
+        assert np.ptp(values) > 10 * TOGETHER, f"{name} hardly changes: nothing was trained"
