@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from ssconv.layers import SplitShuffleConv3d
-from ssconv.spec import DTYPES, IDENTITY, KERNEL_SETS, MAX_EXTENT, ConvSpec, Triple, check_branches
+from ssconv.spec import DTYPES, IDENTITY, KERNEL_SETS, MAX_EXTENT, Triple, check_branches, window_of
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 
@@ -306,7 +306,7 @@ def why_not(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) 
     fitted = _fitted(branches, kernel)
     if count > 1 and (kernel == (1, 1, 1) or len(set(fitted)) == 1 < len(set(branches))):
         return f"kernel {_extents(kernel)} leaves nothing to split"
-    window = ConvSpec(fitted).window
+    window = window_of(fitted)
     if padding == "valid" and window != kernel:
         return f"padding 0 needs branches that span the kernel; they span {_extents(window)}"
     return ""
@@ -362,7 +362,7 @@ def _padding(conv: nn.Conv3d | nn.ConvTranspose3d) -> str:
 
 def _fitted(branches: tuple[Triple, ...], kernel: Triple, kept: Sequence[bool] = (False,) * 3) -> tuple[Triple, ...]:
     """A set, which is meant for a 3x3x3 layer, in the extents of this `kernel`, whole in the dimensions of `kept`."""
-    largest = ConvSpec(branches).window
+    largest = window_of(branches)
     return tuple(
         tuple(
             own if whole or 1 < k == most else min(k, own)

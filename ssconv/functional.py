@@ -7,9 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssconv import ops
 from ssconv.backend.dispatch import resolve
-from ssconv.ops import conv as ops
-from ssconv.spec import check_call, check_companion, check_epilogue, check_input, check_noise, triple, upfirdn_size
+from ssconv.spec import (
+    Epilogue,
+    check_call,
+    check_companion,
+    check_epilogue,
+    check_input,
+    check_noise,
+    triple,
+    upfirdn_size,
+)
 
 
 def split_shuffle_conv3d(
@@ -74,30 +83,21 @@ def split_shuffle_conv3d(
     if (dtype := _autocast_dtype(x)) is not None:
         x, weights = _lowered(x, dtype), [_lowered(w, dtype) for w in weights] if isinstance(weights, list) else weights
         bias, in_scale, out_scale, noise = (_beside(x, t) for t in (bias, in_scale, out_scale, noise))
-    spec = check_call(x, weights, bias, stride, padding, transposed, shuffle, in_scale, out_scale, noise)
+    geometry = check_call(x, weights, bias, stride, padding, transposed, in_scale, out_scale, noise)
     check_epilogue(activation, negative_slope, clamp)
+    epilogue = _epilogue(len(geometry.branches) if shuffle else 1, activation, negative_slope, gain, clamp)
     chosen = resolve(backend, x)
     # The gradient of out_scale is a sum over z, which the output alone cannot give back.
     save_z = out_scale is not None and out_scale.requires_grad and torch.is_grad_enabled()
-    y, _ = ops.forward(
-        x,
-        [w for w in weights if w is not None],
-        bias,
-        in_scale,
-        out_scale,
-        noise,
-        spec.encode(),
-        list(spec.stride),
-        padding == "valid",
-        transposed,
-        spec.groups,
-        1.0 if activation == "linear" else float(negative_slope),
-        float(gain),
-        None if clamp is None else float(clamp),
-        save_z,
-        chosen,
-    )
+    present = [w for w in weights if w is not None]
+    y, _ = ops.forward(x, present, bias, in_scale, out_scale, noise, geometry, epilogue, save_z, chosen)
     return y
+
+
+def _epilogue(groups: int, activation: str, negative_slope: float, gain: float, clamp: float | None) -> Epilogue:
+    """The epilogue that the options of a call ask for."""
+    slope = 1.0 if activation == "linear" else float(negative_slope)
+    return Epilogue(groups, slope, float(gain), None if clamp is None else float(clamp))
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -184,11 +184,10 @@ def upfirdn3d(
     if depth_border == "replicate":
         x, pads = _extend_depth(x, up[0], pads)
     y = ops.upfirdn(x, *per_dim, list(up), list(down), pads, chosen)
-    slope = 1.0 if activation == "linear" else float(negative_slope)
-    if bias is None and out_scale is None and noise is None and slope == 1 and gain == 1 and clamp is None:
+    epilogue = _epilogue(1, activation, negative_slope, gain, clamp)
+    if bias is None and out_scale is None and noise is None and epilogue == Epilogue():
         return y
-    clamp = None if clamp is None else float(clamp)
-    return ops.epilogue(y, bias, out_scale, noise, 1, slope, float(gain), clamp, chosen)
+    return ops.epilogue(y, bias, out_scale, noise, epilogue, chosen)
 
 
 def replicate_depth(x: Tensor, before: int, after: int) -> Tensor:

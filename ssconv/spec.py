@@ -1,20 +1,19 @@
-"""The operator described once: branches, geometry, channel order and the checks that every backend relies on.
+"""The operator described once: branches, geometry, epilogue, and the checks that every backend relies on.
 
-Nothing here computes; a backend receives a `ConvSpec` that is known to be valid.
+Nothing here computes. A backend receives a `Geometry` and an `Epilogue` that have been checked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Triple = tuple[int, int, int]
 
-# How a branch is written in the flat integer list that op schemas carry, three numbers a branch.
+# Extents of branches without a weight.
 IDENTITY: Triple = (0, 0, 0)  # the branch passes its channels through
 ABSENT: Triple = (-1, -1, -1)  # the branch contributes zero; only derivatives of derivatives need it
 
@@ -30,47 +29,54 @@ ACTIVATIONS = ("linear", "lrelu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@dataclass(frozen=True)
-class ConvSpec:
-    """Geometry of one split-and-shuffle convolution.
+def window_of(branches: Sequence[Triple]) -> Triple:
+    """The largest extent (Kd, Kh, Kw) over the branches; the centres of all branches coincide in this window."""
+    return tuple(max(1, *(branch[d] for branch in branches)) for d in range(3))  # type: ignore[return-value]
 
-    branches: kernel extents (kd, kh, kw) per branch, or IDENTITY or ABSENT. stride: 1 or 2 per dimension D, H, W.
-    padding: "same" or "valid". transposed: adjoint of the strided convolution. shuffle: interleave the branches.
+
+# torch.compile traces both classes: they have methods and no properties, which older releases of it do not follow.
+
+
+class Geometry(NamedTuple):
+    """The linear part of a call: the branches' extents and where their windows lie.
+
+    branches: kernel extents (kd, kh, kw) per branch, or IDENTITY or ABSENT. stride: 1 or 2 along D, H, W.
+    padding: "same" or "valid". transposed: the adjoint of the strided convolution.
     """
 
     branches: tuple[Triple, ...]
     stride: Triple = (1, 1, 1)
     padding: str = "same"
     transposed: bool = False
-    shuffle: bool = True
-
-    @property
-    def window(self) -> Triple:
-        """K, the largest extent over the branches in each dimension; centres of all branches coincide in it."""
-        return tuple(max(1, *(b[d] for b in self.branches)) for d in range(3))  # type: ignore[return-value]
-
-    @property
-    def groups(self) -> int:
-        """Number of branches S that the output interleaves; 1 when it does not."""
-        return len(self.branches) if self.shuffle else 1
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial output extents (D, H, W) for the input extents `size`."""
-        pairs = zip(size, self.stride, self.window, strict=True)
+        """Spatial output extents (D', H', W') for the input extents `size` = (D, H, W)."""
+        pairs = zip(size, self.stride, window_of(self.branches), strict=True)
         if self.transposed:
             return tuple(n * s if self.padding == "same" else (n - 1) * s + k for n, s, k in pairs)
         return tuple((n + s - 1) // s if self.padding == "same" else (n - k) // s + 1 for n, s, k in pairs)
 
-    def encode(self) -> list[int]:
-        """The branches as the flat list of integers that op schemas carry."""
-        return [extent for branch in self.branches for extent in branch]
+    def first_centre(self) -> Triple:
+        """Input position (D, H, W) of the first window's centre."""
+        d, h, w = ((k - 1) // 2 if self.padding == "valid" else 0 for k in window_of(self.branches))
+        return d, h, w
 
-    @classmethod
-    def decode(
-        cls, branches: Sequence[int], stride: Sequence[int], valid: bool, transposed: bool, shuffle: bool
-    ) -> ConvSpec:
-        kernels = tuple((branches[i], branches[i + 1], branches[i + 2]) for i in range(0, len(branches), 3))
-        return cls(kernels, (stride[0], stride[1], stride[2]), "valid" if valid else "same", transposed, shuffle)
+    def without_identity(self) -> Geometry:
+        """The same with no identity branch. It has no weight, so derivatives in the weights do not see it."""
+        return self._replace(branches=tuple(ABSENT if b == IDENTITY else b for b in self.branches))
+
+
+class Epilogue(NamedTuple):
+    """What follows the linear part: y = clamp(gain * act(out_scale * shuffle(z) + noise + bias)).
+
+    groups: number of branches that the shuffle interleaves, 1 for no shuffle. negative_slope: of the leaky ReLU, 1 for
+    a linear activation. clamp: bound of |y|, or None. As it stands without arguments it changes nothing.
+    """
+
+    groups: int = 1
+    negative_slope: float = 1.0
+    gain: float = 1.0
+    clamp: float | None = None
 
 
 def triple(value: int | Sequence[int], name: str) -> Triple:
@@ -211,11 +217,10 @@ def check_call(
     stride: Any,
     padding: str,
     transposed: bool,
-    shuffle: bool,
     in_scale: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-) -> ConvSpec:
+) -> Geometry:
     """Checks the tensors of one call against each other and returns its geometry.
 
     Raises:
@@ -243,16 +248,16 @@ def check_call(
                 raise TypeError(
                     f"weights[{i}]: expected dtype {x.dtype} as x has; got {weight.dtype}; convert one of them"
                 )
-    spec = ConvSpec(branches, stride, padding, transposed, shuffle)
-    if padding == "valid" and not transposed and any(n < k for n, k in zip(x.shape[2:], spec.window, strict=True)):
-        raise ValueError(f'x: padding="valid" needs extents of at least {spec.window}; got {tuple(x.shape[2:])}')
+    geometry, window = Geometry(branches, stride, padding, transposed), window_of(branches)
+    if padding == "valid" and not transposed and any(n < k for n, k in zip(x.shape[2:], window, strict=True)):
+        raise ValueError(f'x: padding="valid" needs extents of at least {window}; got {tuple(x.shape[2:])}')
     if any(n < 1 for n in x.shape[2:]):
         raise ValueError(f"x: expected at least one voxel along D, H and W; got shape {tuple(x.shape)}")
     check_companion(x, bias, "bias", [(out_channels,)], "(Cout,)")
     check_companion(x, in_scale, "in_scale", [(x.shape[0], in_channels)], "(N, Cin)")
     check_companion(x, out_scale, "out_scale", [(x.shape[0], out_channels)], "(N, Cout)")
-    check_noise(x, noise, spec.output_size(x.shape[2:]))
-    return spec
+    check_noise(x, noise, geometry.output_size(x.shape[2:]))
+    return geometry
 
 
 def upfirdn_size(size: Sequence[int], lengths: Sequence[int], up, down, padding) -> list[int]:

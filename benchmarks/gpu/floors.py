@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from benchmarks.gpu.cases import GPU_LAYERS, PASSES, work
 from benchmarks.operator.cases import KERNELS, Layer
 from ssconv.backend.cuda import sm90 as cuda_hopper
-from ssconv.spec import ConvSpec
+from ssconv.spec import Geometry
 
 # Dense bf16 products per second and bytes per second, from NVIDIA's data sheets of the SXM cards.
 PEAKS = {"H100": (989.4e12, 3.35e12), "H200": (989.4e12, 4.8e12)}
@@ -84,7 +84,7 @@ def expected(layer: Layer, kernels: str, what: str, cluster: int = 0) -> tuple[i
     count, forward = len(branches), what == "forward"
     channels = (layer.channels, layer.out) if forward else (layer.out, layer.channels)
     there, columns = (c // count for c in channels)
-    spec, adjoint = ConvSpec(branches, (layer.stride,) * 3), layer.transposed == forward
+    spec, adjoint = Geometry(branches, (layer.stride,) * 3), layer.transposed == forward
     together = count if forward else 1
     own = cuda_hopper.block_columns(columns, together)
     box = cuda_hopper.box_channels(there)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssconv.spec import ConvSpec, Triple
+from ssconv.spec import Geometry, Triple
 
 FUSED = (1, 2, 4)  # numbers of branches that one block interleaves
 MAX_VOXELS = 2**31 - 2**10  # of one sample's output; offsets are 64 bit, voxel numbers within a sample are not
@@ -73,10 +73,9 @@ def check_size(size: Sequence[int]) -> None:
         )
 
 
-def first(spec: ConvSpec) -> Triple:
+def first(geometry: Geometry) -> Triple:
     """Input position of the first window centre, per dimension."""
-    d, h, w = ((k - 1) // 2 if spec.padding == "valid" else 0 for k in spec.window)
-    return d, h, w
+    return geometry.first_centre()
 
 
 def power_of_two(n: int) -> int:

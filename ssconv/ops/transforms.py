@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ssconv.ops.registration import Op, plain
+
 
 def transformable(
-    name: str,
+    op: Op,
     setup: Callable[..., None],
     vjp: Callable[..., tuple],
     jvp: Callable[..., Any],
@@ -30,40 +32,45 @@ def transformable(
 ) -> Callable[..., Any]:
     """Registers an op's derivatives and its batching rule; returns the function to call it by.
 
+    The function and all rules take grouped arguments. Within, between PyTorch's transforms, they are plain.
+
     Args:
-        name: of the op, such as "ssconv::forward".
+        op: the registered op, whose tensors come before its other arguments.
         setup: (ctx, args, output) saves what vjp reads.
-        vjp: (ctx, need, *cotangents) -> a gradient or None per argument; need tells which are wanted.
+        vjp: (ctx, need, *cotangents) -> a gradient or None for each of the tensors; need tells which are wanted.
         jvp: (args, output, tangents) -> tangents of the output; those that come are None where they are zero.
         per_sample: the arguments -> positions of those with a row per sample, if each row of the result belongs to
             one of them; none of them if the op sums over samples.
     """
-    namespace, short = name.split("::")
-    op = getattr(getattr(torch.ops, namespace), short)
+    packet = op.packet
+
+    def rows(*args):
+        return per_sample(*op.grouped(args))
 
     def call(*args):
+        args = plain(args)
         flat = _flat(args)
         tensors = [t for t in flat if isinstance(t, Tensor)]
         if not torch.compiler.is_compiling():
             grad = torch.is_grad_enabled()
             routed = any((grad and t.requires_grad) or _transformed(t) for t in tensors)
-            return Routed.apply(*flat) if routed else op(*args)
+            return Routed.apply(*flat) if routed else packet(*args)
         if any(_is_dual(t) for t in tensors):
             raise RuntimeError(
-                f"{name}: forward-mode AD (torch.func.jvp, jacfwd, hessian) is not traced by torch.compile; "
+                f"{op.name}: forward-mode AD (torch.func.jvp, jacfwd, hessian) is not traced by torch.compile; "
                 "leave this function out of the compiled region, or compile without fullgraph=True"
             )
-        return op(*args)
+        return packet(*args)
 
     class Rules(torch.autograd.Function):
         @staticmethod
         def forward(*flat):
-            output = op(*_nested(flat, flat[1]))
+            output = packet(*_nested(flat, flat[1]))
             return tuple(output) if isinstance(output, list) else output
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            setup(ctx, _nested(inputs, inputs[1]), output)
+            setup(ctx, op.grouped(_nested(inputs, inputs[1])), output)
             ctx.save_for_forward(*(t for t in inputs if isinstance(t, Tensor)), *_several(output))
             ctx.constants = [None if isinstance(t, Tensor) else (t,) for t in inputs]
             ctx.single = isinstance(output, Tensor)
@@ -72,33 +79,43 @@ def transformable(
         def backward(ctx, *cotangents):
             second = ctx.constants[1]
             need = _nested(ctx.needs_input_grad, None if second is None else second[0])
-            return tuple(g if isinstance(g, Tensor) else None for g in _flat(vjp(ctx, need, *cotangents)))
+            grads = _flat(_for_all(vjp(ctx, need, *cotangents), len(need)))
+            return tuple(g if isinstance(g, Tensor) else None for g in grads)
 
         @staticmethod
         def jvp(ctx, *tangents):
             saved = iter(ctx.saved_tensors)
             inputs = [next(saved) if c is None else c[0] for c in ctx.constants]
             output = next(saved) if ctx.single else tuple(saved)
-            return jvp(_nested(inputs, inputs[1]), output, _nested(tangents, inputs[1]))
+            return jvp(op.grouped(_nested(inputs, inputs[1])), output, _nested(tangents, inputs[1]))
 
         @staticmethod
         def vmap(info, in_dims, *flat):
-            return _batched(call, per_sample, info.batch_size, in_dims, flat)
+            return _batched(call, rows, info.batch_size, in_dims, flat)
 
     Rules.forward.__signature__ = inspect.signature(Rules.forward)  # else Function.apply works it out at every call
-    Routed = type(f"{namespace}_{short}", (Rules,), {})  # the name that grad_fn and errors of autograd show
+    Routed = type(op.name.replace("::", "_"), (Rules,), {})  # the name that grad_fn and errors of autograd show
 
     def registered_vjp(ctx, *cotangents):
         if isinstance(cotangents[0], (list, tuple)):
             (cotangents,) = cotangents
-        return vjp(ctx, ctx.needs_input_grad, *cotangents)
+        need = ctx.needs_input_grad
+        return _for_all(vjp(ctx, need, *cotangents), len(need))
+
+    def registered_setup(ctx, inputs, output):
+        setup(ctx, op.grouped(inputs), output)
 
     def registered_vmap(info, in_dims, *args):
-        return _batched(op, per_sample, info.batch_size, _flat(in_dims), _flat(args))
+        return _batched(packet, rows, info.batch_size, _flat(in_dims), _flat(args))
 
-    torch.library.register_autograd(name, registered_vjp, setup_context=setup)
-    torch.library.register_vmap(name, registered_vmap)
+    torch.library.register_autograd(op.name, registered_vjp, setup_context=registered_setup)
+    torch.library.register_vmap(op.name, registered_vmap)
     return call
+
+
+def _for_all(grads: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """Gradients of the tensors, which come first -> of all arguments."""
+    return grads + (None,) * (count - len(grads))
 
 
 def _is_dual(t: Tensor) -> bool:

@@ -28,6 +28,7 @@ from ssconv.backend.dispatch import resolve
 from ssconv.backend.triton import launch as triton_backend
 from ssconv.backend.triton import table as triton_table
 from ssconv.backend.triton.table import Config, Key
+from ssconv.spec import Epilogue
 from tests.support import kernel_checks
 from tests.support.gpu_checks import check_against_float64, check_compiled
 from tests.support.kernel_checks import LARGE
@@ -35,14 +36,14 @@ from tests.support.strategies import CONV_CASES, UPFIRDN_CASES, Case, conv_cases
 
 
 @contextmanager
-def table(*tiles: tuple[int, int, int], descriptors: bool = False) -> Iterator[None]:
-    """Everything with tiles of (voxels, columns, depth): the first for "product", the second for "weights"."""
+def table(conv: tuple[int, int, int], wgrad: tuple[int, int, int], descriptors: bool = False) -> Iterator[None]:
+    """Runs every call with these tiles (M, N, K)."""
     rows = {}
-    for kernel, tile in zip(triton_table.KERNELS, tiles, strict=True):
-        for arithmetic, branches, columns, describable in itertools.product(
-            triton_table.ARITHMETIC, triton_table.BRANCHES, triton_table.COLUMNS, (False, True)
+    for kernel, tile in (("conv", conv), ("wgrad", wgrad)):
+        for arithmetic, branches, channels, describable in itertools.product(
+            triton_table.ARITHMETIC, triton_table.BRANCHES, triton_table.CHANNELS, (False, True)
         ):
-            key = Key(kernel, 80, arithmetic, branches, columns, describable)
+            key = Key(kernel, 80, arithmetic, branches, channels, describable)
             rows[key] = Config(*tile, 4, 2, descriptors and describable)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.json"
@@ -56,7 +57,7 @@ def table(*tiles: tuple[int, int, int], descriptors: bool = False) -> Iterator[N
 
 def whole_volumes():
     """Tiles as large as the small cases: the interpreter takes as long for a large tile as for a small one."""
-    return table((256, 16, 32), (128, 16, 16))
+    return table(conv=(256, 16, 32), wgrad=(16, 16, 128))
 
 
 check = functools.partial(kernel_checks.check, backend="triton")
@@ -106,7 +107,7 @@ def tiles() -> None:
     with table((16, 16, 16), (16, 16, 16)):
         for case in LARGE.values():
             check(case, torch.float32)
-    with table((32, 32, 16), (32, 16, 32)):
+    with table(conv=(32, 32, 16), wgrad=(32, 16, 32)):
         for name in ("split-depth", "four-branches", "stride-2", "one-branch"):
             check(LARGE[name], torch.float16)
 
@@ -166,7 +167,7 @@ def serving() -> None:
             raise AssertionError(f"{dtype} was not refused")
     many = torch.zeros(1).expand(1, 2, 2**11, 2**10, 2**10)
     try:
-        triton_backend.epilogue(many.to("meta"), None, None, None, 1, 1.0, 1.0, None)
+        triton_backend.epilogue(many.to("meta"), None, None, None, Epilogue())
     except ValueError as error:
         assert "2048, 1024, 1024" in str(error), error
     else:
