@@ -24,7 +24,7 @@ KERNEL_SETS: dict[str, tuple[Triple, ...]] = {
     "acs4": ((3, 3, 3), (1, 3, 3), (3, 1, 3), (3, 3, 1)),
 }
 
-MAX_EXTENT = 63  # taps per dimension; csrc/cpu has room for as many
+MAX_EXTENT = 63  # taps per dimension; the CPU kernels have room for this many
 ACTIVATIONS = ("linear", "lrelu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -80,7 +80,7 @@ class Epilogue(NamedTuple):
 
 
 def triple(value: int | Sequence[int], name: str) -> Triple:
-    """An int or a sequence of three as a triple for D, H, W."""
+    """An int, or a sequence of three, as a triple for D, H, W. `name` is the caller's argument, for the error."""
     if isinstance(value, int):
         return (value, value, value)
     values = tuple(value) if isinstance(value, Sequence) else ()
@@ -90,7 +90,7 @@ def triple(value: int | Sequence[int], name: str) -> Triple:
 
 
 def check_branches(kernel_sizes: Sequence[Sequence[int] | None], name: str = "kernel_sizes") -> tuple[Triple, ...]:
-    """Kernel extents as triples of odd positive integers; None becomes IDENTITY. `name` is the caller's argument."""
+    """Checks kernel extents and returns them as triples, with IDENTITY for None. `name` is the caller's argument."""
     if not isinstance(kernel_sizes, Sequence):
         raise ValueError(
             f"{name}: expected extents (kd, kh, kw) for each branch, such as ((3, 3, 3), (1, 3, 3)); "
@@ -114,16 +114,16 @@ def check_branches(kernel_sizes: Sequence[Sequence[int] | None], name: str = "ke
 
 
 def check_defaults(dilation: Any, groups: int, padding_mode: str) -> None:
-    """Keywords of nn.Conv3d that the operator does not have: only what they are by default."""
+    """Checks that keywords of nn.Conv3d which the operator does not support have their defaults."""
     if (tuple(dilation) if isinstance(dilation, Sequence) else (dilation,)) not in ((1,), (1, 1, 1)):
         raise ValueError(
-            f"dilation: expected 1, the operator has no dilated branches; got {dilation!r}; "
+            f"dilation: expected 1, the operator does not support dilation; got {dilation!r}; "
             "keep nn.Conv3d for this layer"
         )
     if groups != 1:
         raise ValueError(
             f"groups: expected 1, the branches are the groups; got {groups!r}; use one branch per group, such as "
-            f"kernel_sizes=((3, 3, 3),) * {groups}, with shuffle=False for nn.Conv3d's order of channels"
+            f"kernel_sizes=((3, 3, 3),) * {groups}, with shuffle=False for nn.Conv3d's channel order"
         )
     if padding_mode != "zeros":
         raise ValueError(
@@ -141,7 +141,10 @@ def check_geometry(
     transposed: bool,
     names: tuple[str, str, str] = ("in_channels", "out_channels", "kernel_sizes"),
 ) -> Triple:
-    """Checks what does not depend on tensors; returns the stride as a triple. `names` are the caller's arguments."""
+    """Checks channels, stride and padding against the branches and returns the stride as a triple.
+
+    names: what the caller calls the first three arguments, for the errors.
+    """
     count = len(branches)
     for name, channels in zip(names, (in_channels, out_channels), strict=False):
         if channels < 1 or channels % count:
@@ -172,6 +175,7 @@ def check_geometry(
 
 
 def check_epilogue(activation: str, negative_slope: float, clamp: float | None) -> None:
+    """Checks the options of the epilogue."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}; got {activation!r}")
     if not negative_slope >= 0:
@@ -180,17 +184,18 @@ def check_epilogue(activation: str, negative_slope: float, clamp: float | None) 
         raise ValueError(f"clamp: expected a positive bound or None; got {clamp}")
 
 
-def check_input(x: Tensor, name: str = "x") -> None:
+def check_input(x: Tensor) -> None:
+    """Checks the type, dimensions and dtype of x."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a tensor (N, C, D, H, W); got {type(x).__name__}")
+        raise TypeError(f"x: expected a tensor (N, C, D, H, W); got {type(x).__name__}")
     if x.dim() != 5:
-        raise ValueError(f"{name}: expected five dimensions (N, C, D, H, W); got shape {tuple(x.shape)}")
+        raise ValueError(f"x: expected five dimensions (N, C, D, H, W); got shape {tuple(x.shape)}")
     if x.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64; got {x.dtype}")
+        raise TypeError(f"x: expected float16, bfloat16, float32 or float64; got {x.dtype}")
 
 
 def check_companion(x: Tensor, other: Tensor | None, name: str, shapes: Sequence[tuple[int, ...]], axes: str) -> None:
-    """A tensor that goes with x: one of `shapes`, x's dtype (or float32 beside a 16-bit x), x's device."""
+    """Checks a bias, scale, noise or weight: one of `shapes`, x's device, x's dtype (or float32 with a 16-bit x)."""
     if other is None:
         return
     if not isinstance(other, Tensor):
@@ -206,6 +211,7 @@ def check_companion(x: Tensor, other: Tensor | None, name: str, shapes: Sequence
 
 
 def check_noise(x: Tensor, noise: Tensor | None, size: Sequence[int]) -> None:
+    """Checks the noise for an output of extents `size`."""
     shapes = [(x.shape[0], 1, *size), (1, 1, *size)]
     check_companion(x, noise, "noise", shapes, "(N or 1, 1, D, H, W) of the output")
 
@@ -224,7 +230,7 @@ def check_call(
     """Checks the tensors of one call against each other and returns its geometry.
 
     Raises:
-        ValueError, TypeError: the message names the argument, what was expected, what came and what to do.
+        ValueError, TypeError: the message names the argument, what was expected, what was given and what to do.
     """
     check_input(x)
     if isinstance(weights, Tensor) or (not isinstance(weights, Sequence) and not hasattr(weights, "__iter__")):
@@ -260,6 +266,11 @@ def check_call(
     return geometry
 
 
-def upfirdn_size(size: Sequence[int], lengths: Sequence[int], up, down, padding) -> list[int]:
-    """Output extents: ceil((n * up + p0 + p1 - taps + 1) / down) per dimension."""
+def upfirdn_size(
+    size: Sequence[int], lengths: Sequence[int], up: Sequence[int], down: Sequence[int], padding: Sequence[int]
+) -> list[int]:
+    """Output extents (D', H', W') of an upfirdn: ceil((n * up + p0 + p1 - taps + 1) / down) per dimension.
+
+    lengths: numbers of taps along D, H, W. padding: (d0, d1, h0, h1, w0, w1).
+    """
     return [(size[d] * up[d] + padding[2 * d] + padding[2 * d + 1] - lengths[d] + down[d]) // down[d] for d in range(3)]

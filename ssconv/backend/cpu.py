@@ -1,8 +1,8 @@
-"""The CPU backend: the compiled kernels of csrc/cpu/, called with results allocated here.
+"""The CPU backend: allocates results and calls the compiled kernels of csrc/cpu.
 
-The same functions as `reference` has, for float32, bfloat16 and float16. A convolution reads x once and writes y once,
-bytes = (Cin + Cout) * voxels * item size plus the packed weights: branches, shuffle and epilogue are one pass, and no
-layout is copied (another one than channels_last_3d is read as it lies, more slowly).
+It has the functions of `reference`, for float32, bfloat16 and float16. A convolution reads x once and writes y once:
+branches, shuffle and epilogue are one pass over (Cin + Cout) * voxels * item size bytes, plus the packed weights.
+Layouts other than channels_last_3d are read without a copy, but more slowly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _floats(t: Tensor | None) -> Tensor | None:
 
 
 def _window_arguments(geometry: Geometry) -> tuple[list[int], list[int], list[int]]:
-    """Extents of the branches one after the other, stride, and position of the first window's centre."""
+    """The kernels' arguments branches (three extents each), stride and first (the first window's centre)."""
     extents = [extent for branch in geometry.branches for extent in branch]
     return extents, list(geometry.stride), list(geometry.first_centre())
 
@@ -42,7 +42,7 @@ def convolve(
     settings: Epilogue,
     save_z: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order where it is asked for."""
+    """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order if save_z."""
     count = len(geometry.branches)
     channels = weights[0].shape[0] * count if len(weights) else x.shape[1]
     y = _empty(x, channels, geometry.output_size(x.shape[2:]))

@@ -18,7 +18,7 @@ SPATIAL = (2, 3, 4)
 
 
 def wide(t: Tensor) -> Tensor:
-    """The tensor in the precision that sums are taken in: float32, or float64 for float64."""
+    """Casts to the dtype of sums: float32, or float64 for float64."""
     return t if t.dtype == torch.float64 else t.float()
 
 
@@ -27,24 +27,22 @@ def per_channel(scale: Tensor) -> Tensor:
     return wide(scale)[:, :, None, None, None]
 
 
-def native(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return t.to(dtype).contiguous(memory_format=torch.channels_last_3d)
-
-
 def shuffle(t: Tensor, groups: int) -> Tensor:
-    """Branch order -> shuffled order: channel s*C/S + j becomes j*S + s."""
+    """Branch order -> shuffled order: channel s*C/S + j becomes j*S + s. groups: S, or 1 for no shuffle."""
     return F.channel_shuffle(t, groups) if groups > 1 else t
 
 
 def unshuffle(t: Tensor, groups: int) -> Tensor:
+    """The inverse of `shuffle`."""
     return F.channel_shuffle(t, t.shape[1] // groups) if groups > 1 else t
 
 
-# One branch. Each works on tensors whose channels are this branch's only.
+# -------------------------------------------------------------------------------------------------- one branch
+# Tensors here have the channels of one branch only.
 
 
 def central(x: Tensor, geometry: Geometry, kernel: Sequence[int]) -> Tensor:
-    """What a branch of extents `kernel` reads of x: "valid" centres the branch in the window, "same" pads instead."""
+    """The part of x that a branch of extents `kernel` reads: with "valid" it lies in the middle of the window."""
     if geometry.padding == "valid":
         for dim, (outer, inner) in enumerate(zip(window_of(geometry.branches), kernel, strict=True), start=2):
             margin = (outer - inner) // 2
@@ -79,7 +77,7 @@ def conv_weight_grad(g: Tensor, x: Tensor, kernel: Triple, geometry: Geometry) -
     return torch.nn.grad.conv3d_weight(x, (g.shape[1], x.shape[1], *kernel), g, geometry.stride, padding)
 
 
-# All branches: the three linear maps, each in branch order.
+# ------------------------------------------------------------------------------ all branches: the three linear maps
 
 
 def forward(x: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, geometry: Geometry) -> Tensor:
@@ -135,7 +133,7 @@ def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, geometry: Geometr
     return grads
 
 
-# The epilogue, the only place that knows the shuffle.
+# ------------------------------------------------------------------------- the epilogue, which contains the shuffle
 
 
 def epilogue(
@@ -162,7 +160,7 @@ def epilogue(
 
 
 def activation_grad(g: Tensor, y: Tensor, settings: Epilogue) -> Tensor:
-    """g * d clamp(gain * act(t)) / dt, read off the output y: its sign tells the side of the activation's knee."""
+    """g * d clamp(gain * act(t)) / dt, from the output y: its sign tells on which side of 0 the activation was."""
     _, slope, gain, clamp = settings
     pre = wide(g) * gain
     if slope != 1:
@@ -184,7 +182,7 @@ def convolve(
     settings: Epilogue,
     save_z: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The whole operator: y after the epilogue, and z before it where it is asked for."""
+    """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order if save_z."""
     z = forward(x, weights, in_scale, geometry)
     return epilogue(z, bias, out_scale, noise, settings), z if save_z else None
 
@@ -200,7 +198,8 @@ def epilogue_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for z (branch order), bias (Cout,), noise (noise_batch, 1, ...) and out_scale (N, Cout).
 
-    noise_batch is -1 where no noise gradient is wanted; the gradient of out_scale is computed where z is given.
+    bias_grad: whether to compute that of the bias. noise_batch: batch size of the noise, or -1 for no noise gradient.
+    z: given if the gradient of out_scale is to be computed, else None.
     """
     pre, groups = activation_grad(gy, y, settings), settings.groups
     gz = unshuffle(pre if out_scale is None else pre * per_channel(out_scale), groups)
@@ -219,19 +218,19 @@ def zero_inserted(x: Tensor, up: Sequence[int], padding: Sequence[tuple[int, int
     around = [(max(a, 0), max(b, 0)) for a, b in padding]
     size = [n * u + a + b for n, u, (a, b) in zip(x.shape[2:], up, around, strict=True)]
     y = torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-    places = [slice(a, a + n * u, u) for n, u, (a, _) in zip(x.shape[2:], up, around, strict=True)]
-    y.zero_()[(slice(None), slice(None), *places)] = x
+    samples = [slice(a, a + n * u, u) for n, u, (a, _) in zip(x.shape[2:], up, around, strict=True)]
+    y.zero_()[(slice(None), slice(None), *samples)] = x
     return y
 
 
 def upfirdn(x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, padding: Sequence[int]) -> Tensor:
     """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample."""
-    y, own = wide(x), [0, 0, 0]  # own: symmetric zeros that the convolution adds itself, without a copy
+    y, conv_padding = wide(x), [0, 0, 0]  # symmetric zeros the convolution adds itself, without a copy
     pairs = [(padding[2 * d], padding[2 * d + 1]) for d in range(3)]
     if max(up) > 1 or any(a != b for a, b in pairs) or all(t is None for t in taps):
         y = zero_inserted(y, up, pairs)
     else:
-        own = [max(a, 0) for a, _ in pairs]
+        conv_padding = [max(a, 0) for a, _ in pairs]
     for d, (before, after) in enumerate(pairs):
         first = max(-before, 0)
         y = y.narrow(2 + d, first, y.shape[2 + d] - first - max(-after, 0))
@@ -242,5 +241,5 @@ def upfirdn(x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, 
         if t is not None:
             shape = [-1 if d == dim else 1 for d in range(3)]
             kernel = kernel * wide(t).to(y.dtype).flip(0).view(shape)
-    # One depthwise convolution with the outer product: oneDNN takes it, where it leaves (4, 1, 1) to a slow path.
-    return F.conv3d(y, kernel.expand(y.shape[1], 1, -1, -1, -1), stride=down, padding=own, groups=y.shape[1])
+    # One depthwise convolution with the outer product: oneDNN has a fast path for it, but not for (4, 1, 1) taps.
+    return F.conv3d(y, kernel.expand(y.shape[1], 1, -1, -1, -1), stride=down, padding=conv_padding, groups=y.shape[1])

@@ -1,13 +1,13 @@
 """The registered ops `ssconv::forward`, `ssconv::input_grad` and `ssconv::weight_grad`.
 
-Written with A for the linear map of the branches (without shuffle), s for in_scale and T for the trilinear form
-T(g, x, W) = <g, A_W (s x)>, the closure under differentiation is short:
+Let A_W be the linear map of the branches (without shuffle), s in_scale, and T(g, x, W) = <g, A_W (s x)>. T is linear in
+each argument, so the ops differentiate into each other:
 
-    forward      y = epilogue(A_W (s x));  d/dx = input_grad, d/dW = weight_grad, d/ds = sum x * A^T g
-    input_grad   s A_W^T g                 the derivatives of T with x's place taken by the cotangent
-    weight_grad  dT/dW                     the derivatives of T with W's place taken by the cotangents
+    forward      y = epilogue(A_W (s x));  d/dx = input_grad, d/dW = weight_grad, d/ds = sum x * A_W^T g
+    input_grad   s A_W^T g = dT/dx         its derivatives are those of T with the cotangent for x
+    weight_grad  dT/dW                     its derivatives are those of T with the cotangents for W
 
-so derivatives of any order stay within these, `epilogue` and `epilogue_backward` on every backend. Tensors between
+Derivatives of any order stay within these, `epilogue` and `epilogue_backward`, on every backend. Tensors between
 them are in branch order: branch s of S owns the channels s*C/S .. (s+1)*C/S.
 """
 
@@ -77,7 +77,7 @@ def _forward_vjp(ctx, need, gy, gz_saved):
         return gx, gw, gbias, gin, gout, gnoise
     saved = z is not None
     if gy is not None:
-        if need[4] and z is None:  # within vmap and jvp the caller did not see that out_scale wants a gradient
+        if need[4] and z is None:  # under vmap and jvp the caller cannot see that out_scale needs a gradient
             z = _linear(x, weights, in_scale, ctx.geometry, ctx.backend)
         gz, gbias, gnoise, gout = epilogue_grads(ctx, gy, y, z, out_scale, need[2], need[5], need[4])
     if gz_saved is not None and saved:

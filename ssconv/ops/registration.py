@@ -92,8 +92,8 @@ def own_result(t: Tensor, dtype: torch.dtype, *others: Tensor) -> Tensor:
 
 
 def input_gradient(gx: Tensor | None, contiguous: bool) -> Tensor | None:
-    """A gradient in its tensor's own layout: where these differ, torch's InstanceNorm with a batch of one gives wrong
-    gradients (torch 2.13)."""
+    """Makes the gradient of a contiguous input contiguous. With another layout than its tensor, a gradient makes
+    torch's InstanceNorm give wrong gradients for a batch of one (torch 2.13)."""
     return gx.contiguous() if gx is not None and contiguous else gx
 
 

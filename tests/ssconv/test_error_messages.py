@@ -150,7 +150,7 @@ FILTERS = {
     ),
     "taps that want a gradient": (
         {"taps": torch.ones(3, requires_grad=True)},
-        "taps: are constants here and get no gradient; pass taps.detach()",
+        "taps: expected constants, filters get no gradient; got requires_grad=True; pass taps.detach()",
     ),
     "factor of zero": ({"up": (1, 0, 1)}, "up: expected factors of at least 1; got (1, 0, 1)"),
     "padding of a fraction": (
@@ -176,18 +176,18 @@ LAYERS = {
     "dilation": (
         (4, 4),
         {"dilation": 2},
-        "dilation: expected 1, the operator has no dilated branches; got 2; keep nn.Conv3d for this layer",
+        "dilation: expected 1, the operator does not support dilation; got 2; keep nn.Conv3d for this layer",
     ),
     "dilation along depth": (
         (4, 4),
         {"dilation": (2, 1, 1)},
-        "dilation: expected 1, the operator has no dilated branches; got (2, 1, 1); keep nn.Conv3d for this layer",
+        "dilation: expected 1, the operator does not support dilation; got (2, 1, 1); keep nn.Conv3d for this layer",
     ),
     "groups": (
         (4, 4),
         {"groups": 2},
         "groups: expected 1, the branches are the groups; got 2; use one branch per group, such as "
-        "kernel_sizes=((3, 3, 3),) * 2, with shuffle=False for nn.Conv3d's order of channels",
+        "kernel_sizes=((3, 3, 3),) * 2, with shuffle=False for nn.Conv3d's channel order",
     ),
     "padding mode": (
         (4, 4),

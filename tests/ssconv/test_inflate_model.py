@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -528,12 +527,6 @@ ERRORS = {
 def test_errors_name_the_argument(args, options, error, message):
     with pytest.raises(error, match=message):
         inflate_model(*args, **options)
-
-
-def test_the_example_of_the_docstring():
-    names = vars(ssconv) | {"nn": nn, "torch": torch}
-    (example,) = doctest.DocTestFinder().find(inflate_model, "inflate_model", globs=names)
-    assert example.examples and doctest.DocTestRunner().run(example).failed == 0
 
 
 # -------------------------------------------------------------------------------------------------- planted faults
