@@ -1,4 +1,4 @@
-"""The checks that test_gpu.py runs on a GPU, on this machine: they hold, and they notice faults."""
+"""The checks of test_gpu.py, run on the CPU: they pass, and they notice faults."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_both_ends_of_a_volume(shape, operator, backend):
 
 
 @pytest.mark.parametrize("end", [0, -1])
-def test_both_ends_are_looked_at(end):
+def test_both_ends_are_compared(end):
     def wrong(x, weights, backend):
         y = gpu_checks.smooth(x, weights, backend)
         broken = torch.ones_like(y)

@@ -1,9 +1,9 @@
-"""What the Triton kernels must do, run in Triton's interpreter by test_triton.py, in processes of its own.
+"""Checks of the Triton kernels in Triton's interpreter, run by test_triton.py in processes of their own.
 
     TRITON_INTERPRET=1 python tests/support/triton_checks.py [CHECK ...]
 
-Exit code 0: all hold; 3: one does not, and stderr says which. torch.empty gives NaN here, so an element that nobody
-wrote shows. Expected values come from the oracle, or for second derivatives from the reference in float64.
+Exit code 0: all pass; 3: one fails, and stderr names it. torch.empty gives NaN here, so that elements that no kernel
+writes are found. Expected values come from the oracle, or for second derivatives from the reference in float64.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def tiles() -> None:
 
 
 def descriptors() -> None:
-    """The same by tensor descriptors where they serve."""
+    """The same by tensor descriptors, where they can read the tensors."""
     used = []
     real = triton_backend._descriptor
     triton_backend._descriptor = lambda *args: used.append(args[1:]) or real(*args)
@@ -152,7 +152,7 @@ def batches() -> None:
 
 
 def serving() -> None:
-    """What the backend takes and what it refuses; it is chosen by name only on a CPU; torch.compile sees one graph."""
+    """Dtypes and sizes that the backend takes; on a CPU it serves only by name; torch.compile sees one graph."""
     assert ssconv.backends()["triton"] == "available"
     x, weights = torch.zeros(1, 2, 2, 2, 2), [torch.zeros(1, 1, 1, 1, 1)] * 2
     for dtype in (torch.float32, torch.float16):
@@ -164,14 +164,14 @@ def serving() -> None:
         except RuntimeError as error:
             assert "serves float32, float16 on cpu" in str(error) and str(dtype) in str(error), error
         else:
-            raise AssertionError(f"{dtype} was not refused")
+            raise AssertionError(f"{dtype} did not raise")
     many = torch.zeros(1).expand(1, 2, 2**11, 2**10, 2**10)
     try:
         triton_backend.epilogue(many.to("meta"), None, None, None, Epilogue())
     except ValueError as error:
         assert "2048, 1024, 1024" in str(error), error
     else:
-        raise AssertionError("a sample of 2^31 voxels was not refused")
+        raise AssertionError("a sample of 2^31 voxels did not raise")
     check_compiled("triton", "cpu", "aot_eager")
 
 

@@ -1,9 +1,9 @@
-"""What Triton compiles without a GPU; run by test_triton.py, in processes of its own, without the interpreter.
+"""Checks of what Triton compiles without a GPU, run by test_triton.py in processes of their own.
 
     python tests/support/triton_compile_checks.py {configurations | whole | few_channels} ARCHITECTURE
-    python tests/support/triton_compile_checks.py {batches | refusals}
+    python tests/support/triton_compile_checks.py {batches | without_a_gpu}
 
-Exit code 0: all hold; 3: one does not, and stderr says which.
+Exit code 0: all pass; 3: one fails, and stderr names it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def whole(architecture: str) -> None:
 
 
 def few_channels(architecture: str) -> None:
-    """Triton makes constants of arguments that are 1; every kernel takes such channels, and voxels, all the same."""
+    """Triton makes constants of arguments that are 1: every kernel compiles with one channel and one voxel."""
     batch = 1
     strides = (((1, 1, 1), False), ((2, 1, 2), False), ((2, 2, 2), True))
     cases = (
@@ -127,14 +127,14 @@ def batches() -> None:
     assert counts == expected, f"compiled {counts}, expected {expected}"
 
 
-def refusals() -> None:
-    """Without a GPU and without the interpreter the backend says so."""
+def without_a_gpu() -> None:
+    """Without a GPU and without the interpreter the backend's state names both."""
     state = ssconv.backends()["triton"]
     assert "GPU" in state and "TRITON_INTERPRET" in state, state
 
 
 CHECKS: dict[str, Callable[..., None]] = {
-    c.__name__: c for c in (configurations, whole, few_channels, batches, refusals)
+    c.__name__: c for c in (configurations, whole, few_channels, batches, without_a_gpu)
 }
 
 

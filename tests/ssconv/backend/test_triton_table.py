@@ -60,7 +60,7 @@ def test_this_machines_own_table_comes_first(own_table):
     assert TABLE.lookup(other) == TABLE.read(COMMITTED)[other]
 
 
-def test_what_is_written_is_read(own_table):
+def test_a_written_table_is_read_back(own_table):
     table = TABLE.read(COMMITTED)
     TABLE.write(own_table, table)
     assert TABLE.read(own_table) == table
@@ -122,7 +122,7 @@ def test_no_candidate_runs(monkeypatch):
 
 @pytest.mark.parametrize("arithmetic", triton_table.ARITHMETIC)
 @pytest.mark.parametrize("kernel", triton_table.KERNELS)
-def test_candidates_are_some_and_valid(kernel, arithmetic, own_table):
+def test_there_are_candidates_and_all_are_valid(kernel, arithmetic, own_table):
     for architecture in (80, 90):
         key = Key.of(kernel, architecture, arithmetic, 2, 64, True)
         found = list(candidates(key))
