@@ -11,6 +11,7 @@ every call whose kernels an earlier call has compiled.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,15 +55,21 @@ def _precision(dtype: torch.dtype) -> str:
     return "ieee" if arithmetic(dtype) == "ieee" else "tf32"
 
 
-def _extents(prefix: str, size: Sequence[int]) -> Arguments:
-    """The arguments PREFIXD, PREFIXH and PREFIXW of a kernel."""
-    return dict(zip((f"{prefix}D", f"{prefix}H", f"{prefix}W"), size, strict=True))
-
-
 def _tap_offsets(branches: Sequence[Triple]) -> tuple[int, ...]:
     """Per branch, how many taps with weights come before its own; then how many there are."""
     taps = [max(0, b[0]) * max(0, b[1]) * max(0, b[2]) for b in branches]
     return tuple(itertools.accumulate(taps, initial=0))
+
+
+@functools.lru_cache(maxsize=1024)
+def _geometry_arguments(geometry: Geometry) -> Arguments:
+    """The arguments of a kernel that describe the branches and their windows."""
+    return {
+        "EXTENTS": geometry.branches,
+        "TAP_OFFSETS": _tap_offsets(geometry.branches),
+        "FIRST": geometry.first_centre(),
+        "STRIDE": geometry.stride,
+    }
 
 
 def _pack(weights: Sequence[Tensor], swap: bool) -> Tensor:
@@ -169,11 +176,11 @@ def _conv(
     arguments = {
         "x_ptr": x, "w_ptr": packed, "in_scale_ptr": contiguous(in_scale), "bias_ptr": contiguous(bias),
         "out_scale_ptr": contiguous(out_scale), "noise_ptr": noise, "y_ptr": y, "z_ptr": z,
-        "N": x.shape[0], **_extents("", x.shape[2:]), "x_stride": x.stride(), **_extents("Y", size),
-        "noise_stride": per_sample(noise), "slope": settings.negative_slope, "gain": settings.gain,
-        "clamp": settings.clamp, "CIN": cin, "COUT": cout, "EXTENTS": geometry.branches,
-        "TAP_OFFSETS": _tap_offsets(geometry.branches), "FIRST": geometry.first_centre(), "STRIDE": geometry.stride,
-        "ADJOINT": adjoint, "SHUFFLE": settings.groups > 1, "FUSED": fused, "PRECISION": _precision(x.dtype),
+        "N": x.shape[0], "D": x.shape[2], "H": x.shape[3], "W": x.shape[4], "x_stride": x.stride(),
+        "YD": size[0], "YH": size[1], "YW": size[2], "noise_stride": per_sample(noise),
+        "slope": settings.negative_slope, "gain": settings.gain, "clamp": settings.clamp, "CIN": cin, "COUT": cout,
+        **_geometry_arguments(geometry), "ADJOINT": adjoint, "SHUFFLE": settings.groups > 1, "FUSED": fused,
+        "PRECISION": _precision(x.dtype),
     }  # fmt: skip
 
     def prepare(c: Config) -> tuple[tuple[int, int, int], Arguments]:
@@ -234,7 +241,7 @@ def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, geometry: Geometr
     in_scale = contiguous(in_scale)
     low, low_scale, high, high_scale = (x, in_scale, g, None) if geometry.transposed else (g, None, x, in_scale)
     low_channels, high_channels = low.shape[1] // count, high.shape[1] // count
-    offsets = _tap_offsets(geometry.branches)
+    offsets = _geometry_arguments(geometry)["TAP_OFFSETS"]
     sums = low.new_zeros((1, offsets[-1], low_channels, high_channels), dtype=torch.float32)
     if sums.numel() and low.numel() and high.numel():
         sums = _wgrad(low, low_scale, high, high_scale, geometry)
@@ -253,18 +260,17 @@ def _wgrad(
     """(splits, taps of all branches, channels of a branch of low, of high), float32, to be summed over the splits."""
     count = len(geometry.branches)
     low_channels, high_channels = low.shape[1] // count, high.shape[1] // count
-    offsets = _tap_offsets(geometry.branches)
-    taps = offsets[-1]
+    taps = _geometry_arguments(geometry)["TAP_OFFSETS"][-1]
     low_size = (low.shape[2], low.shape[3], low.shape[4])
     check_size(low_size)
     describable = geometry.stride == (1, 1, 1) and _describable(low, low_channels) and _describable(high, high_channels)
     key = Key.of("wgrad", architecture(low.device), arithmetic(low.dtype), 1, high_channels, describable)
     arguments = {
         "low_ptr": low, "low_scale_ptr": low_scale, "high_ptr": high, "high_scale_ptr": high_scale,
-        "N": low.shape[0], **_extents("LOW_", low_size), "low_stride": low.stride(),
-        **_extents("HIGH_", high.shape[2:]), "high_stride": high.stride(), "LOW_CHANNELS": low_channels,
-        "HIGH_CHANNELS": high_channels, "EXTENTS": geometry.branches, "TAP_OFFSETS": offsets,
-        "FIRST": geometry.first_centre(), "STRIDE": geometry.stride, "PRECISION": _precision(low.dtype),
+        "N": low.shape[0], "LOW_D": low.shape[2], "LOW_H": low.shape[3], "LOW_W": low.shape[4],
+        "low_stride": low.stride(), "HIGH_D": high.shape[2], "HIGH_H": high.shape[3], "HIGH_W": high.shape[4],
+        "high_stride": high.stride(), "LOW_CHANNELS": low_channels, "HIGH_CHANNELS": high_channels,
+        **_geometry_arguments(geometry), "PRECISION": _precision(low.dtype),
     }  # fmt: skip
     sums = low.new_empty(0)
 
@@ -337,9 +343,9 @@ def epilogue(
     grid = (z.shape[0] * triton.cdiv(y[0, 0].numel(), VOXELS), triton.cdiv(channels, block))
     arguments = {
         "z_ptr": z, "bias_ptr": contiguous(bias), "scale_ptr": contiguous(out_scale), "noise_ptr": noise, "y_ptr": y,
-        **_extents("", z.shape[2:]), "z_stride": _row_stride(z), "noise_stride": per_sample(noise),
-        "slope": settings.negative_slope, "gain": settings.gain, "clamp": settings.clamp, "C": channels,
-        "S": settings.groups, "DENSE": _dense(z), "BV": VOXELS, "BC": block,
+        "D": z.shape[2], "H": z.shape[3], "W": z.shape[4], "z_stride": _row_stride(z),
+        "noise_stride": per_sample(noise), "slope": settings.negative_slope, "gain": settings.gain,
+        "clamp": settings.clamp, "C": channels, "S": settings.groups, "DENSE": _dense(z), "BV": VOXELS, "BC": block,
     }  # fmt: skip
     with on(z.device):
         _run(kernels.epilogue_kernel, grid, arguments)
@@ -369,14 +375,15 @@ def epilogue_backward(
         bound = 0.0  # the output was rounded to its dtype, and so must the bound be that it is compared with
         if settings.clamp is not None:
             bound = float(torch.tensor(settings.clamp, dtype=y.dtype))
-        z_or_y = y if z is None else z
+        y_layout = _row_stride(y), _dense(y)
+        z_layout = y_layout if z is None else (_row_stride(z), _dense(z))
         arguments = {
             "gy_ptr": gy, "y_ptr": y, "z_ptr": z, "scale_ptr": contiguous(out_scale), "gz_ptr": gz,
             "bias_sums_ptr": bias_sums, "noise_sums_ptr": noise_sums, "scale_sums_ptr": scale_sums,
-            **_extents("", size), "gy_stride": _row_stride(gy), "y_stride": _row_stride(y),
-            "z_stride": _row_stride(z_or_y), "slope": settings.negative_slope, "gain": settings.gain, "clamp": bound,
-            "C": channels, "S": settings.groups, "GY_DENSE": _dense(gy), "Y_DENSE": _dense(y),
-            "Z_DENSE": _dense(z_or_y), "CLAMPED": settings.clamp is not None, "BV": block,
+            "D": size[0], "H": size[1], "W": size[2], "gy_stride": _row_stride(gy), "y_stride": y_layout[0],
+            "z_stride": z_layout[0], "slope": settings.negative_slope, "gain": settings.gain, "clamp": bound,
+            "C": channels, "S": settings.groups, "GY_DENSE": _dense(gy), "Y_DENSE": y_layout[1],
+            "Z_DENSE": z_layout[1], "CLAMPED": settings.clamp is not None, "BV": block,
             "BC": _block_channels(channels, settings.groups),
         }  # fmt: skip
         with on(y.device):
@@ -429,7 +436,8 @@ def _upfirdn(
     taps_d, taps_h, taps_w = (contiguous(t) for t in taps)
     arguments = {
         "x_ptr": x, "taps_d_ptr": taps_d, "taps_h_ptr": taps_h, "taps_w_ptr": taps_w, "y_ptr": y,
-        **_extents("", x.shape[2:]), "x_stride": x.stride(), **_extents("Y", size), **_extents("P", padding[::2]),
+        "D": x.shape[2], "H": x.shape[3], "W": x.shape[4], "x_stride": x.stride(), "YD": size[0], "YH": size[1],
+        "YW": size[2], "PD": padding[0], "PH": padding[2], "PW": padding[4],
         "C": channels, "UP": tuple(up), "DOWN": tuple(down), "LENGTHS": lengths, "BV": voxels, "BC": block,
     }  # fmt: skip
     with on(x.device):
