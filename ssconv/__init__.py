@@ -2,10 +2,10 @@
 
 split_shuffle_conv3d, upfirdn3d     the operator and StyleGAN2's resampling, as functions
 SplitShuffleConv3d                  the operator as a module
-convert, from_conv3d                nn.Conv3d layers of other people's models swapped for it
-inflate_model                       2D networks made 3D, their weights spread along depth
+convert, from_conv3d                replace the nn.Conv3d layers of a model by it
+inflate_model                       makes a 2D network 3D, its weights spread along depth
 inflate_weight, depth_profile       the same for one weight
-backends                            what can compute here, and why something cannot
+backends                            the backends, which are available, and why others are not
 """
 
 from ssconv.backend.dispatch import backends

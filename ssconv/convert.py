@@ -1,4 +1,4 @@
-"""Dense 3D convolutions of a model -> split-and-shuffle ones that start from the dense weights, with a report."""
+"""Replaces the dense 3D convolutions of a model by split-and-shuffle ones, initialised from the dense weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from ssconv.layers import SplitShuffleConv3d
-from ssconv.spec import DTYPES, IDENTITY, KERNEL_SETS, MAX_EXTENT, ConvSpec, Triple, check_branches
+from ssconv.spec import DTYPES, IDENTITY, KERNEL_SETS, MAX_EXTENT, Triple, check_branches, window_of
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 
@@ -24,11 +24,11 @@ Skip = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of one nn.Conv3d or nn.ConvTranspose3d.
+    """The row of one nn.Conv3d or nn.ConvTranspose3d in the report.
 
-    name: where it is. also: other places of the same module. kind: its class. kernel: its extents. branches: the
-    extents per branch that it has now, None where it was left alone. reason: why it was left alone, "" where it was
-    swapped. before, after: parameters, the bias included.
+    name: of the module in the model. also: its other names, if it is shared. kind: its class. kernel: its extents.
+    branches: the extents per branch of the new layer, or None if it was left alone. reason: why it was left alone, or
+    "". before, after: number of parameters, with bias.
     """
 
     name: str
@@ -43,7 +43,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What `convert` did: a row for each convolution, and the parameters of the whole model before and after.
+    """The result of `convert`: a row per convolution, and the parameters of the whole model before and after.
 
     `print(report)` shows it as a table.
     """
@@ -54,10 +54,12 @@ class ConvertReport:
 
     @property
     def swapped(self) -> tuple[LayerReport, ...]:
+        """The rows of the layers that were replaced."""
         return tuple(row for row in self.layers if row.branches is not None)
 
     @property
     def kept(self) -> tuple[LayerReport, ...]:
+        """The rows of the layers that were left alone."""
         return tuple(row for row in self.layers if row.branches is None)
 
     def __str__(self) -> str:
@@ -71,7 +73,7 @@ class ConvertReport:
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """The lines of a table of aligned columns, the last two, numbers, to the right."""
+    """Formats a table as lines with aligned columns; the last two, numbers, are flush right."""
     cells = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     left = len(head) - 2
@@ -82,9 +84,9 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def _line(row: LayerReport) -> tuple[str, ...]:
-    places = f" (and {len(row.also)} more place{'s' * (len(row.also) > 1)})" if row.also else ""
+    others = f" (and {len(row.also)} more place{'s' * (len(row.also) > 1)})" if row.also else ""
     now = " + ".join(_extents(b) for b in row.branches) if row.branches else f"left alone: {row.reason}"
-    return (row.name + places, f"{row.kind} {_extents(row.kernel)}", now, f"{row.before:,}", f"{row.after:,}")
+    return (row.name + others, f"{row.kind} {_extents(row.kernel)}", now, f"{row.before:,}", f"{row.after:,}")
 
 
 def _extents(kernel: Sequence[int]) -> str:
@@ -92,40 +94,43 @@ def _extents(kernel: Sequence[int]) -> str:
 
 
 def convert(model: nn.Module, kernel_sizes: KernelSizes = "split_depth", *, skip: Skip = None) -> ConvertReport:
-    """Swaps the eligible nn.Conv3d and nn.ConvTranspose3d of a model for SplitShuffleConv3d, in place.
+    """Replaces the eligible nn.Conv3d and nn.ConvTranspose3d of a model by SplitShuffleConv3d, in place.
 
-    Eligible: odd extents, stride 1 or 2, no dilation, groups or padding mode; padding (k - 1) / 2 everywhere or 0
-    everywhere; transposed the same, with output_padding = stride - 1 or 0; channels that S branches divide. Every
-    other layer is left alone, with the reason in the report, and so is one that carries what a swap would lose: hooks,
+    Eligible are layers with odd extents, stride 1 or 2, no dilation, groups or padding mode, and padding (k - 1) / 2
+    everywhere or 0 everywhere; transposed ones with output_padding = stride - 1 or 0; with channels that S branches
+    divide. Every other layer is left alone, and the report says why. So is a layer that would lose something: hooks,
     parametrizations, a weight tied to another module's, a subclass that overrides more than its constructor.
 
-    Which kernels. A branch that has the set's largest extent in a dimension (above 1) gets the layer's own extent
-    there; where it has a smaller one it keeps that, at most the layer's. With "split_depth" 3x3x3 becomes
-    3x3x3 + 1x3x3 and 7x7x7 becomes 7x7x7 + 1x7x7. Layers on which branches that differ in the set would not differ
-    (1x3x3 with "split_depth"), and 1x1x1 ones, have nothing to split and are left alone; "dense" takes them too. Along
-    a dimension in which a transposed convolution strides, every branch keeps the layer's own extent: a narrower one
-    would leave output slices that nothing reaches.
+    Extents. A branch with the set's largest extent in a dimension (above 1) gets the layer's own extent there; a
+    branch with a smaller one keeps it, up to the layer's extent. With "split_depth" 3x3x3 becomes 3x3x3 + 1x3x3 and
+    7x7x7 becomes 7x7x7 + 1x7x7. Layers of 1x1x1, and layers on which branches that differ in the set would not differ
+    (1x3x3 with "split_depth"), have nothing to split and are left alone; "dense" replaces them too. In a dimension in
+    which a transposed convolution strides, every branch keeps the layer's extent: a narrower one would leave output
+    slices that no input reaches.
 
-    Which weights. "dense" computes the same function, to rounding. Otherwise output channel j*S + s of the new layer
-    is dense channel j*S + s restricted to the input channels and the central taps that its branch s sees, times a
-    factor of its own that restores its sum of squares: for white input each output channel keeps its variance, and
-    so the scale that the bias, norms and layers after it were fitted to. (Nothing is scaled where all that is kept
-    is zero.) A trained model needs fine-tuning after that, a fresh one starts as well as before.
+    Weights. "dense" computes the same function, to rounding. Otherwise output channel j*S + s of the new layer is dense
+    channel j*S + s restricted to the input channels and the central taps of its branch s, times a factor that restores
+    its sum of squares: for white input each output channel keeps its variance, and so the scale that bias, norms and
+    later layers expect. (A channel of which only zeros are kept is not scaled.) After that, a trained model needs
+    fine-tuning; a freshly initialised one trains as it would have.
 
-    Training mode, device, dtype and requires_grad are kept, and a module that stands in several places is swapped in
-    all of them. Biases, and in "dense" weights that need no transposition, remain the same Parameter objects; all
-    others are new, so build optimisers and wrap in DistributedDataParallel afterwards. A model that reads `.weight`
-    of a layer, or calls a transposed one with `output_size`, needs that layer skipped; so may the last layer, whose
-    outputs would each see 1/S of the features.
+    Training mode, device, dtype and requires_grad are kept. A module that is used several times in the model is
+    replaced everywhere. Biases, and in "dense" weights that need no transposition, remain the same Parameter objects;
+    all others are new, so create optimisers and wrap in DistributedDataParallel afterwards. Skip a layer whose
+    `.weight` the model reads, or a transposed one that it calls with `output_size`. It can also help to skip the last
+    layer, since each of its outputs would see 1/S of the features.
 
     Args:
         model: any module tree. A convolution by itself cannot be swapped in place: use `from_conv3d`.
         kernel_sizes: a name of `ssconv.KERNEL_SETS`, or extents (kd, kh, kw) per branch for a 3x3x3 layer.
         skip: names of layers, or of modules for all layers within, as fnmatch patterns ("decoder.*.conv1"); or a
-            callable (name, module) -> bool that is true for a layer to leave alone.
+            callable (name, module) -> bool, true for a layer to leave alone.
+
+    Returns:
+        A report with a row per convolution.
 
     Raises:
-        ValueError, TypeError: before anything is changed; the message names the argument and says what to do.
+        ValueError, TypeError: an argument is wrong; the model is unchanged. The message says what to do.
 
     Example:
         >>> model = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 8, 3, padding=1))
@@ -137,14 +142,14 @@ def convert(model: nn.Module, kernel_sizes: KernelSizes = "split_depth", *, skip
     """
     branches = _named_branches(kernel_sizes)
     _check_model(model)
-    places: dict[nn.Module, list[str]] = defaultdict(list)
+    found: dict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, CONVOLUTIONS):
-            places[module].append(name)
-    skipped, ties, before = _skipped(skip, places), _ties(model), count_parameters(model)
+            found[module].append(name)
+    skipped, ties, before = _skipped(skip, found), _ties(model), count_parameters(model)
 
     rows, layers = [], {}
-    for conv, names in places.items():
+    for conv, names in found.items():
         reason = "skip asks for it" if conv in skipped else why_not(conv, branches) or ties.get(conv, "")
         new = None
         if not reason:
@@ -165,18 +170,20 @@ def convert(model: nn.Module, kernel_sizes: KernelSizes = "split_depth", *, skip
             )
         )
     for conv, layer in layers.items():
-        for name in places[conv]:
+        for name in found[conv]:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, layer)
     return ConvertReport(tuple(rows), before, count_parameters(model))
 
 
 def from_conv3d(conv: nn.Conv3d | nn.ConvTranspose3d, kernel_sizes: KernelSizes = "split_depth") -> SplitShuffleConv3d:
-    """One convolution as a SplitShuffleConv3d of its own memory; extents and weights as `convert` chooses them.
+    """Makes a SplitShuffleConv3d from one convolution, with extents and weights as `convert` chooses them.
+
+    The layer shares no memory with `conv`.
 
     Raises:
-        ValueError: the layer is not eligible, for the reason that `convert` reports.
-        TypeError: conv is no nn.Conv3d or nn.ConvTranspose3d.
+        ValueError: the layer is not eligible; the message gives the reason that `convert` reports.
+        TypeError: conv is not an nn.Conv3d or nn.ConvTranspose3d.
 
     Example:
         >>> from_conv3d(nn.Conv3d(8, 16, 3, padding=1, stride=2), "acs4").kernel_sizes
@@ -191,6 +198,7 @@ def from_conv3d(conv: nn.Conv3d | nn.ConvTranspose3d, kernel_sizes: KernelSizes 
 
 
 def _named_branches(kernel_sizes: KernelSizes) -> tuple[Triple, ...]:
+    """Checks a set of kernels and returns the extents per branch."""
     if isinstance(kernel_sizes, str):
         if kernel_sizes not in KERNEL_SETS:
             raise ValueError(f"kernel_sizes: expected extents or one of {', '.join(KERNEL_SETS)}; got {kernel_sizes!r}")
@@ -198,8 +206,8 @@ def _named_branches(kernel_sizes: KernelSizes) -> tuple[Triple, ...]:
     branches = check_branches(kernel_sizes)
     if IDENTITY in branches:
         raise ValueError(
-            f"kernel_sizes: expected extents for each branch; got {kernel_sizes!r}; an identity branch (None) has no "
-            "place for a layer's weights"
+            f"kernel_sizes: expected extents for each branch; got {kernel_sizes!r}; an identity branch (None) cannot "
+            "hold a layer's weights"
         )
     return branches
 
@@ -209,20 +217,20 @@ def _check_model(model: nn.Module) -> None:
         raise TypeError(f"model: expected an nn.Module; got {type(model).__name__}")
     if isinstance(model, CONVOLUTIONS):
         raise TypeError(
-            f"model: expected a module that holds convolutions; got a {type(model).__name__}, which cannot be swapped "
+            f"model: expected a module that holds convolutions; got a {type(model).__name__}, which cannot be replaced "
             "in place; use ssconv.from_conv3d(model)"
         )
     if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
         raise ValueError(
-            "model: is in a DistributedDataParallel, which would not synchronise the new weights; convert the model "
-            "first, then wrap it"
+            "model: expected one without DistributedDataParallel, which would not synchronise the new weights; convert "
+            "the model first, then wrap it"
         )
 
 
-def _skipped(skip: Skip, places: dict[nn.Module, list[str]]) -> set[nn.Module]:
-    """The layers that `skip` names; a module in several places is skipped in all of them."""
+def _skipped(skip: Skip, layers: dict[nn.Module, list[str]]) -> set[nn.Module]:
+    """The layers that `skip` names, of `layers` and their names. A shared module is skipped under all its names."""
     if callable(skip) and not isinstance(skip, nn.Module):
-        return {conv for conv, names in places.items() if any(skip(name, conv) for name in names)}
+        return {conv for conv, names in layers.items() if any(skip(name, conv) for name in names)}
     if skip is not None and not isinstance(skip, Iterable):
         raise TypeError(f"skip: expected names, patterns or a callable (name, module) -> bool; got {skip!r}")
     patterns = [skip] if isinstance(skip, str) else skip or ()
@@ -230,11 +238,11 @@ def _skipped(skip: Skip, places: dict[nn.Module, list[str]]) -> set[nn.Module]:
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"skip: expected names, patterns or a callable (name, module) -> bool; got {pattern!r}")
-        matches = {conv for conv, names in places.items() if any(_within(name, pattern) for name in names)}
+        matches = {conv for conv, names in layers.items() if any(_within(name, pattern) for name in names)}
         if not matches:
             raise ValueError(
-                f"skip: {pattern!r} matches no nn.Conv3d or nn.ConvTranspose3d and nothing that holds one; names are "
-                "those of model.named_modules()"
+                f"skip: expected names from model.named_modules(); {pattern!r} matches no nn.Conv3d or "
+                "nn.ConvTranspose3d, and no module that holds one"
             )
         found |= matches
     return found
@@ -247,7 +255,7 @@ def _within(name: str, pattern: str) -> bool:
 
 
 def _ties(model: nn.Module) -> dict[nn.Module, str]:
-    """For each module whose weight other modules hold too: the reason to leave it alone."""
+    """For each module whose weight other modules share: the reason to leave it alone."""
     holders: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(name, recurse=False, remove_duplicate=False):
@@ -262,11 +270,11 @@ def _ties(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """How many numbers its parameters hold; lazy ones that are not there yet count 0."""
+    """Counts the parameters' elements; lazy parameters without a shape count 0."""
     return sum(0 if isinstance(p, UninitializedParameter) else p.numel() for p in module.parameters())
 
 
-# ------------------------------------------------------------------------------------ which layers, and why not
+# ---------------------------------------------------------------------------------------------- eligibility
 
 
 def why_not(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) -> str:
@@ -306,14 +314,14 @@ def why_not(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) 
     fitted = _fitted(branches, kernel)
     if count > 1 and (kernel == (1, 1, 1) or len(set(fitted)) == 1 < len(set(branches))):
         return f"kernel {_extents(kernel)} leaves nothing to split"
-    window = ConvSpec(fitted).window
+    window = window_of(fitted)
     if padding == "valid" and window != kernel:
         return f"padding 0 needs branches that span the kernel; they span {_extents(window)}"
     return ""
 
 
 def why_not_other_class(module: nn.Module, base: type[nn.Module]) -> str:
-    """Why a module, an instance of `base`, does not do what `base` does, so that no other class can stand for it."""
+    """Why a module, an instance of `base`, may behave differently from `base` and cannot be replaced; "" if not."""
     if isinstance(module, LazyModuleMixin):
         return "is lazy, its weights are not there yet; run the model once first"
     if is_parametrized(module):
@@ -326,8 +334,8 @@ def why_not_other_class(module: nn.Module, base: type[nn.Module]) -> str:
 
 
 def why_not_rebuilt(module: nn.Module) -> str:
-    """What a module has that a new one, built from constructor arguments, weight and bias, would not have."""
-    # There is no public way to ask a module for its hooks; all of them live in dictionaries of such names.
+    """What a module would lose if it were rebuilt from constructor arguments, weight and bias; "" for nothing."""
+    # There is no public way to ask a module for its hooks; all of them are in dictionaries with such names.
     hooks = [name for name, held in vars(module).items() if name.endswith("_hooks") and held]
     if hooks:
         return f"has {' and '.join(name.strip('_').replace('_', ' ') for name in hooks)}"
@@ -338,7 +346,7 @@ def why_not_rebuilt(module: nn.Module) -> str:
 
 
 def _overrides(kind: type, base: type) -> list[str]:
-    """What the classes below `base` change of it, other than how it is built and printed."""
+    """Attributes of `base` that its subclasses override, other than for construction and printing."""
     harmless = {"__init__", "reset_parameters", "extra_repr"}
     special = {"__call__", "__getattr__", "__getattribute__", "__setattr__"}
     below = kind.__mro__[: kind.__mro__.index(base)]
@@ -347,7 +355,7 @@ def _overrides(kind: type, base: type) -> list[str]:
 
 
 def _padding(conv: nn.Conv3d | nn.ConvTranspose3d) -> str:
-    """The operator's name for the layer's padding; "" if it has none."""
+    """The layer's padding as the operator has it, "same" or "valid"; "" for any other."""
     if isinstance(conv.padding, str):
         return conv.padding
     dims = list(zip(conv.kernel_size, conv.stride, conv.padding, conv.output_padding, strict=True))
@@ -357,12 +365,15 @@ def _padding(conv: nn.Conv3d | nn.ConvTranspose3d) -> str:
     return "valid" if all(p == 0 and extra == 0 for _, _, p, extra in dims) else ""
 
 
-# ------------------------------------------------------------------------------------------- the layer in its place
+# ------------------------------------------------------------------------------------------------- the new layer
 
 
 def _fitted(branches: tuple[Triple, ...], kernel: Triple, kept: Sequence[bool] = (False,) * 3) -> tuple[Triple, ...]:
-    """A set, which is meant for a 3x3x3 layer, in the extents of this `kernel`, whole in the dimensions of `kept`."""
-    largest = ConvSpec(branches).window
+    """Extents per branch for a layer of extents `kernel`, from a set for a 3x3x3 layer; see `convert`.
+
+    kept: per dimension, whether every branch keeps the layer's extent.
+    """
+    largest = window_of(branches)
     return tuple(
         tuple(
             own if whole or 1 < k == most else min(k, own)
@@ -374,6 +385,7 @@ def _fitted(branches: tuple[Triple, ...], kernel: Triple, kept: Sequence[bool] =
 
 @torch.no_grad()
 def _split(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) -> SplitShuffleConv3d:
+    """The new layer for an eligible convolution."""
     transposed = isinstance(conv, nn.ConvTranspose3d)
     layer = SplitShuffleConv3d(
         conv.in_channels,
@@ -383,7 +395,7 @@ def _split(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) -
         padding=_padding(conv),
         transposed=transposed,
         bias=conv.bias is not None,
-        device="meta",  # nothing is drawn: the weights are set below
+        device="meta",  # no random initialisation: the weights are set below
     )
     dense = conv.weight.transpose(0, 1) if transposed else conv.weight
     for s, weight in enumerate(branch_weights(dense, layer.kernel_sizes)):
@@ -394,7 +406,7 @@ def _split(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) -
 
 
 def branch_weights(dense: Tensor, branches: Sequence[Triple]) -> list[Tensor]:
-    """Dense (Cout, Cin, Kd, Kh, Kw) -> (Cout/S, Cin/S, kd, kh, kw) per branch, new memory.
+    """Cuts a dense weight (Cout, Cin, Kd, Kh, Kw) into one (Cout/S, Cin/S, kd, kh, kw) per branch, in new memory.
 
         W_s[j, i] = f[j*S + s] * dense[j*S + s, s*Cin/S + i], central taps
 
@@ -410,7 +422,7 @@ def branch_weights(dense: Tensor, branches: Sequence[Triple]) -> list[Tensor]:
         kept = rows[(slice(None), slice(s * width, (s + 1) * width), *middle)]
         if kept.shape != rows.shape:
             norm, left = (t.flatten(1).norm(dim=1) for t in (rows, kept))
-            # On the device and without a branch: the weights may be on meta.
+            # Without reading a value: the weights may be on the meta device.
             factor = torch.where(left > 0, norm / left, 1.0)
             kept = kept * factor[:, None, None, None, None]
         weights.append(kept.to(dense.dtype, copy=True, memory_format=torch.contiguous_format))

@@ -1,4 +1,4 @@
-"""The operator as functions: validation, then one registered op (two where the border of upfirdn3d is replicated)."""
+"""The operator as functions. Each checks its arguments, then calls registered ops."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssconv import ops
 from ssconv.backend.dispatch import resolve
-from ssconv.ops import conv as ops
-from ssconv.spec import check_call, check_companion, check_epilogue, check_input, check_noise, triple, upfirdn_size
+from ssconv.spec import (
+    Epilogue,
+    check_call,
+    check_companion,
+    check_epilogue,
+    check_input,
+    check_noise,
+    triple,
+    upfirdn_size,
+)
 
 
 def split_shuffle_conv3d(
@@ -32,13 +41,13 @@ def split_shuffle_conv3d(
 ) -> Tensor:
     """Channel-split 3D convolution with channel shuffle and fused epilogue (Liu et al. 2022).
 
-    The Cin channels are split into S equal consecutive branches; branch s convolves its own with weights[s], and
+    The Cin channels are split into S equal consecutive branches. Branch s convolves its channels with weights[s]:
 
-        z[:, j*S + s] = conv_s(in_scale * x)[:, j]         (shuffle=True; branch after branch otherwise)
+        z[:, j*S + s] = conv_s(in_scale * x)[:, j]         with shuffle, else branch after branch
         y = clamp(gain * act(out_scale * z + noise + bias))
 
-    Differentiable to any order in every tensor argument, in forward mode and under the transforms of torch.func too.
-    Under torch.autocast x and the weights are brought to the autocast dtype, as for nn.Conv3d.
+    It is differentiable to any order in every tensor argument, also in forward mode and under torch.func.
+    Under torch.autocast x and the weights are cast to the autocast dtype, as for nn.Conv3d.
 
     Args:
         x: (N, Cin, D, H, W), float16, bfloat16, float32 or float64; native layout torch.channels_last_3d.
@@ -48,20 +57,23 @@ def split_shuffle_conv3d(
         stride: 1 or 2, one number or three for D, H, W.
         padding: "same": window centres at 0, stride, ..; output ceil(n / stride); outside reads zero.
             "valid": output (n - K) // stride + 1, K the largest extent over the branches.
-        transposed: the adjoint of the strided convolution, taps not flipped, weights of the same shape. Output
-            n * stride ("same") or (n - 1) * stride + K ("valid").
-        in_scale: (N, Cin), multiplies x: StyleGAN2's modulation. out_scale: (N, Cout): its demodulation.
-        noise: (N, 1, D', H', W') or (1, 1, D', H', W') of the output.
-        activation: "linear" or "lrelu" with `negative_slope`.
-        gain, clamp: factor after the activation, then a symmetric bound (None: unbounded).
-        backend: "auto" or a name of `ssconv.backends()`.
+        transposed: compute the adjoint of the strided convolution. Taps are not flipped, weights have the same shape;
+            output n * stride ("same") or (n - 1) * stride + K ("valid").
+        shuffle: interleave the branches' output channels.
+        in_scale: (N, Cin), multiplies x. StyleGAN2's modulation.
+        out_scale: (N, Cout), multiplies z. StyleGAN2's demodulation.
+        noise: (N, 1, D', H', W') or (1, 1, D', H', W'), added to all channels.
+        activation: "linear", or "lrelu" with `negative_slope`.
+        gain: factor after the activation.
+        clamp: bound of the absolute output after that, or None.
+        backend: "auto", or a name in `ssconv.backends()`.
 
     Returns:
         (N, Cout, D', H', W') in torch.channels_last_3d, dtype of x.
 
     Raises:
-        ValueError, TypeError: the message names the argument, what was expected and what came.
-        RuntimeError: the backend asked for cannot serve; the message says why.
+        ValueError, TypeError: the message names the argument, what was expected and what was given.
+        RuntimeError: the named backend cannot serve this call; the message says why.
 
     Example:
         >>> x = torch.randn(2, 8, 16, 24, 16)
@@ -72,53 +84,45 @@ def split_shuffle_conv3d(
     weights = list(weights) if not isinstance(weights, Tensor) and hasattr(weights, "__iter__") else weights
     check_input(x)
     if (dtype := _autocast_dtype(x)) is not None:
-        x, weights = _lowered(x, dtype), [_lowered(w, dtype) for w in weights] if isinstance(weights, list) else weights
-        bias, in_scale, out_scale, noise = (_beside(x, t) for t in (bias, in_scale, out_scale, noise))
-    spec = check_call(x, weights, bias, stride, padding, transposed, shuffle, in_scale, out_scale, noise)
+        x = _autocast(x, dtype)
+        weights = [_autocast(w, dtype) for w in weights] if isinstance(weights, list) else weights
+        bias, in_scale, out_scale, noise = (_autocast_like(x, t) for t in (bias, in_scale, out_scale, noise))
+    geometry = check_call(x, weights, bias, stride, padding, transposed, in_scale, out_scale, noise)
     check_epilogue(activation, negative_slope, clamp)
+    epilogue = _epilogue(len(geometry.branches) if shuffle else 1, activation, negative_slope, gain, clamp)
     chosen = resolve(backend, x)
-    # The gradient of out_scale is a sum over z, which the output alone cannot give back.
+    # The gradient of out_scale is a sum over z, which cannot be recovered from the output.
     save_z = out_scale is not None and out_scale.requires_grad and torch.is_grad_enabled()
-    y, _ = ops.forward(
-        x,
-        [w for w in weights if w is not None],
-        bias,
-        in_scale,
-        out_scale,
-        noise,
-        spec.encode(),
-        list(spec.stride),
-        padding == "valid",
-        transposed,
-        spec.groups,
-        1.0 if activation == "linear" else float(negative_slope),
-        float(gain),
-        None if clamp is None else float(clamp),
-        save_z,
-        chosen,
-    )
+    present = [w for w in weights if w is not None]
+    y, _ = ops.forward(x, present, bias, in_scale, out_scale, noise, geometry, epilogue, save_z, chosen)
     return y
+
+
+def _epilogue(groups: int, activation: str, negative_slope: float, gain: float, clamp: float | None) -> Epilogue:
+    """The options of a call as the Epilogue that ops take."""
+    slope = 1.0 if activation == "linear" else float(negative_slope)
+    return Epilogue(groups, slope, float(gain), None if clamp is None else float(clamp))
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype of convolutions under torch.autocast on x's device; None outside of it."""
     device = x.device.type
-    # torch.compile of 2.11 traces no question whether a device has autocast; these have it.
+    # torch.compile of 2.11 cannot trace is_autocast_available; these devices have it.
     on = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
     on = on and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else None
 
 
-def _lowered(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What autocast does to an argument of a convolution; float64 it leaves alone."""
+def _autocast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Casts an argument as autocast does for a convolution; float64 stays."""
     return t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
 
 
-def _beside(x: Tensor, t: Tensor | None) -> Tensor | None:
-    """A companion that comes out of an autocast layer, in a dtype that x goes with: x's, or float32 beside 16 bit."""
+def _autocast_like(x: Tensor, t: Tensor | None) -> Tensor | None:
+    """Casts a bias, scale or noise to a dtype allowed with x: x's own, or float32 with a 16-bit x."""
     if not isinstance(t, Tensor) or t.dtype == x.dtype or (t.dtype == torch.float32 and x.dtype.itemsize == 2):
         return t
-    return _lowered(t, x.dtype)
+    return _autocast(t, x.dtype)
 
 
 def upfirdn3d(
@@ -138,28 +142,38 @@ def upfirdn3d(
     clamp: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Zero-insert, pad or crop, filter with a separable FIR, decimate, then the operator's epilogue.
+    """Upsamples, filters and downsamples, then applies the operator's epilogue.
 
-    StyleGAN2's `upfirdn2d` (Karras et al. 2020) in three dimensions, with
+    StyleGAN2's `upfirdn2d` (Karras et al. 2020) in three dimensions: insert zeros, pad or crop, filter with a separable
+    FIR, decimate. Then
 
         y = clamp(gain * act(out_scale * upfirdn(x) + noise + bias))
 
-    Differentiable to any order in x, bias, out_scale and noise; the taps are constants. The dtype of x decides, also
-    under torch.autocast.
+    It is differentiable to any order in x, bias, out_scale and noise; the taps are constants. It computes in x's dtype,
+    also under torch.autocast.
 
     Args:
-        x: (N, C, D, H, W).
-        taps: one 1-D tensor for all three dimensions, or three of them (None: no filter) for D, H, W. A true
+        x: (N, C, D, H, W), float16, bfloat16, float32 or float64.
+        taps: one 1-D tensor for all three dimensions, or three of them (None: no filter) for D, H, W. The filter is a
             convolution: taps are applied in reverse order.
         up, down: insertion and decimation factors >= 1, one number or three for D, H, W.
         padding: one number, three for D, H, W, or six (d0, d1, h0, h1, w0, w1), in samples of the zero-inserted
             signal; negative crops.
-        depth_border: "zero", or "replicate": along depth the input reads outside as its border slice, so that what
-            is constant along depth stays so.
+        depth_border: "zero", or "replicate": along depth the border slices are repeated instead of padding with
+            zeros, so that a volume that is constant along depth stays constant.
         bias, out_scale, noise, activation, negative_slope, gain, clamp, backend: as in `split_shuffle_conv3d`.
 
     Returns:
-        (N, C, D', H', W') with ceil((n * up + p0 + p1 - taps + 1) / down) samples per dimension.
+        (N, C, D', H', W') in torch.channels_last_3d, dtype of x; ceil((n * up + p0 + p1 - taps + 1) / down) samples per
+        dimension.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `split_shuffle_conv3d`.
+
+    Example:
+        >>> taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        >>> upfirdn3d(torch.randn(2, 8, 4, 6, 5), taps, up=2, padding=(2, 1, 2, 1, 2, 1), gain=8.0).shape
+        torch.Size([2, 8, 8, 12, 10])
     """
     check_input(x)
     check_epilogue(activation, negative_slope, clamp)
@@ -176,7 +190,7 @@ def upfirdn3d(
             f"leave {tuple(size)} samples; expected at least one in each dimension"
         )
     if _autocast_dtype(x) is not None:
-        bias, out_scale, noise = (_beside(x, t) for t in (bias, out_scale, noise))
+        bias, out_scale, noise = (_autocast_like(x, t) for t in (bias, out_scale, noise))
     check_companion(x, bias, "bias", [(x.shape[1],)], "(C,)")
     check_companion(x, out_scale, "out_scale", [(x.shape[0], x.shape[1])], "(N, C)")
     check_noise(x, noise, size)
@@ -184,15 +198,19 @@ def upfirdn3d(
     if depth_border == "replicate":
         x, pads = _extend_depth(x, up[0], pads)
     y = ops.upfirdn(x, *per_dim, list(up), list(down), pads, chosen)
-    slope = 1.0 if activation == "linear" else float(negative_slope)
-    if bias is None and out_scale is None and noise is None and slope == 1 and gain == 1 and clamp is None:
+    epilogue = _epilogue(1, activation, negative_slope, gain, clamp)
+    if bias is None and out_scale is None and noise is None and epilogue == Epilogue():
         return y
-    clamp = None if clamp is None else float(clamp)
-    return ops.epilogue(y, bias, out_scale, noise, 1, slope, float(gain), clamp, chosen)
+    return ops.epilogue(y, bias, out_scale, noise, epilogue, chosen)
 
 
 def replicate_depth(x: Tensor, before: int, after: int) -> Tensor:
-    """x (N, C, D, H, W) with its first and last slice repeated `before` and `after` times along depth."""
+    """Repeats the first slice of x (N, C, D, H, W) `before` times and the last one `after` times along depth.
+
+    Example:
+        >>> replicate_depth(torch.zeros(1, 2, 4, 5, 6), 1, 2).shape
+        torch.Size([1, 2, 7, 5, 6])
+    """
     if not before and not after:
         return x
     n, c, _, h, w = x.shape
@@ -201,12 +219,16 @@ def replicate_depth(x: Tensor, before: int, after: int) -> Tensor:
 
 
 def _extend_depth(x: Tensor, up: int, pads: list[int]) -> tuple[Tensor, list[int]]:
-    """Replaces zero padding along depth by repeated border slices of the input, on the same output grid."""
+    """Replaces the zero padding along depth by repeated border slices. The output grid stays the same.
+
+    Returns the extended x and the padding (d0, d1, h0, h1, w0, w1) that is left.
+    """
     before, after = (max(0, -(-p // up)) for p in pads[:2])
     return replicate_depth(x, before, after), [pads[0] - before * up, pads[1] - after * up, *pads[2:]]
 
 
 def _check_taps(x: Tensor, taps: Tensor | Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Checks the filters and returns one per dimension."""
     per_dim = [taps] * 3 if isinstance(taps, Tensor) else list(taps) if isinstance(taps, (list, tuple)) else [taps]
     if len(per_dim) != 3:
         raise ValueError(f"taps: expected one 1-D tensor, or three of them (or None) for D, H, W; got {taps!r}")
@@ -217,13 +239,16 @@ def _check_taps(x: Tensor, taps: Tensor | Sequence[Tensor | None]) -> list[Tenso
             got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
             raise ValueError(f"taps: expected 1-D tensors with at least one tap; got {got}")
         if t.requires_grad:
-            raise ValueError("taps: are constants here and get no gradient; pass taps.detach()")
+            raise ValueError(
+                "taps: expected constants, filters get no gradient; got requires_grad=True; pass taps.detach()"
+            )
         if t.device != x.device:
             raise ValueError(f"taps: expected device {x.device} as x has; got {t.device}; move one of them")
     return per_dim
 
 
 def _factors(value: int | Sequence[int], name: str) -> tuple[int, int, int]:
+    """Checks the factors `up` or `down` and returns one per dimension."""
     factors = triple(value, name)
     if min(factors) < 1:
         raise ValueError(f"{name}: expected factors of at least 1; got {value!r}")
@@ -231,6 +256,7 @@ def _factors(value: int | Sequence[int], name: str) -> tuple[int, int, int]:
 
 
 def _paddings(value: int | Sequence[int]) -> list[int]:
+    """Checks the padding and returns it as (d0, d1, h0, h1, w0, w1)."""
     if isinstance(value, int):
         return [value] * 6
     values = list(value) if isinstance(value, Sequence) else []

@@ -1,4 +1,4 @@
-"""2D convolution weights to 3D: spread along depth by a profile that sums to 1 (Carreira and Zisserman 2017)."""
+"""Inflates 2D convolution weights to 3D: spread along depth by a profile with sum 1 (Carreira and Zisserman 2017)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ PROFILES = ("average", "centre", "triangle")
 
 
 def depth_profile(depth: int, profile: str) -> Tensor:
-    """The profile p (depth,), float64, sum 1.
+    """The factors (depth,), float64, sum 1, by which a 2D weight is spread along depth.
 
     "average": 1/depth each. "centre": 1 in the middle. "triangle": rises linearly to the middle, (1/4, 1/2, 1/4) for
-    depth 3. All agree for depth 1.
+    depth 3. For depth 1 they are the same.
 
     Raises:
         ValueError: depth is not odd and positive, or the profile is unknown.
+
+    Example:
+        >>> depth_profile(3, "triangle")
+        tensor([0.2500, 0.5000, 0.2500], dtype=torch.float64)
     """
     if not isinstance(depth, int) or depth < 1 or depth % 2 == 0:
         raise ValueError(f"depth: expected an odd positive number of taps; got {depth!r}")
@@ -33,7 +37,10 @@ def depth_profile(depth: int, profile: str) -> Tensor:
 
 
 def inflate_weight(weight2d: Tensor, depth: int, profile: str = "average") -> Tensor:
-    """(O, I, kh, kw) -> (O, I, depth, kh, kw), same dtype and device, whose sum along depth is weight2d.
+    """Spreads a 2D weight (O, I, kh, kw) along depth: (O, I, depth, kh, kw), same dtype and device, same sum.
+
+    Raises:
+        ValueError: weight2d has other dimensions, or as `depth_profile`.
 
     Example:
         >>> inflate_weight(torch.ones(1, 1, 3, 3), 3, "triangle")[0, 0, :, 0, 0]

@@ -1,4 +1,4 @@
-"""A 2D CNN -> the same network on volumes, its convolution weights spread along depth, as I3D and ACSConv do."""
+"""Makes a 3D network from a 2D CNN, its convolution weights spread along depth, as I3D and ACSConv do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rule = Callable[[nn.Module], nn.Module]
 
 @dataclass(frozen=True)
 class InflatedLayer:
-    """One replaced module: its name, what it was and what it is, parameters before and after."""
+    """The row of one replaced module: name, 2D and 3D layer, number of parameters before and after."""
 
     name: str
     was: str
@@ -30,7 +30,7 @@ class InflatedLayer:
 
 @dataclass(frozen=True)
 class InflateReport:
-    """What `inflate_model` did: a row per replaced module, how many leaf modules are as they were, all parameters.
+    """The report of `inflate_model`: a row per replaced module, the number of unchanged leaf modules, all parameters.
 
     `print(report)` shows it as a table.
     """
@@ -59,37 +59,37 @@ def inflate_model(
     depth_border: str = "zero",
     rules: Mapping[type[nn.Module], Rule] | None = None,
 ) -> tuple[nn.Module, InflateReport]:
-    """A copy of a 2D network (N, C, H, W) that works on volumes (N, C, D, H, W), and a report of what became what.
+    """Makes a network on volumes (N, C, D, H, W) from a 2D network (N, C, H, W).
 
-    The weights are inflated as in Carreira and Zisserman 2017 (I3D). The 2D network stays as it is.
+    The weights are inflated as in Carreira and Zisserman 2017 (I3D). The 2D network stays unchanged.
 
-    Depth has one rule: a layer of stride s makes ceil(n / s) slices of n, a transposed one n * s, whatever it does to
-    height and width; so paths that meet in 2D meet in 3D. Pooling may round down, so n should be a multiple of the
+    Depth follows one rule: a layer of stride s makes ceil(n / s) slices of n, a transposed one n * s, whatever it does
+    to height and width. So paths that meet in 2D meet in 3D. Pooling may round down, so n should be a multiple of the
     strides. The stride along depth is the smaller in-plane one; with depth_stride=False it is 1, and depth stays.
 
-        Conv2d                      Conv3d with `depth` taps, the 2D weight times the profile (1 tap for a 1x1 kernel),
-                                    padded to keep depth; dilation along depth is the smaller in-plane one; groups and
-                                    padding_mode carry over
+        Conv2d                      Conv3d with `depth` taps (1 for a 1x1 kernel), the 2D weight times the profile,
+                                    padded to keep depth; dilation along depth is the smaller in-plane one; groups
+                                    and padding_mode stay
         ConvTranspose2d             ConvTranspose3d, as above. With a stride s along depth at least 2 * s - 1 taps, and
                                     those that meet in one output slice sum to 1: "centre" repeats each slice s times,
-                                    the others interpolate. A kernel just as large as its stride has s taps of 1.
-        BatchNorm2d, InstanceNorm2d, Dropout2d      their 3D classes; parameters, buffers and hooks are the same
-        MaxPool2d, AvgPool2d        where it strides along depth the window reaches there too (MaxPool as in the plane,
+                                    the others interpolate. A kernel as large as its stride has s taps of 1.
+        BatchNorm2d, InstanceNorm2d, Dropout2d      their 3D classes, with the same parameters, buffers and hooks
+        MaxPool2d, AvgPool2d        with a stride along depth the window extends there too (MaxPool as in the plane,
                                     AvgPool as far as the stride), else it has extent 1
         LPPool2d                    extent 1 along depth
         AdaptiveAvgPool2d, AdaptiveMaxPool2d        to depth 1
         Upsample                    along depth by the smaller in-plane factor; bilinear becomes trilinear
         ReflectionPad2d, ReplicationPad2d, CircularPad2d, ZeroPad2d, ConstantPad2d      no padding along depth
         Softmax2d                   Softmax over channels
-        what has no spatial dimensions of its own (activations, Linear, GroupNorm, SyncBatchNorm, Flatten) stays
+        modules without spatial dimensions (activations, Linear, GroupNorm, SyncBatchNorm, Flatten) stay
 
-    In eval mode each slice of what comes out for a volume that is constant along depth is what the 2D network gives for
-    its slice, to rounding: everywhere with "centre" or depth_border="replicate", else away from the first and last
-    slices. "centre" with depth_stride=False treats the slices of any volume so, where nothing pools or normalises over
-    the whole volume.
+    In eval mode, for a volume that is constant along depth, each output slice equals the 2D network's output for that
+    slice, to rounding: everywhere with "centre" or depth_border="replicate", else away from the first and last slices.
+    With "centre" and depth_stride=False this holds for the slices of any volume, unless a layer pools or normalises
+    over the whole volume.
 
-    What a forward() does by itself cannot be seen: F.max_pool2d, F.interpolate(mode="bilinear"), x.mean((2, 3)),
-    n, c, h, w = x.shape, a view as (N, C, 1, 1). Make these modules first, or pass a rule for the class.
+    Code in a forward() cannot be inflated: F.max_pool2d, F.interpolate(mode="bilinear"), x.mean((2, 3)),
+    n, c, h, w = x.shape, a view as (N, C, 1, 1). Turn these into modules first, or pass a rule for the class.
 
     For a split network, convert the result: `model3d, _ = inflate_model(model2d); print(convert(model3d))`.
 
@@ -99,16 +99,16 @@ def inflate_model(
         profile: "average", "centre" or "triangle", see `depth_profile`.
         depth_stride: whether strides, pooling and upsampling act along depth.
         depth_border: "zero": convolutions read zeros beyond the first and last slice, as nn.Conv3d does. "replicate":
-            they read those slices again, by classes of their own that `convert` leaves alone.
-        rules: {class: function}, before the above; the function gets a module of that class (a copy, with what is
-            within) and returns what stands for it in 3D. `lambda m: m` leaves it as it is.
+            they repeat those slices, by classes of their own that `convert` leaves alone.
+        rules: {class: function}, tried before the above. The function gets a module of that class (a copy, with its
+            children) and returns its 3D version. `lambda m: m` leaves it unchanged.
 
     Returns:
-        The 3D network, and the report. Training mode, device, dtype, requires_grad, and what is shared (modules,
-        weights) are as they were.
+        The 3D network and the report. Training mode, device, dtype, requires_grad, shared modules and tied weights are
+        as in the 2D network.
 
     Raises:
-        ValueError, TypeError: an argument is wrong, or a module is 2D and not known here; the message names it.
+        ValueError, TypeError: an argument is wrong, or a 2D module has no rule; the message names it.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.MaxPool2d(2))
@@ -118,13 +118,13 @@ def inflate_model(
     """
     if not isinstance(model2d, nn.Module):
         raise TypeError(f"model2d: expected an nn.Module; got {type(model2d).__name__}")
-    depth_profile(depth, profile)  # which says what is wrong with either
+    depth_profile(depth, profile)  # checks both
     if depth_border not in ("zero", "replicate"):
         raise ValueError(f'depth_border: expected "zero" or "replicate"; got {depth_border!r}')
     how, rules = Inflation(depth, profile, depth_stride, depth_border), rules or {}
     model3d = copy.deepcopy(model2d)
     done: dict[nn.Module, nn.Module | None] = {}
-    places: dict[str, nn.Module] = {}
+    replaced: dict[str, nn.Module] = {}
     rows, unchanged, inside = [], 0, None
     for name, module in model3d.named_modules(remove_duplicate=False):
         if inside is not None and name.startswith(inside):
@@ -137,9 +137,9 @@ def inflate_model(
             else:
                 unchanged += new is module or not any(module.children())
         if (new := done[module]) is not None:
-            places[name] = new
+            replaced[name] = new
             inside = f"{name}." if name else ""
-    for name, new in places.items():
+    for name, new in replaced.items():
         if not name:
             model3d = new
             continue
@@ -149,7 +149,7 @@ def inflate_model(
 
 
 def _inflated(name: str, module: nn.Module, how: Inflation, rules: Mapping[type[nn.Module], Rule]) -> nn.Module | None:
-    """What stands for the module in 3D; None where that is for the modules within it to say."""
+    """The 3D version of a module; None if it stays and its children are to be inflated."""
     if (rule := rules.get(type(module))) is not None:
         new = rule(module)
         if not isinstance(new, nn.Module):
@@ -165,15 +165,16 @@ def _inflated(name: str, module: nn.Module, how: Inflation, rules: Mapping[type[
         return RULES[base](module, how).train(module.training)
     except NoRule as reason:
         kind = type(module).__name__
-        what = kind if any(module.children()) else module  # with children it prints in several lines
+        shown = kind if any(module.children()) else module  # with children it prints in several lines
         raise ValueError(
-            f"model2d: {name or 'the model'}, {what}, cannot be inflated: it {reason}; change it in the 2D model, or "
+            f"model2d: {name or 'the model'}, {shown}, cannot be inflated: it {reason}; change it in the 2D model, or "
             f"pass rules={{{kind}: a function that returns its 3D version}}"
         ) from None
 
 
 def _check_not_2d(module: nn.Module) -> None:
-    if isinstance(module, REFUSED) or ("2d" in type(module).__name__.lower() and not any(module.children())):
+    """Raises NoRule if a module without a rule seems to need 2D input."""
+    if isinstance(module, WITHOUT_RULE) or ("2d" in type(module).__name__.lower() and not any(module.children())):
         raise NoRule("works on images, and there is no rule for it")
     if isinstance(module, nn.Unflatten) and len(module.unflattened_size) > 2:
         raise NoRule("makes an image, of unknown depth")
@@ -183,7 +184,7 @@ def _check_not_2d(module: nn.Module) -> None:
 
 
 def _summary(module: nn.Module) -> str:
-    """Class, and what tells layers of it apart: kernel, stride, extents, factor."""
+    """Class and main settings of a layer, for the report: kernel, stride, extents, factor."""
     text = type(module).__name__
     for name, prefix in (("kernel_size", ""), ("stride", "stride "), ("output_size", "to "), ("scale_factor", "by ")):
         value = getattr(module, name, None)
@@ -196,7 +197,7 @@ def _summary(module: nn.Module) -> str:
 
 
 class NoRule(Exception):
-    """Why a module cannot be inflated, worded to follow "it"."""
+    """A module cannot be inflated. The message is the reason, to follow the word "it"."""
 
 
 @dataclass
@@ -210,7 +211,7 @@ class Inflation:
     weights: dict[int, tuple[Tensor, Tensor, nn.Parameter]] = field(default_factory=dict)
 
     def stride(self, in_plane: Any) -> Any:
-        """Stride or factor along depth, for those in the plane."""
+        """Stride or factor along depth, from those in the plane."""
         return min(_pair(in_plane)) if self.depth_stride else 1
 
     def taps(self, kernel: Sequence[int]) -> Tensor:
@@ -218,7 +219,7 @@ class Inflation:
         return depth_profile(1 if tuple(kernel) == (1, 1) else self.depth, self.profile)
 
     def fill(self, conv3d: nn.Module, conv2d: nn.Module, taps: Tensor) -> nn.Module:
-        """The layer with the 2D weight (.., kh, kw) spread to (.., kd, kh, kw), and the same bias."""
+        """Gives conv3d the 2D weight (.., kh, kw), spread to (.., kd, kh, kw), and the same bias; returns it."""
         old = conv2d.weight
         _, before, weight = self.weights.get(id(old), (old, taps, None))
         if before.tolist() != taps.tolist():
@@ -232,9 +233,9 @@ class Inflation:
 
 
 class ReplicateDepthConv3d(nn.Conv3d):
-    """nn.Conv3d that reads the first and last slice again, `depth_border` times, where its window leaves the volume.
+    """nn.Conv3d that first repeats the first and last slice of its input `depth_border` times.
 
-    `padding` is what nn.Conv3d adds to that; along depth it is 0.
+    `padding` comes on top; along depth it is 0.
     """
 
     def __init__(self, *args: Any, depth_border: int, **kwargs: Any) -> None:
@@ -249,7 +250,7 @@ class ReplicateDepthConv3d(nn.Conv3d):
 
 
 class ReplicateDepthConvTranspose3d(nn.ConvTranspose3d):
-    """nn.ConvTranspose3d whose volume goes on beyond its ends as its first and last slice; depth n -> n * stride."""
+    """nn.ConvTranspose3d of a volume whose first and last slice are repeated beyond its ends; depth n -> n * stride."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is not None:
@@ -285,7 +286,7 @@ def _conv(conv: nn.Conv2d, how: Inflation) -> nn.Module:
         conv.groups,
         conv.bias is not None,
         conv.padding_mode,
-        device="meta",  # nothing is drawn, the weights are set below
+        device="meta",  # no random initialisation: the weights are set below
         **options,
     )
     return how.fill(new, conv, taps)
@@ -318,7 +319,7 @@ def _conv_transpose(conv: nn.ConvTranspose2d, how: Inflation) -> nn.Module:
 
 
 def _meeting_taps(count: int, stride: int, profile: str) -> Tensor:
-    """Taps of a transposed convolution of which those that meet in one output slice, every stride-th, sum to 1."""
+    """Taps of a transposed convolution: those that meet in one output slice, every stride-th, sum to 1."""
     middle = count // 2
     if profile == "centre":
         taps = torch.zeros(count, dtype=torch.float64)
@@ -333,7 +334,7 @@ def _meeting_taps(count: int, stride: int, profile: str) -> Tensor:
 def _max_pool(pool: nn.MaxPool2d, how: Inflation) -> nn.Module:
     stride = how.stride(pool.stride)
     kernel = min(_pair(pool.kernel_size)) if stride > 1 else 1
-    # So that n / stride windows fit into n slices, in either way of rounding.
+    # n / stride windows fit into n slices, rounded up or down.
     padding = max(0, (kernel - stride + (not pool.ceil_mode)) // 2)
     return nn.MaxPool3d(
         (kernel, *_pair(pool.kernel_size)),
@@ -359,7 +360,7 @@ def _avg_pool(pool: nn.AvgPool2d, how: Inflation) -> nn.Module:
 
 def _lp_pool(pool: nn.LPPool2d, how: Inflation) -> nn.Module:
     strides = _pair(pool.kernel_size if pool.stride is None else pool.stride)
-    # A window along depth would add up that many times as much.
+    # Extent 1 along depth: a larger window would sum over more values.
     return nn.LPPool3d(
         pool.norm_type, (1, *_pair(pool.kernel_size)), (how.stride(strides), *strides), ceil_mode=pool.ceil_mode
     )
@@ -380,7 +381,7 @@ def _upsample(module: nn.Upsample, how: Inflation) -> nn.Module:
 
 
 def _as(kind: type[nn.Module]) -> Callable[[nn.Module, Inflation], nn.Module]:
-    """The same object in all but its class, which differs in the input that it accepts."""
+    """A rule for classes that differ only in their input: an object of class `kind` with the same attributes."""
 
     def rule(module: nn.Module, how: Inflation) -> nn.Module:
         new = kind.__new__(kind)
@@ -412,8 +413,8 @@ RULES: dict[type[nn.Module], Callable[[Any, Inflation], nn.Module]] = {
     nn.Softmax2d: lambda m, how: nn.Softmax(dim=1),
 }
 
-# Of torch.nn, those for images whose names do not say 2d.
-REFUSED = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold)
+# Modules of torch.nn for images that have no "2d" in their names.
+WITHOUT_RULE = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold)
 
 
 def _pair(value: Any) -> tuple[Any, Any]:

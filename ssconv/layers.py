@@ -1,4 +1,4 @@
-"""`SplitShuffleConv3d`, the operator as a module that stands where nn.Conv3d would."""
+"""`SplitShuffleConv3d`, the operator as a module that can replace nn.Conv3d."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ssconv.spec import IDENTITY, KERNEL_SETS, check_branches, check_defaults, c
 
 
 class BranchWeights(nn.ParameterList):
-    """The weights of a layer; calling it gives them as a list.
+    """The weights of a layer. Calling it returns them as a list.
 
-    A call runs the hooks by which torch.nn.utils.prune, and weight_norm and spectral_norm of torch.nn.utils, renew a
-    weight before each forward.
+    A call runs its forward pre-hooks. torch.nn.utils.prune, and weight_norm and spectral_norm of torch.nn.utils,
+    compute the weights in such hooks, before each forward.
     """
 
     __call__ = nn.Module.__call__
@@ -28,28 +28,29 @@ class BranchWeights(nn.ParameterList):
 class SplitShuffleConv3d(nn.Module):
     """Channel-split 3D convolution with channel shuffle; (N, Cin, D, H, W) -> (N, Cout, D', H', W').
 
-    The default ((3, 3, 3), (1, 3, 3)) lets half of the channels see depth and keeps the other half in plane: one
-    third of the weights of a dense 3x3x3 convolution.
+    With the default ((3, 3, 3), (1, 3, 3)) half of the channels see depth and the other half stay in plane: a third of
+    the weights of a dense 3x3x3 convolution.
 
     Args:
         in_channels, out_channels: multiples of the number of branches.
         kernel_sizes: extents (kd, kh, kw) per branch, odd, or None for the identity; or the name of a set of
             `ssconv.KERNEL_SETS` ("dense", "grouped", "split_depth", "acs4").
         stride, padding, transposed, shuffle: as in `ssconv.split_shuffle_conv3d`.
-        bias: whether there is one.
-        activation: "linear" or "lrelu" (slope 0.2), fused.
-        dilation, groups, padding_mode: of nn.Conv3d, so that its keywords can be passed on; only its defaults.
+        bias: whether to add a learned bias.
+        activation: "linear" or "lrelu" (slope 0.2), fused into the convolution.
+        dilation, groups, padding_mode: keywords of nn.Conv3d, for code that passes them on. Only the defaults.
+        device, dtype: of the parameters.
 
     Attributes:
-        weights: ParameterList, one (Cout/S, Cin/S, kd, kh, kw) per branch that has a weight, initialised as
-            nn.Conv3d initialises its own. Parametrizations and pruning take it and the number of a branch:
+        weights: ParameterList, one (Cout/S, Cin/S, kd, kh, kw) per branch that has a weight, initialised as in
+            nn.Conv3d. Parametrizations and pruning take it and the number of a branch:
             `torch.nn.utils.parametrizations.weight_norm(conv.weights, "0")`.
         bias: (Cout,) or None.
 
     Under torch.autocast it computes in the autocast dtype, as nn.Conv3d does.
 
     Raises:
-        ValueError: the message names the argument, what was expected, what came and what to do.
+        ValueError: the message names the argument, what was expected, what was given and what to do.
 
     Example:
         >>> conv = SplitShuffleConv3d(16, 32, stride=2, activation="lrelu")
@@ -97,7 +98,7 @@ class SplitShuffleConv3d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """nn.Conv3d's own initialisation, branch by branch: uniform within 1/sqrt(fan_in)."""
+        """Initialises each branch as nn.Conv3d does: uniform within 1/sqrt(fan_in)."""
         bound = 0.0
         for weight in self.weights:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
@@ -106,6 +107,7 @@ class SplitShuffleConv3d(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, Cin, D, H, W) -> (N, Cout, D', H', W')."""
         remaining = iter(self.weights())
         return split_shuffle_conv3d(
             x,

@@ -1,20 +1,19 @@
-"""The operator described once: branches, geometry, channel order and the checks that every backend relies on.
+"""The operator described once: branches, geometry, epilogue, and the checks that every backend relies on.
 
-Nothing here computes; a backend receives a `ConvSpec` that is known to be valid.
+Nothing here computes. A backend receives a `Geometry` and an `Epilogue` that have been checked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Triple = tuple[int, int, int]
 
-# How a branch is written in the flat integer list that op schemas carry, three numbers a branch.
+# Extents of branches without a weight.
 IDENTITY: Triple = (0, 0, 0)  # the branch passes its channels through
 ABSENT: Triple = (-1, -1, -1)  # the branch contributes zero; only derivatives of derivatives need it
 
@@ -25,56 +24,63 @@ KERNEL_SETS: dict[str, tuple[Triple, ...]] = {
     "acs4": ((3, 3, 3), (1, 3, 3), (3, 1, 3), (3, 3, 1)),
 }
 
-MAX_EXTENT = 63  # taps per dimension; csrc/cpu has room for as many
+MAX_EXTENT = 63  # taps per dimension; the CPU kernels have room for this many
 ACTIVATIONS = ("linear", "lrelu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@dataclass(frozen=True)
-class ConvSpec:
-    """Geometry of one split-and-shuffle convolution.
+def window_of(branches: Sequence[Triple]) -> Triple:
+    """The largest extent (Kd, Kh, Kw) over the branches; the centres of all branches coincide in this window."""
+    return tuple(max(1, *(branch[d] for branch in branches)) for d in range(3))  # type: ignore[return-value]
 
-    branches: kernel extents (kd, kh, kw) per branch, or IDENTITY or ABSENT. stride: 1 or 2 per dimension D, H, W.
-    padding: "same" or "valid". transposed: adjoint of the strided convolution. shuffle: interleave the branches.
+
+# torch.compile traces both classes: they have methods and no properties, which older releases of it do not follow.
+
+
+class Geometry(NamedTuple):
+    """The linear part of a call: the branches' extents and where their windows lie.
+
+    branches: kernel extents (kd, kh, kw) per branch, or IDENTITY or ABSENT. stride: 1 or 2 along D, H, W.
+    padding: "same" or "valid". transposed: the adjoint of the strided convolution.
     """
 
     branches: tuple[Triple, ...]
     stride: Triple = (1, 1, 1)
     padding: str = "same"
     transposed: bool = False
-    shuffle: bool = True
-
-    @property
-    def window(self) -> Triple:
-        """K, the largest extent over the branches in each dimension; centres of all branches coincide in it."""
-        return tuple(max(1, *(b[d] for b in self.branches)) for d in range(3))  # type: ignore[return-value]
-
-    @property
-    def groups(self) -> int:
-        """Number of branches S that the output interleaves; 1 when it does not."""
-        return len(self.branches) if self.shuffle else 1
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial output extents (D, H, W) for the input extents `size`."""
-        pairs = zip(size, self.stride, self.window, strict=True)
+        """Spatial output extents (D', H', W') for the input extents `size` = (D, H, W)."""
+        pairs = zip(size, self.stride, window_of(self.branches), strict=True)
         if self.transposed:
             return tuple(n * s if self.padding == "same" else (n - 1) * s + k for n, s, k in pairs)
         return tuple((n + s - 1) // s if self.padding == "same" else (n - k) // s + 1 for n, s, k in pairs)
 
-    def encode(self) -> list[int]:
-        """The branches as the flat list of integers that op schemas carry."""
-        return [extent for branch in self.branches for extent in branch]
+    def first_centre(self) -> Triple:
+        """Input position (D, H, W) of the first window's centre."""
+        d, h, w = ((k - 1) // 2 if self.padding == "valid" else 0 for k in window_of(self.branches))
+        return d, h, w
 
-    @classmethod
-    def decode(
-        cls, branches: Sequence[int], stride: Sequence[int], valid: bool, transposed: bool, shuffle: bool
-    ) -> ConvSpec:
-        kernels = tuple((branches[i], branches[i + 1], branches[i + 2]) for i in range(0, len(branches), 3))
-        return cls(kernels, (stride[0], stride[1], stride[2]), "valid" if valid else "same", transposed, shuffle)
+    def without_identity(self) -> Geometry:
+        """The same with no identity branch. It has no weight, so derivatives in the weights do not see it."""
+        return self._replace(branches=tuple(ABSENT if b == IDENTITY else b for b in self.branches))
+
+
+class Epilogue(NamedTuple):
+    """What follows the linear part: y = clamp(gain * act(out_scale * shuffle(z) + noise + bias)).
+
+    groups: number of branches that the shuffle interleaves, 1 for no shuffle. negative_slope: of the leaky ReLU, 1 for
+    a linear activation. clamp: bound of |y|, or None. As it stands without arguments it changes nothing.
+    """
+
+    groups: int = 1
+    negative_slope: float = 1.0
+    gain: float = 1.0
+    clamp: float | None = None
 
 
 def triple(value: int | Sequence[int], name: str) -> Triple:
-    """An int or a sequence of three as a triple for D, H, W."""
+    """An int, or a sequence of three, as a triple for D, H, W. `name` is the caller's argument, for the error."""
     if isinstance(value, int):
         return (value, value, value)
     values = tuple(value) if isinstance(value, Sequence) else ()
@@ -84,7 +90,7 @@ def triple(value: int | Sequence[int], name: str) -> Triple:
 
 
 def check_branches(kernel_sizes: Sequence[Sequence[int] | None], name: str = "kernel_sizes") -> tuple[Triple, ...]:
-    """Kernel extents as triples of odd positive integers; None becomes IDENTITY. `name` is the caller's argument."""
+    """Checks kernel extents and returns them as triples, with IDENTITY for None. `name` is the caller's argument."""
     if not isinstance(kernel_sizes, Sequence):
         raise ValueError(
             f"{name}: expected extents (kd, kh, kw) for each branch, such as ((3, 3, 3), (1, 3, 3)); "
@@ -108,16 +114,16 @@ def check_branches(kernel_sizes: Sequence[Sequence[int] | None], name: str = "ke
 
 
 def check_defaults(dilation: Any, groups: int, padding_mode: str) -> None:
-    """Keywords of nn.Conv3d that the operator does not have: only what they are by default."""
+    """Checks that keywords of nn.Conv3d which the operator does not support have their defaults."""
     if (tuple(dilation) if isinstance(dilation, Sequence) else (dilation,)) not in ((1,), (1, 1, 1)):
         raise ValueError(
-            f"dilation: expected 1, the operator has no dilated branches; got {dilation!r}; "
+            f"dilation: expected 1, the operator does not support dilation; got {dilation!r}; "
             "keep nn.Conv3d for this layer"
         )
     if groups != 1:
         raise ValueError(
             f"groups: expected 1, the branches are the groups; got {groups!r}; use one branch per group, such as "
-            f"kernel_sizes=((3, 3, 3),) * {groups}, with shuffle=False for nn.Conv3d's order of channels"
+            f"kernel_sizes=((3, 3, 3),) * {groups}, with shuffle=False for nn.Conv3d's channel order"
         )
     if padding_mode != "zeros":
         raise ValueError(
@@ -135,7 +141,10 @@ def check_geometry(
     transposed: bool,
     names: tuple[str, str, str] = ("in_channels", "out_channels", "kernel_sizes"),
 ) -> Triple:
-    """Checks what does not depend on tensors; returns the stride as a triple. `names` are the caller's arguments."""
+    """Checks channels, stride and padding against the branches and returns the stride as a triple.
+
+    names: what the caller calls the first three arguments, for the errors.
+    """
     count = len(branches)
     for name, channels in zip(names, (in_channels, out_channels), strict=False):
         if channels < 1 or channels % count:
@@ -166,6 +175,7 @@ def check_geometry(
 
 
 def check_epilogue(activation: str, negative_slope: float, clamp: float | None) -> None:
+    """Checks the options of the epilogue."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}; got {activation!r}")
     if not negative_slope >= 0:
@@ -174,17 +184,18 @@ def check_epilogue(activation: str, negative_slope: float, clamp: float | None) 
         raise ValueError(f"clamp: expected a positive bound or None; got {clamp}")
 
 
-def check_input(x: Tensor, name: str = "x") -> None:
+def check_input(x: Tensor) -> None:
+    """Checks the type, dimensions and dtype of x."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a tensor (N, C, D, H, W); got {type(x).__name__}")
+        raise TypeError(f"x: expected a tensor (N, C, D, H, W); got {type(x).__name__}")
     if x.dim() != 5:
-        raise ValueError(f"{name}: expected five dimensions (N, C, D, H, W); got shape {tuple(x.shape)}")
+        raise ValueError(f"x: expected five dimensions (N, C, D, H, W); got shape {tuple(x.shape)}")
     if x.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64; got {x.dtype}")
+        raise TypeError(f"x: expected float16, bfloat16, float32 or float64; got {x.dtype}")
 
 
 def check_companion(x: Tensor, other: Tensor | None, name: str, shapes: Sequence[tuple[int, ...]], axes: str) -> None:
-    """A tensor that goes with x: one of `shapes`, x's dtype (or float32 beside a 16-bit x), x's device."""
+    """Checks a bias, scale, noise or weight: one of `shapes`, x's device, x's dtype (or float32 with a 16-bit x)."""
     if other is None:
         return
     if not isinstance(other, Tensor):
@@ -200,6 +211,7 @@ def check_companion(x: Tensor, other: Tensor | None, name: str, shapes: Sequence
 
 
 def check_noise(x: Tensor, noise: Tensor | None, size: Sequence[int]) -> None:
+    """Checks the noise for an output of extents `size`."""
     shapes = [(x.shape[0], 1, *size), (1, 1, *size)]
     check_companion(x, noise, "noise", shapes, "(N or 1, 1, D, H, W) of the output")
 
@@ -211,15 +223,14 @@ def check_call(
     stride: Any,
     padding: str,
     transposed: bool,
-    shuffle: bool,
     in_scale: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-) -> ConvSpec:
+) -> Geometry:
     """Checks the tensors of one call against each other and returns its geometry.
 
     Raises:
-        ValueError, TypeError: the message names the argument, what was expected, what came and what to do.
+        ValueError, TypeError: the message names the argument, what was expected, what was given and what to do.
     """
     check_input(x)
     if isinstance(weights, Tensor) or (not isinstance(weights, Sequence) and not hasattr(weights, "__iter__")):
@@ -243,18 +254,23 @@ def check_call(
                 raise TypeError(
                     f"weights[{i}]: expected dtype {x.dtype} as x has; got {weight.dtype}; convert one of them"
                 )
-    spec = ConvSpec(branches, stride, padding, transposed, shuffle)
-    if padding == "valid" and not transposed and any(n < k for n, k in zip(x.shape[2:], spec.window, strict=True)):
-        raise ValueError(f'x: padding="valid" needs extents of at least {spec.window}; got {tuple(x.shape[2:])}')
+    geometry, window = Geometry(branches, stride, padding, transposed), window_of(branches)
+    if padding == "valid" and not transposed and any(n < k for n, k in zip(x.shape[2:], window, strict=True)):
+        raise ValueError(f'x: padding="valid" needs extents of at least {window}; got {tuple(x.shape[2:])}')
     if any(n < 1 for n in x.shape[2:]):
         raise ValueError(f"x: expected at least one voxel along D, H and W; got shape {tuple(x.shape)}")
     check_companion(x, bias, "bias", [(out_channels,)], "(Cout,)")
     check_companion(x, in_scale, "in_scale", [(x.shape[0], in_channels)], "(N, Cin)")
     check_companion(x, out_scale, "out_scale", [(x.shape[0], out_channels)], "(N, Cout)")
-    check_noise(x, noise, spec.output_size(x.shape[2:]))
-    return spec
+    check_noise(x, noise, geometry.output_size(x.shape[2:]))
+    return geometry
 
 
-def upfirdn_size(size: Sequence[int], lengths: Sequence[int], up, down, padding) -> list[int]:
-    """Output extents: ceil((n * up + p0 + p1 - taps + 1) / down) per dimension."""
+def upfirdn_size(
+    size: Sequence[int], lengths: Sequence[int], up: Sequence[int], down: Sequence[int], padding: Sequence[int]
+) -> list[int]:
+    """Output extents (D', H', W') of an upfirdn: ceil((n * up + p0 + p1 - taps + 1) / down) per dimension.
+
+    lengths: numbers of taps along D, H, W. padding: (d0, d1, h0, h1, w0, w1).
+    """
     return [(size[d] * up[d] + padding[2 * d] + padding[2 * d + 1] - lengths[d] + down[d]) // down[d] for d in range(3)]

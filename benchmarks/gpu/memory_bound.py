@@ -29,6 +29,7 @@ from benchmarks.gpu.timing import CudaTimer, Prepare, Timer, measure_on
 from benchmarks.operator.cases import SLOPE
 from ssconv.backend import reference
 from ssconv.backend.dispatch import implementation
+from ssconv.spec import Epilogue
 
 KIND = "gpu memory-bound"
 DEVICE = "cuda"
@@ -59,7 +60,8 @@ def kernels(size: tuple[int, int, int], device: str, dtype: torch.dtype) -> list
 
     shape = (batch, channels, *[edge] * 3)
     z, gy, bias, scale = drawn(*shape), drawn(*shape), drawn(channels), drawn(batch, channels).abs() + 0.5
-    y = reference.epilogue(z, bias, scale, None, GROUPS, SLOPE, 1.0, None).to(z)
+    settings = Epilogue(GROUPS, SLOPE)
+    y = reference.epilogue(z, bias, scale, None, settings).to(z)
     grown = drawn(batch, channels, *[edge + 1] * 3)
     taps = [torch.tensor(FIR, device=device) / sum(FIR)] * 3
     one, two = (1, 1, 1), (2, 2, 2)
@@ -71,12 +73,12 @@ def kernels(size: tuple[int, int, int], device: str, dtype: torch.dtype) -> list
     return [
         Kernel(
             "activation gradient, unshuffled",
-            lambda b: b.epilogue_backward(gy, y, None, None, GROUPS, SLOPE, 1.0, None, True, -1),
+            lambda b: b.epilogue_backward(gy, y, None, None, settings, True, -1),
             moved(gy, y, z),
         ),
         Kernel(
             "activation gradient with scales",
-            lambda b: b.epilogue_backward(gy, y, z, scale, GROUPS, SLOPE, 1.0, None, True, -1),
+            lambda b: b.epilogue_backward(gy, y, z, scale, settings, True, -1),
             moved(gy, y, z, z),
         ),
         Kernel("filter after upsampling", lambda b: b.upfirdn(grown, taps, one, one, (1,) * 6), moved(grown, z)),

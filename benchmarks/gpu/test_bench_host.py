@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from ssconv.backend.cuda import launch
-from ssconv.spec import KERNEL_SETS, ConvSpec
+from ssconv.spec import KERNEL_SETS, Epilogue, Geometry
 
-SPEC = ConvSpec(KERNEL_SETS["split_depth"])
+GEOMETRY = Geometry(KERNEL_SETS["split_depth"])
+EPILOGUE = Epilogue(2, 0.2, 1.4)
 
 
 @pytest.fixture
@@ -19,13 +20,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], object]]:
     """Gives the functions of a training step on (2, 64, 8, 8, 8), whose launches do nothing."""
     monkeypatch.setattr(launch, "call", lambda kernel, integers, floats: None)
     x = torch.zeros(2, 64, 8, 8, 8).contiguous(memory_format=torch.channels_last_3d)
-    weights = [torch.zeros(32, 32, *k) for k in SPEC.branches]
+    weights = [torch.zeros(32, 32, *k) for k in GEOMETRY.branches]
     bias, size = torch.zeros(64), (8, 8, 8)
     return {
-        "forward": lambda: launch.convolve(x, weights, bias, None, None, None, SPEC, 2, 0.2, 1.4, None, False),
-        "epilogue backward": lambda: launch.epilogue_backward(x, x, None, None, 2, 0.2, 1.4, None, True, -1),
-        "input gradient": lambda: launch.input_grad(x, weights, None, SPEC, size),
-        "weight gradient": lambda: launch.weight_grad(x, x, None, SPEC),
+        "forward": lambda: launch.convolve(x, weights, bias, None, None, None, GEOMETRY, EPILOGUE, False),
+        "epilogue backward": lambda: launch.epilogue_backward(x, x, None, None, EPILOGUE, True, -1),
+        "input gradient": lambda: launch.input_grad(x, weights, None, GEOMETRY, size),
+        "weight gradient": lambda: launch.weight_grad(x, x, None, GEOMETRY),
     }
 
 

@@ -30,7 +30,7 @@ from benchmarks.gpu.cubins import count_instructions, tool
 from ssconv.backend.triton import launch as triton_backend
 from ssconv.backend.triton import table as triton_table
 from ssconv.backend.triton.table import Config, Key
-from ssconv.spec import KERNEL_SETS, ConvSpec
+from ssconv.spec import KERNEL_SETS, Epilogue, Geometry
 
 # Bytes a program may have. sm_80's table also serves 8.6, 8.9 and 12.0, which have 99 KiB.
 SHARED = {80: 101376, 90: 232448, 100: 232448}
@@ -64,7 +64,7 @@ def compiling(architecture: int, precision: str = "tf32") -> Iterator[list[Any]]
     compiled: list[Any] = []
 
     def run(kernel: Any, grid: Any, arguments: Any, **options: Any) -> None:
-        compiled.append(kernel.warmup(*arguments, grid=grid, **options))
+        compiled.append(kernel.warmup(**arguments, grid=grid, **options))
 
     before = triton_backend._run, triton_backend.architecture, torch.backends.cudnn.allow_tf32
     triton_backend._run, triton_backend.architecture = run, lambda device: architecture
@@ -78,24 +78,24 @@ def compiling(architecture: int, precision: str = "tf32") -> Iterator[list[Any]]
 
 def call(key: Key, full: bool = False) -> None:
     """Makes a call of that class. full: with every part of the epilogue, and scales of the input."""
-    dtype, branches, c = DTYPES[key.arithmetic], KERNEL_SETS[SETS[key.branches]], key.columns
+    dtype, branches, c = DTYPES[key.arithmetic], KERNEL_SETS[SETS[key.branches]], key.channels
     # Descriptors read stride 1 only; where the table has others beside them, those are for the rest.
     apart = key.architecture >= 90 and not key.describable and key.arithmetic != "ieee"
-    spec = ConvSpec(branches, stride=(2, 2, 2) if apart else (1, 1, 1))
+    geometry = Geometry(branches, stride=(2, 2, 2) if apart else (1, 1, 1))
     channels = c * len(branches)
     x = torch.zeros(2, channels, 16, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
-    size = spec.output_size(x.shape[2:])
+    size = geometry.output_size(x.shape[2:])
     y = torch.zeros(2, channels, *size, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
     weights = [torch.zeros(c, c, *k, dtype=dtype) for k in branches]
     bias = torch.zeros(channels, dtype=dtype)
     scale, noise = torch.zeros(2, channels, dtype=dtype), torch.zeros(2, 1, *size, dtype=dtype)
-    if key.kernel == "weights":
-        triton_backend.weight_grad(y, x, scale if full else None, spec)
+    if key.kernel == "wgrad":
+        triton_backend.weight_grad(y, x, scale if full else None, geometry)
     elif full:
-        epilogue = (len(branches), 0.2, 1.4, 256.0)
-        triton_backend.convolve(x, weights, bias, scale, scale, noise, spec, *epilogue, True)
+        settings = Epilogue(len(branches), 0.2, 1.4, 256.0)
+        triton_backend.convolve(x, weights, bias, scale, scale, noise, geometry, settings, True)
     else:
-        triton_backend.convolve(x, weights, bias, None, None, None, spec, len(branches), 0.2, 1.0, None, False)
+        triton_backend.convolve(x, weights, bias, None, None, None, geometry, Epilogue(len(branches), 0.2), False)
 
 
 @dataclass(frozen=True)
@@ -150,16 +150,16 @@ def faults(key: Key, config: Config, cubin: Cubin) -> list[str]:
 
 def row(key: Key, config: Config, cubin: Cubin) -> str:
     loads = "descriptors" if config.descriptors else "pointers"
-    shape = f"{config.voxels} x {config.columns} x {config.depth}"
+    shape = f"{config.block_m} x {config.block_n} x {config.block_k}"
     return (
-        f"| sm_{key.architecture} | {key.kernel} | {key.arithmetic} | {key.branches} | {key.columns} | {loads} "
+        f"| sm_{key.architecture} | {key.kernel} | {key.arithmetic} | {key.branches} | {key.channels} | {loads} "
         f"| {shape} | {config.warps} | {config.stages} | {cubin.registers} | {cubin.stack} | {cubin.shared / 1024:.1f} "
         f"| {cubin.tensor_cores} | {cubin.copies} |"
     )
 
 
 HEAD = (
-    "| architecture | kernel | arithmetic | branches | columns | loads | tile (voxels x columns x depth) | warps "
+    "| architecture | kernel | arithmetic | branches | channels | loads | tile M x N x K | warps "
     "| stages | registers | stack, B | shared, KiB | tensor cores | copies |\n" + "|---" * 14 + "|"
 )
 

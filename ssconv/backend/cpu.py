@@ -1,8 +1,8 @@
-"""The CPU backend: the compiled kernels of csrc/cpu/, called with results allocated here.
+"""The CPU backend: allocates results and calls the compiled kernels of csrc/cpu.
 
-The same functions as `reference` has, for float32, bfloat16 and float16. A convolution reads x once and writes y once,
-bytes = (Cin + Cout) * voxels * item size plus the packed weights: branches, shuffle and epilogue are one pass, and no
-layout is copied (another one than channels_last_3d is read as it lies, more slowly).
+It has the functions of `reference`, for float32, bfloat16 and float16. A convolution reads x once and writes y once:
+branches, shuffle and epilogue are one pass over (Cin + Cout) * voxels * item size bytes, plus the packed weights.
+Layouts other than channels_last_3d are read without a copy, but more slowly.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple, upfirdn_size
+from ssconv.spec import ABSENT, IDENTITY, Epilogue, Geometry, Triple, upfirdn_size
 
 _OPS = torch.ops.ssconv_kernels
 
@@ -25,9 +25,10 @@ def _floats(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.float().contiguous()
 
 
-def _first(spec: ConvSpec) -> list[int]:
-    """Input position of the first window centre, per dimension."""
-    return [(k - 1) // 2 if spec.padding == "valid" else 0 for k in spec.window]
+def _window_arguments(geometry: Geometry) -> tuple[list[int], list[int], list[int]]:
+    """The kernels' arguments branches (three extents each), stride and first (the first window's centre)."""
+    extents = [extent for branch in geometry.branches for extent in branch]
+    return extents, list(geometry.stride), list(geometry.first_centre())
 
 
 def convolve(
@@ -37,53 +38,50 @@ def convolve(
     in_scale: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-    spec: ConvSpec,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    geometry: Geometry,
+    settings: Epilogue,
     save_z: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order where it is asked for."""
-    count = len(spec.branches)
+    """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order if save_z."""
+    count = len(geometry.branches)
     channels = weights[0].shape[0] * count if len(weights) else x.shape[1]
-    y = _empty(x, channels, spec.output_size(x.shape[2:]))
+    y = _empty(x, channels, geometry.output_size(x.shape[2:]))
     z = torch.empty_like(y) if save_z else None
     _OPS.convolve(
-        x, list(weights), _floats(in_scale), _floats(out_scale), _floats(bias), _floats(noise), spec.encode(),
-        list(spec.stride), _first(spec), spec.transposed, False, groups, slope, gain, clamp, y, z,
+        x, list(weights), _floats(in_scale), _floats(out_scale), _floats(bias), _floats(noise),
+        *_window_arguments(geometry), geometry.transposed, False, *settings, y, z,
     )  # fmt: skip
     return y, z
 
 
 def input_grad(
-    g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, spec: ConvSpec, size: Sequence[int]
+    g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, geometry: Geometry, size: Sequence[int]
 ) -> Tensor:
     """in_scale * A^T g, (N, Cin, *size), for g in branch order."""
-    count = len(spec.branches)
+    count = len(geometry.branches)
     channels = weights[0].shape[1] * count if len(weights) else g.shape[1]
     gx = _empty(g, channels, size)
     _OPS.convolve(
-        g, list(weights), None, _floats(in_scale), None, None, spec.encode(),
-        list(spec.stride), _first(spec), not spec.transposed, True, 1, 1.0, 1.0, None, gx, None,
+        g, list(weights), None, _floats(in_scale), None, None,
+        *_window_arguments(geometry), not geometry.transposed, True, *Epilogue(), gx, None,
     )  # fmt: skip
     return gx
 
 
-def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, spec: ConvSpec) -> list[Tensor]:
+def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, geometry: Geometry) -> list[Tensor]:
     """Gradients of the weights, one per branch that has one, for g in branch order."""
-    count = len(spec.branches)
+    count = len(geometry.branches)
     rows, columns = g.shape[1] // count, x.shape[1] // count
     grads = [
         torch.empty((rows, columns, *branch), dtype=torch.float32)
-        for branch in spec.branches
+        for branch in geometry.branches
         if branch not in (IDENTITY, ABSENT)
     ]
     scale = _floats(in_scale)
-    high, high_scale, low, low_scale = (g, None, x, scale) if spec.transposed else (x, scale, g, None)
+    high, high_scale, low, low_scale = (g, None, x, scale) if geometry.transposed else (x, scale, g, None)
     _OPS.weight_gradient(
-        high, high_scale, low, low_scale, spec.encode(), list(spec.stride), _first(spec), spec.transposed, grads
-    )
+        high, high_scale, low, low_scale, *_window_arguments(geometry), geometry.transposed, grads
+    )  # fmt: skip
     return grads
 
 
@@ -92,14 +90,11 @@ def epilogue(
     bias: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    settings: Epilogue,
 ) -> Tensor:
     """y = clamp(gain * act(out_scale * shuffle(z) + noise + bias))."""
     y = _empty(z, z.shape[1], z.shape[2:])
-    _OPS.epilogue(z, _floats(out_scale), _floats(bias), _floats(noise), groups, slope, gain, clamp, y)
+    _OPS.epilogue(z, _floats(out_scale), _floats(bias), _floats(noise), *settings, y)
     return y
 
 
@@ -108,10 +103,7 @@ def epilogue_backward(
     y: Tensor,
     z: Tensor | None,
     out_scale: Tensor | None,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    settings: Epilogue,
     bias_grad: bool,
     noise_batch: int,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -120,9 +112,9 @@ def epilogue_backward(
     gbias = torch.empty(y.shape[1]) if bias_grad else None
     gnoise = torch.empty((noise_batch, 1, *y.shape[2:])) if noise_batch >= 0 else None
     gscale = None if z is None else torch.empty(y.shape[:2])
-    if clamp is not None:  # the output was rounded to its dtype, and so must the bound be that it is compared with
-        clamp = float(torch.tensor(clamp, dtype=y.dtype))
-    _OPS.epilogue_backward(gy, y, z, _floats(out_scale), groups, slope, gain, clamp, gz, gbias, gnoise, gscale)
+    if settings.clamp is not None:  # y was rounded to its dtype, and so must the bound be that it is compared with
+        settings = settings._replace(clamp=float(torch.tensor(settings.clamp, dtype=y.dtype)))
+    _OPS.epilogue_backward(gy, y, z, _floats(out_scale), *settings, gz, gbias, gnoise, gscale)
     return gz, gbias, gnoise, gscale
 
 

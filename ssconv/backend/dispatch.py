@@ -1,4 +1,4 @@
-"""Which implementations exist here, which one serves a call, and why one is not available."""
+"""Finds the backends that are available on this machine and chooses the one that serves a call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The compiled module, whose import registers its ops, or why there is none."""
+    """Imports the compiled module, which registers its ops. Returns it, or None and the reason."""
     try:
         return importlib.import_module("ssconv._C"), ""
     except ModuleNotFoundError as error:
@@ -38,6 +38,7 @@ _COMPILED, _MISSING = _load()
 
 
 def _cpu() -> str:
+    """The state of the CPU backend."""
     if _COMPILED is None:
         return f"not available: {_MISSING}"
     if "cpu" not in _COMPILED.build_info()["kernels"]:
@@ -46,7 +47,7 @@ def _cpu() -> str:
 
 
 def _cuda() -> tuple[ModuleType | None, str]:
-    """The CUDA backend, imported only where it can serve, and its state."""
+    """The CUDA backend, imported only if it is available, and its state."""
     if _COMPILED is None:
         return None, f"not available: {_MISSING}"
     info = _COMPILED.build_info()
@@ -64,7 +65,7 @@ def _cuda() -> tuple[ModuleType | None, str]:
 
 
 def _triton() -> tuple[ModuleType | None, str]:
-    """The Triton backend, imported only where it can serve, and its state."""
+    """The Triton backend, imported only if it is available, and its state."""
     if importlib.util.find_spec("triton") is None:
         return None, "not available: triton is not installed (pip install triton)"
     if os.environ.get("TRITON_INTERPRET", "0") not in ("1", "true", "on", "y", "yes"):
@@ -80,7 +81,7 @@ def _triton() -> tuple[ModuleType | None, str]:
 _TRITON, _TRITON_STATE = _triton()
 _CUDA, _CUDA_STATE = _cuda()
 
-# Found out once: torch.compile traces `resolve`, and a constant is all that it then sees.
+# Found once, at import: torch.compile traces `resolve` and sees constants.
 _STATES = {
     "reference": "available",
     "cpu": _cpu(),
@@ -90,7 +91,7 @@ _STATES = {
 
 
 def backends() -> dict[str, str]:
-    """Every backend by name with "available", or the reason why it is not.
+    """Lists every backend by name with "available", or "not available: " and the reason.
 
     Example:
         >>> ssconv.backends()["reference"]
@@ -100,15 +101,16 @@ def backends() -> dict[str, str]:
 
 
 def _fits(module: ModuleType | None, x: Tensor) -> bool:
-    """Whether a GPU backend serves x."""
+    """Whether a GPU backend takes x, by device and dtype."""
     return module is not None and x.device.type in module.DEVICES and x.dtype in module.DTYPES
 
 
 def resolve(name: str, x: Tensor) -> str:
-    """The backend that serves a call on x: `name` itself, or the fastest that can for "auto".
+    """The name of the backend that serves a call on x: `name` itself, or for "auto" the fastest that can.
 
     Raises:
-        ValueError: the name is unknown. RuntimeError: that backend cannot serve; the message says why.
+        ValueError: the name is unknown.
+        RuntimeError: the named backend cannot serve x; the message says why.
     """
     fits_cpu = x.device.type == "cpu" and x.dtype in CPU_DTYPES
     if name == "auto":
@@ -139,5 +141,5 @@ def resolve(name: str, x: Tensor) -> str:
 def implementation(name: str) -> ModuleType:
     """The module that computes for a resolved backend name."""
     module = {"reference": reference, "cpu": cpu, "triton": _TRITON, "cuda": _CUDA}[name]
-    assert module is not None, "resolve lets nobody through without"
+    assert module is not None, f"resolve returned {name}, which is not available"
     return module

@@ -1,10 +1,11 @@
-"""What the GPU backends share: the tensors they allocate, the geometry they launch by. Nothing here computes."""
+"""Helpers of the GPU backends: allocation, devices, tiles of voxels. Nothing here computes."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssconv.spec import ConvSpec, Triple
+from ssconv.spec import Geometry, Triple
 
 FUSED = (1, 2, 4)  # numbers of branches that one block interleaves
-MAX_VOXELS = 2**31 - 2**10  # of one sample's output; offsets are 64 bit, voxel numbers within a sample are not
+MAX_VOXELS = 2**31 - 2**10  # of one sample's output: offsets have 64 bits, voxel numbers within a sample have 32
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Kernels launch on the current device, which need not be the tensor's."""
+    """A context in which kernels launch on `device`; the current device may be another one."""
     if device.type == "cpu" or torch.accelerator.current_device_index() == device.index:
         return contextlib.nullcontext()
     return torch.accelerator.device_index(device.index)
@@ -27,7 +28,7 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 @functools.cache
 def architecture(device: torch.device) -> int:
-    """Compute capability as 80, 90, ..; that of an unknown GPU counts as 80."""
+    """Compute capability as 80, 90, ..; a GPU of another maker counts as 80."""
     if device.type != "cuda" or torch.version.hip:
         return 80
     major, minor = torch.cuda.get_device_capability(device)
@@ -36,12 +37,12 @@ def architecture(device: torch.device) -> int:
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many a GPU has; the emulator counts as having two."""
+    """Number of multiprocessors of a GPU; the emulator counts as two."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def arithmetic(dtype: torch.dtype) -> str:
-    """The kind of product: "16bit", or for float32 "tf32" where PyTorch's own convolutions may use it, else "ieee"."""
+    """How a GEMM multiplies: "16bit"; for float32 "tf32" if PyTorch's own convolutions may use it, else "ieee"."""
     if dtype != torch.float32:
         return "16bit"
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
@@ -55,17 +56,17 @@ def empty(like: Tensor, channels: int, size: Sequence[int], dtype: torch.dtype |
 
 
 def contiguous(t: Tensor | None) -> Tensor | None:
-    """Scales, biases and noise are small and read by their number."""
+    """A scale, bias or noise as the kernels read it, by element number. These are small."""
     return None if t is None else t.contiguous()
 
 
 def per_sample(noise: Tensor | None) -> int:
-    """Elements from one sample's noise to the next; 0 where all share one."""
+    """Stride in elements from one sample's noise to the next; 0 if all samples share it."""
     return 0 if noise is None or noise.shape[0] == 1 else noise.stride(0)
 
 
 def check_size(size: Sequence[int]) -> None:
-    """Refuses more voxels in a sample than 32 bits number."""
+    """Raises ValueError if an output sample of extents `size` has more voxels than 32 bits can number."""
     if size[0] * size[1] * size[2] > MAX_VOXELS:
         raise ValueError(
             f"x: the GPU kernels number a sample's voxels with 32 bits; got an output of {tuple(size)} voxels; "
@@ -73,23 +74,22 @@ def check_size(size: Sequence[int]) -> None:
         )
 
 
-def first(spec: ConvSpec) -> Triple:
+def first(geometry: Geometry) -> Triple:
     """Input position of the first window centre, per dimension."""
-    d, h, w = ((k - 1) // 2 if spec.padding == "valid" else 0 for k in spec.window)
-    return d, h, w
+    return geometry.first_centre()
 
 
 def power_of_two(n: int) -> int:
-    """The least that is not below n >= 1."""
+    """The smallest power of two that is at least n, for n >= 1."""
     return 1 << (n - 1).bit_length()
 
 
 @functools.lru_cache(maxsize=1024)
 def choose_box(voxels: int, counts: Triple) -> tuple[int, int, int, int]:
-    """Samples, D, H, W of a box of `voxels` that wastes little of volumes of extents `counts` and has a small halo.
+    """Samples, D, H, W of a box of `voxels` that covers volumes of extents `counts` with little waste and small halo.
 
-    It takes more than one sample only where a whole volume is smaller than the box. The batch does not matter: it
-    shall not bring new kernels.
+    A box has more than one sample only if a whole volume is smaller than the box. The batch size has no influence, so
+    that another one needs no new kernel.
     """
     whole = [power_of_two(n) for n in counts]
     if whole[0] * whole[1] * whole[2] < voxels:
@@ -108,18 +108,15 @@ def choose_box(voxels: int, counts: Triple) -> tuple[int, int, int, int]:
 
 
 def count_boxes(counts: Sequence[int], box: Sequence[int]) -> int:
-    """How many cover `counts`."""
-    product = 1
-    for n, b in zip(counts, box, strict=True):
-        product *= -(-n // b)
-    return product
+    """Number of boxes that cover `counts`."""
+    return math.prod(-(-n // b) for n, b in zip(counts, box, strict=True))
 
 
 def median_seconds(function: Callable[[], None], device: torch.device, repeats: int = 20) -> float:
-    """How long a function's kernels take, for a search among configurations.
+    """Median time of a function's kernels in seconds, for a search among configurations.
 
     Raises:
-        RuntimeError: a CUDA graph is being captured, in which nothing can be timed.
+        RuntimeError: a CUDA graph is being captured, and nothing can be timed.
     """
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
+from ssconv.spec import ABSENT, IDENTITY, Epilogue, Geometry, Triple, window_of
 
 SPATIAL = (2, 3, 4)
 
 
 def wide(t: Tensor) -> Tensor:
-    """The tensor in the precision that sums are taken in: float32, or float64 for float64."""
+    """Casts to the dtype of sums: float32, or float64 for float64."""
     return t if t.dtype == torch.float64 else t.float()
 
 
@@ -27,115 +27,113 @@ def per_channel(scale: Tensor) -> Tensor:
     return wide(scale)[:, :, None, None, None]
 
 
-def native(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return t.to(dtype).contiguous(memory_format=torch.channels_last_3d)
-
-
 def shuffle(t: Tensor, groups: int) -> Tensor:
-    """Branch order -> shuffled order: channel s*C/S + j becomes j*S + s."""
+    """Branch order -> shuffled order: channel s*C/S + j becomes j*S + s. groups: S, or 1 for no shuffle."""
     return F.channel_shuffle(t, groups) if groups > 1 else t
 
 
 def unshuffle(t: Tensor, groups: int) -> Tensor:
+    """The inverse of `shuffle`."""
     return F.channel_shuffle(t, t.shape[1] // groups) if groups > 1 else t
 
 
-# One branch. Each works on tensors whose channels are this branch's only.
+# -------------------------------------------------------------------------------------------------- one branch
+# Tensors here have the channels of one branch only.
 
 
-def central(x: Tensor, spec: ConvSpec, kernel: Sequence[int]) -> Tensor:
-    """What a branch of extents `kernel` reads of x: "valid" centres the branch in the window, "same" pads instead."""
-    if spec.padding == "valid":
-        for dim, (outer, inner) in enumerate(zip(spec.window, kernel, strict=True), start=2):
+def central(x: Tensor, geometry: Geometry, kernel: Sequence[int]) -> Tensor:
+    """The part of x that a branch of extents `kernel` reads: with "valid" it lies in the middle of the window."""
+    if geometry.padding == "valid":
+        for dim, (outer, inner) in enumerate(zip(window_of(geometry.branches), kernel, strict=True), start=2):
             margin = (outer - inner) // 2
             x = x.narrow(dim, margin, x.shape[dim] - 2 * margin)
     return x
 
 
-def conv(x: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
+def conv(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Strided correlation with the window's centre at 0, s, 2s, .. ("same") or at (K-1)/2, .. ("valid")."""
     kernel = weight.shape[2:]
-    padding = [(k - 1) // 2 if spec.padding == "same" else 0 for k in kernel]
-    return F.conv3d(central(x, spec, kernel), weight, stride=spec.stride, padding=padding)
+    padding = [(k - 1) // 2 if geometry.padding == "same" else 0 for k in kernel]
+    return F.conv3d(central(x, geometry, kernel), weight, stride=geometry.stride, padding=padding)
 
 
-def conv_adjoint(g: Tensor, weight: Tensor, spec: ConvSpec, size: Sequence[int]) -> Tensor:
+def conv_adjoint(g: Tensor, weight: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     """Adjoint of `conv` for an input of extents `size`: (N, Cout/S, ...) -> (N, Cin/S, *size)."""
     kernel = weight.shape[2:]
-    if spec.padding == "same":
+    if geometry.padding == "same":
         padding, frame = [(k - 1) // 2 for k in kernel], [0, 0, 0]
     else:
-        padding, frame = [0, 0, 0], [(o - k) // 2 for o, k in zip(spec.window, kernel, strict=True)]
-    dims = zip(size, g.shape[2:], spec.stride, kernel, padding, frame, strict=True)
+        padding, frame = [0, 0, 0], [(o - k) // 2 for o, k in zip(window_of(geometry.branches), kernel, strict=True)]
+    dims = zip(size, g.shape[2:], geometry.stride, kernel, padding, frame, strict=True)
     extra = [n - 2 * f - ((m - 1) * s - 2 * p + k) for n, m, s, k, p, f in dims]
-    y = F.conv_transpose3d(g, weight, stride=spec.stride, padding=padding, output_padding=extra)
+    y = F.conv_transpose3d(g, weight, stride=geometry.stride, padding=padding, output_padding=extra)
     return F.pad(y, [f for f in reversed(frame) for _ in range(2)]) if any(frame) else y
 
 
-def conv_weight_grad(g: Tensor, x: Tensor, kernel: Triple, spec: ConvSpec) -> Tensor:
+def conv_weight_grad(g: Tensor, x: Tensor, kernel: Triple, geometry: Geometry) -> Tensor:
     """Gradient of `conv` with respect to its weight: (Cout/S, Cin/S, kd, kh, kw)."""
-    padding = [(k - 1) // 2 if spec.padding == "same" else 0 for k in kernel]
-    x = central(x, spec, kernel)
-    return torch.nn.grad.conv3d_weight(x, (g.shape[1], x.shape[1], *kernel), g, spec.stride, padding)
+    padding = [(k - 1) // 2 if geometry.padding == "same" else 0 for k in kernel]
+    x = central(x, geometry, kernel)
+    return torch.nn.grad.conv3d_weight(x, (g.shape[1], x.shape[1], *kernel), g, geometry.stride, padding)
 
 
-# All branches: the three linear maps, each in branch order.
+# ------------------------------------------------------------------------------ all branches: the three linear maps
 
 
-def forward(x: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, spec: ConvSpec) -> Tensor:
+def forward(x: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, geometry: Geometry) -> Tensor:
     """z (N, Cout, D', H', W') in branch order, before the epilogue, in the wide dtype."""
     x = wide(x) if in_scale is None else wide(x) * per_channel(in_scale)
     parts, remaining = [], iter(weights)
-    size = spec.output_size(x.shape[2:])
-    width = weights[0].shape[0] if len(weights) else x.shape[1] // len(spec.branches)
-    for branch, part in zip(spec.branches, x.chunk(len(spec.branches), 1), strict=True):
+    size = geometry.output_size(x.shape[2:])
+    width = weights[0].shape[0] if len(weights) else x.shape[1] // len(geometry.branches)
+    for branch, part in zip(geometry.branches, x.chunk(len(geometry.branches), 1), strict=True):
         if branch == IDENTITY:
-            parts.append(central(part, spec, (1, 1, 1)))
+            parts.append(central(part, geometry, (1, 1, 1)))
         elif branch == ABSENT:
             parts.append(part.new_zeros(part.shape[0], width, *size))
-        elif spec.transposed:
-            parts.append(conv_adjoint(part, wide(next(remaining)).transpose(0, 1), spec, size))
+        elif geometry.transposed:
+            parts.append(conv_adjoint(part, wide(next(remaining)).transpose(0, 1), geometry, size))
         else:
-            parts.append(conv(part, wide(next(remaining)), spec))
+            parts.append(conv(part, wide(next(remaining)), geometry))
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def input_grad(
-    g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, spec: ConvSpec, size: Sequence[int]
+    g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, geometry: Geometry, size: Sequence[int]
 ) -> Tensor:
     """in_scale * A^T g, (N, Cin, *size), for g in branch order; A is the linear part of `forward`."""
     parts, remaining = [], iter(weights)
-    width = weights[0].shape[1] if len(weights) else g.shape[1] // len(spec.branches)
-    for branch, part in zip(spec.branches, wide(g).chunk(len(spec.branches), 1), strict=True):
+    width = weights[0].shape[1] if len(weights) else g.shape[1] // len(geometry.branches)
+    for branch, part in zip(geometry.branches, wide(g).chunk(len(geometry.branches), 1), strict=True):
         if branch == IDENTITY:
             margins = [(n - m) // 2 for n, m in zip(size, part.shape[2:], strict=True)]
             parts.append(F.pad(part, [m for m in reversed(margins) for _ in range(2)]) if any(margins) else part)
         elif branch == ABSENT:
             parts.append(part.new_zeros(part.shape[0], width, *size))
-        elif spec.transposed:
-            parts.append(conv(part, wide(next(remaining)).transpose(0, 1), spec))
+        elif geometry.transposed:
+            parts.append(conv(part, wide(next(remaining)).transpose(0, 1), geometry))
         else:
-            parts.append(conv_adjoint(part, wide(next(remaining)), spec, size))
+            parts.append(conv_adjoint(part, wide(next(remaining)), geometry, size))
     y = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
     return y if in_scale is None else y * per_channel(in_scale)
 
 
-def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, spec: ConvSpec) -> list[Tensor]:
+def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, geometry: Geometry) -> list[Tensor]:
     """Gradients of the weights, one per branch that has one, for g in branch order."""
     x = wide(x) if in_scale is None else wide(x) * per_channel(in_scale)
-    count = len(spec.branches)
+    count = len(geometry.branches)
     grads = []
-    for branch, gs, xs in zip(spec.branches, wide(g).chunk(count, 1), x.chunk(count, 1), strict=True):
+    for branch, gs, xs in zip(geometry.branches, wide(g).chunk(count, 1), x.chunk(count, 1), strict=True):
         if branch in (IDENTITY, ABSENT):
             continue
-        if spec.transposed:
-            grads.append(conv_weight_grad(xs, gs, branch, spec).transpose(0, 1))
+        if geometry.transposed:
+            grads.append(conv_weight_grad(xs, gs, branch, geometry).transpose(0, 1))
         else:
-            grads.append(conv_weight_grad(gs, xs, branch, spec))
+            grads.append(conv_weight_grad(gs, xs, branch, geometry))
     return grads
 
 
-# The epilogue, the only place that knows the shuffle.
+# ------------------------------------------------------------------------- the epilogue, which contains the shuffle
 
 
 def epilogue(
@@ -143,12 +141,10 @@ def epilogue(
     bias: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    settings: Epilogue,
 ) -> Tensor:
     """y = clamp(gain * act(out_scale * shuffle(z) + noise + bias)); slope 1 is the linear activation."""
+    groups, slope, gain, clamp = settings
     y = shuffle(wide(z), groups)
     if out_scale is not None:
         y = y * per_channel(out_scale)
@@ -163,8 +159,9 @@ def epilogue(
     return y if clamp is None else y.clamp(-clamp, clamp)
 
 
-def activation_grad(g: Tensor, y: Tensor, slope: float, gain: float, clamp: float | None) -> Tensor:
-    """g * d clamp(gain * act(t)) / dt, read off the output y: its sign tells the side of the activation's knee."""
+def activation_grad(g: Tensor, y: Tensor, settings: Epilogue) -> Tensor:
+    """g * d clamp(gain * act(t)) / dt, from the output y: its sign tells on which side of 0 the activation was."""
+    _, slope, gain, clamp = settings
     pre = wide(g) * gain
     if slope != 1:
         pre = torch.where(y > 0 if gain > 0 else y < 0, pre, pre * slope)
@@ -181,16 +178,13 @@ def convolve(
     in_scale: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-    spec: ConvSpec,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    geometry: Geometry,
+    settings: Epilogue,
     save_z: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The whole operator: y after the epilogue, and z before it where it is asked for."""
-    z = forward(x, weights, in_scale, spec)
-    return epilogue(z, bias, out_scale, noise, groups, slope, gain, clamp), z if save_z else None
+    """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order if save_z."""
+    z = forward(x, weights, in_scale, geometry)
+    return epilogue(z, bias, out_scale, noise, settings), z if save_z else None
 
 
 def epilogue_backward(
@@ -198,18 +192,16 @@ def epilogue_backward(
     y: Tensor,
     z: Tensor | None,
     out_scale: Tensor | None,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    settings: Epilogue,
     bias_grad: bool,
     noise_batch: int,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for z (branch order), bias (Cout,), noise (noise_batch, 1, ...) and out_scale (N, Cout).
 
-    noise_batch is -1 where no noise gradient is wanted; the gradient of out_scale is computed where z is given.
+    bias_grad: whether to compute that of the bias. noise_batch: batch size of the noise, or -1 for no noise gradient.
+    z: given if the gradient of out_scale is to be computed, else None.
     """
-    pre = activation_grad(gy, y, slope, gain, clamp)
+    pre, groups = activation_grad(gy, y, settings), settings.groups
     gz = unshuffle(pre if out_scale is None else pre * per_channel(out_scale), groups)
     gbias = pre.sum((0, *SPATIAL)) if bias_grad else None
     gnoise = None
@@ -226,19 +218,19 @@ def zero_inserted(x: Tensor, up: Sequence[int], padding: Sequence[tuple[int, int
     around = [(max(a, 0), max(b, 0)) for a, b in padding]
     size = [n * u + a + b for n, u, (a, b) in zip(x.shape[2:], up, around, strict=True)]
     y = torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-    places = [slice(a, a + n * u, u) for n, u, (a, _) in zip(x.shape[2:], up, around, strict=True)]
-    y.zero_()[(slice(None), slice(None), *places)] = x
+    samples = [slice(a, a + n * u, u) for n, u, (a, _) in zip(x.shape[2:], up, around, strict=True)]
+    y.zero_()[(slice(None), slice(None), *samples)] = x
     return y
 
 
 def upfirdn(x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, padding: Sequence[int]) -> Tensor:
     """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample."""
-    y, own = wide(x), [0, 0, 0]  # own: symmetric zeros that the convolution adds itself, without a copy
+    y, conv_padding = wide(x), [0, 0, 0]  # symmetric zeros the convolution adds itself, without a copy
     pairs = [(padding[2 * d], padding[2 * d + 1]) for d in range(3)]
     if max(up) > 1 or any(a != b for a, b in pairs) or all(t is None for t in taps):
         y = zero_inserted(y, up, pairs)
     else:
-        own = [max(a, 0) for a, _ in pairs]
+        conv_padding = [max(a, 0) for a, _ in pairs]
     for d, (before, after) in enumerate(pairs):
         first = max(-before, 0)
         y = y.narrow(2 + d, first, y.shape[2 + d] - first - max(-after, 0))
@@ -249,5 +241,5 @@ def upfirdn(x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, 
         if t is not None:
             shape = [-1 if d == dim else 1 for d in range(3)]
             kernel = kernel * wide(t).to(y.dtype).flip(0).view(shape)
-    # One depthwise convolution with the outer product: oneDNN takes it, where it leaves (4, 1, 1) to a slow path.
-    return F.conv3d(y, kernel.expand(y.shape[1], 1, -1, -1, -1), stride=down, padding=own, groups=y.shape[1])
+    # One depthwise convolution with the outer product: oneDNN has a fast path for it, but not for (4, 1, 1) taps.
+    return F.conv3d(y, kernel.expand(y.shape[1], 1, -1, -1, -1), stride=down, padding=conv_padding, groups=y.shape[1])

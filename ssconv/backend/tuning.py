@@ -1,8 +1,8 @@
-"""Tables of kernel configurations by shape class, for any backend: the files, the choice, the search.
+"""Tables of kernel configurations by shape class, for any backend: files, choice, search.
 
 A backend commits one table beside its code. With SSCONV_AUTOTUNE=1 every shape class is searched at its first call, on
-that call's own tensors, and what won is saved to the table of this machine (a file in the user's cache folder, or where
-the backend's environment variable says), which from then on comes before the committed one.
+that call's own tensors. The fastest configuration is saved to the table of this machine (a file in the user's cache
+folder, or the one that the backend's environment variable names), which from then on comes before the committed one.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from typing import Any, Generic, TypeVar
 Key = TypeVar("Key")
 Config = TypeVar("Config")
 
-COLUMNS = (16, 32, 64, 128)  # classes of a branch's output channels; the last one has all beyond
+CHANNELS = (16, 32, 64, 128)  # classes of a branch's output channels; the last one has all beyond
 BRANCHES = (1, 2, 4)  # computed together
 ARITHMETIC = ("16bit", "tf32", "ieee")
 
 
-def column_class(columns: int) -> int:
-    """The class that so many output channels of a branch belong to."""
-    return next((c for c in COLUMNS if columns <= c), COLUMNS[-1])
+def channel_class(channels: int) -> int:
+    """The class of a number of output channels of a branch: rounded up to one of CHANNELS, at most the last."""
+    return next((c for c in CHANNELS if channels <= c), CHANNELS[-1])
 
 
 def check_value(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises ValueError if the value is not one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}; got {value!r}")
 
@@ -38,10 +39,11 @@ def check_value(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 class Table(Generic[Key, Config]):
     """One backend's configurations. Key and Config are frozen dataclasses of numbers and words.
 
-    name: of the file on a machine, and in messages. backend: what it configures. variable: the environment variable
-    that names the machine's file. check: raises ValueError for a row that cannot be. fits: whether the first key's
-    configuration can serve the second. distance: how far the first is from the second, what matters most first.
-    candidates: what a search tries. too_much: names of the exceptions by which a GPU has no room for one.
+    name: of the file on a machine, and in messages. backend: its name in messages. committed: the table beside the
+    code. variable: the environment variable that names the machine's file. check: raises ValueError for an impossible
+    row. fits: whether the first key's configuration can serve the second. distance: between two keys, the most
+    important difference first. candidates: the configurations that a search tries. too_much: names of the exceptions
+    that say that a GPU has no room for a configuration.
     """
 
     name: str
@@ -58,16 +60,16 @@ class Table(Generic[Key, Config]):
     _found: dict[tuple[Path, Key], Config] = dataclasses.field(default_factory=dict)
     _files: dict[Path, dict[Key, Config]] = dataclasses.field(default_factory=dict)
 
-    # ------------------------------------------------------------------------------------------------------ the files
+    # ---------------------------------------------------------------------------------------------------------- files
 
     def machine_table(self) -> Path:
-        """Where a search on this machine saves, and what is read before the committed table."""
+        """The file of this machine, which a search writes and which is read before the committed table."""
         if named := os.environ.get(self.variable):
             return Path(named)
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssconv" / f"{self.name}.json"
 
     def _row(self, entry: Any) -> tuple[Key, Config]:
-        """One entry of a file."""
+        """One entry of a file as key and configuration, checked."""
         if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict):
             raise ValueError(f"expected the names of a key and config; got {entry!r}")
         try:
@@ -79,7 +81,7 @@ class Table(Generic[Key, Config]):
         return key, config
 
     def read(self, path: Path) -> dict[Key, Config]:
-        """The table in a file.
+        """Reads a table from a file.
 
         Raises:
             ValueError: it is not such a table; the message names the file, the entry and what was expected.
@@ -113,7 +115,7 @@ class Table(Generic[Key, Config]):
             file.write("[\n" + ",\n".join(lines) + "\n]\n")
         os.replace(file.name, path)
 
-    # ----------------------------------------------------------------------------------------------------- the choice
+    # --------------------------------------------------------------------------------------------------------- choice
 
     def forget(self) -> None:
         """Reads the files anew at the next call."""
@@ -121,13 +123,13 @@ class Table(Generic[Key, Config]):
         self._files.clear()
 
     def _file(self, path: Path) -> dict[Key, Config]:
-        """A file's table, read once; empty where there is none."""
+        """The table of a file, read once; empty if there is no file."""
         if path not in self._files:
             self._files[path] = self.read(path) if path.exists() else {}
         return self._files[path]
 
     def lookup(self, key: Key) -> Config:
-        """The configuration for a shape class: this machine's own, else the nearest of the committed ones that fit.
+        """The configuration for a shape class: from this machine's table, else the nearest committed one that fits.
 
         Raises:
             LookupError: neither table has one.
@@ -148,8 +150,8 @@ class Table(Generic[Key, Config]):
     def choose(self, key: Key, run: Callable[[Config], None], seconds: Callable[[Callable[[], None]], float]) -> Config:
         """The configuration to run a call with; with SSCONV_AUTOTUNE=1 the fastest of `candidates`, which is saved.
 
-        run: the call with a configuration. seconds: how long a function takes. A candidate that the GPU has no room
-        for is passed over.
+        run: makes the call with a configuration. seconds: times a function. Candidates for which the GPU has no room
+        are skipped.
         """
         if os.environ.get("SSCONV_AUTOTUNE", "0") != "1":
             return self.lookup(key)

@@ -62,8 +62,9 @@ FAULTS = [
     ),
     Fault(
         "strided window centres start at 1", "backend/reference.py",
-        "return F.conv3d(central(x, spec, kernel),",
-        "x = F.pad(x, (1 - spec.stride[2], spec.stride[2] - 1))\n    return F.conv3d(central(x, spec, kernel),",
+        "return F.conv3d(central(x, geometry, kernel),",
+        "x = F.pad(x, (1 - geometry.stride[2], geometry.stride[2] - 1))\n"
+        "    return F.conv3d(central(x, geometry, kernel),",
         check_forward,
     ),
     Fault(
@@ -72,7 +73,7 @@ FAULTS = [
     ),
     Fault(
         "weight gradient pairs the wrong voxels in a valid window", "backend/reference.py",
-        "    x = central(x, spec, kernel)\n", "    x = central(x.roll(1, 4), spec, kernel)\n", check_gradients,
+        "    x = central(x, geometry, kernel)\n", "    x = central(x.roll(1, 4), geometry, kernel)\n", check_gradients,
     ),
     Fault(
         "adjoint of a smaller branch frames it on one side", "backend/reference.py",
@@ -80,13 +81,13 @@ FAULTS = [
     ),
     Fault(
         "taps flipped in the transposed convolution", "backend/reference.py",
-        "conv_adjoint(part, wide(next(remaining)).transpose(0, 1), spec, size)",
-        "conv_adjoint(part, wide(next(remaining)).transpose(0, 1).flip(2, 3, 4), spec, size)", check_forward,
+        "conv_adjoint(part, wide(next(remaining)).transpose(0, 1), geometry, size)",
+        "conv_adjoint(part, wide(next(remaining)).transpose(0, 1).flip(2, 3, 4), geometry, size)", check_forward,
     ),
     Fault(
         "weight gradient of the transposed convolution flipped", "backend/reference.py",
-        "conv_weight_grad(xs, gs, branch, spec).transpose(0, 1)",
-        "conv_weight_grad(xs, gs, branch, spec).transpose(0, 1).flip(3)", check_gradients,
+        "conv_weight_grad(xs, gs, branch, geometry).transpose(0, 1)",
+        "conv_weight_grad(xs, gs, branch, geometry).transpose(0, 1).flip(3)", check_gradients,
     ),
     Fault("no noise", "backend/reference.py", "y + wide(noise)", "y + 0 * wide(noise)", check_forward),
     Fault("noise added twice", "backend/reference.py", "y + wide(noise)", "y + 2 * wide(noise)", check_forward),
@@ -165,11 +166,11 @@ FAULTS = [
         "x[:, :, -1:].expand", "x[:, :, :1].expand", check_forward,
     ),
     Fault(
-        "adjoint of the filter shifted by one", "ops/conv.py",
-        "length - p0 - 1, size[d]", "length - p0, -1 + size[d]", check_gradients,
+        "adjoint of the filter shifted by one", "ops/upfirdn.py",
+        "length - p0 - 1, ctx.size[d]", "length - p0, -1 + ctx.size[d]", check_gradients,
     ),
     Fault(
-        "adjoint of the filter not flipped", "ops/conv.py",
+        "adjoint of the filter not flipped", "ops/upfirdn.py",
         "t.flip(0) for t in taps", "t for t in taps", check_gradients,
     ),
     Fault(
@@ -177,15 +178,15 @@ FAULTS = [
         "weight_grad(g, c, in_scale,", "weight_grad(g, c, None,", check_gradgradcheck,
     ),
     Fault(
-        "identity branch in the derivative of the weight gradient", "ops/conv.py",
-        "[-1 if extent == 0 else extent for extent in branches]", "list(branches)", check_gradgradcheck,
+        "identity branch in the derivative of the weight gradient", "spec.py",
+        "tuple(ABSENT if b == IDENTITY else b for b in self.branches)", "self.branches", check_gradgradcheck,
     ),
     Fault(
-        "gradient of out_scale does not differentiate z", "ops/conv.py",
+        "gradient of out_scale does not differentiate z", "ops/epilogue.py",
         "if need[2] and cscale is not None:", "if False:", check_gradgradcheck,
     ),
     Fault(
-        "epilogue's backward does not differentiate out_scale", "ops/conv.py",
+        "epilogue's backward does not differentiate out_scale", "ops/epilogue.py",
         "if need[3] and cz is not None:", "if False:", check_gradgradcheck,
     ),
     Fault(
@@ -193,7 +194,7 @@ FAULTS = [
         "(plain.to(wide) * x.to(wide)).sum", "plain.to(wide).sum", check_gradcheck,
     ),
     Fault(
-        "output in the layout of plain tensors", "ops/conv.py",
+        "output in the layout of plain tensors", "ops/registration.py",
         "t.to(dtype).contiguous(memory_format=torch.channels_last_3d)", "t.to(dtype).contiguous()", check_forward,
     ),
     Fault(

@@ -1,9 +1,8 @@
-"""convert and from_conv3d: what is swapped, what is left alone and why, and which weights the new layers start with."""
+"""convert and from_conv3d: which layers are replaced, which are left alone and why, and the new layers' weights."""
 
 from __future__ import annotations
 
 import copy
-import doctest
 import itertools
 
 import pytest
@@ -12,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-import ssconv
 from ssconv import SplitShuffleConv3d, convert, from_conv3d
 
 SETS = {
@@ -51,7 +49,7 @@ def an_input(channels: int = 8) -> Tensor:
 
 
 def restricted(conv: nn.Module, extents: tuple) -> Tensor:
-    """The layer's own weight, with zeros where output channel o may not look, scaled back; entry by entry.
+    """The layer's own weight, zero at the inputs and taps that output channel o does not see, scaled; entry by entry.
 
     Output o belongs to branch o % S; that branch has the o-th run of Cin / S inputs, and its taps about the middle.
     """
@@ -143,7 +141,7 @@ def test_no_slice_of_a_strided_transposed_layer_stays_empty():
 
 @by_set
 @pytest.mark.parametrize("kind", [nn.Conv3d, nn.ConvTranspose3d])
-def test_white_noise_comes_out_with_the_variance_it_had(kind, name):
+def test_white_noise_keeps_its_variance(kind, name):
     """Measured, channel by channel: the dense weights of the channels differ in size by up to 100."""
     conv = a_layer(kind, 3, {"bias": False, "dtype": torch.float32})
     with torch.no_grad():
@@ -156,7 +154,7 @@ def test_white_noise_comes_out_with_the_variance_it_had(kind, name):
     assert ((ratio - 1).abs() < 0.1).all(), ratio
 
 
-def test_weights_of_which_nothing_is_left_stay_zero_and_finite():
+def test_weights_cut_to_zero_stay_zero_and_finite():
     conv = nn.Conv3d(4, 4, 3, padding=1)
     with torch.no_grad():
         conv.weight[0, :2] = 0  # output 0 is of branch 0: the first two inputs
@@ -202,7 +200,7 @@ class Net(nn.Module):
         return self.up(self.heads["down"](x)) + self.heads["side"](x)
 
 
-def test_every_container_is_walked_and_the_rest_is_as_it_was():
+def test_layers_in_every_container_are_replaced_and_the_rest_is_unchanged():
     torch.manual_seed(0)
     model = Net()
     others = {n: m for n, m in model.named_modules() if not isinstance(m, (nn.Conv3d, nn.ConvTranspose3d))}
@@ -233,7 +231,7 @@ def test_every_container_is_walked_and_the_rest_is_as_it_was():
 
 
 @by_set
-def test_what_the_layer_was_like_it_stays(name):
+def test_mode_dtype_device_and_requires_grad_are_kept(name):
     model = nn.Sequential(*(nn.Conv3d(8, 8, 3, padding=1, bias=bias, dtype=torch.float64) for bias in (True, True, 0)))
     model[0].weight.requires_grad_(False)
     model[1].bias.requires_grad_(False)
@@ -289,7 +287,7 @@ def test_a_compiled_model_sees_its_new_layers():
 # ------------------------------------------------------------------------------------------------- sharing
 
 
-def test_a_module_in_several_places_stays_one():
+def test_a_shared_module_stays_shared():
     model = nn.Module()
     model.first = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1))
     model.alias, model.again = model.first[0], model.first[0]
@@ -311,7 +309,7 @@ def test_tied_weights_stay_tied(name):
     assert model["a"].weight is model["b"].weight
 
 
-def test_a_weight_that_another_kind_of_module_holds_is_tied_too():
+def test_a_weight_shared_with_another_kind_of_module_is_tied_too():
     model = nn.Sequential(nn.Conv3d(4, 4, 3))
     model.penalised = nn.ParameterList([model[0].weight])
     (row,) = convert(model, "dense").layers
@@ -341,7 +339,7 @@ class Counted(nn.Conv3d):
 
 
 class Built(nn.Conv3d):
-    """As torchvision's video ResNets have them: only the constructor is its own."""
+    """A subclass as in torchvision's video ResNets: it overrides only the constructor."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, (1, 3, 3), padding=(0, 1, 1), bias=False)
@@ -494,7 +492,7 @@ def test_skip_by_any_of_a_modules_names():
 # ------------------------------------------------------------------------------------------- report, errors
 
 
-def test_the_report_counts_what_is_there():
+def test_the_report_counts_parameters():
     model = Net()
     sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_modules()}
     report = convert(model, "acs4", skip="up")
@@ -530,7 +528,7 @@ def test_a_model_without_convolutions():
 
 
 def wrapped() -> nn.Module:
-    """A DistributedDataParallel without the process group that making one asks for."""
+    """A DistributedDataParallel, made without the process group that its constructor needs."""
     model = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
     nn.Module.__init__(model)
     model.module = Net()
@@ -539,14 +537,18 @@ def wrapped() -> nn.Module:
 
 ERRORS = {
     "a convolution": (nn.Conv3d(4, 4, 3), {}, TypeError, "model: expected a module that holds .* use ssconv.from"),
-    "a transposed one": (nn.ConvTranspose3d(4, 4, 3), {}, TypeError, "got a ConvTranspose3d, which cannot be swapped"),
+    "a transposed one": (nn.ConvTranspose3d(4, 4, 3), {}, TypeError, "got a ConvTranspose3d, which cannot be replaced"),
     "no module": ([nn.Conv3d(4, 4, 3)], {}, TypeError, "model: expected an nn.Module; got list"),
-    "distributed": (wrapped(), {}, ValueError, "model: is in a DistributedDataParallel, .* first, then wrap it"),
+    "distributed": (
+        wrapped(), {}, ValueError, "model: expected one without DistributedDataParallel, .* first, then wrap it"
+    ),
     "an unknown set": (Net(), {"kernel_sizes": "split"}, ValueError, "kernel_sizes: expected extents or one of dense,"),
     "even extents": (Net(), {"kernel_sizes": ((2, 3, 3),)}, ValueError, r"kernel_sizes\[0\]: expected three odd"),
-    "identity": (Net(), {"kernel_sizes": ((3, 3, 3), None)}, ValueError, "kernel_sizes: .* no place for a layer's"),
+    "identity": (Net(), {"kernel_sizes": ((3, 3, 3), None)}, ValueError, "kernel_sizes: .* cannot hold a layer's"),
     "no branches": (Net(), {"kernel_sizes": ()}, ValueError, "kernel_sizes: expected at least one branch"),
-    "a skip that is nowhere": (Net(), {"skip": ["up", "dwon"]}, ValueError, "skip: 'dwon' matches no nn.Conv3d"),
+    "a skip that matches nothing": (
+        Net(), {"skip": ["up", "dwon"]}, ValueError, "skip: expected names .* 'dwon' matches no nn.Conv3d"
+    ),
     "a skip of another type": (Net(), {"skip": [nn.Conv3d]}, TypeError, "skip: expected names, patterns or a callable"),
 }  # fmt: skip
 
@@ -559,15 +561,8 @@ def test_errors_name_the_argument_and_change_nothing(model, options, error, mess
     assert all(a is b for a, b in zip(modules, model.modules() if modules else []))
 
 
-def test_from_conv3d_wants_a_convolution():
+def test_from_conv3d_raises_for_other_modules():
     with pytest.raises(TypeError, match=r"conv: expected an nn.Conv3d or nn.ConvTranspose3d; got Conv2d"):
         from_conv3d(nn.Conv2d(4, 4, 3))
     with pytest.raises(ValueError, match="kernel_sizes: expected extents or one of"):
         from_conv3d(nn.Conv3d(4, 4, 3), "split")
-
-
-@pytest.mark.parametrize("function", [convert, from_conv3d], ids=lambda f: f.__name__)
-def test_the_examples_of_the_docstrings(function):
-    names = vars(ssconv) | {"nn": nn, "torch": torch}
-    (example,) = doctest.DocTestFinder().find(function, function.__name__, globs=names)
-    assert example.examples and doctest.DocTestRunner().run(example).failed == 0

@@ -1,4 +1,4 @@
-"""Models that nobody here wrote: converted, they run, train on, and lose parameters; "dense" computes the same."""
+"""Models of MONAI and torchvision: converted, they run, train and have fewer parameters; "dense" computes the same."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def video(name: str) -> Callable[[], nn.Module]:
     return make
 
 
-# By model: how many layers are swapped with "split_depth" and with "acs4", of how many.
+# By model: layers replaced with "split_depth", with "acs4", and all convolutions.
 MODELS = {
     "UNet": (unet, 7, 5, 10),
     "DynUNet": (dynunet, 5, 9, 13),

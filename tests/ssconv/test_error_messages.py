@@ -1,4 +1,4 @@
-"""What cannot be is refused in one sentence, the same from every backend: it is written down here word for word."""
+"""Invalid calls raise, with the same message from every backend; the messages stand here word for word."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ by_backend = pytest.mark.parametrize("backend", AVAILABLE)
 
 
 def a_call(backend: str) -> dict:
-    """A call that is right; the cases each spoil one thing in it."""
+    """A valid call; each case makes one thing in it invalid."""
     device = DEVICE[backend]
     return {
         "x": torch.zeros(2, 4, 3, 4, 5, device=device),
@@ -133,13 +133,13 @@ def the_message(raising, *args, **kwargs) -> str:
 
 @by_backend
 @pytest.mark.parametrize(("spoil", "sentence"), CALLS.values(), ids=CALLS)
-def test_every_backend_says_the_same(spoil, sentence, backend):
+def test_every_backend_raises_the_same_error(spoil, sentence, backend):
     expected = sentence.replace("{device}", str(a_call(backend)["x"].device))
     assert the_message(ssconv.split_shuffle_conv3d, **spoil(a_call(backend))) == expected
 
 
 @by_backend
-def test_the_call_that_is_spoilt_is_right(backend):
+def test_the_unchanged_call_is_valid(backend):
     assert ssconv.split_shuffle_conv3d(**a_call(backend)).shape == (2, 6, 3, 4, 5)
 
 
@@ -150,7 +150,7 @@ FILTERS = {
     ),
     "taps that want a gradient": (
         {"taps": torch.ones(3, requires_grad=True)},
-        "taps: are constants here and get no gradient; pass taps.detach()",
+        "taps: expected constants, filters get no gradient; got requires_grad=True; pass taps.detach()",
     ),
     "factor of zero": ({"up": (1, 0, 1)}, "up: expected factors of at least 1; got (1, 0, 1)"),
     "padding of a fraction": (
@@ -164,7 +164,7 @@ FILTERS = {
 
 @by_backend
 @pytest.mark.parametrize(("options", "sentence"), FILTERS.values(), ids=FILTERS)
-def test_every_backend_says_the_same_of_filters(options, sentence, backend):
+def test_every_backend_raises_the_same_error_for_filters(options, sentence, backend):
     device = DEVICE[backend]
     x = torch.zeros(2, 4, 3, 4, 5, device=device)
     call = {"taps": torch.ones(3, device=device)} | options
@@ -176,18 +176,18 @@ LAYERS = {
     "dilation": (
         (4, 4),
         {"dilation": 2},
-        "dilation: expected 1, the operator has no dilated branches; got 2; keep nn.Conv3d for this layer",
+        "dilation: expected 1, the operator does not support dilation; got 2; keep nn.Conv3d for this layer",
     ),
     "dilation along depth": (
         (4, 4),
         {"dilation": (2, 1, 1)},
-        "dilation: expected 1, the operator has no dilated branches; got (2, 1, 1); keep nn.Conv3d for this layer",
+        "dilation: expected 1, the operator does not support dilation; got (2, 1, 1); keep nn.Conv3d for this layer",
     ),
     "groups": (
         (4, 4),
         {"groups": 2},
         "groups: expected 1, the branches are the groups; got 2; use one branch per group, such as "
-        "kernel_sizes=((3, 3, 3),) * 2, with shuffle=False for nn.Conv3d's order of channels",
+        "kernel_sizes=((3, 3, 3),) * 2, with shuffle=False for nn.Conv3d's channel order",
     ),
     "padding mode": (
         (4, 4),
@@ -236,11 +236,11 @@ LAYERS = {
 
 
 @pytest.mark.parametrize(("arguments", "options", "sentence"), LAYERS.values(), ids=LAYERS)
-def test_a_layer_that_cannot_be_is_refused_when_it_is_built(arguments, options, sentence):
+def test_an_invalid_layer_raises_when_it_is_built(arguments, options, sentence):
     assert the_message(ssconv.SplitShuffleConv3d, *arguments, **options) == sentence
 
 
-def test_what_the_error_on_groups_says_is_true():
+def test_the_advice_in_the_error_on_groups_works():
     torch.manual_seed(0)
     theirs = nn.Conv3d(4, 6, 3, padding=1, groups=2)
     ours = ssconv.SplitShuffleConv3d(4, 6, kernel_sizes=((3, 3, 3),) * 2, shuffle=False)
@@ -252,14 +252,14 @@ def test_what_the_error_on_groups_says_is_true():
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_keywords_of_nn_conv3d_at_their_defaults_are_taken():
+def test_keywords_of_nn_conv3d_are_accepted_at_their_defaults():
     defaults = {"dilation": 1, "groups": 1, "padding_mode": "zeros", "bias": True, "stride": 1, "device": None}
     assert ssconv.SplitShuffleConv3d(4, 6, **defaults, dtype=torch.float64).bias.dtype == torch.float64
     assert "dilation" not in repr(ssconv.SplitShuffleConv3d(4, 6, dilation=(1, 1, 1)))
 
 
 @by_backend
-def test_float64_is_served_or_refused_by_name(backend):
+def test_float64_is_computed_or_raises_by_name(backend):
     call = a_call(backend)
     wide = {
         n: [w.double() for w in v] if n == "weights" else v.double() if isinstance(v, torch.Tensor) else v

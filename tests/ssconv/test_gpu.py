@@ -1,6 +1,6 @@
-"""Every backend that serves the GPU: values and derivatives, streams, graphs, the compiler, size, and training.
+"""Every backend that runs on the GPU: values and derivatives, streams, graphs, the compiler, size, and training.
 
-The checks are those of the other tests (`strategies`) and of `gpu_checks`, which test_gpu_checks.py tries on a CPU.
+The checks are those of the other tests (`strategies`) and of `gpu_checks`, which test_gpu_checks.py runs on a CPU.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_second_derivatives_of_every_option(case, backend):
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("case", HOPPER.values(), ids=HOPPER)
-def test_products_of_sm_90a(case, dtype, monkeypatch):
+def test_convolutions_of_sm_90a(case, dtype, monkeypatch):
     """Every instantiation, also where it would leave few channels to sm_80's; the same bits twice, and in clusters."""
     if (state := hopper_state("cuda")) != "available":
         pytest.skip(f"the products of sm_90a are {state}")
@@ -122,7 +122,7 @@ def test_adjoints_of_a_stride_are_exact(case, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", MADE_FOR_IT)
-def test_twice_the_same_call_gives_the_same_bits(backend):
+def test_a_repeated_call_gives_the_same_bits(backend):
     case = gpu_checks.LARGE["split-depth"]
     tensors = tensors_of(case, torch.bfloat16, "cuda", requires_grad=True)
 
@@ -137,7 +137,7 @@ def test_twice_the_same_call_gives_the_same_bits(backend):
 @pytest.mark.parametrize("layout", ["plain", "swizzled"])
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("case", halo_checks.PRODUCTS.values(), ids=halo_checks.PRODUCTS)
-def test_products_with_the_halo_in_shared_memory(case, dtype, layout):
+def test_convolutions_with_the_halo_in_shared_memory(case, dtype, layout):
     """Every instantiation in both layouts, in all tilings in turn; and the same bits as the other layout. A failure of
     "swizzled" alone says that a swizzled matrix may not begin in any row: the notes say what to try."""
     if (state := hopper_state("cuda")) != "available":
@@ -158,7 +158,7 @@ def test_products_with_the_halo_in_shared_memory(case, dtype, layout):
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    """One test process at a time: two that find the memory free would take it from each other."""
+    """Lets one test process at a time run: two that find the memory free would take it from each other."""
     with (Path(tempfile.gettempdir()) / "ssconv-gpu-memory.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -193,7 +193,7 @@ def test_five_billion_elements(backend, alone):
 
 
 @pytest.mark.parametrize("backend", MADE_FOR_IT)
-def test_no_copy_of_what_lies_as_it_should(backend, alone):
+def test_channels_last_inputs_are_not_copied(backend, alone):
     """A forward takes its output and little more, a step its gradients: no copy of x or of the upstream gradient."""
     x = torch.randn(2, 64, 48, 48, 48, device="cuda", dtype=torch.bfloat16)
     x = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
@@ -226,7 +226,7 @@ def conv_step(backend: str, device: str = "cuda") -> tuple[list[Tensor], gpu_che
 
 
 def close(found: list[Tensor], expected: list[Tensor]) -> None:
-    """Within float32's rounding: another stream or a graph may lead a backend to another order of additions."""
+    """Asserts equality within float32's rounding: another stream or graph may change the order of additions."""
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
 
@@ -311,11 +311,11 @@ def test_autocast_computes_in_its_dtype(backend):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", MADE_FOR_IT)
-def test_two_hundred_steps_stay_with_the_reference(backend):
+def test_two_hundred_steps_stay_close_to_the_reference(backend):
     gpu_checks.check_training_together(backend, "reference", 200, "cuda")
 
 
 @pytest.mark.parametrize("backend", MADE_FOR_IT)
 @pytest.mark.parametrize("case", gpu_checks.GRAPHED)
-def test_replayed_as_cuda_graphs_it_is_the_same_training(case, backend):
+def test_training_with_cuda_graphs_is_the_same(case, backend):
     gpu_checks.check_replayed_training(case, backend, 16, "cuda")

@@ -46,7 +46,7 @@ def test_both_ends_of_a_volume(operator):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("end", [0, -1])
-def test_both_ends_are_looked_at(end):
+def test_both_ends_are_compared(end):
     def wrong(x, weights, backend):
         y = gpu_checks.smooth(x, weights, backend)
         broken = torch.ones_like(y)

@@ -125,8 +125,8 @@ def test_the_weight_gradient_is_the_difference_of_the_bilinear_form(case):
 
 
 @pytest.mark.parametrize("wanted", ["x", "weights[0]", "weights[1]", "bias", "in_scale", "out_scale", "noise"])
-def test_a_gradient_asked_for_alone_is_the_one_among_all(wanted):
-    """What is computed must not depend on what else is wanted."""
+def test_a_gradient_is_the_same_alone_and_among_all(wanted):
+    """The value of a gradient must not depend on which others are computed."""
     case = dataclasses.replace(CONV_CASES["split-depth-full"], layout="contiguous")
     every = tensors_of(case, torch.float64, requires_grad=True)
     y = case.call(ssconv, every)
@@ -159,7 +159,7 @@ def test_the_layout_of_the_upstream_gradient_does_not_matter(kind, backend):
 @by_backend
 @pytest.mark.parametrize("noise", ["each", "shared"])
 @pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
-def test_a_batch_of_none_has_gradients_of_zero(transposed, noise, backend):
+def test_an_empty_batch_has_zero_gradients(transposed, noise, backend):
     epilogue = Epilogue(True, True, noise, "lrelu", clamp=1.0)
     case = ConvCase(batch=0, stride=(2, 1, 2), transposed=transposed, in_scale=True, epilogue=epilogue)
     tensors = tensors_of(case, torch.float32, DEVICE[backend], requires_grad=True)
@@ -171,7 +171,7 @@ def test_a_batch_of_none_has_gradients_of_zero(transposed, noise, backend):
 
 
 @by_backend
-def test_changing_a_saved_tensor_in_place_is_noticed(backend):
+def test_changing_a_saved_tensor_in_place_raises(backend):
     case = CONV_CASES["split-depth-full"]
     tensors = tensors_of(case, torch.float32, DEVICE[backend], requires_grad=True)
     tensors["x"] = tensors["x"].detach().contiguous(memory_format=torch.channels_last_3d)
@@ -204,7 +204,7 @@ def test_gradcheck_of_named_cases(case):
 
 @pytest.mark.parametrize("case", TINY.values(), ids=TINY)
 def test_every_entry_of_both_jacobians(case):
-    """Not random projections of them as above."""
+    """The whole Jacobians, not random projections of them as above."""
     check_gradcheck(ssconv, case, fast=False)
     check_gradgradcheck(ssconv, case, fast=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +131,7 @@ def check_constant_volumes(lib: ModuleType, make: Callable[[], nn.Module], slice
 
 
 def reach(model: nn.Module, depth: int) -> int:
-    """Slices of the output at either end that may see beyond the volume."""
+    """Number of output slices at either end that may see beyond the volume."""
     dilation = min(getattr(model, "dilation", (1,))) if isinstance(model, nn.Conv2d) else 1
     stride = min(model.stride) if isinstance(model, nn.ConvTranspose2d) else 1
     return max(dilation * (depth // 2), stride)
@@ -174,7 +173,7 @@ def check_depths(lib: ModuleType, make: Callable[[], nn.Module]) -> None:
 
 
 def check_weights(lib: ModuleType, make: Callable[[], nn.Module]) -> None:
-    """Tap by tap the 2D weight times its share; the bias as it was."""
+    """Tap by tap the 2D weight times the profile; the same bias."""
     model = built(make)
     if not isinstance(model, nn.Conv2d):
         return
@@ -233,7 +232,7 @@ def test_transposed_others_interpolate(profile):
         torch.testing.assert_close(y[:, :, 2 * z + 1], model(between), rtol=1e-9, atol=1e-9)
 
 
-def test_a_replicating_transposed_convolution_refuses_an_output_size():
+def test_a_replicating_transposed_convolution_takes_no_output_size():
     model = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1)
     new, _ = inflate_model(model, depth_border="replicate")
     with pytest.raises(ValueError, match="output_size: expected None"):
@@ -244,7 +243,7 @@ def test_a_replicating_transposed_convolution_refuses_an_output_size():
 
 
 class Residual(nn.Module):
-    """What 2D networks are made of: a stem, a strided block with a 1x1 shortcut, a way up and a skip connection."""
+    """A typical 2D network: a stem, a strided block with a 1x1 shortcut, upsampling and a skip connection."""
 
     def __init__(self, width: int = 6) -> None:
         super().__init__()
@@ -321,8 +320,8 @@ MODELS = {
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 @by_profile
-def test_networks_that_nobody_here_wrote(make, profile):
-    """On constant volumes they compute what they computed on images."""
+def test_networks_of_other_libraries(make, profile):
+    """On volumes constant along depth they compute the same as on images."""
     model, image = built(lambda: make(2)), an_image(3, 32, 40)
     new, _ = inflate_model(model, profile=profile, depth_border="replicate")
     with torch.no_grad():
@@ -416,7 +415,7 @@ def test_shared_modules_and_tied_weights_stay_shared():
     assert [row.name for row in report.layers] == ["a", "c", "n.0"]
 
 
-def test_tied_weights_that_would_differ_are_refused():
+def test_tied_weights_that_would_differ_raise():
     model = nn.Module()
     model.a = nn.ConvTranspose2d(4, 4, 4, stride=2)
     model.b = nn.ConvTranspose2d(4, 4, 4, stride=4)
@@ -489,7 +488,7 @@ def with_hook() -> nn.Module:
     return layer
 
 
-REFUSED = {
+WITHOUT_RULE = {
     "a subclass": (lambda: Padded(4, 4, 3), "is a subclass of nn.Conv2d that overrides forward"),
     "hooks": (with_hook, "has forward hooks"),
     "a norm on weights": (lambda: parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "has a parametrization of weight"),
@@ -504,8 +503,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("make", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_inflated_is_named(make, reason):
+@pytest.mark.parametrize(("make", "reason"), WITHOUT_RULE.values(), ids=WITHOUT_RULE)
+def test_a_module_that_cannot_be_inflated_is_named(make, reason):
     model = nn.Sequential(nn.ReLU(), nn.Sequential(make()))
     kind = type(model[1][0]).__name__
     with pytest.raises(ValueError, match=rf"model2d: 1\.0, .*{reason}") as caught:
@@ -528,12 +527,6 @@ ERRORS = {
 def test_errors_name_the_argument(args, options, error, message):
     with pytest.raises(error, match=message):
         inflate_model(*args, **options)
-
-
-def test_the_example_of_the_docstring():
-    names = vars(ssconv) | {"nn": nn, "torch": torch}
-    (example,) = doctest.DocTestFinder().find(inflate_model, "inflate_model", globs=names)
-    assert example.examples and doctest.DocTestRunner().run(example).failed == 0
 
 
 # -------------------------------------------------------------------------------------------------- planted faults

@@ -89,11 +89,11 @@ def test_the_result_is_new_memory():
         ((2, 3, 1, 3, 3), 3, "average", "weight2d: expected"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_reason(shape, depth, profile, message):
+def test_invalid_arguments_raise(shape, depth, profile, message):
     with pytest.raises(ValueError, match=message):
         ssconv.inflate_weight(torch.zeros(shape), depth, profile)
 
 
-def test_a_weight_that_is_no_tensor_is_refused():
+def test_a_weight_that_is_no_tensor_raises():
     with pytest.raises(ValueError, match="weight2d: expected a tensor"):
         ssconv.inflate_weight([[1.0]], 3, "average")

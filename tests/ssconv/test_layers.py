@@ -1,4 +1,4 @@
-"""SplitShuffleConv3d: parameters, initialisation, state, and that it stands where nn.Conv3d would."""
+"""SplitShuffleConv3d: parameters, initialisation, state, and use in place of nn.Conv3d."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_channels_last_conversion_of_a_model_changes_no_value():
     torch.testing.assert_close(layer.to(memory_format=torch.channels_last_3d)(x), expected)
 
 
-def test_repr_names_what_differs_from_the_default():
+def test_repr_names_settings_that_are_not_defaults():
     plain = repr(ssconv.SplitShuffleConv3d(4, 6))
     assert "4, 6" in plain and "(3, 3, 3), (1, 3, 3)" in plain
     assert "stride" not in plain and "bias" not in plain
@@ -193,7 +193,7 @@ def test_repr_names_what_differs_from_the_default():
         ((4, 4), {"activation": "silu"}, "activation"),
     ],
 )
-def test_what_cannot_be_is_refused_when_it_is_built(arguments, options, message):
+def test_invalid_arguments_raise_when_it_is_built(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         ssconv.SplitShuffleConv3d(*arguments, **options)
 

@@ -19,7 +19,7 @@ DEVICE = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
 
 @pytest.fixture(params=AVAILABLE)
 def device(request, monkeypatch):
-    """A layer takes the fastest backend; here each in turn takes all calls, on its device."""
+    """Makes each backend in turn serve all calls, and gives its device."""
     monkeypatch.setattr("ssconv.functional.resolve", lambda name, x: request.param)
     return DEVICE[request.param]
 
@@ -108,7 +108,7 @@ def test_any_parametrization_of_weight_and_bias(device):
 
 
 def test_pruning(device):
-    """The mask holds while what is left goes on training."""
+    """Pruned weights stay zero while the others train."""
     layer, x = a_layer(device), an_input(device)
     prune.l1_unstructured(layer.weights, "0", amount=0.5)
     prune.ln_structured(layer.weights, "1", amount=1, n=2, dim=0)
@@ -128,7 +128,7 @@ def test_pruning(device):
 
 
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm], ids=["weight_norm", "spectral_norm"])
-def test_the_older_norms_that_work_by_hooks(norm, device):
+def test_the_older_norms_based_on_hooks(norm, device):
     layer, x = a_layer(device), an_input(device)
     norm(layer.weights, "0")
     first = layer(x)
@@ -168,7 +168,7 @@ def without(name: str):
     ],
     ids=["a weight is missing", "the bias is missing", "one too many", "another shape"],
 )
-def test_a_state_that_does_not_fit_is_refused(change, message):
+def test_a_state_that_does_not_fit_raises(change, message):
     layer = a_layer("cpu")
     with pytest.raises(RuntimeError, match=message):
         layer.load_state_dict(change(layer.state_dict()))
@@ -220,7 +220,7 @@ def a_network() -> nn.Sequential:
 
 @pytest.mark.parametrize("converted", [False, True], ids=["as-built", "to-channels_last_3d"])
 def test_channels_last_is_kept_through_a_network_and_back(converted, device):
-    """Every tensor between layers, and every gradient, whose layouts are told apart by these extents."""
+    """Every tensor between layers and every gradient; with these extents the layouts differ."""
     model = a_network().to(device)
     if converted:
         model.to(memory_format=torch.channels_last_3d)

@@ -38,7 +38,7 @@ by_backend = pytest.mark.parametrize("backend", AVAILABLE)
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 2), (2, 2, 2)], ids=str)
 @pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
 def test_the_oracle_agrees_with_torch_on_a_dense_convolution(transposed, stride, padding):
-    """The anchor: where PyTorch has the operation, the oracle and its matrix are that operation."""
+    """Checks the oracle itself: where PyTorch has the operation, the oracle and its matrix agree with it."""
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(2, 3, 5, 4, 6)), rng.normal(size=(2, 3, 3, 1, 5))
     z = oracle.linear(x, weight, stride, padding, transposed)
@@ -183,14 +183,14 @@ def test_the_output_is_new_memory_and_inputs_stay_as_they_were(case, backend):
 
 @by_backend
 @by_name
-def test_twice_the_same_call_gives_the_same_bits(case, backend):
+def test_a_repeated_call_gives_the_same_bits(case, backend):
     tensors = tensors_of(case, torch.float32, DEVICE[backend])
     assert torch.equal(case.call(ssconv, tensors, backend), case.call(ssconv, tensors, backend))
 
 
 @by_backend
 @by_name
-def test_a_batch_of_none(case, backend):
+def test_an_empty_batch(case, backend):
     empty = dataclasses.replace(case, batch=0)
     tensors = tensors_of(empty, torch.float32, DEVICE[backend])
     y = empty.call(ssconv, tensors, backend)
@@ -199,7 +199,7 @@ def test_a_batch_of_none(case, backend):
 
 
 @by_backend
-def test_samples_do_not_meet(backend):
+def test_samples_are_independent(backend):
     """Each sample of a batch alone gives what it gives in the batch."""
     case = ConvCase(batch=3, in_scale=True, epilogue=Epilogue(True, True, "each", "lrelu"), seed=30)
     tensors = tensors_of(case, torch.float32, DEVICE[backend])
@@ -258,17 +258,17 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "message"), ERRORS.values(), ids=ERRORS)
-def test_what_cannot_be_is_refused_with_its_reason(arguments, options, error, message):
+def test_invalid_arguments_raise(arguments, options, error, message):
     with pytest.raises(error, match=message):
         ssconv.split_shuffle_conv3d(*arguments, **options)
 
 
-def test_the_call_that_the_errors_vary_is_itself_right():
+def test_the_unchanged_call_is_valid():
     assert ssconv.split_shuffle_conv3d(X, W, torch.zeros(6), noise=torch.zeros(1, 1, 3, 4, 5)).shape == (2, 6, 3, 4, 5)
     assert ssconv.split_shuffle_conv3d(X, SQUARE).shape == X.shape
 
 
-def test_every_backend_is_available_or_says_why_not():
+def test_every_backend_is_available_or_gives_the_reason():
     state = ssconv.backends()
     assert set(state) == {"reference", "cpu", "triton", "cuda"}
     assert state["reference"] == "available"

@@ -1,5 +1,5 @@
-"""The operator where graphs are taken of it: torch.compile, torch.export, fake tensors, and no read of a value by the
-host, which a CUDA graph could not hold."""
+"""The operator under torch.compile and torch.export, with fake tensors, and without reads of values by the host, which
+a CUDA graph cannot contain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCHES = (7, 9, 8, 12)  # unlike every other extent: dynamic=True gives equal e
 
 @pytest.fixture(params=AVAILABLE)
 def backend(request, monkeypatch):
-    """A layer takes the fastest backend; here it takes this one."""
+    """Makes this backend serve all calls."""
     monkeypatch.setattr("ssconv.functional.resolve", lambda name, x: request.param)
     torch.compiler.reset()
     yield request.param
@@ -132,7 +132,7 @@ def test_vmap_within_compile():
     torch.testing.assert_close(found, torch.stack([layer(part) for part in x]))
 
 
-def test_jvp_within_compile_is_right_or_refused():
+def test_jvp_within_compile_is_right_or_raises():
     """PyTorch drops the tangent at a registered op; a derivative of zero would be wrong in silence."""
     torch.manual_seed(0)
     layer = ssconv.SplitShuffleConv3d(4, 6, activation="lrelu")
@@ -156,7 +156,7 @@ def test_transforms_of_a_compiled_function(transform):
     )
 
 
-def test_grad_within_compile_is_right_or_refused():
+def test_grad_within_compile_is_right_or_raises():
     torch.manual_seed(0)
     layer = ssconv.SplitShuffleConv3d(4, 4, activation="lrelu")
     x = torch.randn(2, 4, 3, 2, 5)
@@ -226,7 +226,7 @@ def test_fake_tensors_pass_through_forward_backward_and_a_penalty(backend):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
 
 
-def test_fake_tensors_do_tell_of_a_read():
+def test_fake_tensors_raise_when_a_value_is_read():
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         torch.empty(3).sum().item()
 

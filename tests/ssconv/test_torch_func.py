@@ -17,7 +17,7 @@ from tests.support.strategies import CONV_CASES, UPFIRDN_CASES, tensors_of
 AVAILABLE = [name for name, state in ssconv.backends().items() if state == "available"]
 DEVICE = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
 ELEMENTS = 3
-# A conversion to channels_last_3d within a function is refused by vmap itself, so no case has one.
+# vmap itself rejects a conversion to channels_last_3d within a function, so no case has one.
 CASES = {
     name: dataclasses.replace({**CONV_CASES, **UPFIRDN_CASES}[name], layout="contiguous")
     for name in (
@@ -44,14 +44,14 @@ by_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def precision(backend: str) -> tuple[torch.dtype, dict[str, float]]:
-    """float64 where it is served, and how far two orders of summation may be apart."""
+    """float64 if the backend has it, else float32; and the tolerance between two orders of summation."""
     if backend == "reference":
         return torch.float64, {"rtol": 1e-10, "atol": 1e-10}
     return torch.float32, {"rtol": 1e-4, "atol": 1e-4}
 
 
 def the_function(case, backend: str):
-    """(function of the case's tensors in order, their names, the tensors)."""
+    """Returns a function of the case's tensors in order, their names, and the tensors."""
     dtype, _ = precision(backend)
     tensors = tensors_of(case, dtype, DEVICE[backend])
     names = list(tensors)
@@ -130,7 +130,7 @@ def test_vmap_within_vmap_is_two_loops(case, backend):
 
 @by_backend
 @by_case
-def test_vmap_over_nothing(case, backend):
+def test_vmap_over_an_empty_dimension(case, backend):
     function, _, tensors = the_function(case, backend)
     empty = [t.new_zeros(0, *t.shape) for t in tensors]
     assert vmap(function)(*empty).shape == (0, *function(*tensors).shape)
@@ -154,7 +154,7 @@ class Network(nn.Module):
 
 @pytest.fixture(params=AVAILABLE)
 def backend_of_layers(request, monkeypatch):
-    """A layer takes the fastest backend; here it takes this one."""
+    """Makes this backend serve all calls."""
     monkeypatch.setattr("ssconv.functional.resolve", lambda name, x: request.param)
     return request.param
 
@@ -212,7 +212,7 @@ def test_gradients_of_each_sample(backend_of_layers):
 
 @by_backend
 @by_case
-def test_grad_is_autograds(case, backend):
+def test_grad_agrees_with_autograd(case, backend):
     function, _, tensors = the_function(case, backend)
     _, close = precision(backend)
     leaves = [t.clone().requires_grad_() for t in tensors]
@@ -306,7 +306,7 @@ def test_forward_mode_without_torch_func():
     torch.testing.assert_close(tangent, expected)
 
 
-def test_what_pytorch_refuses_is_not_wrong():
+def test_what_pytorch_does_not_support_raises():
     """Batched gradients by the older vmap, which takes no list of tensors."""
     torch.manual_seed(0)
     layer = ssconv.SplitShuffleConv3d(4, 4, activation="lrelu", dtype=torch.float64)

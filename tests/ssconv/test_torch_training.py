@@ -20,7 +20,7 @@ DEVICE = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
 
 
 def serve_all_calls_by(name: str, patch) -> None:
-    """A layer takes the fastest backend; now it takes this one."""
+    """Makes this backend serve all calls from now on."""
     patch("ssconv.functional.resolve", lambda asked, x: name)
 
 
@@ -117,7 +117,7 @@ def test_autocast_through_a_network(device):
     assert not torch.equal(y.float(), plain)
     for name, g in gradients(model, y).items():
         assert g.dtype == torch.float32, name
-        # Three digits, and some voxels that these move across the knee of the activation.
+        # Three digits, and some voxels that these move across the kink of the activation.
         assert (g - expected[name]).norm() < 0.2 * expected[name].norm(), name
 
 
@@ -169,7 +169,7 @@ def test_gradient_checkpointing(lower, device):
 
 
 def test_deterministic_algorithms_only(device):
-    """Nothing within asks for an algorithm that is not, also in a gradient penalty; and the bits repeat."""
+    """No op uses a non-deterministic algorithm, also in a gradient penalty, and the bits repeat."""
     model, (x, z) = a_network(device), a_batch(2, device)
     before = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=False)
@@ -199,7 +199,7 @@ def test_inference_mode(device):
         model(inner, z)
 
 
-def test_a_batch_of_none_through_a_network(device):
+def test_an_empty_batch_through_a_network(device):
     model, (x, z) = a_network(device), a_batch(2, device)
     leaf = x[:0].clone().requires_grad_()
     y = model.up(ssconv.upfirdn3d(model.down(leaf), model.taps, padding=1, bias=model.style(z)[0]))
@@ -248,7 +248,7 @@ def one_of_two(rank: int, backend: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     x, z = a_batch(4)
     z = z[:1].expand(2, 3)  # the network takes a bias off its first style: the same in both halves
-    # The second copy starts elsewhere: it is the first one's parameters that both train.
+    # The second copy is initialised differently: DistributedDataParallel broadcasts the first one's parameters.
     torch.manual_seed(rank)
     model = DistributedDataParallel(Network())
     found = steps(model, x[2 * rank : 2 * rank + 2], z)

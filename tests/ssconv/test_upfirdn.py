@@ -39,7 +39,7 @@ BLUR = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
 
 
 def test_the_oracle_agrees_with_numpys_convolution():
-    """The anchor: one dimension, no resampling, full padding, is numpy.convolve."""
+    """Checks the oracle itself: one dimension, no resampling, full padding, is numpy.convolve."""
     taps, x = np.array([1.0, 2.0, -3.0, 0.5]), np.arange(1.0, 7.0)
     np.testing.assert_allclose(oracle.filter_matrix(6, taps, 1, 1, 3, 3) @ x, np.convolve(x, taps))
     stuffed = np.zeros(12)
@@ -172,7 +172,7 @@ def test_an_activation_in_place_may_follow(bias):
     assert torch.equal(*results)
 
 
-def test_shapes_of_options_mean_the_same():
+def test_equivalent_forms_of_options_agree():
     x = torch.randn(1, 2, 4, 5, 6)
     taps = torch.tensor([0.5, 0.25, 0.125])
     y = ssconv.upfirdn3d(x, taps, up=2, down=3, padding=1)
@@ -204,7 +204,7 @@ def test_the_output_is_new_memory_and_the_input_stays_as_it_was(case, backend):
 
 @by_backend
 @pytest.mark.parametrize("border", ["zero", "replicate"])
-def test_a_batch_of_none(border, backend):
+def test_an_empty_batch(border, backend):
     case = dataclasses.replace(UPFIRDN_CASES["replicate-up-2"], batch=0, depth_border=border)
     tensors = tensors_of(case, torch.float32, DEVICE[backend], requires_grad=True)
     y = case.call(ssconv, tensors, backend)
@@ -246,12 +246,12 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "message"), ERRORS.values(), ids=ERRORS)
-def test_what_cannot_be_is_refused_with_its_reason(arguments, options, error, message):
+def test_invalid_arguments_raise(arguments, options, error, message):
     with pytest.raises(error, match=message):
         ssconv.upfirdn3d(*arguments, **options)
 
 
-def test_a_backend_that_is_not_available_says_why():
+def test_a_backend_that_is_not_available_gives_the_reason():
     for name, answer in ssconv.backends().items():
         if answer != "available":
             with pytest.raises(RuntimeError, match=name):

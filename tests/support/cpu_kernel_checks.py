@@ -354,10 +354,11 @@ def kinks() -> None:
         shuffled = torch.nn.functional.channel_shuffle(leaf, groups)
         t = torch.nn.functional.leaky_relu(shuffled, slope) * gain
         expected = t if clamp is None else t.clamp(-clamp, clamp)
-        y = cpu.epilogue(z, None, None, None, groups, slope, gain, clamp)
+        settings = ssconv.spec.Epilogue(groups, slope, gain, clamp)
+        y = cpu.epilogue(z, None, None, None, settings)
         assert torch.equal(y, expected), f"epilogue at a kink: gain {gain}, slope {slope}, clamp {clamp}"
         gy = torch.rand(y.shape) + 0.5
-        gz, *_ = cpu.epilogue_backward(gy, y, None, None, groups, slope, gain, clamp, False, -1)
+        gz, *_ = cpu.epilogue_backward(gy, y, None, None, settings, False, -1)
         (exact,) = torch.autograd.grad(expected, leaf, gy)
         assert torch.allclose(gz, exact, rtol=1e-6, atol=0), f"gradient at a kink: {gain}, {slope}, {clamp}"
 
@@ -430,9 +431,7 @@ def guard_pages() -> None:
 
 def run_guarded(case: ConvCase, guarded: Guarded, dtype: torch.dtype, memory: torch.memory_format) -> None:
     tensors = tensors_of(case, dtype)
-    spec = ssconv.spec.ConvSpec(
-        tuple(k or (0, 0, 0) for k in case.kernels), case.stride, case.padding, case.transposed, case.shuffle
-    )
+    spec = ssconv.spec.Geometry(tuple(k or (0, 0, 0) for k in case.kernels), case.stride, case.padding, case.transposed)
     x = guarded.copy(tensors["x"], memory)
     weights = [guarded.copy(tensors[n]) for n in tensors if n.startswith("weights")]
     bias, scale, in_scale, noise = (
@@ -441,14 +440,13 @@ def run_guarded(case: ConvCase, guarded: Guarded, dtype: torch.dtype, memory: to
     )
     e, groups = case.epilogue, len(case.kernels) if case.shuffle else 1
     slope = e.negative_slope if e.activation == "lrelu" else 1.0
-    y, z = cpu.convolve(x, weights, bias, in_scale, scale, noise, spec, groups, slope, e.gain, e.clamp, True)
+    settings = ssconv.spec.Epilogue(groups, slope, e.gain, e.clamp)
+    y, z = cpu.convolve(x, weights, bias, in_scale, scale, noise, spec, settings, True)
     assert y.isfinite().all() and z.isfinite().all(), "convolve leaves outputs unwritten"
-    again = cpu.epilogue(z, bias, scale, noise, groups, slope, e.gain, e.clamp)
+    again = cpu.epilogue(z, bias, scale, noise, settings)
     assert again.isfinite().all(), "epilogue leaves outputs unwritten"
     gy = guarded.copy(torch.randn(y.shape).to(dtype), memory)
-    parts = cpu.epilogue_backward(
-        gy, y, z, scale, groups, slope, e.gain, e.clamp, True, -1 if noise is None else noise.shape[0]
-    )
+    parts = cpu.epilogue_backward(gy, y, z, scale, settings, True, -1 if noise is None else noise.shape[0])
     assert all(p is None or p.isfinite().all() for p in parts), "epilogue_backward leaves results unwritten"
     gx = cpu.input_grad(parts[0], weights, in_scale, spec, x.shape[2:])
     assert gx.isfinite().all(), "input_grad leaves results unwritten"

@@ -30,7 +30,7 @@ from ssconv.backend.cuda import plan as cuda_plans
 from ssconv.backend.cuda import table as cuda_table
 from ssconv.backend.cuda.plan import Launch
 from ssconv.backend.cuda.table import Config, Key
-from ssconv.spec import ConvSpec
+from ssconv.spec import Geometry as ConvSpec
 from tests.support import cluster_checks, emulated, gpu_checks, halo_checks, kernel_checks, parity_checks
 from tests.support import sm90_checks as hopper_checks
 from tests.support.gpu_checks import check_against_float64, check_compiled, deviation
@@ -300,7 +300,9 @@ def serving() -> None:
     expect = functools.partial(_refused, text="serves float32, bfloat16, float16 on cpu; got torch.float64")
     expect(lambda: ssconv.split_shuffle_conv3d(x.double(), [w.double() for w in weights], backend="cuda"))
     many = torch.zeros(1).expand(1, 2, 2**11, 2**10, 2**10)
-    _refused(lambda: cuda_backend.epilogue(many, None, None, None, 1, 1.0, 1.0, None), "2048, 1024, 1024", ValueError)
+    _refused(
+        lambda: cuda_backend.epilogue(many, None, None, None, ssconv.spec.Epilogue()), "2048, 1024, 1024", ValueError
+    )
     _refused(lambda: cuda_plans.grid(2**31), "2147483647 blocks", ValueError)
     _refused(lambda: EMULATOR.call("product", [0, 0, 1, 1, 1], []), "has not the numbers")
     _refused(lambda: EMULATOR.call("produce", [0, 0], []), "there is no such kernel")

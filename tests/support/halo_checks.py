@@ -19,7 +19,8 @@ from ssconv.backend.cuda import launch as cuda_backend
 from ssconv.backend.cuda import sm90 as cuda_hopper
 from ssconv.backend.cuda import sm90_halo as cuda_halo
 from ssconv.backend.cuda.plan import Launch, Layout
-from ssconv.spec import IDENTITY, ConvSpec
+from ssconv.spec import IDENTITY
+from ssconv.spec import Geometry as ConvSpec
 from tests.support.gpu_checks import check_against_float64, deviation
 from tests.support.kernel_checks import ACS4
 from tests.support.sm90_checks import FULL, SEEDS, SHARED, SPLIT, address, aligned, bits, output_and_gradient, swizzle

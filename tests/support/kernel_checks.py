@@ -1,5 +1,4 @@
-"""What the kernels of every GPU backend must do, whatever runs them: cases whose sizes no tile divides, and checks that
-take the backend's name."""
+"""Checks for the kernels of any GPU backend, by its name, and cases whose sizes no tile divides."""
 
 from __future__ import annotations
 
@@ -68,7 +67,7 @@ def _unchanged(t: torch.Tensor) -> Iterator[None]:
 
 
 def surroundings(backend: str) -> None:
-    """What lies beside a view in memory is NaN and does not show; nor does what an infinity cannot reach."""
+    """Memory around a view holds NaN, and the result must not depend on it."""
     for case in (CONV_CASES["split-depth-full"], LARGE["many-samples-aligned"], CONV_CASES["acs4"]):
         tensors = tensors_of(case, torch.float32)
         x = tensors["x"]
@@ -93,7 +92,7 @@ def surroundings(backend: str) -> None:
 
 
 def infinities(backend: str) -> None:
-    """What an infinity cannot reach it does not."""
+    """An infinity in x spreads only to the outputs whose windows contain it."""
     case = dataclasses.replace(LARGE["three-branches"], in_scale=False, epilogue=Epilogue())
     tensors = tensors_of(case, torch.float32)
     at = (0, 20, 1, 1, 2)
@@ -107,25 +106,26 @@ def infinities(backend: str) -> None:
 
 
 def kinks(backend: str) -> None:
-    """At 0 the slope is the negative side's, as in PyTorch, whatever the gain's sign; beyond the clamp it is 0."""
+    """At 0 the slope is that of the negative side, as in PyTorch, for either sign of gain; beyond the clamp it is 0."""
     kernels = implementation(backend)
     z = torch.tensor([0.0, -0.0, 1.0, -1.0, 5.0, -5.0, torch.nan, torch.inf]).repeat(3).reshape(1, 12, 1, 1, 2)
     for gain, slope, groups, clamp in itertools.product((1.5, -1.5), (0.2, 0.0), (1, 2, 3, 4), (None, 2.0)):
         leaf = z.clone().requires_grad_()
         t = torch.nn.functional.leaky_relu(torch.nn.functional.channel_shuffle(leaf, groups), slope) * gain
         expected = t if clamp is None else t.clamp(-clamp, clamp)
-        y = kernels.epilogue(z, None, None, None, groups, slope, gain, clamp)
+        settings = ssconv.spec.Epilogue(groups, slope, gain, clamp)
+        y = kernels.epilogue(z, None, None, None, settings)
         assert torch.equal(y.nan_to_num(7), expected.nan_to_num(7)), f"epilogue: {gain}, {slope}, {groups}, {clamp}"
         finite = expected.isfinite()
         gy = torch.rand(y.shape) + 0.5
-        gz, *_ = kernels.epilogue_backward(gy, y, None, None, groups, slope, gain, clamp, False, -1)
+        gz, *_ = kernels.epilogue_backward(gy, y, None, None, settings, False, -1)
         (exact,) = torch.autograd.grad(expected, leaf, gy)
         finite = torch.nn.functional.channel_shuffle(finite.float(), 12 // groups) > 0
         assert torch.allclose(gz[finite], exact[finite], rtol=1e-6, atol=0), f"gradient at a kink: {gain}, {slope}"
 
 
 def batches(backend: str) -> None:
-    """No samples; the same bits twice; each sample alone as in the batch."""
+    """An empty batch; the same bits twice; each sample alone gives the same as in the batch."""
     for case in (CONV_CASES["split-depth-full"], CONV_CASES["transposed-stride-2"], UPFIRDN_CASES["up-2"]):
         tensors = tensors_of(dataclasses.replace(case, batch=0), torch.float32, requires_grad=True)
         y = case.call(ssconv, tensors, backend)

@@ -1,4 +1,4 @@
-"""What the operators should give, in float64 numpy, written from the definition alone.
+"""The expected results of the operators, in float64 numpy, written from the definition alone.
 
 Nothing here comes from `ssconv`, and no convolution routine is called. A convolution becomes one dense weight with
 explicit zeros; its rows are in the order of the output channels, an identity branch is a 1 in the window's middle, a
@@ -18,7 +18,7 @@ Triple = tuple[int, int, int]
 
 
 def dense_weight(weights: Sequence[Array | None], in_channels: int, shuffle: bool) -> Array:
-    """The one dense weight (Cout, Cin, Kd, Kh, Kw) that does what all branches do together."""
+    """One dense weight (Cout, Cin, Kd, Kh, Kw) that computes all branches together."""
     branches = len(weights)
     real = [w for w in weights if w is not None]
     window = [max([1, *(w.shape[2 + d] for w in real)]) for d in range(3)]
@@ -34,8 +34,8 @@ def dense_weight(weights: Sequence[Array | None], in_channels: int, shuffle: boo
                         dense[row, s * columns + i, window[0] // 2, window[1] // 2, window[2] // 2] = 1.0
                     continue
                 for tap in np.ndindex(*weight.shape[2:]):
-                    place = tuple(t - k // 2 + w // 2 for t, k, w in zip(tap, weight.shape[2:], window, strict=True))
-                    dense[(row, s * columns + i, *place)] = weight[(j, i, *tap)]
+                    position = tuple(t - k // 2 + w // 2 for t, k, w in zip(tap, weight.shape[2:], window, strict=True))
+                    dense[(row, s * columns + i, *position)] = weight[(j, i, *tap)]
     return dense
 
 
@@ -170,7 +170,7 @@ def epilogue_gradients(
 
 
 def kink_distance(z: Array, gain: float, activation: str, negative_slope: float, clamp: float | None, **pre) -> Array:
-    """How far each voxel's value, on the scale of the output, is from where the epilogue's slope jumps."""
+    """Distance of each voxel's value, on the scale of the output, from where the epilogue's slope jumps."""
     value = epilogue(z, gain=1.0, clamp=None, **pre)
     far = np.full_like(value, np.inf)
     if activation == "lrelu":
@@ -233,13 +233,13 @@ def conv_gradients(
     for weight in weights:
         labels.append(None if weight is None else np.arange(count, count + weight.size).reshape(weight.shape))
         count += 0 if weight is None else weight.size
-    # an identity branch writes 1.0 where nothing is to be learnt: replace it by an all-zero branch
+    # an identity branch writes 1.0 but has no weight: replace it by an all-zero branch
     shape = next((w.shape[:2] for w in weights if w is not None), (x.shape[1] // len(weights),) * 2)
     blank = [np.zeros((*shape, 1, 1, 1)) if w is None else w for w in labels]
-    places = dense_weight(blank, x.shape[1], shuffle)
+    positions = dense_weight(blank, x.shape[1], shuffle)
     for s, label in enumerate(labels):
         if label is not None:
-            order = np.argsort(places, axis=None)[-(count - 1) :]
+            order = np.argsort(positions, axis=None)[-(count - 1) :]
             by_label = ddense.reshape(-1)[order]
             result[f"weights[{s}]"] = by_label[label - 1]
     return result

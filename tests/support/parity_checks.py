@@ -22,7 +22,7 @@ from benchmarks.operator.cases import KERNELS
 from ssconv.backend.cuda import launch as cuda_backend
 from ssconv.backend.cuda import sm90 as cuda_hopper
 from ssconv.backend.cuda.plan import Launch, Layout
-from ssconv.spec import ConvSpec
+from ssconv.spec import Geometry as ConvSpec
 from tests.support.gpu_checks import check_against_float64
 from tests.support.kernel_checks import ACS4
 from tests.support.sm90_checks import MODULES, hopper

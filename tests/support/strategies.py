@@ -21,7 +21,7 @@ from tests.support import oracle
 
 Triple = tuple[int, int, int]
 LAYOUTS = ("contiguous", "channels_last", "sliced", "permuted")
-# How many roundings of the result's own magnitude a value may be off: sums in the wide types grow slowly with their
+# Allowed error in roundings at the result's own magnitude. Errors of sums in the wide types grow slowly with their
 # length; the 16-bit types are rounded at in_scale * x, at z and at the end, and accumulate wide.
 ROUNDINGS = {torch.float64: 16.0, torch.float32: 16.0, torch.bfloat16: 2.0, torch.float16: 2.0}
 
@@ -89,7 +89,7 @@ class ConvCase:
     epilogue: Epilogue = Epilogue()
     layout: str = "contiguous"
     wide_companions: bool = False  # beside a 16-bit x: bias, scales and noise in float32
-    frozen: tuple[str, ...] = ()  # names of tensors that want no gradient
+    frozen: tuple[str, ...] = ()  # names of tensors that need no gradient
     seed: int = 0
 
     @property
@@ -340,7 +340,7 @@ _NAMES = ("x", "in_scale", "out_scale", "bias", "noise", "weights[0]", "weights[
 
 
 def frozen_names() -> st.SearchStrategy[tuple[str, ...]]:
-    """Which tensors are constants: what is wanted changes how the rest is computed."""
+    """Which tensors need no gradient: this changes how the other gradients are computed."""
     return st.one_of(st.just(()), st.lists(st.sampled_from(_NAMES), max_size=5, unique=True).map(tuple))
 
 

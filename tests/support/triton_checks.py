@@ -1,9 +1,9 @@
-"""What the Triton kernels must do, run in Triton's interpreter by test_triton.py, in processes of its own.
+"""Checks of the Triton kernels in Triton's interpreter, run by test_triton.py in processes of their own.
 
     TRITON_INTERPRET=1 python tests/support/triton_checks.py [CHECK ...]
 
-Exit code 0: all hold; 3: one does not, and stderr says which. torch.empty gives NaN here, so an element that nobody
-wrote shows. Expected values come from the oracle, or for second derivatives from the reference in float64.
+Exit code 0: all pass; 3: one fails, and stderr names it. torch.empty gives NaN here, so that elements that no kernel
+writes are found. Expected values come from the oracle, or for second derivatives from the reference in float64.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ssconv.backend.dispatch import resolve
 from ssconv.backend.triton import launch as triton_backend
 from ssconv.backend.triton import table as triton_table
 from ssconv.backend.triton.table import Config, Key
+from ssconv.spec import Epilogue
 from tests.support import kernel_checks
 from tests.support.gpu_checks import check_against_float64, check_compiled
 from tests.support.kernel_checks import LARGE
@@ -35,14 +36,14 @@ from tests.support.strategies import CONV_CASES, UPFIRDN_CASES, Case, conv_cases
 
 
 @contextmanager
-def table(*tiles: tuple[int, int, int], descriptors: bool = False) -> Iterator[None]:
-    """Everything with tiles of (voxels, columns, depth): the first for "product", the second for "weights"."""
+def table(conv: tuple[int, int, int], wgrad: tuple[int, int, int], descriptors: bool = False) -> Iterator[None]:
+    """Runs every call with these tiles (M, N, K)."""
     rows = {}
-    for kernel, tile in zip(triton_table.KERNELS, tiles, strict=True):
-        for arithmetic, branches, columns, describable in itertools.product(
-            triton_table.ARITHMETIC, triton_table.BRANCHES, triton_table.COLUMNS, (False, True)
+    for kernel, tile in (("conv", conv), ("wgrad", wgrad)):
+        for arithmetic, branches, channels, describable in itertools.product(
+            triton_table.ARITHMETIC, triton_table.BRANCHES, triton_table.CHANNELS, (False, True)
         ):
-            key = Key(kernel, 80, arithmetic, branches, columns, describable)
+            key = Key(kernel, 80, arithmetic, branches, channels, describable)
             rows[key] = Config(*tile, 4, 2, descriptors and describable)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.json"
@@ -56,7 +57,7 @@ def table(*tiles: tuple[int, int, int], descriptors: bool = False) -> Iterator[N
 
 def whole_volumes():
     """Tiles as large as the small cases: the interpreter takes as long for a large tile as for a small one."""
-    return table((256, 16, 32), (128, 16, 16))
+    return table(conv=(256, 16, 32), wgrad=(16, 16, 128))
 
 
 check = functools.partial(kernel_checks.check, backend="triton")
@@ -106,13 +107,13 @@ def tiles() -> None:
     with table((16, 16, 16), (16, 16, 16)):
         for case in LARGE.values():
             check(case, torch.float32)
-    with table((32, 32, 16), (32, 16, 32)):
+    with table(conv=(32, 32, 16), wgrad=(32, 16, 32)):
         for name in ("split-depth", "four-branches", "stride-2", "one-branch"):
             check(LARGE[name], torch.float16)
 
 
 def descriptors() -> None:
-    """The same by tensor descriptors where they serve."""
+    """The same by tensor descriptors, where they can read the tensors."""
     used = []
     real = triton_backend._descriptor
     triton_backend._descriptor = lambda *args: used.append(args[1:]) or real(*args)
@@ -151,7 +152,7 @@ def batches() -> None:
 
 
 def serving() -> None:
-    """What the backend takes and what it refuses; it is chosen by name only on a CPU; torch.compile sees one graph."""
+    """Dtypes and sizes that the backend takes; on a CPU it serves only by name; torch.compile sees one graph."""
     assert ssconv.backends()["triton"] == "available"
     x, weights = torch.zeros(1, 2, 2, 2, 2), [torch.zeros(1, 1, 1, 1, 1)] * 2
     for dtype in (torch.float32, torch.float16):
@@ -163,14 +164,14 @@ def serving() -> None:
         except RuntimeError as error:
             assert "serves float32, float16 on cpu" in str(error) and str(dtype) in str(error), error
         else:
-            raise AssertionError(f"{dtype} was not refused")
+            raise AssertionError(f"{dtype} did not raise")
     many = torch.zeros(1).expand(1, 2, 2**11, 2**10, 2**10)
     try:
-        triton_backend.epilogue(many.to("meta"), None, None, None, 1, 1.0, 1.0, None)
+        triton_backend.epilogue(many.to("meta"), None, None, None, Epilogue())
     except ValueError as error:
         assert "2048, 1024, 1024" in str(error), error
     else:
-        raise AssertionError("a sample of 2^31 voxels was not refused")
+        raise AssertionError("a sample of 2^31 voxels did not raise")
     check_compiled("triton", "cpu", "aot_eager")
 
 

@@ -33,7 +33,8 @@ from ssconv.backend.gpu import (
     on,
     per_sample,
 )
-from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
+from ssconv.spec import ABSENT, IDENTITY, Epilogue, Triple
+from ssconv.spec import Geometry as ConvSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEVICES: tuple[str, ...] = ("cuda",)
@@ -93,13 +94,11 @@ def _product(
     spec: ConvSpec,
     adjoint: bool,
     size: Sequence[int],
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    settings: Epilogue,
     save_z: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The branches' convolutions of x, or their adjoints, to an output of extents `size`, with the epilogue."""
+    groups, slope, gain, clamp = settings
     count = len(spec.branches)
     channels = x.shape[1] // count
     columns = weights[0].shape[1 if swap else 0] if len(weights) else channels
@@ -189,16 +188,13 @@ def convolve(
     out_scale: Tensor | None,
     noise: Tensor | None,
     spec: ConvSpec,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    settings: Epilogue,
     save_z: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order where it is asked for."""
     return _product(
         x, weights, False, bias, in_scale, out_scale, noise, spec, spec.transposed, spec.output_size(x.shape[2:]),
-        groups, slope, gain, clamp, save_z,
+        settings, save_z,
     )  # fmt: skip
 
 
@@ -206,9 +202,7 @@ def input_grad(
     g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, spec: ConvSpec, size: Sequence[int]
 ) -> Tensor:
     """in_scale * A^T g, (N, Cin, *size), for g in branch order: the same kernel the other way round."""
-    return _product(
-        g, weights, True, None, None, in_scale, None, spec, not spec.transposed, size, 1, 1.0, 1.0, None, False
-    )[0]
+    return _product(g, weights, True, None, None, in_scale, None, spec, not spec.transposed, size, Epilogue(), False)[0]
 
 
 # -------------------------------------------------------------------------------------------------- weight gradient
@@ -283,12 +277,10 @@ def epilogue(
     bias: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    settings: Epilogue,
 ) -> Tensor:
     """y = clamp(gain * act(out_scale * shuffle(z) + noise + bias))."""
+    groups, slope, gain, clamp = settings
     check_size(z.shape[2:])
     y = empty(z, z.shape[1], z.shape[2:])
     if y.numel() == 0:
@@ -305,14 +297,12 @@ def epilogue_backward(
     y: Tensor,
     z: Tensor | None,
     out_scale: Tensor | None,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    settings: Epilogue,
     bias_grad: bool,
     noise_batch: int,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for z (branch order), bias, noise and out_scale; as `reference.epilogue_backward`."""
+    groups, slope, gain, clamp = settings
     check_size(y.shape[2:])
     gz = empty(y, y.shape[1], y.shape[2:])
     batch, channels, *size = y.shape

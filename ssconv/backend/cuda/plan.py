@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ssconv.backend.cuda.table import Config, Key
 from ssconv.backend.gpu import FUSED, choose_box, count_boxes, first, power_of_two
-from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
+from ssconv.spec import ABSENT, IDENTITY, Triple
+from ssconv.spec import Geometry as ConvSpec
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 THREADS = 128  # of every block

@@ -19,7 +19,8 @@ import torch
 
 from ssconv.backend.cuda.plan import Call, Launch, Layout, Numbers, Product, epilogue_of, geometry_of, grid
 from ssconv.backend.gpu import FUSED, first
-from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
+from ssconv.spec import ABSENT, IDENTITY, Triple
+from ssconv.spec import Geometry as ConvSpec
 
 SWITCH = "SSCONV_HOPPER"
 CLUSTER_SWITCH = "SSCONV_CLUSTER"

@@ -16,7 +16,8 @@ from ssconv.backend.cuda import clocks as cuda_clocks
 from ssconv.backend.cuda import sm90 as cuda_hopper
 from ssconv.backend.cuda.plan import Call, Launch, Layout, Numbers, Product, epilogue_of, geometry_of, grid
 from ssconv.backend.gpu import FUSED
-from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
+from ssconv.spec import ABSENT, IDENTITY, Triple
+from ssconv.spec import Geometry as ConvSpec
 
 SWITCH = "SSCONV_HALO"
 LAYOUTS = ("plain", "swizzled")

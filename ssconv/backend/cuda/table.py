@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssconv.backend.tuning import ARITHMETIC, BRANCHES, COLUMNS, Table, check_value, column_class
+from ssconv.backend.tuning import ARITHMETIC, BRANCHES, Table, check_value
+from ssconv.backend.tuning import CHANNELS as COLUMNS
+from ssconv.backend.tuning import channel_class as column_class
 
 KERNELS = ("product", "weights")
 WIDTHS = (32, 64, 128)

@@ -1,16 +1,17 @@
-"""The Triton backend: grids, configurations and launches of the kernels in `triton_kernels`.
+"""The Triton backend: grids, configurations and launches of the kernels in `kernels`.
 
 The same functions as `reference` has, for float32, bfloat16 and float16, on the GPUs that Triton reaches; with
 TRITON_INTERPRET=1 in the environment before the first import, on CPU tensors (slow: for tests and for learning), where
 bfloat16 is left out since Triton's interpreter multiplies it wrongly (triton#11584).
 
 float32 products use TF32 where PyTorch's own convolutions may (`torch.backends.cudnn.conv.fp32_precision`, or
-`torch.backends.cudnn.allow_tf32`), else exact float32. Nothing here waits for the GPU; a CUDA graph can capture every
-call whose kernels were compiled by a call before.
+`torch.backends.cudnn.allow_tf32`), else exact float32. Nothing here waits for the GPU; a CUDA graph can capture
+every call whose kernels an earlier call has compiled.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,41 +30,52 @@ from ssconv.backend.gpu import (
     contiguous,
     count_boxes,
     empty,
-    first,
     on,
     per_sample,
     power_of_two,
 )
 from ssconv.backend.triton import kernels
-from ssconv.backend.triton import table as triton_table
-from ssconv.backend.triton.table import Config
-from ssconv.spec import ABSENT, IDENTITY, ConvSpec, Triple
+from ssconv.backend.triton.table import TABLE, Config, Key
+from ssconv.spec import ABSENT, IDENTITY, Epilogue, Geometry, Triple, upfirdn_size
 
-INTERPRETED = not isinstance(kernels.product_kernel, triton.JITFunction)
+INTERPRETED = not isinstance(kernels.conv_kernel, triton.JITFunction)
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.bfloat16, torch.float16)
 DEVICES = ("cpu",) if INTERPRETED else ("cuda", "xpu")
-PROGRAMS = 512  # about what a weight gradient is split into, so that every multiprocessor has work
+PROGRAMS = 512  # a weight gradient is split into about so many, for every multiprocessor to have work
 VOXELS, CHANNELS = 32, 64  # tile of the memory-bound kernels
 
+Arguments = dict[str, Any]
 
-# ---------------------------------------------------------------------------------------------- what launches need
+
+# ----------------------------------------------------------------------------------------------------- launch helpers
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """As tl.dot has it; for 16-bit tensors it is of no account."""
+    """tl.dot's input_precision; it has no effect on 16-bit tensors."""
     return "ieee" if arithmetic(dtype) == "ieee" else "tf32"
 
 
-def _before(branches: Sequence[Triple]) -> tuple[int, ...]:
-    """How many taps with weights come before each branch's."""
+def _tap_offsets(branches: Sequence[Triple]) -> tuple[int, ...]:
+    """Per branch, how many taps with weights come before its own; then how many there are."""
     taps = [max(0, b[0]) * max(0, b[1]) * max(0, b[2]) for b in branches]
     return tuple(itertools.accumulate(taps, initial=0))
 
 
-def _pack(weights: Sequence[Tensor], swap: bool) -> Tensor:
-    """The weights as (tap, input channel, output channel), branch after branch, the last axis contiguous.
+@functools.lru_cache(maxsize=1024)
+def _geometry_arguments(geometry: Geometry) -> Arguments:
+    """The arguments of a kernel that describe the branches and their windows."""
+    return {
+        "EXTENTS": geometry.branches,
+        "TAP_OFFSETS": _tap_offsets(geometry.branches),
+        "FIRST": geometry.first_centre(),
+        "STRIDE": geometry.stride,
+    }
 
-    swap: the weights' output channels are the product's input channels.
+
+def _pack(weights: Sequence[Tensor], swap: bool) -> Tensor:
+    """The weights as (tap, input channel, output channel), branch after branch, in one contiguous tensor.
+
+    swap: the kernel's input channels are the weights' output channels, as in an input gradient.
     """
     order = (2, 3, 4, 0, 1) if swap else (2, 3, 4, 1, 0)
     packed = weights[0].new_empty(sum(w.numel() for w in weights))
@@ -94,19 +106,21 @@ def _descriptor(x: Tensor, first: int, channels: int, block: Sequence[int]) -> T
     return TensorDescriptor(view, list(view.shape), list(view.stride()), list(block))
 
 
-def _run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], **options: Any) -> None:
-    """Every launch goes through here."""
-    kernel[grid](*arguments, **options)
+def _run(kernel: Any, grid: tuple[int, ...], arguments: Arguments, **options: Any) -> None:
+    """Launches a kernel; every launch goes through here."""
+    kernel[grid](**arguments, **options)
 
 
 def _launch(
-    key: triton_table.Key,
+    key: Key,
     kernel: Any,
-    prepare: Callable[[Config], tuple[tuple[int, int, int], tuple[Any, ...]]],
+    prepare: Callable[[Config], tuple[tuple[int, int, int], Arguments]],
     device: torch.device,
 ) -> None:
-    """Launches the kernel with the table's configuration, or with SSCONV_AUTOTUNE=1 after a search for it. prepare:
-    grid and arguments for a configuration."""
+    """Launches a kernel with the table's configuration, or with SSCONV_AUTOTUNE=1 with the fastest of a search.
+
+    prepare: a configuration -> grid and arguments.
+    """
 
     def run(config: Config) -> None:
         grid, arguments = prepare(config)
@@ -117,64 +131,75 @@ def _launch(
         with on(device):
             return triton.testing.do_bench(function, warmup=5, rep=20, return_mode="median")
 
-    run(triton_table.TABLE.choose(key, run, seconds))
+    run(TABLE.choose(key, run, seconds))
 
 
 # -------------------------------------------------------------------------------------- forward and input gradient
 
 
-def _product(
+def _conv(
     x: Tensor,
     weights: Sequence[Tensor],
-    swap: bool,
     bias: Tensor | None,
     in_scale: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-    spec: ConvSpec,
-    adjoint: bool,
+    geometry: Geometry,
+    settings: Epilogue,
+    *,
     size: Sequence[int],
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
-    save_z: bool,
+    adjoint: bool,
+    swap: bool = False,
+    save_z: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The branches' convolutions of x, or their adjoints, to an output of extents `size`, with the epilogue."""
-    count = len(spec.branches)
-    columns = (weights[0].shape[1 if swap else 0] * count if len(weights) else x.shape[1]) // count
+    """The branches' convolutions of x, or their adjoints, to an output of extents `size`, with the epilogue.
+
+    swap: the channels of the weights change places, as in an input gradient.
+    """
+    count = len(geometry.branches)
     cin = x.shape[1] // count
-    y = empty(x, columns * count, size)
+    cout = weights[0].shape[1 if swap else 0] if len(weights) else cin
+    y = empty(x, cout * count, size)
     z = torch.empty_like(y) if save_z else None
     check_size(size)
     if y.numel() == 0:
         return y, z
-    in_scale, out_scale, noise, bias = (contiguous(t) for t in (in_scale, out_scale, noise, bias))
     packed = _pack(weights, swap) if len(weights) else x.new_empty(0)
-    pace = spec.stride if adjoint else (1, 1, 1)
-    counts = tuple(-(-n // p) for n, p in zip(size, pace, strict=True))
-    fused = count in FUSED and (count == 1 or groups > 1)
-    smooth = adjoint or spec.stride == (1, 1, 1)
-    key = triton_table.Key.of(
-        "product", architecture(x.device), arithmetic(x.dtype), count if fused else 1, columns,
-        smooth and _describable(x, cin),
-    )  # fmt: skip
+    noise = contiguous(noise)
+    phases = geometry.stride if adjoint else (1, 1, 1)
+    counts = tuple(-(-n // p) for n, p in zip(size, phases, strict=True))  # voxels of one phase
+    fused = count in FUSED and (count == 1 or settings.groups > 1)
+    unstrided = adjoint or geometry.stride == (1, 1, 1)  # neighbouring outputs read neighbouring inputs
+    describable = unstrided and _describable(x, cin)
+    together = count if fused else 1
+    key = Key.of("conv", architecture(x.device), arithmetic(x.dtype), together, cout, describable)
+    arguments = {
+        "x_ptr": x, "w_ptr": packed, "in_scale_ptr": contiguous(in_scale), "bias_ptr": contiguous(bias),
+        "out_scale_ptr": contiguous(out_scale), "noise_ptr": noise, "y_ptr": y, "z_ptr": z,
+        "N": x.shape[0], "D": x.shape[2], "H": x.shape[3], "W": x.shape[4], "x_stride": x.stride(),
+        "YD": size[0], "YH": size[1], "YW": size[2], "noise_stride": per_sample(noise),
+        "slope": settings.negative_slope, "gain": settings.gain, "clamp": settings.clamp, "CIN": cin, "COUT": cout,
+        **_geometry_arguments(geometry), "ADJOINT": adjoint, "SHUFFLE": settings.groups > 1, "FUSED": fused,
+        "PRECISION": _precision(x.dtype),
+    }  # fmt: skip
 
-    def prepare(c: Config) -> tuple[tuple[int, int, int], tuple[Any, ...]]:
-        box = choose_box(c.voxels, counts)
-        blocks = count_boxes((x.shape[0], *counts), box) * -(-columns // c.columns)
-        flat = cin < c.depth and not c.descriptors
+    def prepare(c: Config) -> tuple[tuple[int, int, int], Arguments]:
+        box = choose_box(c.block_m, counts)
+        blocks = count_boxes((x.shape[0], *counts), box) * -(-cout // c.block_n)
         descs = None
         if c.descriptors:
-            descs = tuple(_descriptor(x, s * cin, cin, (*box, c.depth)) for s in range(count))
-        return (blocks, pace[0] * pace[1] * pace[2], 1 if fused else count), (
-            x, descs, packed, in_scale, bias, out_scale, noise, y, z,
-            x.shape[0], *x.shape[2:], x.stride(), *size, per_sample(noise), slope, gain, clamp, cin, columns,
-            spec.branches, _before(spec.branches), first(spec), spec.stride, adjoint, groups > 1, fused,
-            box, c.columns, c.depth, flat, c.stages, _precision(x.dtype),
-        )  # fmt: skip
+            descs = tuple(_descriptor(x, s * cin, cin, (*box, c.block_k)) for s in range(count))
+        return (blocks, phases[0] * phases[1] * phases[2], 1 if fused else count), {
+            **arguments,
+            "x_descs": descs,
+            "BOX": box,
+            "BN": c.block_n,
+            "BK": c.block_k,
+            "FLAT": cin < c.block_k and not c.descriptors,
+            "STAGES": c.stages,
+        }
 
-    _launch(key, kernels.product_kernel, prepare, x.device)
+    _launch(key, kernels.conv_kernel, prepare, x.device)
     return y, z
 
 
@@ -185,90 +210,110 @@ def convolve(
     in_scale: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-    spec: ConvSpec,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    geometry: Geometry,
+    settings: Epilogue,
     save_z: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order where it is asked for."""
-    return _product(
-        x, weights, False, bias, in_scale, out_scale, noise, spec, spec.transposed, spec.output_size(x.shape[2:]),
-        groups, slope, gain, clamp, save_z,
+    """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order if save_z."""
+    return _conv(
+        x, weights, bias, in_scale, out_scale, noise, geometry, settings,
+        size=geometry.output_size(x.shape[2:]), adjoint=geometry.transposed, save_z=save_z,
     )  # fmt: skip
 
 
 def input_grad(
-    g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, spec: ConvSpec, size: Sequence[int]
+    g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, geometry: Geometry, size: Sequence[int]
 ) -> Tensor:
-    """in_scale * A^T g, (N, Cin, *size), for g in branch order: the same kernel the other way round."""
-    return _product(
-        g, weights, True, None, None, in_scale, None, spec, not spec.transposed, size, 1, 1.0, 1.0, None, False
-    )[0]
+    """in_scale * A^T g, (N, Cin, *size), for g in branch order: the same kernel in the other direction."""
+    gx, _ = _conv(
+        g, weights, None, None, in_scale, None, geometry, Epilogue(),
+        size=size, adjoint=not geometry.transposed, swap=True,
+    )  # fmt: skip
+    return gx
 
 
 # -------------------------------------------------------------------------------------------------- weight gradient
 
 
-def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, spec: ConvSpec) -> list[Tensor]:
+def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, geometry: Geometry) -> list[Tensor]:
     """Gradients of the weights, float32, one per branch that has one, for g in branch order."""
-    count = len(spec.branches)
+    count = len(geometry.branches)
     in_scale = contiguous(in_scale)
-    low, low_scale, high, high_scale = (x, in_scale, g, None) if spec.transposed else (g, None, x, in_scale)
-    rows, columns = low.shape[1] // count, high.shape[1] // count
-    before = _before(spec.branches)
-    taps = before[-1]
-    low_size = (low.shape[2], low.shape[3], low.shape[4])
-    size = (low.shape[0], *low_size)
-    sums = low.new_zeros((1, taps, rows, columns), dtype=torch.float32)
-    if taps and low.numel() and high.numel():
-        check_size(low.shape[2:])
-        ready = spec.stride == (1, 1, 1) and _describable(low, rows) and _describable(high, columns)
-        key = triton_table.Key.of("weights", architecture(x.device), arithmetic(x.dtype), 1, columns, ready)
-
-        def prepare(c: Config) -> tuple[tuple[int, int, int], tuple[Any, ...]]:
-            nonlocal sums
-            box = choose_box(c.voxels, low_size)
-            boxes = count_boxes(size, box)
-            blocks = -(-rows // c.depth) * -(-columns // c.columns)
-            share = -(-boxes // max(1, PROGRAMS // (blocks * taps)))
-            splits = -(-boxes // share)
-            sums = low.new_empty((splits, taps, rows, columns), dtype=torch.float32)
-            descs: tuple[Any, Any] = (None, None)
-            if c.descriptors:
-                descs = (
-                    _descriptor(low, 0, low.shape[1], (*box, c.depth)),
-                    _descriptor(high, 0, high.shape[1], (*box, c.columns)),
-                )
-            return (blocks, taps, splits), (
-                low, descs[0], low_scale, high, descs[1], high_scale, sums,
-                *size, low.stride(), *high.shape[2:], high.stride(), rows, columns, boxes, share,
-                spec.branches, before, first(spec), spec.stride,
-                box, c.depth, c.columns, c.stages, _precision(x.dtype),
-            )  # fmt: skip
-
-        _launch(key, kernels.weight_kernel, prepare, x.device)
+    low, low_scale, high, high_scale = (x, in_scale, g, None) if geometry.transposed else (g, None, x, in_scale)
+    low_channels, high_channels = low.shape[1] // count, high.shape[1] // count
+    offsets = _geometry_arguments(geometry)["TAP_OFFSETS"]
+    sums = low.new_zeros((1, offsets[-1], low_channels, high_channels), dtype=torch.float32)
+    if sums.numel() and low.numel() and high.numel():
+        sums = _wgrad(low, low_scale, high, high_scale, geometry)
     total = sums[0] if sums.shape[0] == 1 else sums.sum(0)
     grads = []
-    for s, branch in enumerate(spec.branches):
+    for s, branch in enumerate(geometry.branches):
         if branch not in (IDENTITY, ABSENT):
-            part = total[before[s] : before[s + 1]].view(*branch, rows, columns)
-            grads.append(part.permute(4, 3, 0, 1, 2) if spec.transposed else part.permute(3, 4, 0, 1, 2))
+            grad = total[offsets[s] : offsets[s + 1]].view(*branch, low_channels, high_channels)
+            grads.append(grad.permute(4, 3, 0, 1, 2) if geometry.transposed else grad.permute(3, 4, 0, 1, 2))
     return grads
+
+
+def _wgrad(
+    low: Tensor, low_scale: Tensor | None, high: Tensor, high_scale: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """(splits, taps of all branches, channels of a branch of low, of high), float32, to be summed over the splits."""
+    count = len(geometry.branches)
+    low_channels, high_channels = low.shape[1] // count, high.shape[1] // count
+    taps = _geometry_arguments(geometry)["TAP_OFFSETS"][-1]
+    low_size = (low.shape[2], low.shape[3], low.shape[4])
+    check_size(low_size)
+    describable = geometry.stride == (1, 1, 1) and _describable(low, low_channels) and _describable(high, high_channels)
+    key = Key.of("wgrad", architecture(low.device), arithmetic(low.dtype), 1, high_channels, describable)
+    arguments = {
+        "low_ptr": low, "low_scale_ptr": low_scale, "high_ptr": high, "high_scale_ptr": high_scale,
+        "N": low.shape[0], "LOW_D": low.shape[2], "LOW_H": low.shape[3], "LOW_W": low.shape[4],
+        "low_stride": low.stride(), "HIGH_D": high.shape[2], "HIGH_H": high.shape[3], "HIGH_W": high.shape[4],
+        "high_stride": high.stride(), "LOW_CHANNELS": low_channels, "HIGH_CHANNELS": high_channels,
+        **_geometry_arguments(geometry), "PRECISION": _precision(low.dtype),
+    }  # fmt: skip
+    sums = low.new_empty(0)
+
+    def prepare(c: Config) -> tuple[tuple[int, int, int], Arguments]:
+        nonlocal sums
+        box = choose_box(c.block_k, low_size)
+        boxes = count_boxes((low.shape[0], *low_size), box)
+        blocks = -(-low_channels // c.block_m) * -(-high_channels // c.block_n)
+        boxes_per_split = -(-boxes // max(1, PROGRAMS // (blocks * taps)))
+        splits = -(-boxes // boxes_per_split)
+        sums = low.new_empty((splits, taps, low_channels, high_channels), dtype=torch.float32)
+        low_desc = high_desc = None
+        if c.descriptors:
+            low_desc = _descriptor(low, 0, low.shape[1], (*box, c.block_m))
+            high_desc = _descriptor(high, 0, high.shape[1], (*box, c.block_n))
+        return (blocks, taps, splits), {
+            **arguments,
+            "low_desc": low_desc,
+            "high_desc": high_desc,
+            "out_ptr": sums,
+            "boxes": boxes,
+            "boxes_per_split": boxes_per_split,
+            "BOX": box,
+            "BM": c.block_m,
+            "BN": c.block_n,
+            "STAGES": c.stages,
+        }
+
+    _launch(key, kernels.wgrad_kernel, prepare, low.device)
+    return sums
 
 
 # -------------------------------------------------------------------------------------- the epilogue and its backward
 
 
 def _dense(t: Tensor) -> bool:
-    """Whether a sample's voxels follow each other at one distance."""
+    """Whether neighbouring voxels of a sample have one distance in memory throughout."""
     _, _, d, h, w = t.stride()
     return (t.shape[3] == 1 or h == t.shape[4] * w) and (t.shape[2] == 1 or d == t.shape[3] * t.shape[4] * w)
 
 
 def _row_stride(t: Tensor) -> tuple[int, ...]:
-    """The strides, with one for W that is also the distance of voxels where `_dense` holds."""
+    """The strides, that of W being the distance between neighbouring voxels wherever `_dense` holds."""
     strides = list(t.stride())
     if t.shape[4] == 1:
         strides[4] = strides[3] if t.shape[3] > 1 else strides[2]
@@ -276,6 +321,7 @@ def _row_stride(t: Tensor) -> tuple[int, ...]:
 
 
 def _block_channels(channels: int, groups: int) -> int:
+    """Channels of a tile of the epilogue's kernels."""
     return max(min(CHANNELS, power_of_two(channels)), groups if groups in FUSED else 1)
 
 
@@ -284,25 +330,24 @@ def epilogue(
     bias: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    settings: Epilogue,
 ) -> Tensor:
     """y = clamp(gain * act(out_scale * shuffle(z) + noise + bias))."""
     y = empty(z, z.shape[1], z.shape[2:])
     check_size(z.shape[2:])
     if y.numel() == 0:
         return y
-    out_scale, noise, bias = (contiguous(t) for t in (out_scale, noise, bias))
+    noise = contiguous(noise)
     channels = z.shape[1]
-    block = _block_channels(channels, groups)
+    block = _block_channels(channels, settings.groups)
     grid = (z.shape[0] * triton.cdiv(y[0, 0].numel(), VOXELS), triton.cdiv(channels, block))
+    arguments = {
+        "z_ptr": z, "bias_ptr": contiguous(bias), "scale_ptr": contiguous(out_scale), "noise_ptr": noise, "y_ptr": y,
+        "D": z.shape[2], "H": z.shape[3], "W": z.shape[4], "z_stride": _row_stride(z),
+        "noise_stride": per_sample(noise), "slope": settings.negative_slope, "gain": settings.gain,
+        "clamp": settings.clamp, "C": channels, "S": settings.groups, "DENSE": _dense(z), "BV": VOXELS, "BC": block,
+    }  # fmt: skip
     with on(z.device):
-        arguments = (
-            z, bias, out_scale, noise, y, *z.shape[2:], _row_stride(z), per_sample(noise), slope, gain, clamp,
-            channels, groups, _dense(z), VOXELS, block,
-        )  # fmt: skip
         _run(kernels.epilogue_kernel, grid, arguments)
     return y
 
@@ -312,10 +357,7 @@ def epilogue_backward(
     y: Tensor,
     z: Tensor | None,
     out_scale: Tensor | None,
-    groups: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
+    settings: Epilogue,
     bias_grad: bool,
     noise_batch: int,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -323,26 +365,28 @@ def epilogue_backward(
     gz = empty(y, y.shape[1], y.shape[2:])
     check_size(y.shape[2:])
     batch, channels, *size = y.shape
-    voxels = size[0] * size[1] * size[2]
-    block = VOXELS // 2 if groups == 4 else VOXELS  # four branches take more registers
-    blocks = triton.cdiv(voxels, block)
+    block = VOXELS // 2 if settings.groups == 4 else VOXELS  # four branches take more registers
+    blocks = triton.cdiv(size[0] * size[1] * size[2], block)
     wide = {"dtype": torch.float32, "device": y.device}
     bias_sums = torch.zeros((batch, blocks, channels), **wide) if bias_grad else None
     noise_sums = torch.zeros((batch, 1, *size), **wide) if noise_batch >= 0 else None
     scale_sums = torch.zeros((batch, blocks, channels), **wide) if z is not None else None
     if gz.numel():
-        out_scale = contiguous(out_scale)
         bound = 0.0  # the output was rounded to its dtype, and so must the bound be that it is compared with
-        if clamp is not None:
-            bound = float(torch.tensor(clamp, dtype=y.dtype))
-        other = y if z is None else z
+        if settings.clamp is not None:
+            bound = float(torch.tensor(settings.clamp, dtype=y.dtype))
+        y_layout = _row_stride(y), _dense(y)
+        z_layout = y_layout if z is None else (_row_stride(z), _dense(z))
+        arguments = {
+            "gy_ptr": gy, "y_ptr": y, "z_ptr": z, "scale_ptr": contiguous(out_scale), "gz_ptr": gz,
+            "bias_sums_ptr": bias_sums, "noise_sums_ptr": noise_sums, "scale_sums_ptr": scale_sums,
+            "D": size[0], "H": size[1], "W": size[2], "gy_stride": _row_stride(gy), "y_stride": y_layout[0],
+            "z_stride": z_layout[0], "slope": settings.negative_slope, "gain": settings.gain, "clamp": bound,
+            "C": channels, "S": settings.groups, "GY_DENSE": _dense(gy), "Y_DENSE": y_layout[1],
+            "Z_DENSE": z_layout[1], "CLAMPED": settings.clamp is not None, "BV": block,
+            "BC": _block_channels(channels, settings.groups),
+        }  # fmt: skip
         with on(y.device):
-            arguments = (
-                gy, y, z, out_scale, gz, bias_sums, noise_sums, scale_sums,
-                *size, _row_stride(gy), _row_stride(y), _row_stride(other), slope, gain, bound, channels,
-                groups, _dense(gy), _dense(y), _dense(other), clamp is not None, block,
-                _block_channels(channels, groups),
-            )  # fmt: skip
             _run(kernels.epilogue_backward_kernel, (batch * blocks,), arguments)
     gbias = None if bias_sums is None else bias_sums.sum((0, 1))
     if noise_sums is not None and noise_batch == 1 and batch != 1:
@@ -378,11 +422,9 @@ def _upfirdn(
     padding: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
+    """One pass over all dimensions, with a result of `dtype`."""
     lengths = tuple(1 if t is None else t.shape[0] for t in taps)
-    size = [
-        (x.shape[2 + d] * up[d] + padding[2 * d] + padding[2 * d + 1] - lengths[d] + down[d]) // down[d]
-        for d in range(3)
-    ]
+    size = upfirdn_size(x.shape[2:], lengths, up, down, padding)
     y = empty(x, x.shape[1], size, dtype)
     check_size(size)
     if y.numel() == 0:
@@ -391,11 +433,13 @@ def _upfirdn(
     block = min(CHANNELS, power_of_two(channels))
     voxels = min(VOXELS * CHANNELS // block, 128)  # sm_80 spills with fewer elements per thread
     grid = (x.shape[0] * triton.cdiv(y[0, 0].numel(), voxels), triton.cdiv(channels, block))
-    filters = [contiguous(t) for t in taps]
+    taps_d, taps_h, taps_w = (contiguous(t) for t in taps)
+    arguments = {
+        "x_ptr": x, "taps_d_ptr": taps_d, "taps_h_ptr": taps_h, "taps_w_ptr": taps_w, "y_ptr": y,
+        "D": x.shape[2], "H": x.shape[3], "W": x.shape[4], "x_stride": x.stride(), "YD": size[0], "YH": size[1],
+        "YW": size[2], "PD": padding[0], "PH": padding[2], "PW": padding[4],
+        "C": channels, "UP": tuple(up), "DOWN": tuple(down), "LENGTHS": lengths, "BV": voxels, "BC": block,
+    }  # fmt: skip
     with on(x.device):
-        arguments = (
-            x, *filters, y, *x.shape[2:], x.stride(), *size, *padding[::2], channels, tuple(up), tuple(down), lengths,
-            voxels, block,
-        )  # fmt: skip
         _run(kernels.upfirdn_kernel, grid, arguments)
     return y

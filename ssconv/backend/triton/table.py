@@ -1,7 +1,7 @@
-"""Which tile, warps and stages the Triton kernels run with: a table per architecture and shape class, and the search.
+"""Tiles, warps and stages of the Triton kernels: a table per architecture and shape class, and the search.
 
-`table.json`, beside this file, is what is committed; `tuning` says what comes before it and how a search is
-asked for. The file of this machine is named by SSCONV_TRITON_TABLE.
+`table.json`, beside this file, is the committed table; see `tuning` for what comes before it and for the search. The
+environment variable SSCONV_TRITON_TABLE names this machine's file.
 """
 
 from __future__ import annotations
@@ -11,53 +11,63 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssconv.backend.tuning import ARITHMETIC, BRANCHES, COLUMNS, Table, check_value, column_class
+from ssconv.backend.tuning import ARITHMETIC, BRANCHES, CHANNELS, Table, channel_class, check_value
 
 COMMITTED = Path(__file__).with_name("table.json")
-KERNELS = ("product", "weights")
+KERNELS = ("conv", "wgrad")
 # Cards of one generation share a table. Those without much shared memory (8.6, 8.9, 12.0) share sm_80's.
 FAMILIES = {8: 80, 9: 90, 10: 100, 12: 80}
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a configuration is chosen by. architecture: compute capability, such as 90. branches: computed together.
-    columns: output channels of a branch, rounded up to a class. describable: tensor descriptors can read the
-    tensors."""
+    """The shape class of a call.
+
+    kernel: "conv" (fprop and dgrad) or "wgrad". architecture: compute capability, such as 90. branches: how many a
+    program computes together. channels: those of a branch along tile N (of the output; for "wgrad" of the tensor that
+    the windows move over), rounded up to a class. describable: whether tensor descriptors can read the tensors.
+    """
 
     kernel: str
     architecture: int
     arithmetic: str
     branches: int
-    columns: int
+    channels: int
     describable: bool
 
     @classmethod
-    def of(cls, kernel: str, architecture: int, arithmetic: str, branches: int, columns: int, describable: bool) -> Key:
+    def of(
+        cls, kernel: str, architecture: int, arithmetic: str, branches: int, channels: int, describable: bool
+    ) -> Key:
+        """The class of a call, its architecture and channels rounded to those of the table."""
         family = FAMILIES.get(architecture // 10, architecture)
-        return cls(kernel, family, arithmetic, branches, column_class(columns), describable)
+        return cls(kernel, family, arithmetic, branches, channel_class(channels), describable)
 
 
 @dataclass(frozen=True)
 class Config:
-    """voxels: of a tile's box. columns: output channels of a branch. depth: channels per step ("product"), or the other
-    channels of the tile ("weights"). descriptors: whether tensor descriptors load the tiles."""
+    """Tile and launch of a kernel.
 
-    voxels: int
-    columns: int
-    depth: int
+    block_m, block_n, block_k: the tile. Of "conv": voxels, output channels of a branch, input channels a step. Of
+    "wgrad": channels of the tensor with a voxel per window, channels of the other, voxels a step. stages: of the
+    pipeline. descriptors: whether tensor descriptors (TMA) load the tiles.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
     warps: int
     stages: int
     descriptors: bool = False
 
 
 def check(key: Key, config: Config) -> None:
-    """Raises ValueError for a row that cannot be."""
+    """Raises ValueError for an impossible row."""
     check_value("kernel", key.kernel, KERNELS)
     check_value("arithmetic", key.arithmetic, ARITHMETIC)
     check_value("branches", key.branches, BRANCHES)
-    check_value("columns", key.columns, COLUMNS)
-    for name, least in (("voxels", 16), ("columns", 16), ("depth", 16), ("warps", 1)):
+    check_value("channels", key.channels, CHANNELS)
+    for name, least in (("block_m", 16), ("block_n", 16), ("block_k", 16), ("warps", 1)):
         value = getattr(config, name)
         if not isinstance(value, int) or value < least or value & (value - 1):
             raise ValueError(f"config {name}: expected a power of two of at least {least}; got {value!r}")
@@ -66,31 +76,33 @@ def check(key: Key, config: Config) -> None:
 
 
 def fits(have: Key, wanted: Key) -> bool:
+    """Whether the configuration of one class can serve another."""
     same = ("kernel", "arithmetic", "branches")
     return all(getattr(have, n) == getattr(wanted, n) for n in same) and have.describable <= wanted.describable
 
 
 def distance(have: Key, wanted: Key) -> tuple[int, ...]:
-    """The nearest architecture that is not newer, descriptors where they can serve, the nearest class of columns."""
-    newer, narrower = have.architecture > wanted.architecture, have.columns < wanted.columns
-    apart = abs(have.architecture - wanted.architecture), abs(have.columns - wanted.columns)
-    return newer, apart[0], not have.describable, narrower, apart[1]
+    """The nearest architecture that is not newer, descriptors where they can serve, the nearest class of channels."""
+    newer, generations = have.architecture > wanted.architecture, abs(have.architecture - wanted.architecture)
+    narrower, channels = have.channels < wanted.channels, abs(have.channels - wanted.channels)
+    return newer, generations, not have.describable, narrower, channels
 
 
 def candidates(key: Key) -> Iterator[Config]:
-    """What a search tries: tiles whose sums fit into the registers of their warps."""
-    wide = key.arithmetic == "16bit"
-    depths = {"16bit": (32, 64), "tf32": (16, 32), "ieee": (16,)}[key.arithmetic]
-    if key.kernel == "weights":
-        depths = (16, 32, 64, 128) if wide else (16, 32, 64)
-    tiles = itertools.product((32, 64, 128), COLUMNS, depths, (4, 8), (2, 3, 4), (False, True))
-    for voxels, columns, depth, warps, stages, descriptors in tiles:
-        sums = depth * columns if key.kernel == "weights" else voxels * columns * key.branches
-        if columns > max(16, key.columns) or not 8 <= sums // (32 * warps) <= 128:
+    """The configurations that a search tries: tiles whose sums fit into the registers of their warps."""
+    wgrad, wide = key.kernel == "wgrad", key.arithmetic == "16bit"
+    others = {"16bit": (32, 64), "tf32": (16, 32), "ieee": (16,)}[key.arithmetic]
+    if wgrad:
+        others = (16, 32, 64, 128) if wide else (16, 32, 64)
+    tiles = itertools.product((32, 64, 128), CHANNELS, others, (4, 8), (2, 3, 4), (False, True))
+    for voxels, block_n, other, warps, stages, descriptors in tiles:
+        block_m, block_k = (other, voxels) if wgrad else (voxels, other)
+        sums = block_m * block_n * (1 if wgrad else key.branches)
+        if block_n > max(16, key.channels) or not 8 <= sums // (32 * warps) <= 128:
             continue
         if descriptors and not (key.describable and key.architecture >= 90):
             continue
-        yield Config(voxels, columns, depth, warps, stages, descriptors)
+        yield Config(block_m, block_n, block_k, warps, stages, descriptors)
 
 
 TABLE = Table(

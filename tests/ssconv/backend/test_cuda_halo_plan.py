@@ -1,4 +1,4 @@
-"""How the product of sm_90a with the halo in shared memory is planned; its kernels run in test_cuda.py."""
+"""The plan of sm_90a's convolution with the halo in shared memory; its kernels run in test_cuda_kernels.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_layer_is_expected_to_be_quicker_than_by_im2col_copies(kernels, sw
 
 
 @pytest.mark.parametrize("size", [(1, 16, 16), (2, 9, 40), (5, 64, 8), (7, 8, 100)])
-def test_tiles_cover_what_is_there_and_fit(size):
+def test_tiles_cover_the_volume_and_fit(size):
     for found in cuda_halo.tilings(SPLIT, 40, 40, 2, 3, size, False, 132):
         d, h, w = found.tile
         assert d * h * w == 512 and h % 8 == w % 8 == 0

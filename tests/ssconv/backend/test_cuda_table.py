@@ -1,4 +1,4 @@
-"""The table of CUDA configurations: every class has one that its card has room for; what cannot be is refused."""
+"""The table of CUDA configurations: every class has one that fits its card, and invalid rows raise."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ BAD = {
 
 
 @pytest.mark.parametrize(("key", "config", "message"), BAD.values(), ids=BAD)
-def test_a_row_that_cannot_be_is_named(key, config, message, own_table):
+def test_an_invalid_row_is_named(key, config, message, own_table):
     row = dataclasses.replace(KEY, **key)
     TABLE.write(own_table, {row: dataclasses.replace(Config(64, 2), **config)})
     with pytest.raises(ValueError, match=f"table.json: entry 1: not a table of CUDA configurations: {message}"):
         TABLE.lookup(KEY)
 
 
-def test_a_search_saves_what_was_fastest(own_table, monkeypatch):
+def test_a_search_saves_the_fastest(own_table, monkeypatch):
     monkeypatch.setenv("SSCONV_AUTOTUNE", "1")
     ran: list[Config] = []
     wanted = list(candidates(KEY))[2]

@@ -61,52 +61,57 @@ def test_without_triton_the_reason_is_given(monkeypatch):
 
 @dataclass(frozen=True)
 class Fault:
-    """In triton_kernels.py or `file`, `old`, which stands there once, becomes `new`; `check` must notice."""
+    """A fault: in `file` of backend/triton, `old`, found there once, becomes `new`. `check` must notice it."""
 
     what: str
     old: str
     new: str
     check: str = "quick"
-    file: str = "backend/triton/kernels.py"
+    file: str = "kernels/conv.py"
 
 
 FAULTS = [
     Fault("no mask along D", "mask = inside(d + SIGN * i_d, x_size[1]) & inside(", "mask = inside("),
-    Fault("a tap too far along W", "FIRST - HALF + 0 * offset", "FIRST - HALF + 1 + 0 * offset"),
-    Fault("parities of the adjoint swapped", "tap = reach % STRIDE", "tap = (reach + 1) % STRIDE"),
+    Fault("a tap too far along W", "FIRST - HALF + 0 * phase", "FIRST - HALF + 1 + 0 * phase"),
+    Fault("phases of the adjoint swapped", "tap = reach % STRIDE", "tap = (reach + 1) % STRIDE"),
     Fault("branches two and three interleaved the other way", "tl.join(tl.join(a, c), tl.join(b, d))",
-          "tl.join(tl.join(a, b), tl.join(c, d))"),
-    Fault("shuffle of three branches forgotten", "columns * S + s if SHUFFLE else", ""),
-    Fault("weights of the first branch for all", "tl.constexpr = BEFORE[BRANCH]", "tl.constexpr = BEFORE[0]"),
+          "tl.join(tl.join(a, b), tl.join(c, d))", file="kernels/common.py"),
+    Fault("shuffle of three branches forgotten", "out_channels * S + s if SHUFFLE else", ""),
+    Fault("weights of the first branch for all", "tl.constexpr = TAP_OFFSETS[BRANCH]",
+          "tl.constexpr = TAP_OFFSETS[0]"),
     Fault("channels of the first branch for all", "wide(BRANCH * CIN) * x_stride[1]", "wide(0 * CIN) * x_stride[1]"),
-    Fault("outputs of one parity side by side", "w = q[3] * PACE_W + parity[2]", "w = q[3] + parity[2]"),
+    Fault("outputs of one phase side by side", "w = q[3] * PHASES_W + phase[2]", "w = q[3] + phase[2]"),
     Fault("a block of channels left out", "k += BK\n", "k += 2 * BK\n"),
     Fault("heights not carried into depths", "i_d += carry\n    return acc",
           "i_d += 0 * carry\n    return acc"),
     Fault("noise of the first sample for all", "noise_ptr + wide(n) * noise_stride + voxel, rows",
-          "noise_ptr + voxel, rows"),
+          "noise_ptr + voxel, rows", file="kernels/common.py"),
     Fault("scales of the first sample for all", "(wide(n) * (S * CIN) + BRANCH * CIN)[:, None]",
           "(wide(0 * n) * (S * CIN) + BRANCH * CIN)[:, None]"),
-    Fault("clamp on one side", "        y = tl.where(y < -clamp, -clamp, y)\n", ""),
-    Fault("slope before the gain's sign", "tl.where(gain > 0, y, -y) > 0", "y > 0"),
-    Fault("un-shuffle the wrong way round", "a, b = tl.split(tl.reshape(pre", "b, a = tl.split(tl.reshape(pre"),
+    Fault("clamp on one side", "        y = tl.where(y < -clamp, -clamp, y)\n", "", file="kernels/common.py"),
+    Fault("slope before the gain's sign", "tl.where(gain > 0, y, -y) > 0", "y > 0", file="kernels/epilogue.py"),
+    Fault("un-shuffle the wrong way round", "a, b = tl.split(tl.reshape(pre", "b, a = tl.split(tl.reshape(pre",
+          file="kernels/epilogue.py"),
     Fault("a split reads a box twice", "tl.minimum(begin + boxes_per_split, boxes)",
-          "tl.minimum(begin + boxes_per_split + 1, boxes)"),
-    Fault("weight gradient without stride", "p[2] * STRIDE[1] + shift_h", "p[2] + shift_h"),
-    Fault("last row of a weight gradient not stored", "(row < ROWS)[:, None] &", "(row < ROWS - 1)[:, None] &"),
-    Fault("a channel of the next branch read", "real = channel < CIN\n            if",
-          "real = channel <= CIN\n            if"),
+          "tl.minimum(begin + boxes_per_split + 1, boxes)", file="kernels/wgrad.py"),
+    Fault("weight gradient without stride", "p[2] * STRIDE[1] + shift_h", "p[2] + shift_h", file="kernels/wgrad.py"),
+    Fault("last row of a weight gradient not stored", "(low_channel < LOW_CHANNELS)[:, None] &",
+          "(low_channel < LOW_CHANNELS - 1)[:, None] &", file="kernels/wgrad.py"),
+    Fault("a channel of the next branch read", "in_mask = channel < CIN\n            if",
+          "in_mask = channel <= CIN\n            if"),
     Fault("last voxel of a row not stored", "& (w < YW)\n", "& (w < YW - 1)\n"),
-    Fault("half of the weights packed", "packed[start : start + w.numel()]", "packed[: w.numel()]",
-          file="backend/triton/launch.py"),
+    Fault("half of the weights packed", "packed[start : start + w.numel()]", "packed[: w.numel()]", file="launch.py"),
     Fault("the adjoint's weights not swapped", "order = (2, 3, 4, 0, 1) if swap else (2, 3, 4, 1, 0)",
-          "order = (2, 3, 4, 1, 0)", file="backend/triton/launch.py"),
-    Fault("splits added only in part", "sums.sum(0)", "sums[:-1].sum(0)", file="backend/triton/launch.py"),
-    Fault("taps of a filter not flipped", "taps_ptr + length - 1 - tap", "taps_ptr + tap", "filters"),
-    Fault("zeros between samples forgotten", "tap = before + i * up", "tap = before + i", "filters"),
-    Fault("border samples read twice", "(at >= 0) & (at < size * up)", "(at < size * up)", "filters"),
+          "order = (2, 3, 4, 1, 0)", file="launch.py"),
+    Fault("splits added only in part", "sums.sum(0)", "sums[:-1].sum(0)", file="launch.py"),
+    Fault("taps of a filter not flipped", "taps_ptr + length - 1 - tap", "taps_ptr + tap", "filters",
+          "kernels/upfirdn.py"),
+    Fault("zeros between samples forgotten", "tap = skipped + i * up", "tap = skipped + i", "filters",
+          "kernels/upfirdn.py"),
+    Fault("border samples read twice", "(at >= 0) & (at < size * up)", "(at < size * up)", "filters",
+          "kernels/upfirdn.py"),
     Fault("a descriptor of the whole tensor", "_descriptor(x, s * cin, cin,", "_descriptor(x, 0, cin,", "descriptors",
-          "backend/triton/launch.py"),
+          "launch.py"),
     Fault("a descriptor's box one tap off", "at_h = q0[2] + shift_h + SIGN * i_h", "at_h = q0[2] + shift_h",
           "descriptors"),
 ]  # fmt: skip
@@ -116,7 +121,7 @@ def planted(folder: Path, fault: Fault | None) -> Path:
     """The package's Python source in a folder, with one fault or none."""
     shutil.copytree(ROOT / "ssconv", folder / "ssconv", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     if fault is not None:
-        path = folder / "ssconv" / fault.file
+        path = folder / "ssconv" / "backend" / "triton" / fault.file
         text = path.read_text()
         assert text.count(fault.old) == 1, (
             f"{fault.file} has {text.count(fault.old)} of {fault.old!r}: plant it elsewhere"
@@ -155,7 +160,7 @@ def test_machine_code(check, architecture, compiler):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("check", ["batches", "refusals"])
+@pytest.mark.parametrize("check", ["batches", "without_a_gpu"])
 def test_compiled(check, compiler):
     done = compiler.run("triton_compile_checks.py", check)
     assert done.returncode == 0, done.stderr[-3000:]

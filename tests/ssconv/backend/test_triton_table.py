@@ -9,7 +9,7 @@ import pytest
 from ssconv.backend.triton import table as triton_table
 from ssconv.backend.triton.table import COMMITTED, TABLE, Config, Key, candidates
 
-KEY = Key.of("product", 90, "16bit", 2, 50, True)
+KEY = Key.of("conv", 90, "16bit", 2, 50, True)
 SMALL = Config(16, 16, 16, 4, 2)
 
 
@@ -28,27 +28,27 @@ def refuse(config: Config) -> None:
     pytest.fail("nothing is to run without SSCONV_AUTOTUNE=1")
 
 
-def test_a_class_is_a_range_of_columns_and_a_generation():
-    assert Key.of("product", 89, "16bit", 2, 50, True) == Key("product", 80, "16bit", 2, 64, True)
-    assert Key.of("product", 120, "16bit", 2, 1, True).architecture == 80
-    assert Key.of("product", 103, "16bit", 2, 1000, True) == Key("product", 100, "16bit", 2, 128, True)
+def test_a_class_is_a_range_of_channels_and_a_generation():
+    assert Key.of("conv", 89, "16bit", 2, 50, True) == Key("conv", 80, "16bit", 2, 64, True)
+    assert Key.of("conv", 120, "16bit", 2, 1, True).architecture == 80
+    assert Key.of("conv", 103, "16bit", 2, 1000, True) == Key("conv", 100, "16bit", 2, 128, True)
 
 
 @pytest.mark.parametrize("architecture", [70, 75, 80, 86, 89, 90, 100, 103, 110, 120, 200])
 @pytest.mark.parametrize("kernel", triton_table.KERNELS)
 @pytest.mark.parametrize("arithmetic", triton_table.ARITHMETIC)
 def test_every_class_has_a_configuration(kernel, arithmetic, architecture):
-    for branches in triton_table.BRANCHES if kernel == "product" else (1,):
-        for columns in (1, 16, 17, 64, 128, 500):
+    for branches in triton_table.BRANCHES if kernel == "conv" else (1,):
+        for channels in (1, 16, 17, 64, 128, 500):
             for describable in (False, True):
-                config = TABLE.lookup(Key.of(kernel, architecture, arithmetic, branches, columns, describable))
+                config = TABLE.lookup(Key.of(kernel, architecture, arithmetic, branches, channels, describable))
                 assert describable or not config.descriptors
 
 
 def test_descriptors_come_first_where_they_serve():
     assert TABLE.lookup(KEY).descriptors
-    assert not TABLE.lookup(Key.of("product", 90, "16bit", 2, 50, False)).descriptors
-    assert not TABLE.lookup(Key.of("product", 86, "16bit", 2, 50, True)).descriptors
+    assert not TABLE.lookup(Key.of("conv", 90, "16bit", 2, 50, False)).descriptors
+    assert not TABLE.lookup(Key.of("conv", 86, "16bit", 2, 50, True)).descriptors
 
 
 def test_this_machines_own_table_comes_first(own_table):
@@ -56,11 +56,11 @@ def test_this_machines_own_table_comes_first(own_table):
     TABLE.forget()
     TABLE.write(own_table, {KEY: SMALL})
     assert TABLE.choose(KEY, refuse, lambda function: 0.0) == SMALL
-    other = Key.of("product", 90, "16bit", 4, 50, True)
+    other = Key.of("conv", 90, "16bit", 4, 50, True)
     assert TABLE.lookup(other) == TABLE.read(COMMITTED)[other]
 
 
-def test_what_is_written_is_read(own_table):
+def test_a_written_table_is_read_back(own_table):
     table = TABLE.read(COMMITTED)
     TABLE.write(own_table, table)
     assert TABLE.read(own_table) == table
@@ -69,7 +69,7 @@ def test_what_is_written_is_read(own_table):
 
 def test_the_search_takes_the_fastest_that_runs_and_saves_it(own_table, monkeypatch):
     monkeypatch.setenv("SSCONV_AUTOTUNE", "1")
-    TABLE.write(own_table, {Key.of("weights", 90, "16bit", 1, 16, True): SMALL})
+    TABLE.write(own_table, {Key.of("wgrad", 90, "16bit", 1, 16, True): SMALL})
 
     class OutOfResources(Exception):
         pass
@@ -122,7 +122,7 @@ def test_no_candidate_runs(monkeypatch):
 
 @pytest.mark.parametrize("arithmetic", triton_table.ARITHMETIC)
 @pytest.mark.parametrize("kernel", triton_table.KERNELS)
-def test_candidates_are_some_and_valid(kernel, arithmetic, own_table):
+def test_there_are_candidates_and_all_are_valid(kernel, arithmetic, own_table):
     for architecture in (80, 90):
         key = Key.of(kernel, architecture, arithmetic, 2, 64, True)
         found = list(candidates(key))
@@ -139,10 +139,10 @@ BAD = {
     "no list": ("{}", "expected a list"),
     "no config": ([{k: v for k, v in ROW.items() if k != "config"}], "entry 1: .*config"),
     "another name": ([ROW | {"blocks": 3}], "entry 1: .*blocks"),
-    "unknown kernel": ([ROW, ROW | {"kernel": "sum"}], "entry 2: .*kernel: expected one of product, weights"),
-    "unknown columns": ([ROW | {"columns": 5}], "columns: expected one of 16"),
-    "odd tile": ([ROW | {"config": ROW["config"] | {"voxels": 24}}], "config voxels: expected a power of two"),
-    "small tile": ([ROW | {"config": ROW["config"] | {"depth": 8}}], "config depth: expected a power of two"),
+    "unknown kernel": ([ROW, ROW | {"kernel": "sum"}], "entry 2: .*kernel: expected one of conv, wgrad"),
+    "unknown channels": ([ROW | {"channels": 5}], "channels: expected one of 16"),
+    "odd tile": ([ROW | {"config": ROW["config"] | {"block_m": 24}}], "config block_m: expected a power of two"),
+    "small tile": ([ROW | {"config": ROW["config"] | {"block_k": 8}}], "config block_k: expected a power of two"),
     "no warps": ([ROW | {"config": ROW["config"] | {"warps": 0}}], "config warps"),
     "descriptors for what has none": (
         [ROW | {"describable": False, "config": ROW["config"] | {"descriptors": True}}], "config descriptors"

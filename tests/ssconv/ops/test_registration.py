@@ -38,13 +38,13 @@ by_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def geometry(case: ConvCase) -> tuple:
-    """branches, stride, valid, transposed: how the schemas spell it."""
+    """The schema's arguments branches, stride, valid, transposed."""
     branches = [extent for kernel in case.kernels for extent in (kernel or (0, 0, 0))]
     return branches, list(case.stride), case.padding == "valid", case.transposed
 
 
-def tail(case: ConvCase) -> tuple:
-    """groups, slope, gain, clamp."""
+def epilogue(case: ConvCase) -> tuple:
+    """The schema's arguments groups, slope, gain, clamp."""
     e = case.epilogue
     slope = 1.0 if e.activation == "linear" else e.negative_slope
     return len(case.kernels) if case.shuffle else 1, slope, e.gain, e.clamp
@@ -72,7 +72,7 @@ def test_forward(case, grad):
     companions = [tensors.get(n) for n in ("bias", "in_scale", "out_scale", "noise")]
     save_z = grad and case.epilogue.out_scale
     torch.library.opcheck(
-        OPS.forward.default, (tensors["x"], weights, *companions, *geometry(case), *tail(case), save_z, "reference")
+        OPS.forward.default, (tensors["x"], weights, *companions, *geometry(case), *epilogue(case), save_z, "reference")
     )
 
 
@@ -99,7 +99,7 @@ def test_epilogue(case):
     tensors, _ = leaves(case)
     torch.library.opcheck(
         OPS.epilogue.default,
-        (an_output(case, 0), *(tensors.get(n) for n in ("bias", "out_scale", "noise")), *tail(case), "reference"),
+        (an_output(case, 0), *(tensors.get(n) for n in ("bias", "out_scale", "noise")), *epilogue(case), "reference"),
     )
 
 
@@ -108,11 +108,11 @@ def test_epilogue_backward(case):
     tensors, _ = leaves(case)
     scale, noise = tensors.get("out_scale"), tensors.get("noise")
     z = an_output(case, 2) if scale is not None else None
-    noise_batch = -1 if noise is None else noise.shape[0]  # -1: no gradient of the noise is wanted
+    noise_batch = -1 if noise is None else noise.shape[0]  # -1: no gradient of the noise
     torch.library.opcheck(
         OPS.epilogue_backward.default,
         (
-            an_output(case, 0), an_output(case, 1, False), z, scale, *tail(case), case.epilogue.bias, noise_batch,
+            an_output(case, 0), an_output(case, 1, False), z, scale, *epilogue(case), case.epilogue.bias, noise_batch,
             "reference",
         ),
     )  # fmt: skip
@@ -127,8 +127,8 @@ def test_upfirdn(name, grad):
     torch.library.opcheck(OPS.upfirdn.default, (x, *taps, list(case.up), list(case.down), list(case.six), "reference"))
 
 
-def assert_the_fake_tells_the_truth(case, dtype: torch.dtype) -> None:
-    """On the meta device the fakes answer: they must promise what the real op gives."""
+def assert_the_fake_agrees(case, dtype: torch.dtype) -> None:
+    """On the meta device the fakes run: shape, dtype and strides must be those of the real op."""
     real = case.call(ssconv, tensors_of(case, dtype, requires_grad=True))
     fake = case.call(ssconv, tensors_of(case, dtype, "meta", requires_grad=True))
     assert (fake.shape, fake.dtype, fake.requires_grad) == (real.shape, real.dtype, real.requires_grad)
@@ -140,14 +140,14 @@ def assert_the_fake_tells_the_truth(case, dtype: torch.dtype) -> None:
 @given(case=conv_cases())
 @settings(max_examples=60)
 def test_fakes_of_drawn_convolutions(case):
-    assert_the_fake_tells_the_truth(case, torch.float32)
-    assert_the_fake_tells_the_truth(dataclasses.replace(case, batch=0), torch.bfloat16)
+    assert_the_fake_agrees(case, torch.float32)
+    assert_the_fake_agrees(dataclasses.replace(case, batch=0), torch.bfloat16)
 
 
 @given(case=upfirdn_cases())
 @settings(max_examples=60)
 def test_fakes_of_drawn_filters(case):
-    assert_the_fake_tells_the_truth(case, torch.float32)
+    assert_the_fake_agrees(case, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["split-depth-full", "transposed-valid-stride-212", "identity"])
