@@ -166,7 +166,7 @@ def launched_shared(name: str, architecture: int) -> int:
 
 
 def tensor_product_shared(columns: int) -> int:
-    """Bytes of the ring and its mbarriers, as csrc/cuda/product_sm90.cuh has them."""
+    """Bytes of the ring and its mbarriers, as csrc/cuda/conv_sm90.cuh has them."""
     stage = (cuda_hopper.OUTPUTS + columns) * 128
     stages = min(6, 220 * 1024 // stage)
     return stages * (stage + 16)

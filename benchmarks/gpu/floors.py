@@ -58,7 +58,7 @@ def step_clocks(own: int, cluster: int) -> tuple[float, float, float]:
 
 def dealt(slots: int, steps: Sequence[Sequence[int]], workers: int) -> int:
     """Stages of the block (or cluster) that has most, of so many. steps: of a tile of each of the branches computed
-    apart, and of each parity, the longest first; as csrc/cuda/product_sm90.cuh deals tiles out."""
+    apart, and of each parity, the longest first; as csrc/cuda/conv_sm90.cuh deals tiles out."""
     busy = [0] * workers
     parities, apart = len(steps[0]), slots // len(steps)
     for first in range(0, slots, workers):

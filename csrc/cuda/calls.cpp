@@ -2,7 +2,7 @@
 #include <cstring>
 #include <string>
 
-#include "halo.h"
+#include "conv_sm90_halo.h"
 #include "launch.h"
 
 namespace ssconv {

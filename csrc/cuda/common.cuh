@@ -1,7 +1,7 @@
 // What several kernels share.
 #pragma once
 
-#include "../device.cuh"
+#include "ptx/sm80.cuh"
 #include "params.h"
 
 namespace ssconv {

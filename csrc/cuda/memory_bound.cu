@@ -1,6 +1,6 @@
 // The kernels that memory limits.
-#include "filter.cuh"
-#include "finish.cuh"
+#include "upfirdn.cuh"
+#include "epilogue.cuh"
 #include "launch.h"
 #include "pack.cuh"
 

@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "hopper.cuh"
+#include "cuda/ptx/sm90.cuh"
 
 namespace py = pybind11;
 using namespace ssconv;

@@ -1,4 +1,4 @@
-// A GPU's execution model on a CPU, for tests: the host bodies of csrc/device.cuh call what is declared here.
+// A GPU's execution model on a CPU, for tests: the host bodies of csrc/cuda/ptx/sm80.cuh call what is declared here.
 //
 // The threads of a block are fibers. They run in an order drawn from a seed and give way only at warp collectives and
 // barriers. What a correct kernel may not rely on is made to fail:

@@ -1,4 +1,4 @@
-// Small kernels around single primitives of csrc/hopper.cuh, for tests/support/sm90_checks.py: what they do is chosen by
+// Small kernels around single primitives of csrc/cuda/ptx/sm90.cuh, for tests/support/sm90_checks.py: what they do is chosen by
 // numbers, also what they leave out.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "hopper.cuh"
+#include "cuda/ptx/sm90.cuh"
 
 namespace py = pybind11;
 using namespace ssconv;

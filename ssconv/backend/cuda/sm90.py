@@ -1,7 +1,7 @@
 """The kernels of sm_90a: when they serve a call, and what they launch. Pure functions of shapes, as `cuda_plans`.
 
 They multiply by wgmma what bulk copies bring, in bf16 and fp16: forward, input gradient and their transposes
-(csrc/cuda/product_sm90.cuh), weight gradient (weights_sm90.cuh). Those of sm_80 serve the rest, and everything with
+(csrc/cuda/conv_sm90.cuh), weight gradient (wgrad_sm90.cuh). Those of sm_80 serve the rest, and everything with
 SSCONV_HOPPER=0 in the environment.
 
 Two blocks of a product may form a cluster, which brings weights once for both: `cluster_blocks` decides, or

@@ -1,5 +1,5 @@
 """The product of sm_90a that keeps a tile's input with its halo in shared memory: when it serves a call, and what it
-launches (csrc/cuda/halo_sm90.cuh). Pure functions of shapes, as `cuda_hopper`, whose product serves the rest.
+launches (csrc/cuda/conv_sm90_halo.cuh). Pure functions of shapes, as `cuda_hopper`, whose product serves the rest.
 
 SSCONV_HALO in the environment says how pixels lie in shared memory: "plain" (the default), or "swizzled", which is
 expected to be quicker and relies on a reading of the PTX ISA that no GPU has confirmed yet; 0 turns the product off.

@@ -1,4 +1,4 @@
-// Weight gradient on sm_90a: as weights.cuh, with bulk copies (im2col) and wgmma.
+// Weight gradient on sm_90a: as wgrad_sm80.cuh, with bulk copies (im2col) and wgmma.
 //
 // K runs over low's voxels in the order n, d, h, w, 64 to a stage: boxes of low's channels, and for each box of columns
 // (some of high's channels at one tap) high's at the windows of those voxels. Both lie as they come, channels side by side,
@@ -7,7 +7,7 @@
 #pragma once
 
 #include "common.cuh"
-#include "ring.cuh"
+#include "pipeline.cuh"
 
 #if !defined(__CUDACC__)
 #include <cstdio>

@@ -1,7 +1,7 @@
 // The ring of stages through which one warp hands what bulk copies bring to warpgroups that multiply it.
 #pragma once
 
-#include "../hopper.cuh"
+#include "ptx/sm90.cuh"
 
 namespace ssconv {
 

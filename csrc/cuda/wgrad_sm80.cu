@@ -1,5 +1,5 @@
 #include "launch.h"
-#include "weights.cuh"
+#include "wgrad_sm80.cuh"
 
 namespace ssconv {
 namespace {

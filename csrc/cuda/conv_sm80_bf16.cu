@@ -1,4 +1,4 @@
-#include "product_kinds.cuh"
+#include "conv_sm80_launch.cuh"
 
 namespace ssconv {
 

@@ -1,4 +1,4 @@
-// What the host tells the products of sm_90a that keep their input with its halo in shared memory (halo_sm90.cuh).
+// What the host tells the products of sm_90a that keep their input with its halo in shared memory (conv_sm90_halo.cuh).
 #pragma once
 
 #include "params.h"

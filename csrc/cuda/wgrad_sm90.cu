@@ -2,7 +2,7 @@
 #include "launch.h"
 
 #if defined(SSCONV_SM90A) || !defined(__CUDACC__)
-#include "weights_sm90.cuh"
+#include "wgrad_sm90.cuh"
 
 namespace ssconv {
 namespace {

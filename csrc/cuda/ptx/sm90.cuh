@@ -1,10 +1,10 @@
-// What sm_90a adds to device.cuh: mbarriers, bulk copies (TMA) and wgmma, each with two bodies as there.
+// What sm_90a adds to sm80.cuh: mbarriers, bulk copies (TMA) and wgmma, each with two bodies as there.
 //
 // An mbarrier is 8 bytes of shared memory, which like all of it is addressed in bytes from its start; that start is a
 // multiple of 1024. A tensor map is made on the host and handed to the kernel as a parameter.
 #pragma once
 
-#include "device.cuh"
+#include "sm80.cuh"
 
 #if defined(__CUDACC__)
 #include <cuda.h>

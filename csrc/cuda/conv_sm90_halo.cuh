@@ -16,14 +16,14 @@
 //     swizzle's pattern. By PTX's definition of the base offset, (start of the pattern >> 7) & 7, it is 0 here: the pattern
 //     starts where the buffer does, at a multiple of 1024, whatever row the matrix begins at.
 //
-// Epilogue and stores are those of shuffled.cuh.
+// Epilogue and stores are those of shuffled_store.cuh.
 #pragma once
 
-#include "../hopper.cuh"
+#include "ptx/sm90.cuh"
 #include "common.cuh"
-#include "halo.h"
-#include "ring.cuh"
-#include "shuffled.cuh"
+#include "conv_sm90_halo.h"
+#include "pipeline.cuh"
+#include "shuffled_store.cuh"
 
 #if !defined(__CUDACC__)
 #include <cstdio>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "launch.h"
-#include "product.cuh"
+#include "conv_sm80.cuh"
 
 namespace ssconv {
 

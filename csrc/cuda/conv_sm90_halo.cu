@@ -1,10 +1,10 @@
 // The products of sm_90a with the halo in shared memory, compiled for it alone; a build without has the refusal.
-#include "halo.h"
+#include "conv_sm90_halo.h"
 #include "launch.h"
 
 #if defined(SSCONV_SM90A) || !defined(__CUDACC__)
-#include "../tiled.cuh"
-#include "halo_sm90.cuh"
+#include "ptx/tensor_map.cuh"
+#include "conv_sm90_halo.cuh"
 
 namespace ssconv {
 namespace {

@@ -1,9 +1,9 @@
-// Tiled tensor maps, beside the im2col maps of hopper.cuh.
+// Tiled tensor maps, beside the im2col maps of sm90.cuh.
 //
 // What is outside of the tensor comes as zeros: halos beyond its edges, channels beyond a branch's.
 #pragma once
 
-#include "hopper.cuh"
+#include "sm90.cuh"
 
 namespace ssconv {
 

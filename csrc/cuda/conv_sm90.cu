@@ -4,7 +4,7 @@
 #include "launch.h"
 
 #if defined(SSCONV_SM90A) || !defined(__CUDACC__)
-#include "product_sm90.cuh"
+#include "conv_sm90.cuh"
 
 namespace ssconv {
 namespace {

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "cuda/params.h"
+#include "../params.h"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>

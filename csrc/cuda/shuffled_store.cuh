@@ -6,7 +6,7 @@
 // finished of them waits in registers, rounded, for the last.
 #pragma once
 
-#include "../hopper.cuh"
+#include "ptx/sm90.cuh"
 #include "common.cuh"
 
 namespace ssconv {

@@ -6,15 +6,15 @@
 // own, and the packed weights, which lie in memory as they lie in the stage. K ends in zeros: beyond a branch's channels
 // its map has none, and neither have the weights.
 //
-// The branches come one after the other into the same accumulators; shuffled.cuh has what becomes of their sums.
+// The branches come one after the other into the same accumulators; shuffled_store.cuh has what becomes of their sums.
 //
 // In the adjoint of a stride, outputs of each parity have tiles of their own, whose K are the taps that reach them.
 #pragma once
 
-#include "../hopper.cuh"
+#include "ptx/sm90.cuh"
 #include "common.cuh"
-#include "ring.cuh"
-#include "shuffled.cuh"
+#include "pipeline.cuh"
+#include "shuffled_store.cuh"
 
 #if !defined(__CUDACC__)
 #include <cstdio>
