@@ -35,13 +35,13 @@ ROOT = Path(__file__).resolve().parents[2]
 BUDGET = ROOT / "tests" / "csrc" / "cuda_budget.json"
 ARITHMETIC = {"Bf16": "16bit", "F16": "16bit", "Tf32": "tf32", "Ieee": "ieee"}
 # Two blocks of 128 threads have room for 255 each; one of 384 has for 168, which its warpgroups then share out anew.
-MOST_REGISTERS = {"Product": 255, "WeightGradient": 255, "TensorProduct": 168, "TensorWeights": 168}
-MOST_REGISTERS |= {"HaloProduct": 168}
+MOST_REGISTERS = {"ConvSm80": 255, "WgradSm80": 255, "ConvSm90": 168, "WgradSm90": 168}
+MOST_REGISTERS |= {"ConvSm90Halo": 168}
 # Below this many, four blocks of 128 threads fit: what memory limits hides its latency with threads.
 MEMORY_BOUND_REGISTERS = 128
 # Sums for the gradients of four branches of 16-bit chunks take more; two blocks fit.
-EXCEPTIONS = {"FinishBackward<f16, 4>": 224, "FinishBackward<bf16, 4>": 224, "FinishBackward<float, 4>": 160}
-EXCEPTIONS |= {"FinishBackward<f16, 2>": 144, "FinishBackward<bf16, 2>": 144}
+EXCEPTIONS = {"EpilogueBackward<f16, 4>": 224, "EpilogueBackward<bf16, 4>": 224, "EpilogueBackward<float, 4>": 160}
+EXCEPTIONS |= {"EpilogueBackward<f16, 2>": 144, "EpilogueBackward<bf16, 2>": 144}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Cubin:
 
     @property
     def kind(self) -> str:
-        """Product, WeightGradient, Finish, .."""
+        """ConvSm80, WgradSm80, EpilogueForward, .."""
         return self.name.split("<")[0]
 
     @property
@@ -68,7 +68,7 @@ class Cubin:
 
     @property
     def tensor_cores(self) -> bool:
-        return self.kind in ("Product", "WeightGradient") and "Ieee" not in self.arguments
+        return self.kind in ("ConvSm80", "WgradSm80") and "Ieee" not in self.arguments
 
     def count(self, *starts: str) -> int:
         """Instructions whose name begins with one of these."""
@@ -98,7 +98,7 @@ def architectures(module: Path) -> list[int]:
 
 @functools.cache
 def _plain_name(mangled: str) -> str:
-    """Product<Bf16, 2, 128, false> of a mangled kernel's name."""
+    """ConvSm80<Bf16, 2, 128, false> of a mangled kernel's name."""
     filt = shutil.which("c++filt") or shutil.which("cu++filt")
     if filt is None:
         raise FileNotFoundError("c++filt: expected on the PATH; it comes with the C++ compiler's binutils")
@@ -140,17 +140,17 @@ def launched_shared(name: str, architecture: int) -> int:
     """Bytes that the launch gives a block: of products and weight gradients, the most that the committed table asks
     for; of the others what their code states."""
     kind, arguments = name.split("<")[0], re.findall(r"\w+", name)[1:]
-    if kind == "TensorProduct":
+    if kind == "ConvSm90":
         return tensor_product_shared(int(arguments[2]))
-    if kind == "HaloProduct":
+    if kind == "ConvSm90Halo":
         return cuda_halo.shared_bytes(int(arguments[2]))
-    if kind == "TensorWeights":
+    if kind == "WgradSm90":
         stage = (int(arguments[1]) + (512 if arguments[1] == "64" else 256)) * 128
         return 220 * 1024 // stage * (stage + 16)
-    if kind not in ("Product", "WeightGradient"):
+    if kind not in ("ConvSm80", "WgradSm80"):
         return 0
     table = cuda_table.TABLE.read(cuda_table.TABLE.committed)
-    if kind == "Product":
+    if kind == "ConvSm80":
         branches, width, singly = int(arguments[1]), int(arguments[2]), arguments[3] == "true"
         wanted = ("product", branches, width, singly)
     else:
@@ -191,12 +191,12 @@ def cubins(architecture: int, module: Path, code: bool = True) -> list[Cubin]:
 def stores_whole_chunks(cubin: Cubin) -> bool:
     """Whether a lane owns 16 bytes side by side. A product's has an eighth of the block's columns; a weight gradient
     stores pairs of sums, the reduction single ones; other numbers of branches than 1, 2 and 4 go channel by channel."""
-    if cubin.kind == "Product":
+    if cubin.kind == "ConvSm80":
         element = 2 if {"Bf16", "F16"} & set(cubin.arguments) else 4
         return int(cubin.arguments[2]) // 8 * element >= 16
-    if cubin.kind in ("WeightGradient", "TensorWeights", "Reduce"):
+    if cubin.kind in ("WgradSm80", "WgradSm90", "WgradReduce"):
         return False
-    if cubin.kind in ("TensorProduct", "HaloProduct"):
+    if cubin.kind in ("ConvSm90", "ConvSm90Halo"):
         return True
     return "0" not in cubin.arguments
 
@@ -213,27 +213,27 @@ def faults(cubin: Cubin) -> list[str]:
         found.append(f"{cubin.registers} registers; at most {most} were meant")
     if cubin.tensor_cores and not cubin.count("HMMA"):
         found.append("no tensor-core instruction (HMMA)")
-    if cubin.kind in ("Product", "WeightGradient") and not cubin.count("LDGSTS.E.BYPASS.128"):
+    if cubin.kind in ("ConvSm80", "WgradSm80") and not cubin.count("LDGSTS.E.BYPASS.128"):
         found.append("no asynchronous copies of 16 bytes (LDGSTS)")
     if cubin.tensor_cores and "Tf32" not in cubin.arguments and not cubin.count("LDSM"):
         found.append("no matrix loads (LDSM)")
-    if cubin.kind in ("TensorProduct", "TensorWeights", "HaloProduct"):
+    if cubin.kind in ("ConvSm90", "WgradSm90", "ConvSm90Halo"):
         found += [
             f"no {what} ({name})"
             for name, what in (
                 ("HGMMA", "tensor-core instruction of a warpgroup"),
                 (
                     ("UTMALDG.5D", "bulk copy of a tile")
-                    if cubin.kind == "HaloProduct"
+                    if cubin.kind == "ConvSm90Halo"
                     else ("UTMALDG.5D.IM2COL", "bulk copy of an im2col box")
                 ),
                 ("UBLKCP", "bulk copy of packed weights"),
                 ("SYNCS.PHASECHK.TRANS64.TRYWAIT", "wait at an mbarrier"),
                 ("USETMAXREG", "change of a warpgroup's registers"),
             )
-            if not cubin.count(name) and (cubin.kind, name) != ("TensorWeights", "UBLKCP")
+            if not cubin.count(name) and (cubin.kind, name) != ("WgradSm90", "UBLKCP")
         ]
-        if cubin.kind == "TensorProduct" and cubin.arguments[3] == "2":
+        if cubin.kind == "ConvSm90" and cubin.arguments[3] == "2":
             found += [
                 f"no {what} ({name})"
                 for name, what in (
@@ -249,7 +249,8 @@ def faults(cubin: Cubin) -> list[str]:
             found.append("a wait after every HGMMA: the compiler serialised them")
     if stores_whole_chunks(cubin) and not cubin.count("STG.E.128"):
         found.append("no store of 16 bytes (STG.E.128)")
-    if cubin.kind in ("Finish", "FinishBackward") and "0" not in cubin.arguments and not cubin.count("LDG.E.128"):
+    epilogue = cubin.kind in ("EpilogueForward", "EpilogueBackward")
+    if epilogue and "0" not in cubin.arguments and not cubin.count("LDG.E.128"):
         found.append("no load of 16 bytes (LDG.E.128)")
     return found
 

@@ -58,8 +58,8 @@ class Arguments {
     g.adjoint = integer();
     return g;
   }
-  EpilogueParams epilogue() {
-    EpilogueParams e;
+  Epilogue epilogue() {
+    Epilogue e;
     e.scale = pointer<const float>();
     e.bias = pointer<const float>();
     e.noise = companion();
@@ -93,13 +93,13 @@ class Arguments {
 
 constexpr const char* WRONG_COUNT = "the call has not the numbers that this kernel takes";
 
-const char* call_product(Arguments& a, Arithmetic arithmetic, void* stream) {
+const char* call_conv_sm80(Arguments& a, Arithmetic arithmetic, void* stream) {
   const Grid grid = a.grid();
-  ProductKind kind;
+  ConvSm80Variant kind;
   kind.fused = a.integer();
   kind.width = a.integer();
   kind.elements = a.integer() != 0;
-  ProductParams p = {};
+  ConvSm80Params p = {};
   p.stages = a.integer();
   p.cached = a.integer();
   p.x = a.volume();
@@ -122,20 +122,20 @@ const char* call_product(Arguments& a, Arithmetic arithmetic, void* stream) {
   if (!a.complete() || p.stages < 2 || p.stages > 4) return WRONG_COUNT;
   switch (arithmetic) {
     case Arithmetic::bf16:
-      return product_bf16(kind, p, grid, stream);
+      return conv_sm80_bf16(kind, p, grid, stream);
     case Arithmetic::f16:
-      return product_f16(kind, p, grid, stream);
+      return conv_sm80_f16(kind, p, grid, stream);
     case Arithmetic::tf32:
-      return product_tf32(kind, p, grid, stream);
+      return conv_sm80_tf32(kind, p, grid, stream);
     default:
-      return product_ieee(kind, p, grid, stream);
+      return conv_sm80_ieee(kind, p, grid, stream);
   }
 }
 
-const char* call_product_sm90(Arguments& a, Arithmetic arithmetic, void* stream) {
+const char* call_conv_sm90(Arguments& a, Arithmetic arithmetic, void* stream) {
   const Grid grid = a.grid();
   const int fused = a.integer(), block_columns = a.integer();
-  TensorProductParams p = {};
+  ConvSm90Params p = {};
   p.x = a.volume();
   p.weights = a.pointer();
   p.y = a.pointer();
@@ -165,13 +165,13 @@ const char* call_product_sm90(Arguments& a, Arithmetic arithmetic, void* stream)
     p.part[s].number = b.number;
     for (int i = 0; i < PARITIES; ++i) p.part[s].start[i] = b.start[i];
   }
-  return a.complete() ? product_sm90(arithmetic, fused, block_columns, p, grid, stream) : WRONG_COUNT;
+  return a.complete() ? conv_sm90(arithmetic, fused, block_columns, p, grid, stream) : WRONG_COUNT;
 }
 
-const char* call_halo_sm90(Arguments& a, Arithmetic arithmetic, void* stream) {
+const char* call_conv_sm90_halo(Arguments& a, Arithmetic arithmetic, void* stream) {
   const Grid grid = a.grid();
   const int fused = a.integer(), block_columns = a.integer();
-  HaloParams p = {};
+  ConvSm90HaloParams p = {};
   p.x = a.volume();
   p.weights = a.pointer();
   p.y = a.pointer();
@@ -198,12 +198,12 @@ const char* call_halo_sm90(Arguments& a, Arithmetic arithmetic, void* stream) {
     p.part[s].number = b.number;
     p.part[s].start = b.start[0];
   }
-  return a.complete() ? halo_sm90(arithmetic, fused, block_columns, p, grid, stream) : WRONG_COUNT;
+  return a.complete() ? conv_sm90_halo(arithmetic, fused, block_columns, p, grid, stream) : WRONG_COUNT;
 }
 
-const char* call_pack(Arguments& a, Arithmetic arithmetic, void* stream) {
+const char* call_pack_weights(Arguments& a, Arithmetic arithmetic, void* stream) {
   const Grid grid = a.grid();
-  PackParams p = {};
+  PackWeightsParams p = {};
   p.packed = a.pointer();
   p.in_channels = a.integer();
   p.padded_channels = a.integer();
@@ -218,12 +218,12 @@ const char* call_pack(Arguments& a, Arithmetic arithmetic, void* stream) {
     a.integers(p.stride[s]);
     p.branch[s] = a.branch();
   }
-  return a.complete() ? pack(arithmetic, p, grid, stream) : WRONG_COUNT;
+  return a.complete() ? pack_weights(arithmetic, p, grid, stream) : WRONG_COUNT;
 }
 
-const char* call_arrange(Arguments& a, Format format, void* stream) {
+const char* call_pack_input(Arguments& a, Format format, void* stream) {
   const Grid grid = a.grid();
-  ArrangeParams p = {};
+  PackInputParams p = {};
   p.x = a.volume();
   p.scale = a.pointer<const float>();
   p.out = a.pointer();
@@ -235,13 +235,13 @@ const char* call_arrange(Arguments& a, Format format, void* stream) {
   p.d = a.divider();
   p.h = a.divider();
   p.w = a.divider();
-  return a.complete() ? arrange(format, p, grid, stream) : WRONG_COUNT;
+  return a.complete() ? pack_input(format, p, grid, stream) : WRONG_COUNT;
 }
 
-const char* call_weight_gradient(Arguments& a, Arithmetic arithmetic, void* stream) {
+const char* call_wgrad_sm80(Arguments& a, Arithmetic arithmetic, void* stream) {
   const Grid grid = a.grid();
   const int rows = a.integer();
-  WeightParams p = {};
+  WgradSm80Params p = {};
   p.stages = a.integer();
   p.low = a.volume();
   p.high = a.volume();
@@ -263,13 +263,13 @@ const char* call_weight_gradient(Arguments& a, Arithmetic arithmetic, void* stre
     p.part[s].first_tile = a.integer();
   }
   if (!a.complete() || p.stages < 2 || p.stages > 4) return WRONG_COUNT;
-  return weight_gradient(arithmetic, rows, p, grid, stream);
+  return wgrad_sm80(arithmetic, rows, p, grid, stream);
 }
 
-const char* call_weight_gradient_sm90(Arguments& a, Arithmetic arithmetic, void* stream) {
+const char* call_wgrad_sm90(Arguments& a, Arithmetic arithmetic, void* stream) {
   const Grid grid = a.grid();
   const int rows = a.integer();
-  TensorWeightParams p = {};
+  WgradSm90Params p = {};
   p.low = a.volume();
   p.high = a.volume();
   p.workspace = a.pointer<float>();
@@ -291,12 +291,12 @@ const char* call_weight_gradient_sm90(Arguments& a, Arithmetic arithmetic, void*
     p.part[s].number = a.integer();
     p.part[s].first_tile = a.integer();
   }
-  return a.complete() ? weight_gradient_sm90(arithmetic, rows, p, grid, stream) : WRONG_COUNT;
+  return a.complete() ? wgrad_sm90(arithmetic, rows, p, grid, stream) : WRONG_COUNT;
 }
 
-const char* call_reduce(Arguments& a, void* stream) {
+const char* call_wgrad_reduce(Arguments& a, void* stream) {
   const Grid grid = a.grid();
-  ReduceParams p = {};
+  WgradReduceParams p = {};
   p.workspace = a.pointer<const float>();
   p.splits = a.integer();
   p.row_blocks = a.integer();
@@ -313,12 +313,12 @@ const char* call_reduce(Arguments& a, void* stream) {
     p.first_tile[s] = a.integer();
   }
   p.first_tile[p.branches] = a.integer();
-  return a.complete() ? reduce(p, grid, stream) : WRONG_COUNT;
+  return a.complete() ? wgrad_reduce(p, grid, stream) : WRONG_COUNT;
 }
 
 const char* call_epilogue(Arguments& a, Format format, void* stream) {
   const Grid grid = a.grid();
-  FinishParams p = {};
+  EpilogueParams p = {};
   p.z = a.volume();
   p.y = a.pointer();
   p.epilogue = a.epilogue();
@@ -334,7 +334,7 @@ const char* call_epilogue(Arguments& a, Format format, void* stream) {
 
 const char* call_epilogue_backward(Arguments& a, Format format, void* stream) {
   const Grid grid = a.grid();
-  FinishBackwardParams p = {};
+  EpilogueBackwardParams p = {};
   p.gy = a.volume();
   p.y = a.volume();
   p.z = a.volume();
@@ -361,7 +361,7 @@ const char* call_epilogue_backward(Arguments& a, Format format, void* stream) {
 const char* call_upfirdn(Arguments& a, Format format, void* stream) {
   const Grid grid = a.grid();
   const int shared_bytes = a.integer();
-  FilterParams p = {};
+  UpfirdnParams p = {};
   p.x = a.volume();
   p.y = a.pointer();
   a.integers(p.size);
@@ -386,14 +386,14 @@ const char* cuda_call(const char* kernel, const int64_t* integers, int64_t integ
   void* const stream = a.pointer();
   const int kind = a.integer();  // arithmetic, or format
   const auto is = [kernel](const char* name) { return std::strcmp(kernel, name) == 0; };
-  if (is("product")) return call_product(a, static_cast<Arithmetic>(kind), stream);
-  if (is("product_sm90")) return call_product_sm90(a, static_cast<Arithmetic>(kind), stream);
-  if (is("halo_sm90")) return call_halo_sm90(a, static_cast<Arithmetic>(kind), stream);
-  if (is("pack")) return call_pack(a, static_cast<Arithmetic>(kind), stream);
-  if (is("arrange")) return call_arrange(a, static_cast<Format>(kind), stream);
-  if (is("weight_gradient")) return call_weight_gradient(a, static_cast<Arithmetic>(kind), stream);
-  if (is("weight_gradient_sm90")) return call_weight_gradient_sm90(a, static_cast<Arithmetic>(kind), stream);
-  if (is("reduce")) return call_reduce(a, stream);
+  if (is("conv_sm80")) return call_conv_sm80(a, static_cast<Arithmetic>(kind), stream);
+  if (is("conv_sm90")) return call_conv_sm90(a, static_cast<Arithmetic>(kind), stream);
+  if (is("conv_sm90_halo")) return call_conv_sm90_halo(a, static_cast<Arithmetic>(kind), stream);
+  if (is("pack_weights")) return call_pack_weights(a, static_cast<Arithmetic>(kind), stream);
+  if (is("pack_input")) return call_pack_input(a, static_cast<Format>(kind), stream);
+  if (is("wgrad_sm80")) return call_wgrad_sm80(a, static_cast<Arithmetic>(kind), stream);
+  if (is("wgrad_sm90")) return call_wgrad_sm90(a, static_cast<Arithmetic>(kind), stream);
+  if (is("wgrad_reduce")) return call_wgrad_reduce(a, stream);
   if (is("epilogue")) return call_epilogue(a, static_cast<Format>(kind), stream);
   if (is("epilogue_backward")) return call_epilogue_backward(a, static_cast<Format>(kind), stream);
   if (is("upfirdn")) return call_upfirdn(a, static_cast<Format>(kind), stream);

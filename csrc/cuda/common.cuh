@@ -116,7 +116,7 @@ SSCONV_DEVICE void store_run(T* p, const float* values, int count) {
 }
 
 // clamp(gain * lrelu(z)); NaN stays NaN.
-SSCONV_DEVICE float activated(const EpilogueParams& e, float z) {
+SSCONV_DEVICE float activated(const Epilogue& e, float z) {
   float y = (z > 0 ? z : z * e.slope) * e.gain;
   if (e.clamped) {
     y = y > e.clamp ? e.clamp : y;
@@ -129,12 +129,12 @@ SSCONV_DEVICE float activated(const EpilogueParams& e, float z) {
 // biases are read once, their scales once per sample.
 template <int N>
 struct Finisher {
-  const EpilogueParams& e;
+  const Epilogue& e;
   int channels, channel, step, count;
   int64_t sample = -1;  // whose scales are here
   float bias[N], scale[N];
 
-  SSCONV_DEVICE Finisher(const EpilogueParams& params, int all, int first, int apart, int wanted)
+  SSCONV_DEVICE Finisher(const Epilogue& params, int all, int first, int apart, int wanted)
       : e(params), channels(all), channel(first), step(apart), count(wanted) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {

@@ -19,9 +19,9 @@
 namespace ssconv {
 
 template <class A, int S, int WIDTH, bool ELEMENTS>
-struct Product {
+struct ConvSm80 {
   using T = typename A::Element;
-  using Params = ProductParams;
+  using Params = ConvSm80Params;
   static constexpr int THREADS = 128;
   static constexpr int BLOCKS = 2;
   static constexpr int BM = 128;
@@ -38,7 +38,7 @@ struct Product {
 #if !defined(__CUDACC__)
   static const char* name() {
     static char text[64];
-    std::snprintf(text, sizeof text, "product<%s, %d, %d%s>", A::NAME, S, WIDTH, ELEMENTS ? ", elements" : "");
+    std::snprintf(text, sizeof text, "conv_sm80<%s, %d, %d%s>", A::NAME, S, WIDTH, ELEMENTS ? ", elements" : "");
     return text;
   }
 #endif

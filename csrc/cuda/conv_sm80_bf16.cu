@@ -2,8 +2,8 @@
 
 namespace ssconv {
 
-const char* product_bf16(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream) {
-  return launch_product<Bf16>(kind, p, grid, stream);
+const char* conv_sm80_bf16(const ConvSm80Variant& kind, const ConvSm80Params& p, Grid grid, void* stream) {
+  return launch_conv_sm80<Bf16>(kind, p, grid, stream);
 }
 
 }  // namespace ssconv

@@ -2,8 +2,8 @@
 
 namespace ssconv {
 
-const char* product_f16(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream) {
-  return launch_product<F16>(kind, p, grid, stream);
+const char* conv_sm80_f16(const ConvSm80Variant& kind, const ConvSm80Params& p, Grid grid, void* stream) {
+  return launch_conv_sm80<F16>(kind, p, grid, stream);
 }
 
 }  // namespace ssconv

@@ -2,8 +2,8 @@
 
 namespace ssconv {
 
-const char* product_ieee(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream) {
-  return launch_product<Ieee>(kind, p, grid, stream);
+const char* conv_sm80_ieee(const ConvSm80Variant& kind, const ConvSm80Params& p, Grid grid, void* stream) {
+  return launch_conv_sm80<Ieee>(kind, p, grid, stream);
 }
 
 }  // namespace ssconv

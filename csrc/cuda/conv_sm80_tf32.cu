@@ -2,8 +2,8 @@
 
 namespace ssconv {
 
-const char* product_tf32(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream) {
-  return launch_product<Tf32>(kind, p, grid, stream);
+const char* conv_sm80_tf32(const ConvSm80Variant& kind, const ConvSm80Params& p, Grid grid, void* stream) {
+  return launch_conv_sm80<Tf32>(kind, p, grid, stream);
 }
 
 }  // namespace ssconv

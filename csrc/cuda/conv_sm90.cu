@@ -11,7 +11,7 @@ namespace {
 
 // Outputs' parities in the order in which weights are packed, the last dimension's fastest; strides that do not part the
 // outputs have one.
-void number_parities(TensorProductParams& p) {
+void number_parities(ConvSm90Params& p) {
   p.parities = 1;
   for (int i = 0; i < 3; ++i) {
     p.pace[i] = p.geometry.adjoint ? 1 : p.geometry.stride[i];
@@ -28,7 +28,7 @@ void number_parities(TensorProductParams& p) {
 }
 
 // The taps of every parity, displaced from the least position that any of them reads. It is of the first one that has taps.
-void reach_of(TensorProductParams& p, TensorProductParams::Part& b) {
+void reach_of(ConvSm90Params& p, ConvSm90Params::Part& b) {
   for (int i = 0; i < 3; ++i) {
     Taps taps[PARITIES];
     bool found = false;
@@ -44,14 +44,14 @@ void reach_of(TensorProductParams& p, TensorProductParams::Part& b) {
     }
   }
   for (int k = 0; k < p.parities; ++k) {
-    TensorProductParams::Reach& r = b.reach[k];
+    ConvSm90Params::Reach& r = b.reach[k];
     r.start = b.start[k];
     if (r.count[0] * r.count[1] * r.count[2] == 0) r.count[0] = r.count[1] = r.count[2] = 0;
   }
 }
 
 // The parity with most taps first, so that what is left at the end is short.
-void order_parities(TensorProductParams& p) {
+void order_parities(ConvSm90Params& p) {
   const auto taps = [&](int k) {
     int sum = 0;
     for (int s = 0; s < p.parts; ++s) {
@@ -69,8 +69,8 @@ void order_parities(TensorProductParams& p) {
 }
 
 // x as a branch reads it, whatever the parity.
-const char* map_branch(TensorProductParams& p, int s, bool half, int pixels) {
-  const TensorProductParams::Part& b = p.part[s];
+const char* map_branch(ConvSm90Params& p, int s, bool half, int pixels) {
+  const ConvSm90Params::Part& b = p.part[s];
   Im2col box = im2col_of(p.x, b.number, p.channels, half);
   box.channels = p.box_channels;
   box.pixels = pixels;
@@ -80,8 +80,8 @@ const char* map_branch(TensorProductParams& p, int s, bool half, int pixels) {
 }
 
 template <class A, int S, int BN, int CLUSTER>
-const char* launch_tiles(TensorProductParams& p, Grid grid, void* stream) {
-  using Kernel = TensorProduct<A, S, BN, CLUSTER>;
+const char* launch_tiles(ConvSm90Params& p, Grid grid, void* stream) {
+  using Kernel = ConvSm90<A, S, BN, CLUSTER>;
   for (int k = 0; k < Kernel::BK / 16; ++k) {
     const int box = 16 * k / p.box_channels, within = 16 * k % p.box_channels;
     p.slices[k] = (box * Kernel::BM * p.box_channels + within) * 2;
@@ -96,24 +96,24 @@ const char* launch_tiles(TensorProductParams& p, Grid grid, void* stream) {
 }
 
 template <class A>
-const char* launch_kind(int fused, int columns, TensorProductParams& p, Grid grid, void* stream) {
-#define SSCONV_PRODUCT(S, BN)                                                                    \
+const char* launch_kind(int fused, int columns, ConvSm90Params& p, Grid grid, void* stream) {
+#define SSCONV_CONV(S, BN)                                                                    \
   if (fused == S && columns == BN && p.cluster == 1) return launch_tiles<A, S, BN, 1>(p, grid, stream); \
   if (fused == S && columns == BN && p.cluster == 2) return launch_tiles<A, S, BN, 2>(p, grid, stream)
-  SSCONV_PRODUCT(1, 64);
-  SSCONV_PRODUCT(1, 128);
-  SSCONV_PRODUCT(2, 32);
-  SSCONV_PRODUCT(2, 64);
-  SSCONV_PRODUCT(2, 128);
-  SSCONV_PRODUCT(4, 32);
-  SSCONV_PRODUCT(4, 64);
-#undef SSCONV_PRODUCT
-  return "there is no such product kernel";
+  SSCONV_CONV(1, 64);
+  SSCONV_CONV(1, 128);
+  SSCONV_CONV(2, 32);
+  SSCONV_CONV(2, 64);
+  SSCONV_CONV(2, 128);
+  SSCONV_CONV(4, 32);
+  SSCONV_CONV(4, 64);
+#undef SSCONV_CONV
+  return "there is no such convolution kernel";
 }
 
 }  // namespace
 
-const char* product_sm90(Arithmetic arithmetic, int fused, int columns, TensorProductParams& p, Grid grid, void* stream) {
+const char* conv_sm90(Arithmetic arithmetic, int fused, int columns, ConvSm90Params& p, Grid grid, void* stream) {
   if (arithmetic == Arithmetic::bf16) return launch_kind<Bf16>(fused, columns, p, grid, stream);
   if (arithmetic == Arithmetic::f16) return launch_kind<F16>(fused, columns, p, grid, stream);
   return "the products of sm_90a are of 16 bits";
@@ -125,7 +125,7 @@ const char* product_sm90(Arithmetic arithmetic, int fused, int columns, TensorPr
 
 namespace ssconv {
 
-const char* product_sm90(Arithmetic, int, int, TensorProductParams&, Grid, void*) {
+const char* conv_sm90(Arithmetic, int, int, ConvSm90Params&, Grid, void*) {
   return "the module was compiled without sm_90a (SSCONV_CUDA_ARCHS)";
 }
 

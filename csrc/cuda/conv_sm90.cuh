@@ -23,9 +23,9 @@
 namespace ssconv {
 
 template <class A, int S, int BN, int CLUSTER>
-struct TensorProduct {
+struct ConvSm90 {
   using T = typename A::Element;
-  using Params = TensorProductParams;
+  using Params = ConvSm90Params;
   static constexpr int CONSUMERS = 2;              // warpgroups
   static constexpr int THREADS = 128 * CONSUMERS + 128;  // registers are given and taken by warpgroups
   static constexpr int BLOCKS = 1;
@@ -41,7 +41,7 @@ struct TensorProduct {
 #if !defined(__CUDACC__)
   static const char* name() {
     static char text[64];
-    std::snprintf(text, sizeof text, "product_sm90<%s, %d, %d, %d>", A::NAME, S, BN, CLUSTER);
+    std::snprintf(text, sizeof text, "conv_sm90<%s, %d, %d, %d>", A::NAME, S, BN, CLUSTER);
     return text;
   }
 #endif

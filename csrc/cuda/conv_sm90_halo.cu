@@ -12,8 +12,8 @@ namespace {
 constexpr int ROWS = 8;  // of a matrix's group, and groups of a matrix: outputs along W and H
 
 // A branch's input with the halo, as it lies in a buffer and as wgmma reads it from there.
-const char* describe_branch(HaloParams& p, int s, bool half, uint32_t buffer) {
-  HaloParams::Part& b = p.part[s];
+const char* describe_branch(ConvSm90HaloParams& p, int s, bool half, uint32_t buffer) {
+  ConvSm90HaloParams::Part& b = p.part[s];
   const int taps = b.extent[0] * b.extent[1] * b.extent[2];
   if (taps < 1 || taps > HALO_TAPS) return "a branch has more taps than a product with the halo in shared memory takes";
   int box[3];
@@ -42,8 +42,8 @@ const char* describe_branch(HaloParams& p, int s, bool half, uint32_t buffer) {
 }
 
 template <class A, int S, int BN>
-const char* launch_tiles(HaloParams& p, Grid grid, void* stream) {
-  using Kernel = HaloProduct<A, S, BN>;
+const char* launch_tiles(ConvSm90HaloParams& p, Grid grid, void* stream) {
+  using Kernel = ConvSm90Halo<A, S, BN>;
   const int across = p.tile[2] / ROWS, down = p.tile[1] / ROWS;
   if (p.tile[1] % ROWS != 0 || p.tile[2] % ROWS != 0 || p.tile[0] * down * across != Kernel::MI * Kernel::CONSUMERS)
     return "a tile is not of the kernel's outputs";
@@ -63,24 +63,24 @@ const char* launch_tiles(HaloParams& p, Grid grid, void* stream) {
 }
 
 template <class A>
-const char* launch_kind(int fused, int columns, HaloParams& p, Grid grid, void* stream) {
-#define SSCONV_HALO(S, BN) \
+const char* launch_kind(int fused, int columns, ConvSm90HaloParams& p, Grid grid, void* stream) {
+#define SSCONV_CONV(S, BN) \
   if (fused == S && columns == BN) return launch_tiles<A, S, BN>(p, grid, stream)
-  SSCONV_HALO(1, 32);
-  SSCONV_HALO(1, 64);
-  SSCONV_HALO(1, 128);
-  SSCONV_HALO(2, 32);
-  SSCONV_HALO(2, 64);
-  SSCONV_HALO(2, 128);
-  SSCONV_HALO(4, 32);
-  SSCONV_HALO(4, 64);
-#undef SSCONV_HALO
-  return "there is no such product kernel";
+  SSCONV_CONV(1, 32);
+  SSCONV_CONV(1, 64);
+  SSCONV_CONV(1, 128);
+  SSCONV_CONV(2, 32);
+  SSCONV_CONV(2, 64);
+  SSCONV_CONV(2, 128);
+  SSCONV_CONV(4, 32);
+  SSCONV_CONV(4, 64);
+#undef SSCONV_CONV
+  return "there is no such convolution kernel";
 }
 
 }  // namespace
 
-const char* halo_sm90(Arithmetic arithmetic, int fused, int columns, HaloParams& p, Grid grid, void* stream) {
+const char* conv_sm90_halo(Arithmetic arithmetic, int fused, int columns, ConvSm90HaloParams& p, Grid grid, void* stream) {
   if (p.chunk != 16 && p.chunk != 32 && p.chunk != 64) return "a chunk has 16, 32 or 64 channels";
   if (arithmetic == Arithmetic::bf16) return launch_kind<Bf16>(fused, columns, p, grid, stream);
   if (arithmetic == Arithmetic::f16) return launch_kind<F16>(fused, columns, p, grid, stream);
@@ -93,7 +93,7 @@ const char* halo_sm90(Arithmetic arithmetic, int fused, int columns, HaloParams&
 
 namespace ssconv {
 
-const char* halo_sm90(Arithmetic, int, int, HaloParams&, Grid, void*) {
+const char* conv_sm90_halo(Arithmetic, int, int, ConvSm90HaloParams&, Grid, void*) {
   return "the module was compiled without sm_90a (SSCONV_CUDA_ARCHS)";
 }
 

@@ -32,9 +32,9 @@
 namespace ssconv {
 
 template <class A, int S, int BN>
-struct HaloProduct {
+struct ConvSm90Halo {
   using T = typename A::Element;
-  using Params = HaloParams;
+  using Params = ConvSm90HaloParams;
   static constexpr int CONSUMERS = 2;                    // warpgroups
   static constexpr int THREADS = 128 * CONSUMERS + 128;  // registers are given and taken by warpgroups
   static constexpr int BLOCKS = 1;
@@ -51,7 +51,7 @@ struct HaloProduct {
 #if !defined(__CUDACC__)
   static const char* name() {
     static char text[64];
-    std::snprintf(text, sizeof text, "halo_sm90<%s, %d, %d>", A::NAME, S, BN);
+    std::snprintf(text, sizeof text, "conv_sm90_halo<%s, %d, %d>", A::NAME, S, BN);
     return text;
   }
 #endif

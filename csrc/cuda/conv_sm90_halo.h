@@ -9,7 +9,7 @@ constexpr int MATRICES = 8;   // of 64 outputs, the most of a tile
 constexpr int HALO_TAPS = 27; // the most of a branch
 
 // y = epilogue of the branches' convolutions of x, or of their adjoints; every branch has weights, strides are 1.
-struct HaloParams {
+struct ConvSm90HaloParams {
   TensorMap map[FUSED];  // boxes of a branch's channels: what one bulk copy of a tile's input brings
   Volume x;
   const void* weights;   // packed and swizzled; K is chunk after chunk of channels, in each tap after tap
@@ -21,12 +21,12 @@ struct HaloParams {
   int out_channels;      // of a branch
   int branches;          // all of them
   Geometry geometry;
-  EpilogueParams epilogue;
+  Epilogue epilogue;
   int tile[3];           // outputs of a tile, d, h, w; h and w in eights
   Divider column_blocks, tiles, d, h, w;  // tiles: of all samples; d, h, w: along a dimension
   uint32_t work;         // tiles of all column blocks and branches that are computed apart
   int parts;
-  // From here on worked out of what is above, by halo_sm90.
+  // From here on worked out of what is above, by conv_sm90_halo.
   int chunks;            // of a branch
   int copies, copy_channels;  // bulk copies of a chunk
   int span;              // bytes of a swizzled row, 0 for none

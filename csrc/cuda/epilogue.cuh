@@ -80,8 +80,8 @@ SSCONV_DEVICE int64_t offset_of(const Volume& v, int64_t n, uint32_t voxel, cons
 }
 
 template <class T, int S>
-struct Finish {
-  using Params = FinishParams;
+struct EpilogueForward {
+  using Params = EpilogueParams;
   using Own = Run<T, S>;
   static constexpr int THREADS = 128;
   static constexpr int BLOCKS = 1;
@@ -114,8 +114,8 @@ struct Finish {
 // of pre * shuffle(z), per channel; over the channels, per voxel. `lanes` threads share a voxel; a block has
 // THREADS / lanes voxels at a time, and adds in an order that does not change.
 template <class T, int S>
-struct FinishBackward {
-  using Params = FinishBackwardParams;
+struct EpilogueBackward {
+  using Params = EpilogueBackwardParams;
   using Own = Run<T, S>;
   static constexpr int THREADS = 128;
   static constexpr int BLOCKS = 1;

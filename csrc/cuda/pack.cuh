@@ -9,12 +9,12 @@ namespace ssconv {
 // weight. K's element e is channel e % padded_channels of tap e / padded_channels, among the taps that reach that parity;
 // in chunks of fewer channels, K is that for one chunk after the other, each in whole steps.
 template <class A>
-struct Pack {
+struct PackWeights {
   using T = typename A::Element;
-  using Params = PackParams;
+  using Params = PackWeightsParams;
   static constexpr int THREADS = 128;
   static constexpr int BLOCKS = 1;
-  static const char* name() { return "pack"; }
+  static const char* name() { return "pack_weights"; }
 
   SSCONV_DEVICE static void run(const Params& p) {
     constexpr int SIZE = Chunk<T>::SIZE, CHUNKS = 8, BK = SIZE * CHUNKS;
@@ -70,11 +70,11 @@ struct Pack {
 };
 
 template <class T>
-struct Arrange {
-  using Params = ArrangeParams;
+struct PackInput {
+  using Params = PackInputParams;
   static constexpr int THREADS = 128;
   static constexpr int BLOCKS = 1;
-  static const char* name() { return "arrange"; }
+  static const char* name() { return "pack_input"; }
 
   SSCONV_DEVICE static void run(const Params& p) {
     constexpr int SIZE = Chunk<T>::SIZE;

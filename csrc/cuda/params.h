@@ -51,7 +51,7 @@ struct Geometry {
   int adjoint;    // its transpose
 };
 
-struct EpilogueParams {
+struct Epilogue {
   const float *scale, *bias;  // (N, S*C), (S*C,); null where there is none
   Companion noise;
   int64_t noise_stride;  // from sample to sample; 0 where they share it
@@ -60,7 +60,7 @@ struct EpilogueParams {
 };
 
 // y = epilogue of the branches' convolutions of x, or of the adjoints.
-struct ProductParams {
+struct ConvSm80Params {
   Volume x;
   const float* in_scale; // (N, S*C); only where x is read by elements
   const void* weights;   // packed
@@ -71,7 +71,7 @@ struct ProductParams {
   int branches;          // all of them
   int shuffle;
   Geometry geometry;
-  EpilogueParams epilogue;
+  Epilogue epilogue;
   int box_bits[4];       // the block's voxels: a box of powers of two (n, d, h, w)
   Divider boxes[3];      // along d, h, w
   Divider column_blocks;
@@ -85,10 +85,10 @@ struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };
 
-// As ProductParams, for sm_90a: x comes through tensor maps, one of each branch's channels. Every branch has weights. The
+// As ConvSm80Params, for sm_90a: x comes through tensor maps, one of each branch's channels. Every branch has weights. The
 // adjoint of a stride is as many problems as outputs have parities: each reads x at taps of its own, all through the same
 // maps, and writes every other voxel. They have equally many outputs, of which some may lie outside.
-struct TensorProductParams {
+struct ConvSm90Params {
   TensorMap map[FUSED];
   Volume x;
   const void* weights;   // packed and swizzled, K per tap padded to whole boxes
@@ -101,7 +101,7 @@ struct TensorProductParams {
   int out_channels;      // of a branch
   int branches;          // all of them
   Geometry geometry;
-  EpilogueParams epilogue;
+  Epilogue epilogue;
   Divider column_blocks, tiles, voxels, d, h, w;  // tiles: of a cluster; voxels: of a sample of y; d, h, w: outputs of a parity
   uint32_t slots;        // tiles of all column blocks and branches that are computed apart, of a parity
   uint32_t work;         // the same of all parities
@@ -125,7 +125,7 @@ struct TensorProductParams {
   } part[FUSED];
 };
 
-struct PackParams {
+struct PackWeightsParams {
   const void* weight[BRANCHES];
   int64_t stride[BRANCHES][5];  // the product's output channel, its input channel, kd, kh, kw
   Branch branch[BRANCHES];
@@ -140,7 +140,7 @@ struct PackParams {
 };
 
 // out (N * voxels, S * padded): x * scale, channels side by side, zeros beyond a branch's channels.
-struct ArrangeParams {
+struct PackInputParams {
   Volume x;
   const float* scale;
   void* out;
@@ -152,7 +152,7 @@ struct ArrangeParams {
 };
 
 // workspace (splits, tiles, BM, 128) of partial sums over voxels p of low[p, row] * high[p*stride + shift, column].
-struct WeightParams {
+struct WgradSm80Params {
   Volume low, high;      // channels side by side, 16-byte aligned
   int low_channels, high_channels;  // of a branch, padded to chunks
   float* workspace;
@@ -169,9 +169,9 @@ struct WeightParams {
   } part[BRANCHES + 1];  // one more: the number of all column tiles
 };
 
-// As WeightParams, for sm_90a: low and high come through tensor maps, one of each branch's channels. Columns are a branch's
+// As WgradSm80Params, for sm_90a: low and high come through tensor maps, one of each branch's channels. Columns are a branch's
 // taps times the boxes of high's channels, as one line. workspace (splits, tiles, rows of a block, 128).
-struct TensorWeightParams {
+struct WgradSm90Params {
   TensorMap low_map[FUSED], high_map[FUSED];
   Volume low, high;
   float* workspace;
@@ -190,7 +190,7 @@ struct TensorWeightParams {
   } part[FUSED];
 };
 
-struct ReduceParams {
+struct WgradReduceParams {
   const float* workspace;
   float* out[BRANCHES];  // (Cout/S, Cin/S, taps) of each branch
   int taps[BRANCHES];
@@ -204,16 +204,16 @@ struct ReduceParams {
 };
 
 // One pass over a tensor in branch order.
-struct FinishParams {
+struct EpilogueParams {
   Volume z;
   void* y;
-  EpilogueParams epilogue;
+  Epilogue epilogue;
   int channels, groups;
   int threads;               // per voxel
   Divider blocks, d, h, w;   // blocks: of a sample
 };
 
-struct FinishBackwardParams {
+struct EpilogueBackwardParams {
   Volume gy, y, z;       // z.data may be null
   void* gz;
   const float* scale;
@@ -227,7 +227,7 @@ struct FinishBackwardParams {
   Divider blocks, d, h, w;
 };
 
-struct FilterParams {
+struct UpfirdnParams {
   Volume x;
   void* y;               // channels_last_3d
   int size[3];           // of y

@@ -10,8 +10,8 @@
 namespace ssconv {
 
 template <class T>
-struct Filter {
-  using Params = FilterParams;
+struct Upfirdn {
+  using Params = UpfirdnParams;
   static constexpr int THREADS = 128;
   static constexpr int BLOCKS = 1;
   static const char* name() { return "upfirdn"; }

@@ -14,9 +14,9 @@
 namespace ssconv {
 
 template <class A, int ROWS>
-struct WeightGradient {
+struct WgradSm80 {
   using T = typename A::Element;
-  using Params = WeightParams;
+  using Params = WgradSm80Params;
   static constexpr int THREADS = 128;
   static constexpr int BLOCKS = 2;
   static constexpr int BM = ROWS, BN = 128;
@@ -30,7 +30,7 @@ struct WeightGradient {
 #if !defined(__CUDACC__)
   static const char* name() {
     static char text[64];
-    std::snprintf(text, sizeof text, "weight_gradient<%s, %d>", A::NAME, BM);
+    std::snprintf(text, sizeof text, "wgrad_sm80<%s, %d>", A::NAME, BM);
     return text;
   }
 #endif
@@ -222,11 +222,11 @@ struct WeightGradient {
 };
 
 // The splits' tiles added, the first split first, to where the weights' gradients lie.
-struct Reduce {
-  using Params = ReduceParams;
+struct WgradReduce {
+  using Params = WgradReduceParams;
   static constexpr int THREADS = 128;
   static constexpr int BLOCKS = 1;
-  static const char* name() { return "reduce"; }
+  static const char* name() { return "wgrad_reduce"; }
 
   SSCONV_DEVICE static void run(const Params& p) {
     constexpr int BN = 128;

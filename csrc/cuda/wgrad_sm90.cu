@@ -8,8 +8,8 @@ namespace ssconv {
 namespace {
 
 // low's voxels one after the other, and high's at their windows.
-const char* map_part(TensorWeightParams& p, int s, bool half, int pixels) {
-  TensorWeightParams::Part& b = p.part[s];
+const char* map_part(WgradSm90Params& p, int s, bool half, int pixels) {
+  WgradSm90Params::Part& b = p.part[s];
   Im2col low = im2col_of(p.low, b.number, p.low_channels, half);
   Im2col high = im2col_of(p.high, b.number, p.high_channels, half);
   low.channels = p.low_box;
@@ -25,15 +25,15 @@ const char* map_part(TensorWeightParams& p, int s, bool half, int pixels) {
 }
 
 template <class A, int ROWS>
-const char* launch_rows(TensorWeightParams& p, Grid grid, void* stream) {
-  using Kernel = TensorWeights<A, ROWS>;
+const char* launch_rows(WgradSm90Params& p, Grid grid, void* stream) {
+  using Kernel = WgradSm90<A, ROWS>;
   for (int s = 0; s < p.parts; ++s)
     if (const char* error = map_part(p, s, std::is_same<A, F16>::value, Kernel::BK)) return error;
   return launch<Kernel>(p, grid, Kernel::SHARED, stream);
 }
 
 template <class A>
-const char* launch_kind(int rows, TensorWeightParams& p, Grid grid, void* stream) {
+const char* launch_kind(int rows, WgradSm90Params& p, Grid grid, void* stream) {
   if (rows == 64) return launch_rows<A, 64>(p, grid, stream);
   if (rows == 128) return launch_rows<A, 128>(p, grid, stream);
   return "there is no such weight gradient kernel";
@@ -41,7 +41,7 @@ const char* launch_kind(int rows, TensorWeightParams& p, Grid grid, void* stream
 
 }  // namespace
 
-const char* weight_gradient_sm90(Arithmetic arithmetic, int rows, TensorWeightParams& p, Grid grid, void* stream) {
+const char* wgrad_sm90(Arithmetic arithmetic, int rows, WgradSm90Params& p, Grid grid, void* stream) {
   if (arithmetic == Arithmetic::bf16) return launch_kind<Bf16>(rows, p, grid, stream);
   if (arithmetic == Arithmetic::f16) return launch_kind<F16>(rows, p, grid, stream);
   return "the weight gradient of sm_90a is of 16 bits";
@@ -53,7 +53,7 @@ const char* weight_gradient_sm90(Arithmetic arithmetic, int rows, TensorWeightPa
 
 namespace ssconv {
 
-const char* weight_gradient_sm90(Arithmetic, int, TensorWeightParams&, Grid, void*) {
+const char* wgrad_sm90(Arithmetic, int, WgradSm90Params&, Grid, void*) {
   return "the module was compiled without sm_90a (SSCONV_CUDA_ARCHS)";
 }
 

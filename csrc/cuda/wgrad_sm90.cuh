@@ -16,9 +16,9 @@
 namespace ssconv {
 
 template <class A, int ROWS>
-struct TensorWeights {
+struct WgradSm90 {
   using T = typename A::Element;
-  using Params = TensorWeightParams;
+  using Params = WgradSm90Params;
   static constexpr int CONSUMERS = 2;                // warpgroups
   static constexpr int THREADS = 128 * CONSUMERS + 128;
   static constexpr int BLOCKS = 1;
@@ -33,7 +33,7 @@ struct TensorWeights {
 #if !defined(__CUDACC__)
   static const char* name() {
     static char text[64];
-    std::snprintf(text, sizeof text, "weight_gradient_sm90<%s, %d>", A::NAME, ROWS);
+    std::snprintf(text, sizeof text, "wgrad_sm90<%s, %d>", A::NAME, ROWS);
     return text;
   }
 #endif

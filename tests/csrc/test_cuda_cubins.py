@@ -39,9 +39,9 @@ def test_every_kernel_is_as_it_should_be(architecture, module):
     assert not wrong, "\n".join(wrong)
     if architecture == 90:
         kinds = Counter(c.kind for c in found)
-        assert kinds["TensorProduct"] == 4 * sum(map(len, cuda_hopper.COLUMNS.values()))
-        assert kinds["HaloProduct"] == 2 * sum(map(len, cuda_halo.COLUMNS.values()))
-        assert kinds["TensorWeights"] == 4
+        assert kinds["ConvSm90"] == 4 * sum(map(len, cuda_hopper.COLUMNS.values()))
+        assert kinds["ConvSm90Halo"] == 2 * sum(map(len, cuda_halo.COLUMNS.values()))
+        assert kinds["WgradSm90"] == 4
     release = importlib.import_module("ssconv._C").build_info()["cuda"]
     if release != json.loads(cuda_cubins.BUDGET.read_text())["nvcc"]:
         pytest.skip(f"the budget is of another nvcc than {release}; the rest was checked")
@@ -70,14 +70,14 @@ CODE = Counter(
     {"HMMA.16816.F32.BF16": 64, "LDGSTS.E.BYPASS.128": 20, "LDSM.16.M88.4": 20, "STG.E.128": 8, "LDG.E.128": 1}
 )
 GOOD = {
-    "Product<Bf16, 2, 128, false>": Cubin(80, "Product<Bf16, 2, 128, false>", 244, 0, 73728, CODE),
-    "Product<Ieee, 1, 64, true>": Cubin(
-        90, "Product<Ieee, 1, 64, true>", 163, 0, 50000, Counter({"LDGSTS.E.BYPASS.128": 9, "STG.E.128": 8})
+    "ConvSm80<Bf16, 2, 128, false>": Cubin(80, "ConvSm80<Bf16, 2, 128, false>", 244, 0, 73728, CODE),
+    "ConvSm80<Ieee, 1, 64, true>": Cubin(
+        90, "ConvSm80<Ieee, 1, 64, true>", 163, 0, 50000, Counter({"LDGSTS.E.BYPASS.128": 9, "STG.E.128": 8})
     ),
-    "WeightGradient<Tf32, 64>": Cubin(86, "WeightGradient<Tf32, 64>", 155, 0, 50000, CODE - Counter("LDSM.16.M88.4")),
-    "TensorProduct<Bf16, 2, 128, 2>": Cubin(
+    "WgradSm80<Tf32, 64>": Cubin(86, "WgradSm80<Tf32, 64>", 155, 0, 50000, CODE - Counter("LDSM.16.M88.4")),
+    "ConvSm90<Bf16, 2, 128, 2>": Cubin(
         90,
-        "TensorProduct<Bf16, 2, 128, 2>",
+        "ConvSm90<Bf16, 2, 128, 2>",
         168,
         0,
         196672,
@@ -96,9 +96,9 @@ GOOD = {
             }
         ),
     ),
-    "HaloProduct<Bf16, 2, 64>": Cubin(
+    "ConvSm90Halo<Bf16, 2, 64>": Cubin(
         90,
-        "HaloProduct<Bf16, 2, 64>",
+        "ConvSm90Halo<Bf16, 2, 64>",
         168,
         0,
         231552,
@@ -114,9 +114,9 @@ GOOD = {
             }
         ),
     ),
-    "TensorWeights<F16, 64>": Cubin(
+    "WgradSm90<F16, 64>": Cubin(
         90,
-        "TensorWeights<F16, 64>",
+        "WgradSm90<F16, 64>",
         168,
         0,
         221232,
@@ -130,7 +130,9 @@ GOOD = {
             }
         ),
     ),
-    "FinishBackward<f16, 2>": Cubin(89, "FinishBackward<f16, 2>", 138, 0, 0, Counter({"STG.E.128": 2, "LDG.E.128": 6})),
+    "EpilogueBackward<f16, 2>": Cubin(
+        89, "EpilogueBackward<f16, 2>", 138, 0, 0, Counter({"STG.E.128": 2, "LDG.E.128": 6})
+    ),
 }
 
 
@@ -144,11 +146,11 @@ def without(cubin: Cubin, start: str) -> Cubin:
     return dataclasses.replace(cubin, instructions=kept)
 
 
-PRODUCT, BACKWARD = GOOD["Product<Bf16, 2, 128, false>"], GOOD["FinishBackward<f16, 2>"]
-TENSOR = GOOD["TensorProduct<Bf16, 2, 128, 2>"]
+PRODUCT, BACKWARD = GOOD["ConvSm80<Bf16, 2, 128, false>"], GOOD["EpilogueBackward<f16, 2>"]
+TENSOR = GOOD["ConvSm90<Bf16, 2, 128, 2>"]
 ALONE = dataclasses.replace(
     TENSOR,
-    name="TensorProduct<Bf16, 2, 128, 1>",
+    name="ConvSm90<Bf16, 2, 128, 1>",
     instructions=TENSOR.instructions
     - Counter({"UCGABAR_WAIT": 1, "UBLKCP.S.G.MULTICAST": 1})
     + Counter({"UBLKCP.S.G": 1}),
@@ -183,7 +185,7 @@ BAD = {
         dataclasses.replace(TENSOR, instructions=TENSOR.instructions + Counter({"WARPGROUP.DEPBAR.LE": 9})),
         "serialised",
     ),
-    "no tile": (without(GOOD["HaloProduct<Bf16, 2, 64>"], "UTMALDG"), "UTMALDG.5D"),
+    "no tile": (without(GOOD["ConvSm90Halo<Bf16, 2, 64>"], "UTMALDG"), "UTMALDG.5D"),
     "too many registers for three warpgroups": (dataclasses.replace(TENSOR, registers=176), "176 registers"),
     "narrow loads": (without(BACKWARD, "LDG"), "LDG.E.128"),
     "narrow stores of what memory limits": (without(BACKWARD, "STG"), "STG.E.128"),
@@ -209,7 +211,7 @@ def test_the_budget_only_improves(tmp_path, monkeypatch):
     assert over_budget([PRODUCT]), "the budget did not improve"
     assert "is of nvcc 13.0" in write_budget([better], "13.1", accept=False)[0]
     assert write_budget([worse], "13.1", accept=True) == [] and over_budget([worse]) == []
-    (said,) = over_budget([dataclasses.replace(PRODUCT, name="Product<Bf16, 2, 32, true>")])
+    (said,) = over_budget([dataclasses.replace(PRODUCT, name="ConvSm80<Bf16, 2, 32, true>")])
     assert "not in budget.json" in said
 
 

@@ -147,7 +147,7 @@ def every_kernel() -> None:
 
     def run(launch: Launch, *rest: object) -> None:
         kind, options = launch.numbers[1], launch.numbers[5:8]  # after the stream, the kind and the grid
-        variant = {"product": options, "weight_gradient": options[0]}
+        variant = {"conv_sm80": options, "wgrad_sm80": options[0]}
         used.add((launch.kernel, kind, variant.get(launch.kernel)))
         real(launch, *rest)
 
@@ -170,8 +170,8 @@ def every_kernel() -> None:
         *((s, w, 0) for s, w in itertools.product((1, 2, 4), (32, 64, 128)) if w >= 16 * s),
         *((s, w, 1) for s, w in itertools.product((1, 2, 4), (32, 64)) if w >= 16 * s),
     }
-    wanted = {("product", a, p) for a in range(4) for p in products}
-    wanted |= {("weight_gradient", a, r) for a in range(4) for r in (32, 64, 128)}
+    wanted = {("conv_sm80", a, p) for a in range(4) for p in products}
+    wanted |= {("wgrad_sm80", a, r) for a in range(4) for r in (32, 64, 128)}
     assert wanted <= used, f"never ran: {sorted(wanted - used)}"
 
 
@@ -302,7 +302,7 @@ def serving() -> None:
     many = torch.zeros(1).expand(1, 2, 2**11, 2**10, 2**10)
     _refused(lambda: cuda_backend.epilogue(many, None, None, None, 1, 1.0, 1.0, None), "2048, 1024, 1024", ValueError)
     _refused(lambda: cuda_plans.grid(2**31), "2147483647 blocks", ValueError)
-    _refused(lambda: EMULATOR.call("product", [0, 0, 1, 1, 1], []), "has not the numbers")
+    _refused(lambda: EMULATOR.call("conv_sm80", [0, 0, 1, 1, 1], []), "has not the numbers")
     _refused(lambda: EMULATOR.call("produce", [0, 0], []), "there is no such kernel")
     y = torch.empty(8)
     _refused(lambda: EMULATOR.call("epilogue", [0] * 40, [0.0] * 3), "has not the numbers")

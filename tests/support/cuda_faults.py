@@ -26,12 +26,14 @@ def build(folder: Path) -> Path:
     return emulated.link(objects(folder, names), folder / "emulated.so")
 
 
-PRODUCT = ("conv_sm80_bf16",)
-WEIGHTS = ("wgrad_sm80",)
-MEMORY = ("memory_bound",)
-HOPPER = ("conv_sm90",)
-HOPPER_WEIGHTS = ("wgrad_sm90",)
-HALO = ("conv_sm90_halo",)
+CONV_SM80 = ("conv_sm80_bf16",)
+WGRAD_SM80 = ("wgrad_sm80",)
+PACK = ("pack",)
+EPILOGUE = ("epilogue",)
+UPFIRDN = ("upfirdn",)
+CONV_SM90 = ("conv_sm90",)
+WGRAD_SM90 = ("wgrad_sm90",)
+CONV_SM90_HALO = ("conv_sm90_halo",)
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,23 @@ class Fault:
     file: str
     old: str
     new: str
-    units: tuple[str, ...] = PRODUCT
+    units: tuple[str, ...] = CONV_SM80
     check: str = "quick"
 
 
-def _halo(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HALO) -> Fault:
+def _halo(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CONV_SM90_HALO) -> Fault:
     return Fault(what, file, old, new, units, "halo_quick")
 
 
-def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CONV_SM90) -> Fault:
     return Fault(what, file, old, new, units, "hopper_quick")
 
 
-def _parity(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+def _parity(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CONV_SM90) -> Fault:
     return Fault(what, file, old, new, units, "parity_quick")
 
 
-def _cluster(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+def _cluster(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CONV_SM90) -> Fault:
     return Fault(what, file, old, new, units, "cluster_quick")
 
 
@@ -88,7 +90,7 @@ FAULTS = [
           "static_cast<int64_t>(0) * left *"),
     Fault("weights of the first step for all", "conv_sm80.cuh", "        weights += BN * CHUNKS;\n", ""),
     Fault("parities of the adjoint swapped", "common.cuh", "const int tap = reach % stride;",
-          "const int tap = (reach + 1) % stride;", (*PRODUCT, *MEMORY)),
+          "const int tap = (reach + 1) % stride;", (*CONV_SM80, *PACK)),
     # what is multiplied
     Fault("the same rows twice", "conv_sm80.cuh", "16 * i + lane % 16, k + lane", "16 * i + lane % 8, k + lane"),
     Fault("a tile of columns twice", "conv_sm80.cuh", "first_column + 8 * j + lane / 16 * 8 + lane % 8",
@@ -108,43 +110,43 @@ FAULTS = [
     Fault("the identity reads the first branch", "conv_sm80.cuh",
           "static_cast<int64_t>(b.number) * p.in_channels + column;", "column;"),
     # weights and inputs made ready
-    Fault("columns not permuted", "pack.cuh", "lane * p.run + within", "in_half", MEMORY),
+    Fault("columns not permuted", "pack.cuh", "lane * p.run + within", "in_half", PACK),
     Fault("weights of a channel too many", "pack.cuh", "channel < p.in_channels &&", "channel <= p.in_channels &&",
-          MEMORY),
-    Fault("taps of the first parity for all", "pack.cuh", "taps[0].first + tap", "0 + tap", MEMORY),
+          PACK),
+    Fault("taps of the first parity for all", "pack.cuh", "taps[0].first + tap", "0 + tap", PACK),
     Fault("what lies beyond a branch's channels", "pack.cuh",
           "first + j < p.channels ? to_float(load(x + j * p.x.stride[1])) : 0.f",
-          "to_float(load(x + j * p.x.stride[1]))", MEMORY),
+          "to_float(load(x + j * p.x.stride[1]))", PACK),
     # weight gradient
     Fault("no barrier in the weight gradient", "wgrad_sm80.cuh",
-          "      sync_threads();\n      loader.fill(filled", "      loader.fill(filled", WEIGHTS),
+          "      sync_threads();\n      loader.fill(filled", "      loader.fill(filled", WGRAD_SM80),
     Fault("a share of voxels too large", "wgrad_sm80.cuh", "? step + p.steps_per_split : p.steps",
-          "? step + p.steps_per_split + 1 : p.steps", WEIGHTS),
+          "? step + p.steps_per_split + 1 : p.steps", WGRAD_SM80),
     Fault("windows without stride", "wgrad_sm80.cuh", "divide_off(p.h, rest) * p.geometry.stride[1] + shift[1]",
-          "divide_off(p.h, rest) + shift[1]", WEIGHTS),
+          "divide_off(p.h, rest) + shift[1]", WGRAD_SM80),
     Fault("all splits to one place", "wgrad_sm80.cuh", "(int64_t(block_y()) * blocks_x() + block_x())",
-          "int64_t(block_x())", WEIGHTS),
-    Fault("the last split not added", "wgrad_sm80.cuh", "split < p.splits;", "split < p.splits - 1;", WEIGHTS),
+          "int64_t(block_x())", WGRAD_SM80),
+    Fault("the last split not added", "wgrad_sm80.cuh", "split < p.splits;", "split < p.splits - 1;", WGRAD_SM80),
     Fault("rows and columns of a transposed weight swapped", "wgrad_sm80.cuh", "p.transposed ? int64_t(channel)",
-          "!p.transposed ? int64_t(channel)", WEIGHTS),
+          "!p.transposed ? int64_t(channel)", WGRAD_SM80),
     Fault("voxels beyond the last", "wgrad_sm80.cuh", "bool there = high_channel >= 0 && rest < p.voxels;",
-          "bool there = high_channel >= 0;", WEIGHTS),
+          "bool there = high_channel >= 0;", WGRAD_SM80),
     # the epilogue's backward
     Fault("no barrier before the warps' sums are added", "epilogue.cuh",
           "    sync_threads();\n    for (int i = thread_index(); i < p.lanes",
-          "    for (int i = thread_index(); i < p.lanes", MEMORY),
+          "    for (int i = thread_index(); i < p.lanes", EPILOGUE),
     Fault("half of a voxel's channels in its noise", "epilogue.cuh", "for (int mask = 1; mask < p.lanes; mask *= 2)",
-          "for (int mask = 2; mask < p.lanes; mask *= 2)", MEMORY),
-    Fault("slope before the gain's sign", "epilogue.cuh", "((p.gain > 0 ? y[i] : -y[i]) > 0)", "(y[i] > 0)", MEMORY),
+          "for (int mask = 2; mask < p.lanes; mask *= 2)", EPILOGUE),
+    Fault("slope before the gain's sign", "epilogue.cuh", "((p.gain > 0 ? y[i] : -y[i]) > 0)", "(y[i] > 0)", EPILOGUE),
     Fault("un-shuffle the wrong way round", "epilogue.cuh", "own[j] = values[j * S + s];",
-          "own[j] = values[j * S + S - 1 - s];", MEMORY),
+          "own[j] = values[j * S + S - 1 - s];", EPILOGUE),
     # upfirdn
     Fault("no barrier between two filters", "upfirdn.cuh",
           "      put(second + i / groups * cell + c * 4, sum);\n    }\n    sync_threads();\n",
-          "      put(second + i / groups * cell + c * 4, sum);\n    }\n", MEMORY, "quick_filters"),
-    Fault("a result over what is still read", "upfirdn.cuh", "(in > out ? in : out)", "in", MEMORY, "quick_filters"),
-    Fault("taps not flipped", "upfirdn.cuh", "p.length[i] - 1 - t)", "t)", MEMORY, "quick_filters"),
-    Fault("zeros between samples forgotten", "upfirdn.cuh", "t += p.up[i], at", "t += 1, at", MEMORY, "quick_filters"),
+          "      put(second + i / groups * cell + c * 4, sum);\n    }\n", UPFIRDN, "quick_filters"),
+    Fault("a result over what is still read", "upfirdn.cuh", "(in > out ? in : out)", "in", UPFIRDN, "quick_filters"),
+    Fault("taps not flipped", "upfirdn.cuh", "p.length[i] - 1 - t)", "t)", UPFIRDN, "quick_filters"),
+    Fault("zeros between samples forgotten", "upfirdn.cuh", "t += p.up[i], at", "t += 1, at", UPFIRDN, "quick_filters"),
     # sm_90a's product with the halo in shared memory: its rings
     _halo("no wait for a full buffer", "conv_sm90_halo.cuh", "      inputs.wait_full();\n", ""),
     _halo("no wait for a full stage of weights", "conv_sm90_halo.cuh",
@@ -184,7 +186,8 @@ FAULTS = [
           "b.leading = p.swizzled ? 0 : b.plane - 128;"),
     _halo("the next 16 of K one piece on", "conv_sm90_halo.cu", "2 * b.plane / 16", "b.plane / 16"),
     _halo("copies of another swizzle", "conv_sm90_halo.cu", "box, p.span, p.map[s]", "box, p.span / 2, p.map[s]"),
-    _halo("matrices of another swizzle", "conv_sm90_halo.cuh", "p.span, b.leading", "p.span ? 192 - p.span : 0, b.leading"),
+    _halo("matrices of another swizzle", "conv_sm90_halo.cuh",
+          "p.span, b.leading", "p.span ? 192 - p.span : 0, b.leading"),
     _halo("a map with the next branch's channels", "ptx/tensor_map.cuh", "m.size[0] = x.channels_there;",
           "m.size[0] = x.channels_there + 8;"),
     _halo("slices beyond a chunk's last tap", "conv_sm90_halo.cu",
@@ -198,12 +201,14 @@ FAULTS = [
     _halo("sums of a tile's first chunk left out", "conv_sm90_halo.cuh", "chunk > 0 || slice > 0 || k > 0",
           "slice > 0 || k > 0"),
     _halo("the first warpgroup's matrices for both", "conv_sm90_halo.cuh", "uniform(thread_index() / 128) * MI", "0"),
-    _halo("a matrix's rows in another order", "conv_sm90_halo.cuh", "2 * (warp % 4) + row % 2", "warp % 4 + row % 2 * 4"),
+    _halo("a matrix's rows in another order", "conv_sm90_halo.cuh",
+          "2 * (warp % 4) + row % 2", "warp % 4 + row % 2 * 4"),
     _halo("outputs beyond an edge stored", "conv_sm90_halo.cuh", " && w < p.size[2];", ";"),
     _halo("the halo's outputs of the first sample", "conv_sm90_halo.cuh", "n = tile.at[0];", "n = 0;"),
-    _halo("the halo's weights of the first columns", "conv_sm90_halo.cuh", "static_cast<int64_t>(tile.column_block) * steps",
+    _halo("the halo's weights of the first columns", "conv_sm90_halo.cuh",
+          "static_cast<int64_t>(tile.column_block) * steps",
           "static_cast<int64_t>(0) * steps"),
-    _halo("weights of the first chunk for all", "pack.cuh", "step / chunk_steps * chunk_channels + ", "", MEMORY),
+    _halo("weights of the first chunk for all", "pack.cuh", "step / chunk_steps * chunk_channels + ", "", PACK),
     _halo("chunks not in whole stages", "backend/cuda/sm90_halo.py", "total += blocks * chunks * steps * own",
           "total += blocks * steps * own", ()),
     # sm_90a's products: the ring
@@ -236,11 +241,12 @@ FAULTS = [
     _hopper("no wait before the sums are read", "conv_sm90.cuh", "      matrix_wait<0>();\n", ""),
     _hopper("sums of the tile before", "conv_sm90.cuh", "step > 0 || k > 0", "true"),
     # what it stores, and the weights as it reads them
-    _hopper("its branches in the wrong order", "shuffled_store.cuh", "finished[i % S][g]", "finished[S - 1 - i % S][g]"),
+    _hopper("its branches in the wrong order", "shuffled_store.cuh",
+            "finished[i % S][g]", "finished[S - 1 - i % S][g]"),
     _hopper("outputs beyond the last stored", "conv_sm90.cuh", "if (output >= p.outputs) return false;", ""),
     _hopper("the first sample's noise for all", "shuffled_store.cuh", "finisher.finish(own, n, voxel);",
             "finisher.finish(own, 0, voxel);"),
-    _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", MEMORY),
+    _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", PACK),
     _hopper("a tap's weights padded otherwise than its inputs", "backend/cuda/sm90.py",
           '"packed", channels, padded, columns',
           '"packed", channels, there, columns', ()),
@@ -269,7 +275,8 @@ FAULTS = [
     _cluster("weights for the block itself alone", "conv_sm90.cuh", "copy_bulk_to(3,",
              "copy_bulk_to(1 << block_rank(),"),
     _cluster("the same half of the weights by both blocks", "conv_sm90.cuh", "block_rank() * (B_BYTES / 2)", "0"),
-    _cluster("no barrier of the cluster at its start", "pipeline.cuh", "      sync_cluster();", "      sync_threads();"),
+    _cluster("no barrier of the cluster at its start", "pipeline.cuh",
+             "      sync_cluster();", "      sync_threads();"),
     _cluster("a block that ends while the other frees its stages", "conv_sm90.cuh",
              "for (int i = 0; i < STAGES; ++i) {", "for (int i = 0; i < 0; ++i) {"),
     _cluster("the same outputs by both blocks", "conv_sm90.cuh", "(CLUSTER > 1 ? block_rank() : 0)", "0"),
@@ -277,16 +284,16 @@ FAULTS = [
              "multiprocessors // cluster))", ()),
     # sm_90a's weight gradient
     _hopper("windows of sm_90a's weight gradient without stride", "wgrad_sm90.cuh",
-            "at[1 + i] * p.geometry.stride[i] + b.lower[i]", "at[1 + i] + b.lower[i]", HOPPER_WEIGHTS),
+            "at[1 + i] * p.geometry.stride[i] + b.lower[i]", "at[1 + i] + b.lower[i]", WGRAD_SM90),
     _hopper("K along the rows", "wgrad_sm90.cuh", "matrix_multiply<T, BN, true, true>",
-            "matrix_multiply<T, BN, true, false>", HOPPER_WEIGHTS),
+            "matrix_multiply<T, BN, true, false>", WGRAD_SM90),
     _hopper("the next channels too near", "wgrad_sm90.cuh", "high_span, BK * high_span, 8 * high_span)",
-            "high_span, 8 * high_span, 8 * high_span)", HOPPER_WEIGHTS),
+            "high_span, 8 * high_span, 8 * high_span)", WGRAD_SM90),
     _hopper("all splits of sm_90a to one place", "wgrad_sm90.cuh", "(block_y() * tiles + number)", "(number)",
-            HOPPER_WEIGHTS),
+            WGRAD_SM90),
     _hopper("a stage of the weight gradient freed too early", "wgrad_sm90.cuh",
             "      Ring::release(reading);\n      reading = ring.stage;\n",
-            "      reading = ring.stage;\n      Ring::release(reading);\n", HOPPER_WEIGHTS),
+            "      reading = ring.stage;\n      Ring::release(reading);\n", WGRAD_SM90),
     # the calls
     Fault("weights' strides not swapped", "backend/cuda/plan.py", "if swap else stride", "if False else stride", ()),
     Fault("a filter's tile without its halo", "backend/cuda/plan.py", "((t - 1) * s + n - 1) // u + 1",

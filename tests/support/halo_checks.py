@@ -77,7 +77,7 @@ def halo(layout: str = "plain", least: int = 8, fixed: bool = False) -> Iterator
     turn, outside = [0], os.environ.get(cuda_halo.SWITCH)
 
     def noted(launch: Launch, *rest: Any) -> None:
-        if launch.kernel == "halo_sm90":
+        if launch.kernel == "conv_sm90_halo":
             n = launch.numbers
             used.append((n[1], *n[5:7], n[24], n[25], n[41:44]))
             turn[0] += 1

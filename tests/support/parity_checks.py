@@ -175,9 +175,9 @@ def layers() -> None:
         for dtype in (torch.bfloat16, torch.float16):
             with hopper(), launched() as kernels:
                 check_against_float64(case, dtype, "cuda", "cpu")
-            assert {"product_sm90", "weight_gradient_sm90"} <= kernels, f"{name}: {kernels}"
+            assert {"conv_sm90", "wgrad_sm90"} <= kernels, f"{name}: {kernels}"
             if "dense" in name:  # elsewhere few channels may be read singly
-                assert not kernels & {"product", "weight_gradient"}, f"{name}: {kernels}"
+                assert not kernels & {"conv_sm80", "wgrad_sm80"}, f"{name}: {kernels}"
 
 
 def epilogues() -> None:

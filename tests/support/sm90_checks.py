@@ -293,9 +293,9 @@ def hopper(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, .
     )  # all tiles by one block, and splits
 
     def noted(launch: Launch, *rest: Any) -> None:
-        if launch.kernel == "product_sm90":
+        if launch.kernel == "conv_sm90":
             used.append((launch.numbers[1], *launch.numbers[5:7], launch.numbers[24]))
-        if launch.kernel == "weight_gradient_sm90":
+        if launch.kernel == "wgrad_sm90":
             used.append((launch.numbers[1], "rows", launch.numbers[5], "split" if launch.numbers[3] > 1 else "whole"))
         run(launch, *rest)
 

@@ -163,7 +163,7 @@ def arrange(x: Layout, count: int) -> tuple[Launch, int]:
         *grid(-(-threads // THREADS)), *x.volume("source"), "in_scale", "arranged", channels, padded, count,
         int(x.stride[1] != 1), voxels, *x.shape[2:],
     ]  # fmt: skip
-    return Launch.make("arrange", FORMATS[x.dtype], numbers, ["arranged"]), padded
+    return Launch.make("pack_input", FORMATS[x.dtype], numbers, ["arranged"]), padded
 
 
 # -------------------------------------------------------------------------------------- forward and input gradient
@@ -268,8 +268,8 @@ def product(call: Call, key: Key, config: Config) -> Product:
                 *grid(min(256, -(-total // THREADS)), len(group), len(parities)), "packed", channels, padded, columns,
                 own, own // 8, 0, *geometry_of(spec, adjoint), len(group), *itertools.chain.from_iterable(packs),
             ]  # fmt: skip
-            pack = Launch.make("pack", kind, pack_numbers, ["packed"])
-        launches.append((pack, Launch.make("product", kind, numbers, ["y", "z"])))
+            pack = Launch.make("pack_weights", kind, pack_numbers, ["packed"])
+        launches.append((pack, Launch.make("conv_sm80", kind, numbers, ["y", "z"])))
         sizes.append(total * x.per_chunk)
     return Product(tuple(launches), tuple(sizes))
 
@@ -317,8 +317,8 @@ def weights(
     ]  # fmt: skip
     outs = [f"out{i}" for i in range(len(numbers))]
     return (
-        Launch.make("weight_gradient", kind, multiply, ["workspace"]),
-        Launch.make("reduce", 0, add, outs),
+        Launch.make("wgrad_sm80", kind, multiply, ["workspace"]),
+        Launch.make("wgrad_reduce", 0, add, outs),
         splits * tiles * row_blocks * tile,
     )
 

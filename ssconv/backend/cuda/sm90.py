@@ -213,8 +213,8 @@ def product(call: Call, multiprocessors: int, cluster: int = 0) -> Product:
         size[0] * size[1] * size[2], *windows, cluster, count, *itertools.chain.from_iterable(rows),
     ]  # fmt: skip
     launches = (
-        Launch.make("pack", kind, pack_numbers, ["packed"]),
-        Launch.make("product_sm90", kind, numbers, ["y", "z"]),
+        Launch.make("pack_weights", kind, pack_numbers, ["packed"]),
+        Launch.make("conv_sm90", kind, numbers, ["y", "z"]),
     )
     return Product((launches,), (total * x.per_chunk,))
 
@@ -255,7 +255,7 @@ def weights(
     ]  # fmt: skip
     outs = [f"out{i}" for i in range(len(numbers))]
     return (
-        Launch.make("weight_gradient_sm90", kind, multiply, ["workspace"]),
-        Launch.make("reduce", 0, add, outs),
+        Launch.make("wgrad_sm90", kind, multiply, ["workspace"]),
+        Launch.make("wgrad_reduce", 0, add, outs),
         splits * tiles * row_blocks * tile,
     )

@@ -201,7 +201,7 @@ def product(call: Call, swizzled: bool, multiprocessors: int) -> Product:
         tiles, *along, count, *itertools.chain.from_iterable(rows),
     ]  # fmt: skip
     launches = (
-        Launch.make("pack", kind, pack_numbers, ["packed"]),
-        Launch.make("halo_sm90", kind, numbers, ["y", "z"]),
+        Launch.make("pack_weights", kind, pack_numbers, ["packed"]),
+        Launch.make("conv_sm90_halo", kind, numbers, ["y", "z"]),
     )
     return Product((launches,), (total * x.per_chunk,))
