@@ -113,9 +113,9 @@ def hopper_state(device: str) -> str:
     """Whether the cuda backend has products of sm_90a there: "available", or why not."""
     if ssconv.backends()["cuda"] != "available":
         return ssconv.backends()["cuda"]
-    from ssconv import cuda_backend  # imports only where it can serve
+    from ssconv.backend.cuda import launch  # imports only where it can serve
 
-    reason = cuda_backend.hopper_missing(torch.device(device))
+    reason = launch.sm90_unavailable(torch.device(device))
     return "available" if reason is None else f"not available: {reason}"
 
 

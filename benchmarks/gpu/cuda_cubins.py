@@ -26,9 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.gpu.cubins import count_instructions, tool
-from ssconv.backend.cuda import sm90 as cuda_hopper
-from ssconv.backend.cuda import sm90_halo as cuda_halo
-from ssconv.backend.cuda import table as cuda_table
+from ssconv.backend.cuda import sm90, sm90_halo, table
 from ssconv.backend.cuda.table import Key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,31 +141,31 @@ def launched_shared(name: str, architecture: int) -> int:
     if kind == "ConvSm90":
         return tensor_product_shared(int(arguments[2]))
     if kind == "ConvSm90Halo":
-        return cuda_halo.shared_bytes(int(arguments[2]))
+        return sm90_halo.shared_bytes(int(arguments[2]))
     if kind == "WgradSm90":
         stage = (int(arguments[1]) + (512 if arguments[1] == "64" else 256)) * 128
         return 220 * 1024 // stage * (stage + 16)
     if kind not in ("ConvSm80", "WgradSm80"):
         return 0
-    table = cuda_table.TABLE.read(cuda_table.TABLE.committed)
+    rows = table.TABLE.read(table.TABLE.committed)
     if kind == "ConvSm80":
         branches, width, singly = int(arguments[1]), int(arguments[2]), arguments[3] == "true"
         wanted = ("product", branches, width, singly)
     else:
         wanted = ("weights", 1, int(arguments[1]), False)
-    arithmetic, family = ARITHMETIC[arguments[0]], cuda_table.family(architecture)
+    arithmetic, family = ARITHMETIC[arguments[0]], table.family(architecture)
 
     def asked(key: Key, width: int) -> bool:
         mine = (key.kernel, key.branches, width, key.singly)
         return mine == wanted and key.architecture == family and key.arithmetic == arithmetic
 
-    rows = [(k, c) for k, c in table.items() if asked(k, c.width)]
-    return max((cuda_table.stage_bytes(k, c.width) * c.stages for k, c in rows), default=0)
+    bytes_asked = [table.stage_bytes(k, c.width) * c.stages for k, c in rows.items() if asked(k, c.width)]
+    return max(bytes_asked, default=0)
 
 
 def tensor_product_shared(columns: int) -> int:
     """Bytes of the ring and its mbarriers, as csrc/cuda/conv_sm90.cuh has them."""
-    stage = (cuda_hopper.OUTPUTS + columns) * 128
+    stage = (sm90.TILE_M + columns) * 128
     stages = min(6, 220 * 1024 // stage)
     return stages * (stage + 16)
 
@@ -206,7 +204,7 @@ def faults(cubin: Cubin) -> list[str]:
     found = []
     if cubin.stack or cubin.count("LDL", "STL"):
         found.append(f"spills: {cubin.stack} bytes of stack, {cubin.count('LDL', 'STL')} accesses to local memory")
-    if cubin.shared > cuda_table.SHARED[cuda_table.family(cubin.architecture)]:
+    if cubin.shared > table.SHARED[table.family(cubin.architecture)]:
         found.append(f"{cubin.shared} bytes of shared memory are more than the card has")
     most = MOST_REGISTERS.get(cubin.kind, EXCEPTIONS.get(cubin.name, MEMORY_BOUND_REGISTERS))
     if cubin.registers > most:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from benchmarks.gpu.cases import GPU_LAYERS, PASSES, work
 from benchmarks.operator.cases import KERNELS, Layer
-from ssconv.backend.cuda import sm90 as cuda_hopper
+from ssconv.backend.cuda import sm80, sm90
 from ssconv.spec import ConvSpec
 
 # Dense bf16 products per second and bytes per second, from NVIDIA's data sheets of the SXM cards.
@@ -49,10 +49,10 @@ def floors() -> str:
 def step_clocks(own: int, cluster: int) -> tuple[float, float, float]:
     """Clocks of a stage of a product's ring by what may limit it: tensor cores, shared memory, the L2 cache, which
     gives the blocks of a cluster weights once for all of them."""
-    outputs = cuda_hopper.OUTPUTS
-    tensor = outputs * own * cuda_hopper.STEP / MULTIPLY_ADDS
-    read = outputs / 64 * cuda_hopper.STEP / 16 * (64 + own) * 16 * ITEM_SIZE  # by the warpgroups' wgmmas
-    brought = (outputs + own / cluster) * cuda_hopper.STEP * ITEM_SIZE
+    outputs = sm90.TILE_M
+    tensor = outputs * own * sm90.TILE_K / MULTIPLY_ADDS
+    read = outputs / 64 * sm90.TILE_K / 16 * (64 + own) * 16 * ITEM_SIZE  # by the warpgroups' wgmmas
+    brought = (outputs + own / cluster) * sm90.TILE_K * ITEM_SIZE
     return tensor, read / SHARED, brought / (L2 / MULTIPROCESSORS / CLOCK)
 
 
@@ -71,9 +71,9 @@ def dealt(slots: int, steps: Sequence[Sequence[int]], workers: int) -> int:
 def scheduled(outputs: int, blocks: int, own: int, steps: Sequence[Sequence[int]], cluster: int) -> float:
     """Seconds of so many outputs (of a parity) in so many blocks of columns; the slowest of `step_clocks` counts, the
     epilogue does not. steps: as `dealt` has them. cluster: 1, 2, or 0 for what the plan takes."""
-    tiles = -(-outputs // cuda_hopper.OUTPUTS)
+    tiles = -(-outputs // sm90.TILE_M)
     times = blocks * len(steps) * len(steps[0])
-    cluster = cluster or cuda_hopper.cluster_blocks(tiles, times, own, MULTIPROCESSORS)
+    cluster = cluster or sm90.cluster_blocks(tiles, times, own, MULTIPROCESSORS)
     most = dealt(-(-tiles // cluster) * blocks * len(steps), steps, MULTIPROCESSORS // cluster)
     return most * max(step_clocks(own, cluster)) / CLOCK
 
@@ -86,15 +86,14 @@ def expected(layer: Layer, kernels: str, what: str, cluster: int = 0) -> tuple[i
     there, columns = (c // count for c in channels)
     spec, adjoint = ConvSpec(branches, (layer.stride,) * 3), layer.transposed == forward
     together = count if forward else 1
-    own = cuda_hopper.block_columns(columns, together)
-    box = cuda_hopper.box_channels(there)
+    own = sm90.tile_n(columns, together)
+    box = sm90.box_channels(there)
     padded = -(-there // box) * box
-    windows = cuda_hopper.windows_of(spec, adjoint, (layer.out_edge if forward else layer.edge,) * 3)
-    kinds = cuda_hopper.parities(spec, adjoint)
-    kinds.sort(key=lambda parity: -sum(cuda_hopper.tap_count(k, parity, spec, adjoint) for k in branches))
+    windows = sm80.parity_size(spec, adjoint, (layer.out_edge if forward else layer.edge,) * 3)
+    kinds = sm80.parities(spec, adjoint)
+    kinds.sort(key=lambda parity: -sum(sm80.tap_count(k, parity, spec, adjoint) for k in branches))
     each = [
-        [-(-cuda_hopper.tap_count(k, parity, spec, adjoint) * padded // cuda_hopper.STEP) for parity in kinds]
-        for k in branches
+        [-(-sm80.tap_count(k, parity, spec, adjoint) * padded // sm90.TILE_K) for parity in kinds] for k in branches
     ]
     steps = [[sum(of_all) for of_all in zip(*each, strict=True)]] if forward else each
     return own, scheduled(layer.batch * math.prod(windows), -(-columns // own), own, steps, cluster)
@@ -109,7 +108,7 @@ def expectations() -> str:
     ]
     for layer in plain_layers():
         for kernels, branches in KERNELS.items():
-            if min(layer.channels, layer.out) // len(branches) < cuda_hopper.LEAST:
+            if min(layer.channels, layer.out) // len(branches) < sm90.MIN_CHANNELS:
                 rows.append(f"| {layer.name} | {kernels} | sm_80's product | | | | | not measured yet |")
                 continue
             own, _ = expected(layer, kernels, "forward")

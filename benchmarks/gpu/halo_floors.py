@@ -8,19 +8,18 @@ from __future__ import annotations
 from benchmarks.gpu.cases import work
 from benchmarks.gpu.floors import PEAKS, plain_layers
 from benchmarks.operator.cases import KERNELS, Layer
-from ssconv.backend.cuda import clocks as cuda_clocks
-from ssconv.backend.cuda import sm90_halo as cuda_halo
+from ssconv.backend.cuda import clocks, sm90_halo
 from ssconv.backend.cuda.clocks import CLOCK, ITEM, MULTIPROCESSORS
 
 
-def expected(layer: Layer, kernels: str, what: str, swizzled: bool) -> cuda_halo.Tiling:
+def expected(layer: Layer, kernels: str, what: str, swizzled: bool) -> sm90_halo.Tiling:
     """The plan of a layer's "forward" or "input gradient", whose branches come one by one."""
     branches = KERNELS[kernels]
     count = len(branches)
     there, columns = layer.channels // count, layer.out // count
     if what == "input gradient":
         there, columns = columns, there
-    found = cuda_halo.tiling(
+    found = sm90_halo.tiling(
         branches, there, columns, count if what == "forward" else 1, layer.batch, (layer.out_edge,) * 3, swizzled,
         MULTIPROCESSORS,
     )  # fmt: skip
@@ -28,11 +27,11 @@ def expected(layer: Layer, kernels: str, what: str, swizzled: bool) -> cuda_halo
     return found
 
 
-def _clocks(layer: Layer, kernels: str, plan: cuda_halo.Tiling, swizzled: bool) -> str:
+def _clocks(layer: Layer, kernels: str, plan: sm90_halo.Tiling, swizzled: bool) -> str:
     """Of all taps of the first branch with a chunk of channels, in a tile."""
     branches = KERNELS[kernels]
-    own = cuda_halo.block_columns(layer.out // len(branches), len(branches))
-    parts = cuda_clocks.halo_chunk(branches[0], plan.chunk, plan.tile, own, swizzled)
+    own = sm90_halo.tile_n(layer.out // len(branches), len(branches))
+    parts = clocks.halo_chunk(branches[0], plan.chunk, plan.tile, own, swizzled)
     return " / ".join(f"{clocks:.0f}" for clocks in parts)
 
 

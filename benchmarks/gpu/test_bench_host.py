@@ -17,7 +17,7 @@ SPEC = ConvSpec(KERNEL_SETS["split_depth"])
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], object]]:
     """The functions of a training step on (2, 64, 8, 8, 8), whose launches do nothing."""
-    monkeypatch.setattr(cuda_backend, "call", lambda kernel, integers, floats: None)
+    monkeypatch.setattr(cuda_backend, "call", lambda kernel, params, stream: None)
     x = torch.zeros(2, 64, 8, 8, 8).contiguous(memory_format=torch.channels_last_3d)
     weights = [torch.zeros(32, 32, *k) for k in SPEC.branches]
     bias, size = torch.zeros(64), (8, 8, 8)

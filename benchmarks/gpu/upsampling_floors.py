@@ -21,7 +21,7 @@ from torch import Tensor
 import ssconv
 from benchmarks.gpu.floors import ITEM_SIZE, expected, scheduled
 from benchmarks.operator.cases import KERNELS, SLOPE, Layer
-from ssconv.backend.cuda import sm90 as cuda_hopper
+from ssconv.backend.cuda import sm90
 
 FIR = (1.0, 3.0, 3.0, 1.0)
 PARITIES = 8
@@ -124,9 +124,9 @@ def expected_phases(level: Level, kernels: str) -> float:
     branches = KERNELS[kernels]
     count = len(branches)
     there, columns = level.channels // count, level.out // count
-    own, box = cuda_hopper.block_columns(columns, count), cuda_hopper.box_channels(there)
+    own, box = sm90.tile_n(columns, count), sm90.box_channels(there)
     padded = -(-there // box) * box
-    steps = sum(-(-taps_of_phases(k) * padded // cuda_hopper.STEP) for k in branches)
+    steps = sum(-(-taps_of_phases(k) * padded // sm90.TILE_K) for k in branches)
     return scheduled(level.batch * level.edge**3, -(-columns // own), own, [[steps] * PARITIES], 0)
 
 

@@ -2,8 +2,6 @@
 
 namespace ssconv {
 
-const char* conv_sm80_f16(const ConvSm80Variant& kind, const ConvSm80Params& p, Grid grid, void* stream) {
-  return launch_conv_sm80<F16>(kind, p, grid, stream);
-}
+const char* conv_sm80_f16(const ConvSm80Params& p, void* stream) { return launch_conv_sm80<F16>(p, stream); }
 
 }  // namespace ssconv

@@ -1,31 +1,34 @@
-// The instantiations of ConvSm80 for one arithmetic.
+// The instantiations of ConvSm80 for one arithmetic, each of which takes a while to compile: a file for each arithmetic.
 #pragma once
 
-#include "launch.h"
 #include "conv_sm80.cuh"
+#include "launch.h"
 
 namespace ssconv {
 
 template <class A>
-const char* launch_conv_sm80(const ConvSm80Variant& kind, const ConvSm80Params& p, Grid grid, void* stream) {
-#define SSCONV_CONV(S, WIDTH, ELEMENTS)                                                     \
-  if (kind.fused == S && kind.width == WIDTH && kind.elements == ELEMENTS)                    \
-    return launch<ConvSm80<A, S, WIDTH, ELEMENTS>>(p, grid, p.stages * ConvSm80<A, S, WIDTH, ELEMENTS>::STAGE, stream)
-  SSCONV_CONV(1, 64, false);
-  SSCONV_CONV(2, 64, false);
-  SSCONV_CONV(2, 64, true);
-  SSCONV_CONV(4, 64, false);
-  SSCONV_CONV(1, 32, true);
-  SSCONV_CONV(1, 128, false);
-  SSCONV_CONV(2, 128, false);
-  SSCONV_CONV(4, 128, false);
-  SSCONV_CONV(1, 32, false);
-  SSCONV_CONV(2, 32, false);
-  SSCONV_CONV(1, 64, true);
-  SSCONV_CONV(2, 32, true);
-  SSCONV_CONV(4, 64, true);
+const char* launch_conv_sm80(const ConvSm80Params& p, void* stream) {
+  if (p.stages < 2 || p.stages > 4) return "stages: expected 2, 3 or 4";
+#define SSCONV_CONV(S, WIDTH, ELEMENTS)                                          \
+  if (p.fused == S && p.width == WIDTH && (p.elements != 0) == ELEMENTS) {       \
+    using Kernel = ConvSm80<A, S, WIDTH, ELEMENTS>;                              \
+    return launch<Kernel>(p, p.grid, p.stages * Kernel::STAGE, stream);          \
+  }
+  SSCONV_CONV(1, 32, false)
+  SSCONV_CONV(1, 64, false)
+  SSCONV_CONV(1, 128, false)
+  SSCONV_CONV(2, 32, false)
+  SSCONV_CONV(2, 64, false)
+  SSCONV_CONV(2, 128, false)
+  SSCONV_CONV(4, 64, false)
+  SSCONV_CONV(4, 128, false)
+  SSCONV_CONV(1, 32, true)
+  SSCONV_CONV(1, 64, true)
+  SSCONV_CONV(2, 32, true)
+  SSCONV_CONV(2, 64, true)
+  SSCONV_CONV(4, 64, true)
 #undef SSCONV_CONV
-  return "there is no such convolution kernel";
+  return "fused, width, elements: there is no such instantiation of conv_sm80";
 }
 
 }  // namespace ssconv

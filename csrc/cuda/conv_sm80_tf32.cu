@@ -2,8 +2,6 @@
 
 namespace ssconv {
 
-const char* conv_sm80_tf32(const ConvSm80Variant& kind, const ConvSm80Params& p, Grid grid, void* stream) {
-  return launch_conv_sm80<Tf32>(kind, p, grid, stream);
-}
+const char* conv_sm80_tf32(const ConvSm80Params& p, void* stream) { return launch_conv_sm80<Tf32>(p, stream); }
 
 }  // namespace ssconv

@@ -1,4 +1,5 @@
-// The products of sm_90a, compiled for it alone; a build without has the refusal.
+// Launches of the im2col convolution of sm_90a: its taps by parity, its tensor maps. Compiled for sm_90a alone; a build
+// without it refuses every call.
 #include <utility>
 
 #include "launch.h"
@@ -9,9 +10,9 @@
 namespace ssconv {
 namespace {
 
-// Outputs' parities in the order in which weights are packed, the last dimension's fastest; strides that do not part the
-// outputs have one.
-void number_parities(ConvSm90Params& p) {
+// Lists the outputs' parities in the order in which weights are packed, the last dimension's fastest. A forward
+// convolution has one.
+void list_parities(ConvSm90Params& p) {
   p.parities = 1;
   for (int i = 0; i < 3; ++i) {
     p.pace[i] = p.geometry.adjoint ? 1 : p.geometry.stride[i];
@@ -20,20 +21,22 @@ void number_parities(ConvSm90Params& p) {
   for (int number = 0; number < p.parities; ++number) {
     int rest = number;
     for (int i = 2; i >= 0; --i) {
-      const int kinds = p.geometry.adjoint ? p.geometry.stride[i] : 1;
-      p.parity[number][i] = rest % kinds;
-      rest /= kinds;
+      const int along = p.geometry.adjoint ? p.geometry.stride[i] : 1;
+      p.parity[number][i] = rest % along;
+      rest /= along;
     }
   }
 }
 
-// The taps of every parity, displaced from the least position that any of them reads. It is of the first one that has taps.
-void reach_of(ConvSm90Params& p, ConvSm90Params::Part& b) {
+// Finds the taps of every parity. They are displaced from the least position that any parity reads, which is that of the
+// first parity with taps.
+void find_taps(ConvSm90Params& p, const Branch& branch, ConvSm90Params::Part& b) {
+  b.number = branch.number;
   for (int i = 0; i < 3; ++i) {
     Taps taps[PARITIES];
     bool found = false;
     for (int k = 0; k < p.parities; ++k) {
-      taps[k] = taps_of(p.parity[k][i], b.extent[i], p.geometry.first[i], p.geometry.stride[i], p.geometry.adjoint);
+      taps[k] = taps_of(p.parity[k][i], branch.extent[i], p.geometry.first[i], p.geometry.stride[i], p.geometry.adjoint);
       if (taps[k].count == 0 || found) continue;
       b.lower[i] = p.geometry.adjoint ? taps[k].shift - (taps[k].count - 1) : taps[k].shift;
       found = true;
@@ -45,12 +48,12 @@ void reach_of(ConvSm90Params& p, ConvSm90Params::Part& b) {
   }
   for (int k = 0; k < p.parities; ++k) {
     ConvSm90Params::Reach& r = b.reach[k];
-    r.start = b.start[k];
+    r.start = branch.start[k];
     if (r.count[0] * r.count[1] * r.count[2] == 0) r.count[0] = r.count[1] = r.count[2] = 0;
   }
 }
 
-// The parity with most taps first, so that what is left at the end is short.
+// Puts the parity with most taps first, so that the last wave of tiles is short.
 void order_parities(ConvSm90Params& p) {
   const auto taps = [&](int k) {
     int sum = 0;
@@ -68,10 +71,10 @@ void order_parities(ConvSm90Params& p) {
   }
 }
 
-// x as a branch reads it, whatever the parity.
-const char* map_branch(ConvSm90Params& p, int s, bool half, int pixels) {
+// Makes the map by which a branch reads x, the same for every parity.
+const char* map_branch(ConvSm90Params& p, int s, int pixels) {
   const ConvSm90Params::Part& b = p.part[s];
-  Im2col box = im2col_of(p.x, b.number, p.channels, half);
+  Im2col box = im2col_of(p.x, b.number, p.channels, p.arithmetic == Arithmetic::f16);
   box.channels = p.box_channels;
   box.pixels = pixels;
   const uint32_t windows[3] = {p.d.divisor, p.h.divisor, p.w.divisor};
@@ -80,43 +83,48 @@ const char* map_branch(ConvSm90Params& p, int s, bool half, int pixels) {
 }
 
 template <class A, int S, int BN, int CLUSTER>
-const char* launch_tiles(ConvSm90Params& p, Grid grid, void* stream) {
+const char* launch_tiles(const ConvSm90Call& call, void* stream) {
   using Kernel = ConvSm90<A, S, BN, CLUSTER>;
+  ConvSm90Params p = {};
+  static_cast<ConvSm90Call&>(p) = call;
   for (int k = 0; k < Kernel::BK / 16; ++k) {
     const int box = 16 * k / p.box_channels, within = 16 * k % p.box_channels;
     p.slices[k] = (box * Kernel::BM * p.box_channels + within) * 2;
   }
-  number_parities(p);
-  for (int s = 0; s < p.parts; ++s) reach_of(p, p.part[s]);
+  list_parities(p);
+  for (int s = 0; s < p.parts; ++s) find_taps(p, p.branch[s], p.part[s]);
   order_parities(p);
   for (int s = 0; s < p.parts; ++s) {
-    if (const char* error = map_branch(p, s, std::is_same<A, F16>::value, Kernel::BM)) return error;
+    if (const char* error = map_branch(p, s, Kernel::BM)) return error;
   }
-  return launch_clusters<Kernel>(p, grid, CLUSTER, Kernel::SHARED, stream);
+  return launch_clusters<Kernel>(p, p.grid, CLUSTER, Kernel::SHARED, stream);
 }
 
 template <class A>
-const char* launch_kind(int fused, int columns, ConvSm90Params& p, Grid grid, void* stream) {
-#define SSCONV_CONV(S, BN)                                                                    \
-  if (fused == S && columns == BN && p.cluster == 1) return launch_tiles<A, S, BN, 1>(p, grid, stream); \
-  if (fused == S && columns == BN && p.cluster == 2) return launch_tiles<A, S, BN, 2>(p, grid, stream)
-  SSCONV_CONV(1, 64);
-  SSCONV_CONV(1, 128);
-  SSCONV_CONV(2, 32);
-  SSCONV_CONV(2, 64);
-  SSCONV_CONV(2, 128);
-  SSCONV_CONV(4, 32);
-  SSCONV_CONV(4, 64);
+const char* launch_arithmetic(const ConvSm90Call& call, void* stream) {
+#define SSCONV_CONV(S, BN)                                            \
+  if (call.fused == S && call.columns == BN && call.cluster == 1)     \
+    return launch_tiles<A, S, BN, 1>(call, stream);                   \
+  if (call.fused == S && call.columns == BN && call.cluster == 2)     \
+    return launch_tiles<A, S, BN, 2>(call, stream);
+  SSCONV_CONV(1, 64)
+  SSCONV_CONV(1, 128)
+  SSCONV_CONV(2, 32)
+  SSCONV_CONV(2, 64)
+  SSCONV_CONV(2, 128)
+  SSCONV_CONV(4, 32)
+  SSCONV_CONV(4, 64)
 #undef SSCONV_CONV
-  return "there is no such convolution kernel";
+  return "fused, columns, cluster: there is no such instantiation of conv_sm90";
 }
 
 }  // namespace
 
-const char* conv_sm90(Arithmetic arithmetic, int fused, int columns, ConvSm90Params& p, Grid grid, void* stream) {
-  if (arithmetic == Arithmetic::bf16) return launch_kind<Bf16>(fused, columns, p, grid, stream);
-  if (arithmetic == Arithmetic::f16) return launch_kind<F16>(fused, columns, p, grid, stream);
-  return "the products of sm_90a are of 16 bits";
+const char* conv_sm90(const ConvSm90Call& call, void* stream) {
+  if (call.parts < 1 || call.parts > FUSED) return "parts: expected 1 to 4 branches";
+  if (call.arithmetic == Arithmetic::bf16) return launch_arithmetic<Bf16>(call, stream);
+  if (call.arithmetic == Arithmetic::f16) return launch_arithmetic<F16>(call, stream);
+  return "arithmetic: conv_sm90 takes bf16 and f16";
 }
 
 }  // namespace ssconv
@@ -125,7 +133,7 @@ const char* conv_sm90(Arithmetic arithmetic, int fused, int columns, ConvSm90Par
 
 namespace ssconv {
 
-const char* conv_sm90(Arithmetic, int, int, ConvSm90Params&, Grid, void*) {
+const char* conv_sm90(const ConvSm90Call&, void*) {
   return "the module was compiled without sm_90a (SSCONV_CUDA_ARCHS)";
 }
 

@@ -21,7 +21,6 @@
 
 #include "ptx/sm90.cuh"
 #include "common.cuh"
-#include "conv_sm90_halo.h"
 #include "pipeline.cuh"
 #include "shuffled_store.cuh"
 

@@ -4,12 +4,12 @@
 
 namespace ssconv {
 
-const char* pack_weights(Arithmetic arithmetic, const PackWeightsParams& p, Grid grid, void* stream) {
-  return SSCONV_SWITCH_ARITHMETIC(arithmetic, A, launch<PackWeights<A>>(p, grid, 0, stream));
+const char* pack_weights(const PackWeightsParams& p, void* stream) {
+  return SSCONV_SWITCH_ARITHMETIC(p.arithmetic, A, launch<PackWeights<A>>(p, p.grid, 0, stream));
 }
 
-const char* pack_input(Format format, const PackInputParams& p, Grid grid, void* stream) {
-  return SSCONV_SWITCH_FORMAT(format, T, launch<PackInput<T>>(p, grid, 0, stream));
+const char* pack_input(const PackInputParams& p, void* stream) {
+  return SSCONV_SWITCH_FORMAT(p.format, T, launch<PackInput<T>>(p, p.grid, 0, stream));
 }
 
 }  // namespace ssconv

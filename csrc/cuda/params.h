@@ -1,5 +1,12 @@
-// What the host tells the kernels. Sizes are counts, strides are in elements. A tensor (N, S*C, D, H, W) has S branches
-// of C channels; "branch order" puts branch s's channel j at s*C + j, the shuffle at j*S + s.
+// What the host tells the kernels. ssconv/backend/cuda/structs.py has the same structs field by field and fills them;
+// layout.h lists their fields, and a test compares sizes and offsets.
+//
+// Sizes are counts, strides are in elements. A tensor (N, S*C, D, H, W) has S branches of C channels; "branch order" puts
+// branch s's channel j at s*C + j, the shuffle at j*S + s.
+//
+// Every call's struct begins with the grid and the arithmetic (or format) of the launch, then what chooses the kernel's
+// template arguments. Where a launch adds tensor maps and tables to what the host told, the kernel takes a struct that is
+// derived from the call's.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +17,9 @@ struct Grid {
   uint32_t x, y, z;
 };
 
+// How elements are stored and multiplied: float32 as TF32, or exactly (ieee).
+enum class Arithmetic : int { bf16 = 0, f16 = 1, tf32 = 2, ieee = 3 };
+
 enum class Format : int { f32 = 0, bf16 = 1, f16 = 2 };
 
 // Division of n < 2^31 by a constant: (n * multiplier / 2^32 + n) >> shift.
@@ -17,7 +27,7 @@ struct Divider {
   uint32_t divisor, multiplier, shift;
 };
 
-// Noise and taps: contiguous, in a format of their own; null where there is none.
+// Noise or taps: contiguous, in a format of their own; null where there is none.
 struct Companion {
   const void* data;
   Format format;
@@ -34,9 +44,9 @@ constexpr int BRANCHES = 16;  // the most that one launch serves
 constexpr int PARITIES = 8;
 
 struct Branch {
-  int extent[3];            // (0, 0, 0): the identity; (-1, -1, -1): nothing
+  int extent[3];            // of its kernel; (0, 0, 0): the identity; (-1, -1, -1): no output
   int number;               // of the branch among all
-  int64_t start[PARITIES];  // where its packed weights begin, in chunks of 16 bytes
+  int64_t start[PARITIES];  // where its packed weights begin for outputs of each parity, in chunks of 16 bytes
 };
 
 // Along one dimension, for outputs of one parity: how many taps reach them, the first, the first one's displacement. The
@@ -61,6 +71,13 @@ struct Epilogue {
 
 // y = epilogue of the branches' convolutions of x, or of the adjoints.
 struct ConvSm80Params {
+  Grid grid;
+  Arithmetic arithmetic;
+  int fused;             // branches that a block computes
+  int width;             // columns of a block, all its branches together
+  int elements;          // x is read element by element, not in chunks of 16 bytes
+  int stages;            // of the pipeline in shared memory, 2 to 4
+  int cached;            // x is copied through the L1 cache, where the next taps find most of it
   Volume x;
   const float* in_scale; // (N, S*C); only where x is read by elements
   const void* weights;   // packed
@@ -75,8 +92,6 @@ struct ConvSm80Params {
   int box_bits[4];       // the block's voxels: a box of powers of two (n, d, h, w)
   Divider boxes[3];      // along d, h, w
   Divider column_blocks;
-  int stages;
-  int cached;            // x is copied through the L1 cache, where the next taps find most of it
   Branch branch[BRANCHES];
 };
 
@@ -85,62 +100,122 @@ struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };
 
-// As ConvSm80Params, for sm_90a: x comes through tensor maps, one of each branch's channels. Every branch has weights. The
-// adjoint of a stride is as many problems as outputs have parities: each reads x at taps of its own, all through the same
-// maps, and writes every other voxel. They have equally many outputs, of which some may lie outside.
-struct ConvSm90Params {
-  TensorMap map[FUSED];
+// As ConvSm80Params, for sm_90a. Every branch has weights.
+struct ConvSm90Call {
+  Grid grid;
+  Arithmetic arithmetic;  // bf16 or f16
+  int fused;              // branches that a block computes
+  int columns;            // of a block, of each of its branches
+  int cluster;            // blocks that share weights: 1 or 2
   Volume x;
-  const void* weights;   // packed and swizzled, K per tap padded to whole boxes
+  const void* weights;    // packed and swizzled, K per tap padded to whole boxes
   void *y, *z;
-  int size[3];           // of y: d, h, w
-  uint32_t outputs;      // of a parity, all samples
-  int channels;          // of a branch, in x
-  int box_channels;      // of a bulk copy: 16, 32 or 64
-  int padded_channels;   // of a tap in K
-  int out_channels;      // of a branch
-  int branches;          // all of them
+  int size[3];            // of y: d, h, w
+  int channels;           // of a branch, in x
+  int box_channels;       // of a bulk copy: 16, 32 or 64
+  int padded_channels;    // of a tap in K
+  int out_channels;       // of a branch
+  int branches;           // all of them
   Geometry geometry;
   Epilogue epilogue;
+  uint32_t outputs;       // of a parity, all samples
+  uint32_t slots;         // tiles of all column blocks and branches that are computed apart, of a parity
+  uint32_t work;          // the same of all parities
   Divider column_blocks, tiles, voxels, d, h, w;  // tiles: of a cluster; voxels: of a sample of y; d, h, w: outputs of a parity
-  uint32_t slots;        // tiles of all column blocks and branches that are computed apart, of a parity
-  uint32_t work;         // the same of all parities
-  int cluster;           // blocks that share weights: 1 or 2
-  uint32_t slices[4];    // where in a stage's inputs the 16 of K after one another begin, bytes
-  int pace[3];           // input positions from an output to the next
+  int parts;              // branches that have weights here
+  Branch branch[FUSED];
+};
+
+// x comes through tensor maps, one of each branch's channels. The adjoint of a stride is as many problems as outputs have
+// parities: each reads x at taps of its own, all through the same maps, and writes every other voxel. They have equally
+// many outputs, of which some may lie outside.
+struct ConvSm90Params : ConvSm90Call {
+  TensorMap map[FUSED];
+  uint32_t slices[4];       // where in a stage's inputs the 16 of K after one another begin, bytes
+  int pace[3];              // input positions from an output to the next
   int parities;
   int parity[PARITIES][3];  // the one with most taps first
-  int parts;
   // The taps of one parity: how many, three zeros if none; the first one's displacement from the map's base position. The
   // next are one further, in the adjoint one less.
   struct Reach {
     int count[3], shift[3];
-    int64_t start;       // of its packed weights, in chunks of 16 bytes
+    int64_t start;          // of its packed weights, in chunks of 16 bytes
   };
   struct Part {
-    int extent[3], number;
-    int64_t start[PARITIES];  // as packed: parities in the order of their number
-    int lower[3];             // base position of the first output
-    Reach reach[PARITIES];    // in the order of `parity`
+    int number;             // of the branch among all
+    int lower[3];           // base position of the first output
+    Reach reach[PARITIES];  // in the order of `parity`
   } part[FUSED];
 };
 
+constexpr int MATRICES = 8;    // of 64 outputs, the most of a tile
+constexpr int HALO_TAPS = 27;  // the most of a branch
+
+// As ConvSm90Call, for the kernel that keeps its input with its halo in shared memory. Strides are 1.
+struct ConvSm90HaloCall {
+  Grid grid;
+  Arithmetic arithmetic;  // bf16 or f16
+  int fused;              // branches that a block computes
+  int columns;            // of a block, of each of its branches
+  Volume x;
+  const void* weights;    // packed and swizzled; K is chunk after chunk of channels, in each tap after tap
+  void *y, *z;
+  int size[3];            // of y: d, h, w
+  int channels;           // of a branch, in x
+  int chunk;              // channels of a branch that are in shared memory at a time: 16, 32 or 64
+  int swizzled;           // a pixel's channels lie in one swizzled row, else in planes of 8 channels of all pixels
+  int out_channels;       // of a branch
+  int branches;           // all of them
+  Geometry geometry;
+  Epilogue epilogue;
+  int tile[3];            // outputs of a tile, d, h, w; h and w in eights
+  uint32_t work;          // tiles of all column blocks and branches that are computed apart
+  Divider column_blocks, tiles, d, h, w;  // tiles: of all samples; d, h, w: along a dimension
+  int parts;              // branches that have weights here
+  Branch branch[FUSED];   // start[0] counts
+};
+
+struct ConvSm90HaloParams : ConvSm90HaloCall {
+  TensorMap map[FUSED];         // boxes of a branch's channels: what one bulk copy of a tile's input brings
+  int chunks;                   // of a branch
+  int copies, copy_channels;    // bulk copies of a chunk
+  int span;                     // bytes of a swizzled row, 0 for none
+  uint8_t origin[MATRICES][3];  // of a tile's matrices: d, h, w of the first output
+  struct Part {
+    int extent[3], number;
+    int64_t start;              // of its packed weights, in chunks of 16 bytes
+    int lower[3];               // input position of the first output's first tap
+    int steps;                  // stages of weights of a chunk
+    int slices;                 // 16s of K of a chunk
+    uint32_t plane;             // bytes from one bulk copy to the next
+    uint32_t expected;          // bytes of a chunk
+    uint32_t leading, stride;   // of a matrix of inputs, as its descriptor has them
+    // Where a matrix's outputs and a slice of K begin, in 16s of bytes from the chunk's first.
+    uint16_t matrix[MATRICES], slice[HALO_TAPS * 4];
+  } part[FUSED];
+};
+
+// Weights as the convolutions read them.
 struct PackWeightsParams {
-  const void* weight[BRANCHES];
-  int64_t stride[BRANCHES][5];  // the product's output channel, its input channel, kd, kh, kw
-  Branch branch[BRANCHES];
-  void* packed;
+  Grid grid;
+  Arithmetic arithmetic;
   int in_channels;       // real
-  int padded_channels;   // as the product reads x
+  int padded_channels;   // as the convolution reads x
   int out_channels;
   int columns;           // of a block, per branch
   int run;               // columns that a lane owns side by side
   int swizzled;          // rows of 128 bytes as wgmma reads them; above 1: and K in chunks of that many channels
   Geometry geometry;
+  void* packed;
+  const void* weight[BRANCHES];
+  int64_t stride[BRANCHES][5];  // the convolution's output channel, its input channel, kd, kh, kw
+  Branch branch[BRANCHES];
 };
 
 // out (N * voxels, S * padded): x * scale, channels side by side, zeros beyond a branch's channels.
 struct PackInputParams {
+  Grid grid;
+  Format format;
   Volume x;
   const float* scale;
   void* out;
@@ -151,28 +226,36 @@ struct PackInputParams {
   Divider d, h, w;
 };
 
-// workspace (splits, tiles, BM, 128) of partial sums over voxels p of low[p, row] * high[p*stride + shift, column].
+// Columns are a branch's taps times high's channels, as one line, cut into tiles.
+struct WgradBranch {
+  int extent[3];   // of its kernel
+  int number;      // of the branch among all
+  int first_tile;  // tiles of columns of the branches before
+};
+
+// workspace (splits, tiles, rows, 128) of partial sums over voxels p of low[p, row] * high[p*stride + shift, column].
 struct WgradSm80Params {
+  Grid grid;
+  Arithmetic arithmetic;
+  int rows;              // of a block
+  int stages;            // of the pipeline in shared memory, 2 to 4
   Volume low, high;      // channels side by side, 16-byte aligned
   int low_channels, high_channels;  // of a branch, padded to chunks
   float* workspace;
   Geometry geometry;
-  int branches;
   int row_blocks;
   uint32_t voxels;       // of low, all samples
   int steps, steps_per_split;
   Divider d, h, w;       // of low's voxels
-  int stages;
-  struct Part {
-    int extent[3], number;
-    int first_tile;      // column tiles of the branches before
-  } part[BRANCHES + 1];  // one more: the number of all column tiles
+  int branches;
+  WgradBranch part[BRANCHES];
 };
 
-// As WgradSm80Params, for sm_90a: low and high come through tensor maps, one of each branch's channels. Columns are a branch's
-// taps times the boxes of high's channels, as one line. workspace (splits, tiles, rows of a block, 128).
-struct WgradSm90Params {
-  TensorMap low_map[FUSED], high_map[FUSED];
+// As WgradSm80Params, for sm_90a. workspace (splits, tiles, rows of a block, 128).
+struct WgradSm90Call {
+  Grid grid;
+  Arithmetic arithmetic;            // bf16 or f16
+  int rows;                         // of a block
   Volume low, high;
   float* workspace;
   Geometry geometry;
@@ -183,28 +266,35 @@ struct WgradSm90Params {
   int steps, steps_per_split;       // of 64 voxels of low, all samples
   Divider d, h, w;                  // of low's voxels
   int parts;
-  struct Part {
-    int extent[3], number;
-    int lower[3];                   // of high, of the first window's first tap
-    int first_tile;                 // tiles of 128 columns of the branches before
+  WgradBranch branch[FUSED];
+};
+
+// low and high come through tensor maps, one of each branch's channels.
+struct WgradSm90Params : WgradSm90Call {
+  TensorMap low_map[FUSED], high_map[FUSED];
+  struct Part : WgradBranch {
+    int lower[3];  // of high, of the first window's first tap
   } part[FUSED];
 };
 
 struct WgradReduceParams {
-  const float* workspace;
-  float* out[BRANCHES];  // (Cout/S, Cin/S, taps) of each branch
-  int taps[BRANCHES];
-  int first_tile[BRANCHES + 1];
-  int branches;
+  Grid grid;
   int splits;
   int row_blocks, block_rows;
   int rows, columns;     // real channels of low and high
   int chunk, chunks;     // channels of a chunk, chunks of a tap
   int transposed;        // low's channels are the weight's input channels
+  const float* workspace;
+  int branches;
+  float* out[BRANCHES];  // (Cout/S, Cin/S, taps) of each branch
+  int taps[BRANCHES];
+  int first_tile[BRANCHES + 1];
 };
 
 // One pass over a tensor in branch order.
 struct EpilogueParams {
+  Grid grid;
+  Format format;
   Volume z;
   void* y;
   Epilogue epilogue;
@@ -214,6 +304,8 @@ struct EpilogueParams {
 };
 
 struct EpilogueBackwardParams {
+  Grid grid;
+  Format format;
   Volume gy, y, z;       // z.data may be null
   void* gz;
   const float* scale;
@@ -228,6 +320,9 @@ struct EpilogueBackwardParams {
 };
 
 struct UpfirdnParams {
+  Grid grid;
+  Format format;
+  int shared_bytes;      // of a block
   Volume x;
   void* y;               // channels_last_3d
   int size[3];           // of y

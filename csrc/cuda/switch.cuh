@@ -1,6 +1,6 @@
 // From a value known at run time to a template argument: the expression is compiled for each of the types.
 //
-//   SSCONV_SWITCH_FORMAT(format, T, launch<Upfirdn<T>>(p, grid, shared_bytes, stream))
+//   SSCONV_SWITCH_FORMAT(p.format, T, launch<Upfirdn<T>>(p, p.grid, p.shared_bytes, stream))
 #pragma once
 
 #include "common.cuh"

@@ -4,8 +4,8 @@
 
 namespace ssconv {
 
-const char* upfirdn(Format format, const UpfirdnParams& p, Grid grid, int shared_bytes, void* stream) {
-  return SSCONV_SWITCH_FORMAT(format, T, launch<Upfirdn<T>>(p, grid, shared_bytes, stream));
+const char* upfirdn(const UpfirdnParams& p, void* stream) {
+  return SSCONV_SWITCH_FORMAT(p.format, T, launch<Upfirdn<T>>(p, p.grid, p.shared_bytes, stream));
 }
 
 }  // namespace ssconv

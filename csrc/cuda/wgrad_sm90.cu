@@ -1,4 +1,5 @@
-// The weight gradient of sm_90a, compiled for it alone; a build without has the refusal.
+// Launches of the weight gradient of sm_90a: its tensor maps. Compiled for sm_90a alone; a build without it refuses every
+// call.
 #include "launch.h"
 
 #if defined(SSCONV_SM90A) || !defined(__CUDACC__)
@@ -7,9 +8,11 @@
 namespace ssconv {
 namespace {
 
-// low's voxels one after the other, and high's at their windows.
-const char* map_part(WgradSm90Params& p, int s, bool half, int pixels) {
+// Makes a branch's maps: low's voxels one after the other, and high's at their windows.
+const char* map_branch(WgradSm90Params& p, int s, int pixels) {
   WgradSm90Params::Part& b = p.part[s];
+  static_cast<WgradBranch&>(b) = p.branch[s];
+  const bool half = p.arithmetic == Arithmetic::f16;
   Im2col low = im2col_of(p.low, b.number, p.low_channels, half);
   Im2col high = im2col_of(p.high, b.number, p.high_channels, half);
   low.channels = p.low_box;
@@ -25,26 +28,29 @@ const char* map_part(WgradSm90Params& p, int s, bool half, int pixels) {
 }
 
 template <class A, int ROWS>
-const char* launch_rows(WgradSm90Params& p, Grid grid, void* stream) {
+const char* launch_rows(const WgradSm90Call& call, void* stream) {
   using Kernel = WgradSm90<A, ROWS>;
+  WgradSm90Params p = {};
+  static_cast<WgradSm90Call&>(p) = call;
   for (int s = 0; s < p.parts; ++s)
-    if (const char* error = map_part(p, s, std::is_same<A, F16>::value, Kernel::BK)) return error;
-  return launch<Kernel>(p, grid, Kernel::SHARED, stream);
+    if (const char* error = map_branch(p, s, Kernel::BK)) return error;
+  return launch<Kernel>(p, p.grid, Kernel::SHARED, stream);
 }
 
 template <class A>
-const char* launch_kind(int rows, WgradSm90Params& p, Grid grid, void* stream) {
-  if (rows == 64) return launch_rows<A, 64>(p, grid, stream);
-  if (rows == 128) return launch_rows<A, 128>(p, grid, stream);
-  return "there is no such weight gradient kernel";
+const char* launch_arithmetic(const WgradSm90Call& call, void* stream) {
+  if (call.rows == 64) return launch_rows<A, 64>(call, stream);
+  if (call.rows == 128) return launch_rows<A, 128>(call, stream);
+  return "rows: expected 64 or 128";
 }
 
 }  // namespace
 
-const char* wgrad_sm90(Arithmetic arithmetic, int rows, WgradSm90Params& p, Grid grid, void* stream) {
-  if (arithmetic == Arithmetic::bf16) return launch_kind<Bf16>(rows, p, grid, stream);
-  if (arithmetic == Arithmetic::f16) return launch_kind<F16>(rows, p, grid, stream);
-  return "the weight gradient of sm_90a is of 16 bits";
+const char* wgrad_sm90(const WgradSm90Call& call, void* stream) {
+  if (call.parts < 1 || call.parts > FUSED) return "parts: expected 1 to 4 branches";
+  if (call.arithmetic == Arithmetic::bf16) return launch_arithmetic<Bf16>(call, stream);
+  if (call.arithmetic == Arithmetic::f16) return launch_arithmetic<F16>(call, stream);
+  return "arithmetic: wgrad_sm90 takes bf16 and f16";
 }
 
 }  // namespace ssconv
@@ -53,7 +59,7 @@ const char* wgrad_sm90(Arithmetic arithmetic, int rows, WgradSm90Params& p, Grid
 
 namespace ssconv {
 
-const char* wgrad_sm90(Arithmetic, int, WgradSm90Params&, Grid, void*) {
+const char* wgrad_sm90(const WgradSm90Call&, void*) {
   return "the module was compiled without sm_90a (SSCONV_CUDA_ARCHS)";
 }
 

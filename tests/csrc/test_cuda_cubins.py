@@ -13,8 +13,7 @@ import pytest
 from benchmarks.gpu import cuda_cubins
 from benchmarks.gpu.cubins import count_instructions, tool
 from benchmarks.gpu.cuda_cubins import Cubin, architectures, cubins, faults, module_path, over_budget, write_budget
-from ssconv.backend.cuda import sm90 as cuda_hopper
-from ssconv.backend.cuda import sm90_halo as cuda_halo
+from ssconv.backend.cuda import sm90, sm90_halo
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +38,8 @@ def test_every_kernel_is_as_it_should_be(architecture, module):
     assert not wrong, "\n".join(wrong)
     if architecture == 90:
         kinds = Counter(c.kind for c in found)
-        assert kinds["ConvSm90"] == 4 * sum(map(len, cuda_hopper.COLUMNS.values()))
-        assert kinds["ConvSm90Halo"] == 2 * sum(map(len, cuda_halo.COLUMNS.values()))
+        assert kinds["ConvSm90"] == 4 * sum(map(len, sm90.TILE_N.values()))
+        assert kinds["ConvSm90Halo"] == 2 * sum(map(len, sm90_halo.TILE_N.values()))
         assert kinds["WgradSm90"] == 4
     release = importlib.import_module("ssconv._C").build_info()["cuda"]
     if release != json.loads(cuda_cubins.BUDGET.read_text())["nvcc"]:
@@ -59,11 +58,11 @@ def test_the_assembler_serialises_no_wgmma(module):
 
 def test_the_hopper_products_stay_within_a_block():
     """Shared memory as the header has it, for each number of columns."""
-    for columns in {c for widths in cuda_hopper.COLUMNS.values() for c in widths}:
+    for columns in {c for widths in sm90.TILE_N.values() for c in widths}:
         shared = cuda_cubins.tensor_product_shared(columns)
         assert 100 * 1024 < shared <= 227 * 1024
-    for columns in {c for widths in cuda_halo.COLUMNS.values() for c in widths}:
-        assert 200 * 1024 < cuda_halo.shared_bytes(columns) <= 227 * 1024
+    for columns in {c for widths in sm90_halo.TILE_N.values() for c in widths}:
+        assert 200 * 1024 < sm90_halo.shared_bytes(columns) <= 227 * 1024
 
 
 CODE = Counter(

@@ -29,11 +29,11 @@ from tests.support import halo_checks
 from tests.support.sm90_checks import PRODUCTS
 from tests.support.kernel_checks import LARGE
 from tests.support.parity_checks import LAYERS
-from ssconv.backend.cuda import sm90 as cuda_hopper
+from ssconv.backend.cuda import sm90
 from tests.support.strategies import CONV_CASES, UPFIRDN_CASES, tensors_of
 from ssconv.backend.cuda import launch as cuda_backend
 
-cuda_hopper.LEAST = 8
+sm90.MIN_CHANNELS = 8
 hopper = [PRODUCTS[name] for name in ("split-depth-narrow", "grouped-stride", "dense-few", "many-samples")]
 hopper += [LAYERS[name] for name in ("transposed-2", "strided-2")]
 cases = [*LARGE.values(), *hopper]
@@ -53,7 +53,7 @@ for number, case in enumerate(cases):
     for dtype in (torch.bfloat16, torch.float32):
         torch.backends.cudnn.allow_tf32 = number % 2 == 0
         run(case, dtype)
-if cuda_backend.hopper_missing(torch.device("cuda")) is None:
+if cuda_backend.sm90_unavailable(torch.device("cuda")) is None:
     for number, case in enumerate(halo):
         with halo_checks.halo(("plain", "swizzled")[number % 2]) as used:
             run(case, torch.bfloat16)

@@ -179,14 +179,15 @@ def test_a_source_that_does_not_compile_fails_the_build(tree: Path) -> None:
 # ------------------------------------------------------------------------------------------------ CUDA kernels
 
 # What stands in for csrc/cuda, so that a build takes a second.
-LAUNCH_H = (
-    "#include <cstdint>\nnamespace ssconv { int one(); const char* cuda_call(const char*, const int64_t*, int64_t, "
-)
-LAUNCH_H += "const double*, int64_t); }\n"
-CALLS_CPP = """#include "launch.h"
-const char* ssconv::cuda_call(const char*, const int64_t*, int64_t, const double*, int64_t) {
-  return one() == 1 ? nullptr : "not one";
+LAUNCH_H = """#include <cstddef>
+#include "params.h"
+namespace ssconv {
+int one();
+const char* cuda_call(const char*, const void*, size_t, void*);
 }
+"""
+CALLS_CPP = """#include "launch.h"
+const char* ssconv::cuda_call(const char*, const void*, size_t, void*) { return one() == 1 ? nullptr : "not one"; }
 """
 
 
@@ -195,6 +196,8 @@ def kernels(tree: Path) -> Path:
     """`tree` with a kernel."""
     folder = tree / "csrc" / "cuda"
     folder.mkdir()
+    for header in ("params.h", "layout.h"):
+        shutil.copy(ROOT / "csrc" / "cuda" / header, folder)
     (folder / "launch.h").write_text(LAUNCH_H)
     (folder / "calls.cpp").write_text(CALLS_CPP)
     (folder / "one.cu").write_text('#include "launch.h"\nint ssconv::one() { return 1; }\n')

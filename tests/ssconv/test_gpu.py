@@ -84,23 +84,23 @@ def test_products_of_sm_90a(case, dtype, monkeypatch):
     """Every instantiation, also where it would leave few channels to sm_80's; the same bits twice, and in clusters."""
     if (state := hopper_state("cuda")) != "available":
         pytest.skip(f"the products of sm_90a are {state}")
-    from ssconv.backend.cuda import sm90 as cuda_hopper
+    from ssconv.backend.cuda import sm90
 
-    monkeypatch.setattr(cuda_hopper, "LEAST", 8)
+    monkeypatch.setattr(sm90, "MIN_CHANNELS", 8)
     monkeypatch.setenv("SSCONV_HALO", "0")
-    cuda_hopper.refusal.cache_clear()
+    sm90.conv_unsupported.cache_clear()
     try:
         check_against_float64(case, dtype, "cuda", "cuda")
         tensors = tensors_of(case, dtype, "cuda")
         first, second = (case.call(ssconv, tensors, "cuda") for _ in range(2))
         assert torch.equal(first, second)
         for blocks in ("1", "2"):
-            monkeypatch.setenv(cuda_hopper.CLUSTER_SWITCH, blocks)
+            monkeypatch.setenv(sm90.CLUSTER_SWITCH, blocks)
             assert torch.equal(first, case.call(ssconv, tensors, "cuda")), f"clusters of {blocks}"
-        monkeypatch.setenv(cuda_hopper.SWITCH, "0")
+        monkeypatch.setenv(sm90.SWITCH, "0")
         assert gpu_checks.deviation(first, case.call(ssconv, tensors, "cuda").double()) < gpu_checks.NORMS[dtype]
     finally:
-        cuda_hopper.refusal.cache_clear()
+        sm90.conv_unsupported.cache_clear()
 
 
 @pytest.mark.parametrize("case", parity_checks.ADJOINTS.values(), ids=parity_checks.ADJOINTS)
@@ -108,17 +108,17 @@ def test_adjoints_of_a_stride_are_exact(case, monkeypatch):
     if (state := hopper_state("cuda")) != "available":
         pytest.skip(f"the products of sm_90a are {state}")
     from ssconv.backend.cuda import launch as cuda_backend
-    from ssconv.backend.cuda import sm90 as cuda_hopper
+    from ssconv.backend.cuda import sm90
 
-    monkeypatch.setattr(cuda_hopper, "LEAST", 8)
-    cuda_hopper.refusal.cache_clear()
+    monkeypatch.setattr(sm90, "MIN_CHANNELS", 8)
+    sm90.conv_unsupported.cache_clear()
     try:
         g, weights = case.tensors()
         native = [parity_checks.native(t).cuda() for t in (g, *weights)]
         found = cuda_backend.input_grad(native[0], native[1:], None, case.spec, case.size)
         assert torch.equal(found.cpu().double(), case.expected(g, weights))
     finally:
-        cuda_hopper.refusal.cache_clear()
+        sm90.conv_unsupported.cache_clear()
 
 
 @pytest.mark.parametrize("backend", MADE_FOR_IT)

@@ -14,7 +14,7 @@ import torch
 
 import ssconv
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm90 as cuda_hopper
+from ssconv.backend.cuda import sm90
 from tests.support import parity_checks
 from tests.support import sm90_checks as hopper_checks
 from tests.support.sm90_checks import PRODUCTS, SEEDS, address, aligned, hopper, must_fail
@@ -26,11 +26,11 @@ ROUNDS = 3
 @contextmanager
 def clusters(blocks: int) -> Iterator[None]:
     """Whatever the plan expects to be faster."""
-    os.environ[cuda_hopper.CLUSTER_SWITCH] = str(blocks)
+    os.environ[sm90.CLUSTER_SWITCH] = str(blocks)
     try:
         yield
     finally:
-        del os.environ[cuda_hopper.CLUSTER_SWITCH]
+        del os.environ[sm90.CLUSTER_SWITCH]
 
 
 def share(module: ModuleType, rounds: int = ROUNDS, faults: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -123,21 +123,21 @@ def quick() -> None:
 
 def choice() -> None:
     """Clusters where they bring less, blocks by themselves where pairs would be fewer than there is room for."""
-    choose = cuda_hopper.cluster_blocks
+    choose = sm90.cluster_blocks
     assert choose(8192, 1, 128, 132) == 2 and choose(8192, 1, 64, 132) == 2 and choose(8192, 8, 32, 132) == 2
     assert choose(133, 1, 64, 132) == 2, "two waves in either case"
     assert choose(132 + 1, 1, 128, 133) == 1, "a multiprocessor without its like is idle"
     assert choose(3, 44, 128, 132) == 1, "one void tile of four"
     assert choose(8192, 1, 128, 1) == 1
     with clusters(2):
-        assert cuda_hopper.cluster_wanted() == 2
-    assert cuda_hopper.cluster_wanted() == 0
-    os.environ[cuda_hopper.CLUSTER_SWITCH] = "4"
+        assert sm90.cluster_wanted() == 2
+    assert sm90.cluster_wanted() == 0
+    os.environ[sm90.CLUSTER_SWITCH] = "4"
     try:
-        cuda_hopper.cluster_wanted()
+        sm90.cluster_wanted()
     except ValueError as error:
         assert "SSCONV_CLUSTER: expected 1 or 2" in str(error)
     else:
         raise AssertionError("clusters of four were not refused")
     finally:
-        del os.environ[cuda_hopper.CLUSTER_SWITCH]
+        del os.environ[sm90.CLUSTER_SWITCH]

@@ -9,6 +9,7 @@ in float64.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import itertools
@@ -20,14 +21,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 import ssconv
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import plan as cuda_plans
-from ssconv.backend.cuda import table as cuda_table
+from ssconv.backend.cuda import plan, structs, table
 from ssconv.backend.cuda.plan import Launch
 from ssconv.backend.cuda.table import Config, Key
 from ssconv.spec import ConvSpec
@@ -88,11 +89,11 @@ def precision(name: str) -> Iterator[None]:
 
 def configure(change: Callable[[Key, Config], Config]) -> None:
     """From now on the committed table of 8.0, with a change, is this machine's own."""
-    rows = cuda_table.TABLE.read(cuda_table.TABLE.committed).items()
-    cuda_table.TABLE.write(
-        cuda_table.TABLE.machine_table(), {key: change(key, config) for key, config in rows if key.architecture == 80}
+    rows = table.TABLE.read(table.TABLE.committed).items()
+    table.TABLE.write(
+        table.TABLE.machine_table(), {key: change(key, config) for key, config in rows if key.architecture == 80}
     )
-    cuda_table.TABLE.forget()
+    table.TABLE.forget()
 
 
 def few_splits(key: Key, config: Config) -> Config:
@@ -146,9 +147,11 @@ def every_kernel() -> None:
     configure(lambda key, config: dataclasses.replace(few_splits(key, config), stages=2 + key.columns // 16 % 3 % 2))
 
     def run(launch: Launch, *rest: object) -> None:
-        kind, options = launch.numbers[1], launch.numbers[5:8]  # after the stream, the kind and the grid
-        variant = {"conv_sm80": options, "wgrad_sm80": options[0]}
-        used.add((launch.kernel, kind, variant.get(launch.kernel)))
+        p: Any = launch.params
+        if launch.kernel == "conv_sm80":
+            used.add((launch.kernel, p.arithmetic, (p.fused, p.width, p.elements)))
+        if launch.kernel == "wgrad_sm80":
+            used.add((launch.kernel, p.arithmetic, p.rows))
         real(launch, *rest)
 
     cuda_backend._run = run
@@ -180,10 +183,10 @@ def configurations() -> None:
     for the order in which splits are added."""
     for name in ("split-depth", "dense", "acs4-half", "two-branches-of-five"):
         case = dataclasses.replace(WIDE[name], size=(2, 3, 5))
-        cuda_table.TABLE.forget()
+        table.TABLE.forget()
         expected = _outputs(case)
-        for _, key in list(cuda_table.TABLE._found):
-            for config in cuda_table.candidates(key):
+        for _, key in list(table.TABLE._found):
+            for config in table.candidates(key):
                 if config.programs not in (0, 128):
                     continue
                 configure(functools.partial(_one_differs, key, config))
@@ -284,11 +287,11 @@ def halves() -> None:
     x, g = torch.randn(3, 48, 3, 7, 9).contiguous(**native), torch.randn(3, 144, 3, 7, 9).contiguous(**native)
     spec = ConvSpec(WIDE["split-depth"].kernels)
     whole = cuda_backend.weight_grad(g, x, None, spec)
-    limit, cuda_plans.MAX_BATCH_VOXELS = cuda_plans.MAX_BATCH_VOXELS, 400
+    limit, plan.MAX_BATCH_VOXELS = plan.MAX_BATCH_VOXELS, 400
     try:
         parts = cuda_backend.weight_grad(g, x, None, spec)
     finally:
-        cuda_plans.MAX_BATCH_VOXELS = limit
+        plan.MAX_BATCH_VOXELS = limit
     for one, other in zip(whole, parts, strict=True):
         assert deviation(other, one) < 1e-6
 
@@ -301,12 +304,14 @@ def serving() -> None:
     expect(lambda: ssconv.split_shuffle_conv3d(x.double(), [w.double() for w in weights], backend="cuda"))
     many = torch.zeros(1).expand(1, 2, 2**11, 2**10, 2**10)
     _refused(lambda: cuda_backend.epilogue(many, None, None, None, 1, 1.0, 1.0, None), "2048, 1024, 1024", ValueError)
-    _refused(lambda: cuda_plans.grid(2**31), "2147483647 blocks", ValueError)
-    _refused(lambda: EMULATOR.call("conv_sm80", [0, 0, 1, 1, 1], []), "has not the numbers")
-    _refused(lambda: EMULATOR.call("produce", [0, 0], []), "there is no such kernel")
-    y = torch.empty(8)
-    _refused(lambda: EMULATOR.call("epilogue", [0] * 40, [0.0] * 3), "has not the numbers")
-    del y
+    _refused(lambda: plan.grid(2**31), "2147483647 blocks", ValueError)
+    size = ctypes.sizeof(structs.EpilogueParams)
+    for bytes_given in (0, size - 8, size + 8):
+        message = f"expected a struct of {size} bytes; got {bytes_given}"
+        _refused(lambda n=bytes_given: EMULATOR.call("epilogue", bytes(n), 0), message)
+    _refused(lambda: EMULATOR.call("produce", b"", 0), "there is no such kernel")
+    _refused(lambda: EMULATOR.call("conv_sm80", bytes(structs.ConvSm80Params()), 0), "stages: expected 2, 3 or 4")
+    _refused(lambda: EMULATOR.call("conv_sm90", bytes(structs.ConvSm90Call(parts=5)), 0), "parts: expected 1 to 4")
     check_compiled("cuda", "cpu", "aot_eager")
 
 

@@ -209,8 +209,8 @@ FAULTS = [
           "static_cast<int64_t>(tile.column_block) * steps",
           "static_cast<int64_t>(0) * steps"),
     _halo("weights of the first chunk for all", "pack.cuh", "step / chunk_steps * chunk_channels + ", "", PACK),
-    _halo("chunks not in whole stages", "backend/cuda/sm90_halo.py", "total += blocks * chunks * steps * own",
-          "total += blocks * steps * own", ()),
+    _halo("chunks not in whole stages", "backend/cuda/sm90_halo.py",
+          "chunks += column_blocks * chunks_of_k * steps * columns", "chunks += column_blocks * steps * columns", ()),
     # sm_90a's products: the ring
     _hopper("no wait for a full stage", "conv_sm90.cuh", "          ring.wait_full();\n", ""),
     _hopper("no wait for a free stage", "conv_sm90.cuh", "ring.wait_free();\n          mbarrier", "mbarrier"),
@@ -248,8 +248,7 @@ FAULTS = [
             "finisher.finish(own, 0, voxel);"),
     _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", PACK),
     _hopper("a tap's weights padded otherwise than its inputs", "backend/cuda/sm90.py",
-          '"packed", channels, padded, columns',
-          '"packed", channels, there, columns', ()),
+            "padded_channels=padded, columns=columns", "padded_channels=channels, columns=columns", ()),
     # the adjoint of a stride, parity by parity
     _parity("taps of one parity for all", "conv_sm90.cuh", "const Params::Reach& r = b.reach[tile.parity];",
             "const Params::Reach& r = b.reach[0];"),
@@ -262,12 +261,12 @@ FAULTS = [
             "p.slots - first < clusters ? p.slots - first : clusters", "clusters"),
     _parity("a map that begins where the last parity's taps do", "conv_sm90.cu",
             "if (taps[k].count == 0 || found) continue;", "if (taps[k].count == 0) continue;"),
-    _parity("the packed weights of one parity for all", "conv_sm90.cu", "r.start = b.start[k];",
-            "r.start = b.start[0];"),
+    _parity("the packed weights of one parity for all", "conv_sm90.cu", "r.start = branch.start[k];",
+            "r.start = branch.start[0];"),
     _parity("parities in another order than their taps", "conv_sm90.cu",
             "std::swap(p.parity[j], p.parity[j - 1]);", ""),
-    _parity("weights of the first parity alone", "backend/cuda/sm90.py", "count, len(kinds)), \"packed\"",
-            "count, 1), \"packed\"", ()),
+    _parity("weights of the first parity alone", "backend/cuda/sm90.py", "chunks, len(every_parity), padded",
+            "chunks, 1, padded", ()),
     # clusters
     _cluster("no arrival at the other block's mbarriers", "pipeline.cuh",
              "mbarrier_arrive_at(FREE + 8 * stage, block_rank() ^ 1);", ";"),
@@ -295,7 +294,8 @@ FAULTS = [
             "      Ring::release(reading);\n      reading = ring.stage;\n",
             "      reading = ring.stage;\n      Ring::release(reading);\n", WGRAD_SM90),
     # the calls
-    Fault("weights' strides not swapped", "backend/cuda/plan.py", "if swap else stride", "if False else stride", ()),
+    Fault("weights' strides not swapped", "backend/cuda/sm80.py", "if call.swap else stride", "if False else stride",
+          ()),
     Fault("a filter's tile without its halo", "backend/cuda/plan.py", "((t - 1) * s + n - 1) // u + 1",
           "((t - 1) * s) // u + 1", (), "quick_filters"),
 ]  # fmt: skip

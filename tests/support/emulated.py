@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -90,7 +90,7 @@ def use(module: ModuleType) -> None:
     and write only its results."""
     run = cuda_backend._run
 
-    def checked(launch: Launch, tensors: dict[str, Tensor | None], *floats: Sequence[float]) -> None:
+    def checked(launch: Launch, tensors: dict[str, Tensor | None], *floats: Mapping[str, float]) -> None:
         named = [
             (t, name in launch.writes) for name in (*launch.writes, *launch.reads) if (t := tensors[name]) is not None
         ]

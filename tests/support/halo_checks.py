@@ -14,10 +14,8 @@ import numpy as np
 import torch
 
 import ssconv
-from ssconv.backend.cuda import clocks as cuda_clocks
+from ssconv.backend.cuda import clocks, sm90, sm90_halo
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm90 as cuda_hopper
-from ssconv.backend.cuda import sm90_halo as cuda_halo
 from ssconv.backend.cuda.plan import Launch, Layout
 from ssconv.spec import IDENTITY, ConvSpec
 from tests.support.gpu_checks import check_against_float64, deviation
@@ -72,43 +70,43 @@ def halo(layout: str = "plain", least: int = 8, fixed: bool = False) -> Iterator
     fills with the products that ran there, as (arithmetic, branches, columns of a block, channels of a chunk, swizzled,
     tile). Blocks take all tiles or a few, tiles and chunks are each in turn those that fit; fixed: the plan's own."""
     used: list[tuple[Any, ...]] = []
-    run, before, smallest = cuda_backend._run, cuda_backend.architecture, (cuda_halo.LEAST, cuda_hopper.LEAST)
-    multiprocessors, tiling, quicker = cuda_backend.multiprocessors, cuda_halo.tiling, cuda_halo.quicker
-    turn, outside = [0], os.environ.get(cuda_halo.SWITCH)
+    run, before, smallest = cuda_backend._run, cuda_backend.architecture, (sm90_halo.MIN_CHANNELS, sm90.MIN_CHANNELS)
+    multiprocessors, tiling, quicker = cuda_backend.multiprocessors, sm90_halo.tiling, sm90_halo.faster
+    turn, outside = [0], os.environ.get(sm90_halo.SWITCH)
 
     def noted(launch: Launch, *rest: Any) -> None:
         if launch.kernel == "conv_sm90_halo":
-            n = launch.numbers
-            used.append((n[1], *n[5:7], n[24], n[25], n[41:44]))
+            p: Any = launch.params
+            used.append((p.arithmetic, p.fused, p.columns, p.chunk, p.swizzled, tuple(p.tile)))
             turn[0] += 1
         run(launch, *rest)
 
-    def chosen(*call: Any) -> cuda_halo.Tiling | None:
-        fitting = cuda_halo.tilings(*call)
+    def chosen(*call: Any) -> sm90_halo.Tiling | None:
+        fitting = sm90_halo.tilings(*call)
         return fitting[(turn[0] * 5 + 3) % len(fitting)] if fitting else None
 
     cuda_backend._run, cuda_backend.architecture = noted, lambda device: 90
-    cuda_halo.LEAST = cuda_hopper.LEAST = least
+    sm90_halo.MIN_CHANNELS = sm90.MIN_CHANNELS = least
     cuda_backend.multiprocessors = lambda device: (1, 3)[turn[0] % 2]
-    cuda_halo.quicker = lambda halo, im2col: True
+    sm90_halo.faster = lambda halo, im2col: True
     if not fixed:
-        cuda_halo.tiling = chosen
-    os.environ[cuda_halo.SWITCH] = layout
+        sm90_halo.tiling = chosen
+    os.environ[sm90_halo.SWITCH] = layout
     forget()
     try:
         yield used
     finally:
         cuda_backend._run, cuda_backend.architecture = run, before
-        cuda_halo.LEAST, cuda_hopper.LEAST = smallest
-        cuda_backend.multiprocessors, cuda_halo.tiling, cuda_halo.quicker = multiprocessors, tiling, quicker
-        os.environ.pop(cuda_halo.SWITCH)
+        sm90_halo.MIN_CHANNELS, sm90.MIN_CHANNELS = smallest
+        cuda_backend.multiprocessors, sm90_halo.tiling, sm90_halo.faster = multiprocessors, tiling, quicker
+        os.environ.pop(sm90_halo.SWITCH)
         if outside is not None:
-            os.environ[cuda_halo.SWITCH] = outside
+            os.environ[sm90_halo.SWITCH] = outside
         forget()
 
 
 def forget() -> None:
-    for cached in (cuda_halo.refusal, cuda_halo.product, cuda_hopper.refusal, cuda_hopper.weights_refusal):
+    for cached in (sm90_halo.unsupported, sm90_halo.conv_sm90_halo, sm90.conv_unsupported, sm90.wgrad_unsupported):
         cached.cache_clear()
 
 
@@ -137,13 +135,13 @@ def products() -> None:
     every = set()
     for number, case in enumerate(PRODUCTS.values()):
         for dtype, turned in ((torch.bfloat16, 0), (torch.float16, 1)):
-            with halo(cuda_halo.LAYOUTS[(number + turned) % 2]) as used:
+            with halo(sm90_halo.LAYOUTS[(number + turned) % 2]) as used:
                 check_against_float64(case, dtype, "cuda", "cpu")
             assert used, f"another product served {case}"
             every |= set(used)
-    wanted = {(a, s, c) for a in (0, 1) for s, columns in cuda_halo.COLUMNS.items() for c in columns}
+    wanted = {(a, s, c) for a in (0, 1) for s, columns in sm90_halo.TILE_N.items() for c in columns}
     assert wanted == {row[:3] for row in every}, f"never ran: {wanted - {row[:3] for row in every}}"
-    assert {row[3:5] for row in every} == set(itertools.product(cuda_halo.CHUNKS, (0, 1)))
+    assert {row[3:5] for row in every} == set(itertools.product(sm90_halo.CHUNKS, (0, 1)))
     tiles = {row[5] for row in every}
     assert len(tiles) >= 8, f"few tiles: {tiles}"
 
@@ -157,7 +155,7 @@ def products_agree() -> None:
         other = case.call(ssconv, tensors, "cuda")
         one = {n: t[1:2] if n in ("x", "noise") or n.endswith("scale") else t for n, t in tensors.items()}
         runs, alone = [], []
-        for layout in cuda_halo.LAYOUTS:
+        for layout in sm90_halo.LAYOUTS:
             with halo(layout, fixed=True) as used:
                 for seed in (1, 2):
                     MODULES[-1].set_seed(seed)
@@ -181,7 +179,7 @@ def quick() -> None:
         case = PRODUCTS[name]
         tensors = tensors_of(case, torch.bfloat16, requires_grad=True)
         wide = {n: t.detach().double().requires_grad_() for n, t in tensors.items()}
-        with halo(cuda_halo.LAYOUTS[number % 2]) as used:
+        with halo(sm90_halo.LAYOUTS[number % 2]) as used:
             found = output_and_gradient(case, tensors, "cuda")
         assert used, f"another product served {name}"
         every |= {row[3:5] for row in used}
@@ -189,7 +187,7 @@ def quick() -> None:
             off = deviation(one, exact)
             assert off < 1e-2, f"{name}: off by {off:.3g} of its norm"
     assert {(32, 0), (32, 1)} <= every, f"chunks and layouts are only {every}"
-    for layout in cuda_halo.LAYOUTS:
+    for layout in sm90_halo.LAYOUTS:
         with halo(layout):
             no_infinity_spreads()
 
@@ -218,7 +216,7 @@ def refusals() -> None:
             "x": x, "spec": spec, "adjoint": False, "size": (16, 16, 16), "columns": 32, "groups": 2,
             "swizzled": False, "multiprocessors": 132,
         }  # fmt: skip
-        return cuda_halo.refusal(**(call | changes))
+        return sm90_halo.unsupported(**(call | changes))
 
     assert said() is None and said(adjoint=True, groups=1) is None
     assert said(x=Layout.native(torch.bfloat16, (2, 32, 16, 16, 16)), columns=16) is None
@@ -239,19 +237,19 @@ def refusals() -> None:
     }.items():
         assert reason is not None and text in reason, f"{text}: {reason}"
     for own in (32, 64, 128):
-        assert cuda_halo.shared_bytes(own) <= 227 * 1024
-    assert cuda_halo.tilings(((27, 1, 1),), 64, 128, 1, 1, (64, 8, 8), False, 132), "no tile for a long kernel"
-    least = [cuda_clocks.halo_chunk((3, 3, 3), 64, (4, 8, 8), 128, plain)[2] for plain in (False, True)]
+        assert sm90_halo.shared_bytes(own) <= 227 * 1024
+    assert sm90_halo.tilings(((27, 1, 1),), 64, 128, 1, 1, (64, 8, 8), False, 132), "no tile for a long kernel"
+    least = [clocks.halo_chunk((3, 3, 3), 64, (4, 8, 8), 128, plain)[2] for plain in (False, True)]
     assert least[0] > least[1], "plain copies are expected to take longer"
-    os.environ[cuda_halo.SWITCH] = "maybe"
+    os.environ[sm90_halo.SWITCH] = "maybe"
     try:
-        cuda_halo.layout()
+        sm90_halo.layout()
     except ValueError as error:
         assert "SSCONV_HALO: expected 0, plain or swizzled" in str(error)
     else:
         raise AssertionError("SSCONV_HALO=maybe was not refused")
     finally:
-        del os.environ[cuda_halo.SWITCH]
+        del os.environ[sm90_halo.SWITCH]
     with halo("0") as used:
         case = PRODUCTS["many-samples"]
         case.call(ssconv, tensors_of(case, torch.bfloat16), "cuda")

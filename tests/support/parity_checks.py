@@ -20,7 +20,7 @@ import ssconv
 from benchmarks.gpu.floors import plain_layers
 from benchmarks.operator.cases import KERNELS
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm90 as cuda_hopper
+from ssconv.backend.cuda import sm80, sm90
 from ssconv.backend.cuda.plan import Launch, Layout
 from ssconv.spec import ConvSpec
 from tests.support.gpu_checks import check_against_float64
@@ -214,15 +214,15 @@ def served() -> None:
     """Every layer that a GPU run times, if its branches have channels enough, in every pass."""
     for layer, (name, kernels) in itertools.product(plain_layers(), KERNELS.items()):
         count = len(kernels)
-        if min(layer.channels, layer.out) // count < cuda_hopper.LEAST:
+        if min(layer.channels, layer.out) // count < sm90.MIN_CHANNELS:
             continue
         spec = ConvSpec(kernels, (layer.stride,) * 3, transposed=layer.transposed)
         x, y = (Layout.native(torch.bfloat16, shape) for shape in (layer.shape, layer.out_shape))
         low, high = (x, y) if layer.transposed else (y, x)
         reasons = (
-            cuda_hopper.refusal(x, spec, layer.transposed, y.shape[2:], layer.out // count, count),
-            cuda_hopper.refusal(y, spec, not layer.transposed, x.shape[2:], layer.channels // count, 1),
-            cuda_hopper.weights_refusal(low, high, tuple(range(count)), spec),
+            sm90.conv_unsupported(x, spec, layer.transposed, y.shape[2:], layer.out // count, count),
+            sm90.conv_unsupported(y, spec, not layer.transposed, x.shape[2:], layer.channels // count, 1),
+            sm90.wgrad_unsupported(low, high, tuple(range(count)), spec),
         )
         assert reasons == (None, None, None), f"{layer.name}, {name}: {reasons}"
 
@@ -230,10 +230,10 @@ def served() -> None:
 def plans() -> None:
     """Every output has one parity; the taps of all parities are the kernel's; what they read is inside the map."""
     for case in ADJOINTS.values():
-        kinds = cuda_hopper.parities(case.spec, True)
+        kinds = sm80.parities(case.spec, True)
         assert len(kinds) == case.stride[0] * case.stride[1] * case.stride[2]
         for kernel in case.kernels:
-            count = sum(cuda_hopper.tap_count(kernel, parity, case.spec, True) for parity in kinds)
+            count = sum(sm80.tap_count(kernel, parity, case.spec, True) for parity in kinds)
             assert count == kernel[0] * kernel[1] * kernel[2], case
-        windows = cuda_hopper.windows_of(case.spec, True, case.size)
+        windows = sm80.parity_size(case.spec, True, case.size)
         assert all(w * s >= n > (w - 1) * s for w, s, n in zip(windows, case.stride, case.size, strict=True))

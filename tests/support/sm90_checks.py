@@ -18,8 +18,7 @@ import torch
 import ssconv
 from ssconv.backend import reference
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm90 as cuda_hopper
-from ssconv.backend.cuda import sm90_halo as cuda_halo
+from ssconv.backend.cuda import sm90, sm90_halo
 from ssconv.backend.cuda.plan import Launch, Layout
 from ssconv.spec import IDENTITY, ConvSpec
 from tests.support.gpu_checks import check_against_float64, deviation
@@ -286,35 +285,36 @@ def hopper(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, .
     """The emulator stands for a card of 9.0, also for few channels; the list fills with the products that ran there, as
     (arithmetic, branches, columns of a block, channels of a copy)."""
     used: list[tuple[Any, ...]] = []
-    run, before, smallest = cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST
+    run, before, smallest = cuda_backend._run, cuda_backend.architecture, sm90.MIN_CHANNELS
     multiprocessors, counts = (
         cuda_backend.multiprocessors,
         itertools.cycle((1, 9)),
     )  # all tiles by one block, and splits
 
     def noted(launch: Launch, *rest: Any) -> None:
+        p: Any = launch.params
         if launch.kernel == "conv_sm90":
-            used.append((launch.numbers[1], *launch.numbers[5:7], launch.numbers[24]))
+            used.append((p.arithmetic, p.fused, p.columns, p.box_channels))
         if launch.kernel == "wgrad_sm90":
-            used.append((launch.numbers[1], "rows", launch.numbers[5], "split" if launch.numbers[3] > 1 else "whole"))
+            used.append((p.arithmetic, "rows", p.rows, "split" if p.grid.y > 1 else "whole"))
         run(launch, *rest)
 
-    cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST = noted, lambda device: architecture, least
+    cuda_backend._run, cuda_backend.architecture, sm90.MIN_CHANNELS = noted, lambda device: architecture, least
     cuda_backend.multiprocessors = lambda device: next(counts)
-    os.environ[cuda_halo.SWITCH] = "0"
+    os.environ[sm90_halo.SWITCH] = "0"
     _forget()
     try:
         yield used
     finally:
-        cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST = run, before, smallest
+        cuda_backend._run, cuda_backend.architecture, sm90.MIN_CHANNELS = run, before, smallest
         cuda_backend.multiprocessors = multiprocessors
-        del os.environ[cuda_halo.SWITCH]
+        del os.environ[sm90_halo.SWITCH]
         _forget()
 
 
 def _forget() -> None:
-    cuda_hopper.refusal.cache_clear()
-    cuda_hopper.weights_refusal.cache_clear()
+    sm90.conv_unsupported.cache_clear()
+    sm90.wgrad_unsupported.cache_clear()
 
 
 SPLIT = ((3, 3, 3), (1, 3, 3))
@@ -349,10 +349,10 @@ def products() -> None:
                 check_against_float64(case, dtype, "cuda", "cpu")
             assert used, f"sm_80's product served {case}"
             every |= set(used)
-    wanted = {(a, s, c) for a in (0, 1) for s, columns in cuda_hopper.COLUMNS.items() for c in columns}
+    wanted = {(a, s, c) for a in (0, 1) for s, columns in sm90.TILE_N.items() for c in columns}
     wanted |= {(a, "rows", rows) for a in (0, 1) for rows in (64, 128)}
     assert wanted == {row[:3] for row in every}, f"never ran: {wanted - {row[:3] for row in every}}"
-    assert {row[3] for row in every} >= {*cuda_hopper.BOXES, "split", "whole"}
+    assert {row[3] for row in every} >= {*sm90.BOXES, "split", "whole"}
 
 
 def products_agree() -> None:
@@ -439,7 +439,7 @@ def refusals() -> None:
         call: dict[str, Any] = {
             "x": x, "spec": spec, "adjoint": False, "size": (8, 8, 8), "columns": 32, "groups": 2,
         }  # fmt: skip
-        return cuda_hopper.refusal(**(call | changes))
+        return sm90.conv_unsupported(**(call | changes))
 
     assert said() is None
     views = dataclasses.replace(x, stride=(2**18, 1, 0, 512, 64)), dataclasses.replace(x, aligned=False)
@@ -460,16 +460,16 @@ def refusals() -> None:
         assert reason is not None and text in reason, f"{text}: {reason}"
     with hopper():
         cpu = torch.device("cpu")
-        assert cuda_backend.hopper_missing(cpu) is None
-        os.environ[cuda_hopper.SWITCH] = "0"
-        assert cuda_backend.hopper_missing(cpu) == "SSCONV_HOPPER=0"
-        del os.environ[cuda_hopper.SWITCH]
+        assert cuda_backend.sm90_unavailable(cpu) is None
+        os.environ[sm90.SWITCH] = "0"
+        assert cuda_backend.sm90_unavailable(cpu) == "SSCONV_HOPPER=0"
+        del os.environ[sm90.SWITCH]
         cuda_backend.has_sm90a = False
-        assert "no code for sm_90a" in str(cuda_backend.hopper_missing(cpu))
+        assert "no code for sm_90a" in str(cuda_backend.sm90_unavailable(cpu))
         cuda_backend.has_sm90a = True
     for architecture in (80, 100, 120):
         with hopper(architecture=architecture):
-            assert "not 9.0" in str(cuda_backend.hopper_missing(cpu))
+            assert "not 9.0" in str(cuda_backend.sm90_unavailable(cpu))
 
 
 MODULES: list[ModuleType] = []  # the emulator, where products_agree finds it
