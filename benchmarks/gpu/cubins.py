@@ -1,4 +1,4 @@
-"""What machine code says of itself: the tools that read it, and the instructions that matter."""
+"""Finds the tools that read machine code, and counts instructions in their output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tool(name: str) -> str:
     """The path of a tool of the CUDA toolkit; Triton's wheel carries cuobjdump and nvdisasm.
 
     Raises:
-        FileNotFoundError: neither has it.
+        FileNotFoundError: it is in neither.
     """
     triton = find_spec("triton")
     folders = [Path(os.environ[v], "bin") for v in ("CUDA_HOME", "CUDA_PATH") if v in os.environ]

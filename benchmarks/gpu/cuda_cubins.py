@@ -1,11 +1,11 @@
-"""What the CUDA kernels in the compiled module take of a GPU, read from their machine code; and the budget they keep.
+"""Reads from the machine code of the compiled module what each CUDA kernel takes of a GPU, and checks its budget.
 
     python -m benchmarks.gpu.cuda_cubins [--architecture 80 86 89 90] [--out benchmarks/results/cuda_cubins.md]
     python -m benchmarks.gpu.cuda_cubins --update        lowers tests/csrc/cuda_budget.json to what is there now
     python -m benchmarks.gpu.cuda_cubins --accept        raises it too: say why in the commit
 
 Per kernel: registers, stack, shared memory with the committed table's stages, tensor-core instructions, asynchronous
-copies, and loads and stores of 16 bytes. Exit code 1: one is not as it should be.
+copies, and loads and stores of 16 bytes. Exit code 1: a kernel has a fault or is over its budget.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ ARITHMETIC = {"Bf16": "16bit", "F16": "16bit", "Tf32": "tf32", "Ieee": "ieee"}
 # Two blocks of 128 threads have room for 255 each; one of 384 has for 168, which its warpgroups then share out anew.
 MOST_REGISTERS = {"ConvSm80": 255, "WgradSm80": 255, "ConvSm90": 168, "WgradSm90": 168}
 MOST_REGISTERS |= {"ConvSm90Halo": 168}
-# Below this many, four blocks of 128 threads fit: what memory limits hides its latency with threads.
+# Up to this many, four blocks of 128 threads fit: kernels that memory limits hide its latency with threads.
 MEMORY_BOUND_REGISTERS = 128
-# Sums for the gradients of four branches of 16-bit chunks take more; two blocks fit.
+# The sums for the gradients of four branches of 16-bit chunks need more; two blocks fit.
 EXCEPTIONS = {"EpilogueBackward<f16, 4>": 224, "EpilogueBackward<bf16, 4>": 224, "EpilogueBackward<float, 4>": 160}
 EXCEPTIONS |= {"EpilogueBackward<f16, 2>": 144, "EpilogueBackward<bf16, 2>": 144}
 
@@ -56,12 +56,12 @@ class Cubin:
 
     @property
     def kind(self) -> str:
-        """ConvSm80, WgradSm80, EpilogueForward, .."""
+        """The kernel's class: ConvSm80, WgradSm80, EpilogueForward, .."""
         return self.name.split("<")[0]
 
     @property
     def arguments(self) -> list[str]:
-        """Of its template."""
+        """The kernel's template arguments."""
         return re.findall(r"[\w]+", self.name)[1:]
 
     @property
@@ -69,7 +69,7 @@ class Cubin:
         return self.kind in ("ConvSm80", "WgradSm80") and "Ieee" not in self.arguments
 
     def count(self, *starts: str) -> int:
-        """Instructions whose name begins with one of these."""
+        """Counts the instructions whose name begins with one of these."""
         return sum(n for name, n in self.instructions.items() if name.startswith(starts))
 
 
@@ -89,7 +89,7 @@ def module_path() -> Path:
 
 
 def architectures(module: Path) -> list[int]:
-    """Those that the module has machine code for."""
+    """The architectures that the module has machine code for."""
     listed = subprocess.run([tool("cuobjdump"), "-lelf", module], capture_output=True, text=True, check=True).stdout
     return sorted({int(n) for n in re.findall(r"sm_(\d+)", listed)})
 
@@ -116,7 +116,7 @@ def _usage(module: Path, architecture: int) -> dict[str, tuple[int, int, int]]:
 
 
 def _code(module: Path, architecture: int) -> Iterator[tuple[str, Counter[str]]]:
-    """Instructions by mangled name. The text is a hundred megabytes: it is read as it comes."""
+    """Counts instructions by mangled name. The text has a hundred megabytes, so it is read line by line."""
     command = [tool("cuobjdump"), "-sass", "-arch", f"sm_{architecture}", str(module)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -135,11 +135,11 @@ def _code(module: Path, architecture: int) -> Iterator[tuple[str, Counter[str]]]
 
 
 def launched_shared(name: str, architecture: int) -> int:
-    """Bytes that the launch gives a block: of products and weight gradients, the most that the committed table asks
-    for; of the others what their code states."""
+    """Dynamic shared memory of a block: for sm_80's convolutions and weight gradients, the most that the committed
+    table asks for; for sm_90a's kernels, what their headers compute."""
     kind, arguments = name.split("<")[0], re.findall(r"\w+", name)[1:]
     if kind == "ConvSm90":
-        return tensor_product_shared(int(arguments[2]))
+        return conv_sm90_shared(int(arguments[2]))
     if kind == "ConvSm90Halo":
         return sm90_halo.shared_bytes(int(arguments[2]))
     if kind == "WgradSm90":
@@ -163,15 +163,15 @@ def launched_shared(name: str, architecture: int) -> int:
     return max(bytes_asked, default=0)
 
 
-def tensor_product_shared(columns: int) -> int:
-    """Bytes of the ring and its mbarriers, as csrc/cuda/conv_sm90.cuh has them."""
+def conv_sm90_shared(columns: int) -> int:
+    """Bytes of the pipeline and its mbarriers, as csrc/cuda/conv_sm90.cuh computes them."""
     stage = (sm90.TILE_M + columns) * 128
     stages = min(6, 220 * 1024 // stage)
     return stages * (stage + 16)
 
 
 def cubins(architecture: int, module: Path, code: bool = True) -> list[Cubin]:
-    """Every kernel of the module for one architecture, those of sm_90a with 90's; without `code` its instructions are
+    """Every kernel of the module for one architecture, sm_90a's among those of 90. Without `code` the instructions are
     not read, which takes most of the time."""
     usage = _usage(module, architecture)
     read = _code(module, architecture) if code else ((name, Counter()) for name in usage)
@@ -187,8 +187,9 @@ def cubins(architecture: int, module: Path, code: bool = True) -> list[Cubin]:
 
 
 def stores_whole_chunks(cubin: Cubin) -> bool:
-    """Whether a lane owns 16 bytes side by side. A product's has an eighth of the block's columns; a weight gradient
-    stores pairs of sums, the reduction single ones; other numbers of branches than 1, 2 and 4 go channel by channel."""
+    """Whether a lane owns 16 bytes side by side. A convolution's lane owns an eighth of the block's columns; a weight
+    gradient stores pairs of sums, its reduction single ones; other numbers of branches than 1, 2 and 4 are stored
+    channel by channel."""
     if cubin.kind == "ConvSm80":
         element = 2 if {"Bf16", "F16"} & set(cubin.arguments) else 4
         return int(cubin.arguments[2]) // 8 * element >= 16
@@ -200,7 +201,7 @@ def stores_whole_chunks(cubin: Cubin) -> bool:
 
 
 def faults(cubin: Cubin) -> list[str]:
-    """What is not as it should be."""
+    """The kernel's faults, in words."""
     found = []
     if cubin.stack or cubin.count("LDL", "STL"):
         found.append(f"spills: {cubin.stack} bytes of stack, {cubin.count('LDL', 'STL')} accesses to local memory")
@@ -257,12 +258,12 @@ def faults(cubin: Cubin) -> list[str]:
 
 
 def read_budget() -> dict[str, dict[str, list[int]]]:
-    """Registers and shared memory by architecture and kernel; "nvcc" names the release that they were read from."""
+    """Registers and shared memory by architecture and kernel; "nvcc" names the compiler's release."""
     return json.loads(BUDGET.read_text())
 
 
 def over_budget(found: Sequence[Cubin]) -> list[str]:
-    """Kernels that take more than the budget gives, or have none."""
+    """Kernels that are over their budget, or have none."""
     budget = read_budget()
     wrong = []
     for cubin in found:
@@ -278,7 +279,7 @@ def over_budget(found: Sequence[Cubin]) -> list[str]:
 
 
 def write_budget(found: Sequence[Cubin], release: str, accept: bool) -> list[str]:
-    """Lowers the budget to what was found; with `accept` raises it too. Returns what was left as it is."""
+    """Lowers the budget to what was found; with `accept` raises it too. Returns the rows that it left as they were."""
     before = read_budget() if BUDGET.exists() else {}
     if before.get("nvcc") != release and not accept and before:
         return [f"the budget is of nvcc {before['nvcc']}; this is {release}: --accept takes its numbers"]

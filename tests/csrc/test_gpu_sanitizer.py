@@ -26,7 +26,7 @@ PROGRAM = """
 import os
 import torch, ssconv
 from tests.support import halo_checks
-from tests.support.sm90_checks import PRODUCTS
+from tests.support.sm90_checks import CONVOLUTIONS
 from tests.support.kernel_checks import LARGE
 from tests.support.parity_checks import LAYERS
 from ssconv.backend.cuda import sm90
@@ -34,10 +34,10 @@ from tests.support.strategies import CONV_CASES, UPFIRDN_CASES, tensors_of
 from ssconv.backend.cuda import launch as cuda_backend
 
 sm90.MIN_CHANNELS = 8
-hopper = [PRODUCTS[name] for name in ("split-depth-narrow", "grouped-stride", "dense-few", "many-samples")]
-hopper += [LAYERS[name] for name in ("transposed-2", "strided-2")]
-cases = [*LARGE.values(), *hopper]
-halo = [halo_checks.PRODUCTS[name] for name in ("split-depth-narrow", "dense-few", "unshuffled", "many-samples")]
+sm90_cases = [CONVOLUTIONS[name] for name in ("split-depth-narrow", "grouped-stride", "dense-few", "many-samples")]
+sm90_cases += [LAYERS[name] for name in ("transposed-2", "strided-2")]
+cases = [*LARGE.values(), *sm90_cases]
+halo = [halo_checks.CONVOLUTIONS[name] for name in ("split-depth-narrow", "dense-few", "unshuffled", "many-samples")]
 cases += [CONV_CASES["split-depth-full"], CONV_CASES["transposed-stride-2"], *UPFIRDN_CASES.values()]
 
 
@@ -55,7 +55,7 @@ for number, case in enumerate(cases):
         run(case, dtype)
 if cuda_backend.sm90_unavailable(torch.device("cuda")) is None:
     for number, case in enumerate(halo):
-        with halo_checks.halo(("plain", "swizzled")[number % 2]) as used:
+        with halo_checks.on_halo(("plain", "swizzled")[number % 2]) as used:
             run(case, torch.bfloat16)
         assert used
 torch.cuda.synchronize()

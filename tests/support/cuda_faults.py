@@ -54,7 +54,7 @@ def _halo(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CON
 
 
 def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CONV_SM90) -> Fault:
-    return Fault(what, file, old, new, units, "hopper_quick")
+    return Fault(what, file, old, new, units, "sm90_quick")
 
 
 def _parity(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CONV_SM90) -> Fault:
