@@ -269,7 +269,7 @@ def compiled_module() -> list[Extension]:
     if torch is None:  # also when pip only asks what the build needs, and hears of torch from `setup_requires`
         print("ssconv: the compiled module is left out: no torch is installed to build against; the reference serves")
         return []
-    sources = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
+    sources = sorted(str(p) for folder in ("csrc", "csrc/cpu") for p in Path(folder).glob("*.cpp"))
     if "csrc/bindings.cpp" in sources:
         macros.append(("SSCONV_CPU_KERNELS", None))
     module = Extension(

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 namespace {
 

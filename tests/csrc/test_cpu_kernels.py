@@ -198,8 +198,8 @@ class Builder:
         include = Path(torch.__file__).parent / "include"
         flags = ["-I", str(include), "-I", sysconfig.get_paths()["include"], "-DSSCONV_CPU_KERNELS"]
         flags += ["-DPy_LIMITED_API=0x030A0000", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"]
-        for name in ("bindings", "build_info", "cpu_dispatch"):
-            self.compile(ROOT / "csrc" / f"{name}.cpp", self.objects / f"{name}.o", flags)
+        for name in ("bindings", "build_info", "cpu/dispatch"):
+            self.compile(ROOT / "csrc" / f"{name}.cpp", self.objects / f"{Path(name).name}.o", flags)
 
     def compile(self, source: Path, result: Path, flags: list[str] = []) -> None:  # noqa: B006
         command = [self.compiler, "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", *flags]
@@ -217,12 +217,12 @@ class Builder:
                 f"{fault.file} has {text.count(fault.old)} of {fault.old!r}: plant it elsewhere"
             )
             path.write_text(text.replace(fault.old, fault.new))
-        self.compile(folder / "csrc" / f"cpu_{instruction_set}.cpp", folder / "kernels.o")
+        self.compile(folder / "csrc" / "cpu" / f"{instruction_set}.cpp", folder / "kernels.o")
         others = [n for n in ("generic", "avx2", "avx512") if n != instruction_set]
         stub = "".join(
             f"namespace {n} {{ extern const Kernels KERNELS; const Kernels KERNELS = {{}}; }}\n" for n in others
         )
-        (folder / "stub.cpp").write_text(f'#include "csrc/cpu.h"\nnamespace ssconv {{\n{stub}}}\n')
+        (folder / "stub.cpp").write_text(f'#include "csrc/cpu/cpu.h"\nnamespace ssconv {{\n{stub}}}\n')
         self.compile(folder / "stub.cpp", folder / "stub.o")
         objects = [folder / "kernels.o", folder / "stub.o", *sorted(self.objects.glob("*.o"))]
         module = folder / "ssconv" / "_C.abi3.so"

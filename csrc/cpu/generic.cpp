@@ -16,4 +16,4 @@
 #endif
 #define SSCONV_TRIPLE_ROWS 0
 #define SSCONV_HALF 0
-#include "cpu/kernels.inl"
+#include "kernels.inl"

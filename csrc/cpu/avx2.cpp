@@ -17,7 +17,7 @@
 #define SSCONV_NARROW_ROWS 12
 #define SSCONV_TRIPLE_ROWS 4
 #define SSCONV_HALF 1
-#include "cpu/kernels.inl"
+#include "kernels.inl"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -18,7 +18,7 @@
 #define SSCONV_NARROW_ROWS 24
 #define SSCONV_TRIPLE_ROWS 8
 #define SSCONV_HALF 1
-#include "cpu/kernels.inl"
+#include "kernels.inl"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
