@@ -15,7 +15,7 @@
 #define SSCONV_LANES 8
 #define SSCONV_WIDE_ROWS 6
 #define SSCONV_NARROW_ROWS 12
-#define SSCONV_TRIPLE_ROWS 4
+#define SSCONV_THREE_TAP_ROWS 4
 #define SSCONV_HALF 1
 #include "kernels.inl"
 #if defined(__clang__)

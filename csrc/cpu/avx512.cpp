@@ -16,7 +16,7 @@
 #define SSCONV_LANES 16
 #define SSCONV_WIDE_ROWS 14
 #define SSCONV_NARROW_ROWS 24
-#define SSCONV_TRIPLE_ROWS 8
+#define SSCONV_THREE_TAP_ROWS 8
 #define SSCONV_HALF 1
 #include "kernels.inl"
 #if defined(__clang__)

@@ -1,4 +1,4 @@
-// Which of the compiled instruction sets runs on this processor.
+// Chooses among the compiled instruction sets the best that this processor has.
 #include <string.h>
 
 #include "cpu.h"

@@ -1,4 +1,4 @@
-// The CPU kernels in what every processor of the architecture has: 16 registers of 4 floats (SSE2), 32 on 64-bit ARM.
+// The CPU kernels for the architecture's baseline: 16 registers of 4 floats on x86-64 (SSE2), 32 on 64-bit ARM (NEON).
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -14,6 +14,6 @@
 #define SSCONV_WIDE_ROWS 5
 #define SSCONV_NARROW_ROWS 12
 #endif
-#define SSCONV_TRIPLE_ROWS 0
+#define SSCONV_THREE_TAP_ROWS 0
 #define SSCONV_HALF 0
 #include "kernels.inl"

@@ -25,7 +25,7 @@ def tree(tmp_path: Path) -> Path:
     """
     copy = tmp_path / "tree"
     for folder in ("ssconv", "csrc"):
-        left_out = shutil.ignore_patterns("*.so", "__pycache__", "cpu*", "cuda", "bindings.cpp")
+        left_out = shutil.ignore_patterns("*.so", "__pycache__", "cpu", "cuda", "bindings.cpp")
         ignore = left_out if folder == "csrc" else shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
