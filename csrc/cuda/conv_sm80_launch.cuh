@@ -1,8 +1,10 @@
-// The instantiations of ConvSm80 for one arithmetic, each of which takes a while to compile: a file for each arithmetic.
+// The instantiations of ConvSm80 for one arithmetic, each of which takes a while to compile: a file for each
+// arithmetic.
 #pragma once
 
 #include "conv_sm80.cuh"
 #include "launch.h"
+#include "launch_kernel.cuh"
 
 namespace ssconv {
 

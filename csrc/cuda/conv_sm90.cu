@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "launch.h"
+#include "launch_kernel.cuh"
 
 #if defined(SSCONV_SM90A) || !defined(__CUDACC__)
 #include "conv_sm90.cuh"
@@ -15,7 +16,7 @@ namespace {
 void list_parities(ConvSm90Params& p) {
   p.parities = 1;
   for (int i = 0; i < 3; ++i) {
-    p.pace[i] = p.geometry.adjoint ? 1 : p.geometry.stride[i];
+    p.input_stride[i] = p.geometry.adjoint ? 1 : p.geometry.stride[i];
     if (p.geometry.adjoint) p.parities *= p.geometry.stride[i];
   }
   for (int number = 0; number < p.parities; ++number) {
@@ -28,15 +29,16 @@ void list_parities(ConvSm90Params& p) {
   }
 }
 
-// Finds the taps of every parity. They are displaced from the least position that any parity reads, which is that of the
-// first parity with taps.
+// Finds the taps of every parity. They are displaced from the least position that any parity reads, which is that of
+// the first parity with taps.
 void find_taps(ConvSm90Params& p, const Branch& branch, ConvSm90Params::Part& b) {
   b.number = branch.number;
   for (int i = 0; i < 3; ++i) {
     Taps taps[PARITIES];
     bool found = false;
     for (int k = 0; k < p.parities; ++k) {
-      taps[k] = taps_of(p.parity[k][i], branch.extent[i], p.geometry.first[i], p.geometry.stride[i], p.geometry.adjoint);
+      taps[k] =
+          taps_of(p.parity[k][i], branch.extent[i], p.geometry.first[i], p.geometry.stride[i], p.geometry.adjoint);
       if (taps[k].count == 0 || found) continue;
       b.lower[i] = p.geometry.adjoint ? taps[k].shift - (taps[k].count - 1) : taps[k].shift;
       found = true;
@@ -74,12 +76,13 @@ void order_parities(ConvSm90Params& p) {
 // Makes the map by which a branch reads x, the same for every parity.
 const char* map_branch(ConvSm90Params& p, int s, int pixels) {
   const ConvSm90Params::Part& b = p.part[s];
-  Im2col box = im2col_of(p.x, b.number, p.channels, p.arithmetic == Arithmetic::f16);
+  const MapTensor x = branch_of(p.x, b.number, p.channels, p.arithmetic == Arithmetic::f16);
+  Im2colBox box = {};
   box.channels = p.box_channels;
   box.pixels = pixels;
   const uint32_t windows[3] = {p.d.divisor, p.h.divisor, p.w.divisor};
-  for (int i = 0; i < 3; ++i) window(box, i, b.lower[i], p.pace[i], windows[i]);
-  return make_map(box, p.map[s]);
+  for (int i = 0; i < 3; ++i) set_window(box, x, i, b.lower[i], p.input_stride[i], windows[i]);
+  return encode_im2col_map(x, box, p.map[s]);
 }
 
 template <class A, int S, int BN, int CLUSTER>

@@ -1,10 +1,10 @@
 // Launches of the convolution of sm_90a that keeps its input with its halo in shared memory: where a tile's inputs lie
 // there, its tensor maps. Compiled for sm_90a alone; a build without it refuses every call.
 #include "launch.h"
+#include "launch_kernel.cuh"
 
 #if defined(SSCONV_SM90A) || !defined(__CUDACC__)
 #include "conv_sm90_halo.cuh"
-#include "ptx/tensor_map.cuh"
 
 namespace ssconv {
 namespace {
@@ -42,7 +42,8 @@ const char* describe_branch(ConvSm90HaloParams& p, int s, uint32_t buffer) {
     b.slice[i] = offset(shift[0], shift[1], shift[2]) + within * (p.swizzled ? 2 : 2 * b.plane / 16);
   }
   const bool half = p.arithmetic == Arithmetic::f16;
-  return make_tiled_map(im2col_of(p.x, b.number, p.channels, half), p.copy_channels, box, p.span, p.map[s]);
+  const MapTensor x = branch_of(p.x, b.number, p.channels, half);
+  return encode_tiled_map(x, p.copy_channels, box, p.span, p.map[s]);
 }
 
 template <class A, int S, int BN>

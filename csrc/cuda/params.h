@@ -132,7 +132,7 @@ struct ConvSm90Call {
 struct ConvSm90Params : ConvSm90Call {
   TensorMap map[FUSED];
   uint32_t slices[4];       // where in a stage's inputs the 16 of K after one another begin, bytes
-  int pace[3];              // input positions from an output to the next
+  int input_stride[3];      // input positions from an output to the next
   int parities;
   int parity[PARITIES][3];  // the one with most taps first
   // The taps of one parity: how many, three zeros if none; the first one's displacement from the map's base position. The

@@ -1,73 +1,75 @@
-// From wgmma's sums to channels of y, for sm_90a's products.
+// The epilogue of the sm_90a convolutions: from wgmma's accumulators to shuffled channels of y.
 //
-// A block's warpgroup has MI matrices of 64 outputs by BN columns of each of S branches. The packed weights' columns are
-// permuted such that a lane's sums are RUN columns side by side: the shuffle interleaves those of S branches to 8
-// channels, one store of 16 bytes, and four lanes 64 bytes side by side. The branches come one after the other; what is
-// finished of them waits in registers, rounded, for the last.
+// A warp group holds MI matrices of 64 outputs by BN columns (output channels) of each of S branches. The packed
+// weights' columns are permuted such that a thread's accumulators are RUN consecutive columns: the channel shuffle
+// interleaves those of S branches to 8 consecutive channels, one store of 16 bytes, and four lanes store 64 consecutive
+// bytes. The branches are computed one after the other in the same accumulators; the rounded outputs of the first ones
+// wait in registers.
 #pragma once
 
-#include "ptx/sm90.cuh"
-#include "common.cuh"
+#include "channel_epilogue.cuh"
+#include "chunks.cuh"
 
 namespace ssconv {
 
 template <class T, int S, int BN, int MI>
-struct ShuffledOutputs {
+struct ShuffledStore {
   static constexpr int RUN = 8 / S;
-  static constexpr int GROUPS = BN / (4 * RUN);  // of columns, 4 RUN each
+  static constexpr int GROUPS = BN / (4 * RUN);  // groups of 4 RUN columns
   static_assert(GROUPS >= 1, "whole runs");
 
-  // One branch's sums of this thread's 2 MI rows, and the other branches' finished outputs, two to a word.
-  using Sums = float[MI][BN / 2];
-  using Finished = uint32_t[S][GROUPS][2 * MI][RUN / 2];
+  // A thread's accumulators of one branch, 2 MI rows; and the outputs of all branches, two to a word.
+  using Accumulators = float[MI][BN / 2];
+  using Outputs = uint32_t[S][GROUPS][2 * MI][RUN / 2];
 
-  // Finishes branch s of the tile; the last one's outputs are stored with those of the branches before.
-  // place(row, n, voxel): where a row's output lies among `voxels` of sample n, false where there is none.
-  // value(sum): what counts of a sum.
-  template <class Params, class Tile, class Place, class Value>
-  SSCONV_DEVICE static void finish(const Params& p, const Tile& tile, int s, int64_t voxels, const Sums& sums,
-                                   Finished& finished, const Place& place, const Value& value) {
+  // Applies the epilogue to branch s of the tile; with the last branch, stores all branches' outputs.
+  // locate(row, n, voxel): the position of a row's output, one of `voxels` of sample n; false where there is none.
+  // select(accumulator): the accumulator's value, or 0.
+  template <class Params, class Tile, class Locate, class Select>
+  SSCONV_DEVICE static void run(const Params& p, const Tile& tile, int s, int64_t voxels,
+                                const Accumulators& accumulators, Outputs& outputs, const Locate& locate,
+                                const Select& select) {
     const int channels = p.branches * p.out_channels;
-    const int in_branches = p.part[tile.first_branch + s].number * p.out_channels;  // the branch's first channel there
+    const int branch_channel = p.part[tile.first_branch + s].number * p.out_channels;  // its first, in branch order
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
-      const int first = tile.column_block * BN + g * 4 * RUN + thread_index() % 4 * RUN;
-      const int count = p.out_channels - first;  // columns that there are, if less than RUN
+      const int column = tile.column_block * BN + g * 4 * RUN + thread_index() % 4 * RUN;
+      const int count = p.out_channels - column;  // columns that exist, if less than RUN
       if (count <= 0) continue;
-      const int channel = S > 1 ? first * S : in_branches + first;
-      Finisher<RUN> finisher(p.epilogue, channels, channel + s, S, count);
+      const int channel = S > 1 ? column * S : branch_channel + column;
+      ChannelEpilogue<RUN> epilogue(p.epilogue, channels, channel + s, S, count);
 #pragma unroll
       for (int row = 0; row < 2 * MI; ++row) {
         uint32_t n, voxel;
-        if (!place(row, n, voxel)) continue;
+        if (!locate(row, n, voxel)) continue;
         const int64_t begin = (static_cast<int64_t>(n) * voxels + voxel) * channels;
-        float own[RUN];
+        float values[RUN];
 #pragma unroll
         for (int c = 0; c < RUN; ++c)
-          own[c] = value(sums[row / 2][(g * RUN / 2 + c / 2) * 4 + 2 * (row % 2) + c % 2]);
-        if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + in_branches + first, own, count);
-        finisher.finish(own, n, voxel);
+          values[c] = select(accumulators[row / 2][(g * RUN / 2 + c / 2) * 4 + 2 * (row % 2) + c % 2]);
+        if (p.z != nullptr) store_run<T, RUN>(static_cast<T*>(p.z) + begin + branch_channel + column, values, count);
+        epilogue.apply(values, n, voxel);
 #pragma unroll
-        for (int i = 0; i < RUN / 2; ++i) finished[s][g][row][i] = pack_word<T>(own + 2 * i);
-        if (s == S - 1) store(finished, g, row, static_cast<T*>(p.y) + begin + channel, count * S);
+        for (int i = 0; i < RUN / 2; ++i) outputs[s][g][row][i] = pack_word<T>(values + 2 * i);
+        if (s == S - 1) store_channels(outputs, g, row, static_cast<T*>(p.y) + begin + channel, count * S);
       }
     }
   }
 
-  // A run of 8 channels to y, of which the first `count` are wanted.
-  SSCONV_DEVICE static void store(const Finished& finished, int g, int row, T* y, int count) {
+  // Interleaves the branches' outputs of one row to 8 channels, and stores the first `count`.
+  SSCONV_DEVICE static void store_channels(const Outputs& outputs, int g, int row, T* y, int count) {
     uint16_t channel[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) channel[i] = finished[i % S][g][row][i / S / 2] >> 16 * (i / S % 2);
+    for (int i = 0; i < 8; ++i) channel[i] = outputs[i % S][g][row][i / S / 2] >> 16 * (i / S % 2);
     if (count >= 8 && reinterpret_cast<uintptr_t>(y) % 16 == 0) {
-      Bits16 all;
+      Bytes16 chunk;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) all.word[i] = channel[2 * i] | uint32_t(channel[2 * i + 1]) << 16;
-      ssconv::store(reinterpret_cast<Bits16*>(y), all);
+      for (int i = 0; i < 4; ++i) chunk.word[i] = channel[2 * i] | uint32_t(channel[2 * i + 1]) << 16;
+      store(reinterpret_cast<Bytes16*>(y), chunk);
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        if (i < count) ssconv::store(y + i, T{channel[i]});
+        if (i < count) store(y + i, T{channel[i]});
     }
   }
 };

@@ -3,8 +3,9 @@
 //   SSCONV_SWITCH_FORMAT(p.format, T, launch<Upfirdn<T>>(p, p.grid, p.shared_bytes, stream))
 #pragma once
 
-#include "common.cuh"
+#include "arithmetic.cuh"
 #include "launch.h"
+#include "launch_kernel.cuh"
 
 // T: the element type of a format (bf16, f16 or float). The expression gives a const char*.
 #define SSCONV_SWITCH_FORMAT(format, T, ...) \

@@ -1,5 +1,6 @@
 // Launches of the weight gradient of sm_80, and of the sum over its splits.
 #include "switch.cuh"
+#include "wgrad_reduce.cuh"
 #include "wgrad_sm80.cuh"
 
 namespace ssconv {

@@ -1,6 +1,7 @@
-// Launches of the weight gradient of sm_90a: its tensor maps. Compiled for sm_90a alone; a build without it refuses every
-// call.
+// Launches of the weight gradient of sm_90a: its tensor maps. Compiled for sm_90a alone; a build without it refuses
+// every call.
 #include "launch.h"
+#include "launch_kernel.cuh"
 
 #if defined(SSCONV_SM90A) || !defined(__CUDACC__)
 #include "wgrad_sm90.cuh"
@@ -13,18 +14,19 @@ const char* map_branch(WgradSm90Params& p, int s, int pixels) {
   WgradSm90Params::Part& b = p.part[s];
   static_cast<WgradBranch&>(b) = p.branch[s];
   const bool half = p.arithmetic == Arithmetic::f16;
-  Im2col low = im2col_of(p.low, b.number, p.low_channels, half);
-  Im2col high = im2col_of(p.high, b.number, p.high_channels, half);
-  low.channels = p.low_box;
-  high.channels = p.high_box;
-  low.pixels = high.pixels = pixels;
+  const MapTensor low = branch_of(p.low, b.number, p.low_channels, half);
+  const MapTensor high = branch_of(p.high, b.number, p.high_channels, half);
+  Im2colBox low_box = {}, high_box = {};
+  low_box.channels = p.low_box;
+  high_box.channels = p.high_box;
+  low_box.pixels = high_box.pixels = pixels;
   for (int i = 0; i < 3; ++i) {
     b.lower[i] = p.geometry.first[i] - (b.extent[i] - 1) / 2;
-    window(low, i, 0, 1, p.low.size[1 + i]);
-    window(high, i, b.lower[i], p.geometry.stride[i], p.low.size[1 + i]);
+    set_window(low_box, low, i, 0, 1, p.low.size[1 + i]);
+    set_window(high_box, high, i, b.lower[i], p.geometry.stride[i], p.low.size[1 + i]);
   }
-  const char* const error = make_map(low, p.low_map[s]);
-  return error != nullptr ? error : make_map(high, p.high_map[s]);
+  const char* const error = encode_im2col_map(low, low_box, p.low_map[s]);
+  return error != nullptr ? error : encode_im2col_map(high, high_box, p.high_map[s]);
 }
 
 template <class A, int ROWS>

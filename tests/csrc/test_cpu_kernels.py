@@ -175,7 +175,8 @@ FAULTS = [
           "axis.longest = maximum(1, count - (d == 0));", "filters"),
     Fault("a plane is thought to be there", "upfirdn.inl",
           "for (have = maximum(have, r.first); have < r.first + r.count; ++have) fill_plane(have);",
-          "for (have = maximum(have, r.first + (o > tile.begin[0])); have < r.first + r.count; ++have) fill_plane(have);",
+          "for (have = maximum(have, r.first + (o > tile.begin[0])); have < r.first + r.count; ++have) "
+          "fill_plane(have);",
           "filters"),
     Fault("the second block of channels is the first", "upfirdn.inl", "tile.channel * x.stride[1];", "0;", "filters"),
     Fault("a last block of channels without its zeros", "upfirdn.inl",

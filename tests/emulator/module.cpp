@@ -1,4 +1,4 @@
-// The kernels of csrc/cuda on the emulator, for pytest.
+// The Python module of the kernels of csrc/cuda on the emulator.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -40,5 +40,5 @@ PYBIND11_MODULE(SSCONV_MODULE, m) {
   m.def("set_seed", [](uint64_t seed) {
     emulator::settings().seed = seed;
     emulator::settings().launches = 0;
-  }, "Another seed is another order of blocks, warps and lanes.");
+  }, "Sets the seed of the order of blocks, warps and lanes.");
 }

@@ -40,7 +40,7 @@ def compile_objects(names: Iterable[str], folder: Path, root: Path = ROOT) -> No
         RuntimeError: a source does not compile, or one of this repository gives a warning; the compiler's output.
     """
     python = sysconfig.get_paths()["include"]
-    includes = [root / "csrc", root / "csrc" / "cuda", ROOT / "tests" / "emulator", python, pybind11.get_include()]
+    includes = [root / "csrc", root / "csrc" / "cuda", ROOT / "tests", python, pybind11.get_include()]
     options = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     command = [*compiler(), *options, f"-DSSCONV_MODULE={MODULE}", *(f"-I{i}" for i in includes), "-x", "c++", "-c"]
 
