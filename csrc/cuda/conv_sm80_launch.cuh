@@ -12,7 +12,7 @@ template <class A>
 const char* launch_conv_sm80(const ConvSm80Params& p, void* stream) {
   if (p.stages < 2 || p.stages > 4) return "stages: expected 2, 3 or 4";
 #define SSCONV_CONV(S, WIDTH, ELEMENTS)                                          \
-  if (p.fused == S && p.width == WIDTH && (p.elements != 0) == ELEMENTS) {       \
+  if (p.fused == S && p.block_n == WIDTH && (p.elementwise != 0) == ELEMENTS) {       \
     using Kernel = ConvSm80<A, S, WIDTH, ELEMENTS>;                              \
     return launch<Kernel>(p, p.grid, p.stages * Kernel::STAGE, stream);          \
   }
@@ -30,7 +30,7 @@ const char* launch_conv_sm80(const ConvSm80Params& p, void* stream) {
   SSCONV_CONV(2, 64, true)
   SSCONV_CONV(4, 64, true)
 #undef SSCONV_CONV
-  return "fused, width, elements: there is no such instantiation of conv_sm80";
+  return "fused, block_n, elementwise: there is no such instantiation of conv_sm80";
 }
 
 }  // namespace ssconv

@@ -80,7 +80,7 @@ struct ConvSm80Load {
     if (tiles_left == 0) return;
     number = p.branch[b].number;
     weights = static_cast<const Bytes16*>(p.weights) + p.branch[b].start[tile.parity_number] +
-              static_cast<int64_t>(tile.column_block) * tiles_left * (BN * CHUNKS);
+              static_cast<int64_t>(tile.n_tile) * tiles_left * (BN * CHUNKS);
     channel = tap[0] = tap[1] = tap[2] = 0;
     if constexpr (!ELEMENTS) advance(thread_index() % CHUNKS);
   }

@@ -99,7 +99,7 @@ struct ConvSm80Store {
   // This thread's first column among the branch's output channels.
   SSCONV_DEVICE static int first_column(const Tile& tile) {
     const int warp = thread_index() / 32, lane = thread_index() % 32;
-    return tile.column_block * BN + warp % 2 * (BN / 2) + lane % 4 * RUN;
+    return tile.n_tile * BN + warp % 2 * (BN / 2) + lane % 4 * RUN;
   }
 
   SSCONV_DEVICE static int64_t voxels(const Params& p) {

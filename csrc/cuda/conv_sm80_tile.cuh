@@ -42,16 +42,16 @@ struct ConvSm80Config {
 template <class Config>
 struct ConvSm80Tile {
   using Params = ConvSm80Params;
-  int column_block, first_branch, last_branch;
+  int n_tile, first_branch, last_branch;
   int parity[3], parity_number;
   int origin[4];  // the box's first voxel: n, d, h, w, counted in outputs of this parity
 
   SSCONV_DEVICE explicit ConvSm80Tile(const Params& p) {
     uint32_t box = block_x();
-    column_block = divmod(p.column_blocks, box);
-    origin[3] = divmod(p.boxes[2], box) << p.box_bits[3];
-    origin[2] = divmod(p.boxes[1], box) << p.box_bits[2];
-    origin[1] = divmod(p.boxes[0], box) << p.box_bits[1];
+    n_tile = divmod(p.n_tiles, box);
+    origin[3] = divmod(p.m_tiles[2], box) << p.box_bits[3];
+    origin[2] = divmod(p.m_tiles[1], box) << p.box_bits[2];
+    origin[1] = divmod(p.m_tiles[0], box) << p.box_bits[1];
     origin[0] = box << p.box_bits[0];
     parity_number = block_y();
     uint32_t rest = block_y();

@@ -31,7 +31,7 @@ void list_parities(ConvSm90Params& p) {
 
 // Finds the taps of every parity. They are displaced from the least position that any parity reads, which is that of
 // the first parity with taps.
-void find_taps(ConvSm90Params& p, const Branch& branch, ConvSm90Params::Part& b) {
+void find_taps(ConvSm90Params& p, const Branch& branch, ConvSm90Params::MappedBranch& b) {
   b.number = branch.number;
   for (int i = 0; i < 3; ++i) {
     Taps taps[PARITIES];
@@ -44,12 +44,12 @@ void find_taps(ConvSm90Params& p, const Branch& branch, ConvSm90Params::Part& b)
       found = true;
     }
     for (int k = 0; k < p.parities; ++k) {
-      b.reach[k].count[i] = taps[k].count;
-      b.reach[k].shift[i] = taps[k].shift - b.lower[i];
+      b.taps[k].count[i] = taps[k].count;
+      b.taps[k].shift[i] = taps[k].shift - b.lower[i];
     }
   }
   for (int k = 0; k < p.parities; ++k) {
-    ConvSm90Params::Reach& r = b.reach[k];
+    ConvSm90Params::ParityTaps& r = b.taps[k];
     r.start = branch.start[k];
     if (r.count[0] * r.count[1] * r.count[2] == 0) r.count[0] = r.count[1] = r.count[2] = 0;
   }
@@ -59,8 +59,8 @@ void find_taps(ConvSm90Params& p, const Branch& branch, ConvSm90Params::Part& b)
 void order_parities(ConvSm90Params& p) {
   const auto taps = [&](int k) {
     int sum = 0;
-    for (int s = 0; s < p.parts; ++s) {
-      const int(&count)[3] = p.part[s].reach[k].count;
+    for (int s = 0; s < p.branches; ++s) {
+      const int(&count)[3] = p.mapped[s].taps[k].count;
       sum += count[0] * count[1] * count[2];
     }
     return sum;
@@ -68,14 +68,14 @@ void order_parities(ConvSm90Params& p) {
   for (int k = 1; k < p.parities; ++k) {
     for (int j = k; j > 0 && taps(j) > taps(j - 1); --j) {
       std::swap(p.parity[j], p.parity[j - 1]);
-      for (int s = 0; s < p.parts; ++s) std::swap(p.part[s].reach[j], p.part[s].reach[j - 1]);
+      for (int s = 0; s < p.branches; ++s) std::swap(p.mapped[s].taps[j], p.mapped[s].taps[j - 1]);
     }
   }
 }
 
 // Makes the map by which a branch reads x, the same for every parity.
 const char* map_branch(ConvSm90Params& p, int s, int pixels) {
-  const ConvSm90Params::Part& b = p.part[s];
+  const ConvSm90Params::MappedBranch& b = p.mapped[s];
   const MapTensor x = branch_of(p.x, b.number, p.channels, p.arithmetic == Arithmetic::f16);
   Im2colBox box = {};
   box.channels = p.box_channels;
@@ -95,9 +95,9 @@ const char* launch_tiles(const ConvSm90Call& call, void* stream) {
     p.slices[k] = (box * Kernel::BM * p.box_channels + within) * 2;
   }
   list_parities(p);
-  for (int s = 0; s < p.parts; ++s) find_taps(p, p.branch[s], p.part[s]);
+  for (int s = 0; s < p.branches; ++s) find_taps(p, p.branch[s], p.mapped[s]);
   order_parities(p);
-  for (int s = 0; s < p.parts; ++s) {
+  for (int s = 0; s < p.branches; ++s) {
     if (const char* error = map_branch(p, s, Kernel::BM)) return error;
   }
   return launch_clusters<Kernel>(p, p.grid, CLUSTER, Kernel::SHARED, stream);
@@ -105,10 +105,10 @@ const char* launch_tiles(const ConvSm90Call& call, void* stream) {
 
 template <class A>
 const char* launch_arithmetic(const ConvSm90Call& call, void* stream) {
-#define SSCONV_CONV(S, BN)                                            \
-  if (call.fused == S && call.columns == BN && call.cluster == 1)     \
-    return launch_tiles<A, S, BN, 1>(call, stream);                   \
-  if (call.fused == S && call.columns == BN && call.cluster == 2)     \
+#define SSCONV_CONV(S, BN)                                       \
+  if (call.fused == S && call.tile_n == BN && call.cluster == 1) \
+    return launch_tiles<A, S, BN, 1>(call, stream);              \
+  if (call.fused == S && call.tile_n == BN && call.cluster == 2) \
     return launch_tiles<A, S, BN, 2>(call, stream);
   SSCONV_CONV(1, 64)
   SSCONV_CONV(1, 128)
@@ -118,13 +118,13 @@ const char* launch_arithmetic(const ConvSm90Call& call, void* stream) {
   SSCONV_CONV(4, 32)
   SSCONV_CONV(4, 64)
 #undef SSCONV_CONV
-  return "fused, columns, cluster: there is no such instantiation of conv_sm90";
+  return "fused, tile_n, cluster: there is no such instantiation of conv_sm90";
 }
 
 }  // namespace
 
 const char* conv_sm90(const ConvSm90Call& call, void* stream) {
-  if (call.parts < 1 || call.parts > FUSED) return "parts: expected 1 to 4 branches";
+  if (call.branches < 1 || call.branches > FUSED) return "branches: expected 1 to 4 branches";
   if (call.arithmetic == Arithmetic::bf16) return launch_arithmetic<Bf16>(call, stream);
   if (call.arithmetic == Arithmetic::f16) return launch_arithmetic<F16>(call, stream);
   return "arithmetic: conv_sm90 takes bf16 and f16";

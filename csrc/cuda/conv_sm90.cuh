@@ -69,7 +69,7 @@ struct ConvSm90 {
   // second parity, and so on. So all blocks compute equally many of each parity, and the L2 cache still holds their
   // inputs.
   struct Tile {
-    int parity, column_block, first_branch;
+    int parity, n_tile, first_branch;
     uint32_t output;  // the tile's first output, among those of its parity
 
     SSCONV_DEVICE Tile(const Params& p, uint32_t number) {
@@ -82,13 +82,13 @@ struct ConvSm90 {
         parity = number / slots;
         number += first - parity * slots;
       }
-      column_block = divmod(p.column_blocks, number);
-      output = (divmod(p.tiles, number) * CLUSTER + (CLUSTER > 1 ? cluster_rank() : 0)) * BM;
+      n_tile = divmod(p.n_tiles, number);
+      output = (divmod(p.m_tiles, number) * CLUSTER + (CLUSTER > 1 ? cluster_rank() : 0)) * BM;
       first_branch = S == 1 ? number : 0;
     }
   };
 
-  SSCONV_DEVICE static int k_tiles(const Params& p, const Params::Reach& r) {
+  SSCONV_DEVICE static int k_tiles(const Params& p, const Params::ParityTaps& r) {
     return (r.count[0] * r.count[1] * r.count[2] * p.padded_channels + BK - 1) / BK;
   }
 
@@ -111,11 +111,11 @@ struct ConvSm90 {
   }
 
   SSCONV_DEVICE static void load_branch(const Params& p, const Tile& tile, int s, Pipeline& pipeline) {
-    const Params::Part& b = p.part[s];
-    const Params::Reach& r = b.reach[tile.parity];
+    const Params::MappedBranch& b = p.mapped[s];
+    const Params::ParityTaps& r = b.taps[tile.parity];
     const int tiles = k_tiles(p, r);
     const Bytes16* weights = static_cast<const Bytes16*>(p.weights) + r.start +
-                             static_cast<int64_t>(tile.column_block) * tiles * (B_BYTES / 16);
+                             static_cast<int64_t>(tile.n_tile) * tiles * (B_BYTES / 16);
     int base[4];  // input position of the tile's first output
     output_coordinates(p, tile.output, base);
 #pragma unroll
@@ -177,7 +177,7 @@ struct ConvSm90 {
       Outputs outputs;
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        multiply_branch(p, k_tiles(p, p.part[tile.first_branch + s].reach[tile.parity]), accumulators, pipeline);
+        multiply_branch(p, k_tiles(p, p.mapped[tile.first_branch + s].taps[tile.parity]), accumulators, pipeline);
         store_branch(p, tile, s, accumulators, outputs);
       }
     });
@@ -220,14 +220,14 @@ struct ConvSm90 {
   SSCONV_DEVICE static void store_branch(const Params& p, const Tile& tile, int s, const Accumulators& accumulators,
                                          Outputs& outputs) {
     const int warp = thread_index() / 32, lane = thread_index() % 32;
-    const Params::Reach& reach = p.part[tile.first_branch + s].reach[tile.parity];
+    const Params::ParityTaps& taps = p.mapped[tile.first_branch + s].taps[tile.parity];
     const uint32_t first_row = tile.output + warp / 4 * ROWS + warp % 4 * 16 + lane / 4;
     Store::run(
         p, tile, s, p.voxels.divisor, accumulators, outputs,
         [&](int row, uint32_t& n, uint32_t& voxel) {
           return locate(p, tile, first_row + 64 * (row / 2) + 8 * (row % 2), n, voxel);
         },
-        [&](float accumulator) { return reach.count[0] > 0 ? accumulator : 0.f; });
+        [&](float accumulator) { return taps.count[0] > 0 ? accumulator : 0.f; });
   }
 
   // An output's sample and its voxel in y; false where there is none.

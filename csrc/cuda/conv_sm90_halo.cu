@@ -13,7 +13,7 @@ constexpr int ROWS = 8;  // of a matrix's group, and groups of a matrix: outputs
 
 // Works out how a branch's input lies in a buffer and how wgmma reads it from there, and makes its map.
 const char* describe_branch(ConvSm90HaloParams& p, int s, uint32_t buffer) {
-  ConvSm90HaloParams::Part& b = p.part[s];
+  ConvSm90HaloParams::MappedBranch& b = p.mapped[s];
   for (int i = 0; i < 3; ++i) b.extent[i] = p.branch[s].extent[i];
   b.number = p.branch[s].number;
   b.start = p.branch[s].start[0];
@@ -29,14 +29,14 @@ const char* describe_branch(ConvSm90HaloParams& p, int s, uint32_t buffer) {
   b.plane = (pixels * pixel + 127) / 128 * 128;
   b.expected = p.copies * pixels * pixel;
   if (p.copies * b.plane > buffer) return "tile: its input does not fit into a buffer of shared memory";
-  b.slices = taps * (p.chunk / 16);
+  b.slices = taps * (p.chunk_channels / 16);
   b.steps = (b.slices + 3) / 4;
   b.leading = p.swizzled ? 0 : b.plane;
   b.stride = box[2] * pixel;
   const auto offset = [&](int d, int h, int w) { return ((d * box[1] + h) * box[2] + w) * pixel / 16; };
   for (int i = 0; i < MATRICES; ++i) b.matrix[i] = offset(p.origin[i][0], p.origin[i][1], p.origin[i][2]);
   for (int i = 0; i < b.slices; ++i) {
-    const int tap = i / (p.chunk / 16), within = i % (p.chunk / 16);
+    const int tap = i / (p.chunk_channels / 16), within = i % (p.chunk_channels / 16);
     int shift[3] = {tap / b.extent[2] / b.extent[1], tap / b.extent[2] % b.extent[1], tap % b.extent[2]};
     for (int j = 0; j < 3; ++j) shift[j] = p.geometry.adjoint ? b.extent[j] - 1 - shift[j] : shift[j];
     b.slice[i] = offset(shift[0], shift[1], shift[2]) + within * (p.swizzled ? 2 : 2 * b.plane / 16);
@@ -59,11 +59,11 @@ const char* launch_tiles(const ConvSm90HaloCall& call, void* stream) {
     p.origin[i][1] = i / across % down * ROWS;
     p.origin[i][2] = i % across * ROWS;
   }
-  p.copy_channels = p.swizzled ? p.chunk : 8;
-  p.span = p.swizzled ? p.chunk * 2 : 0;
-  p.copies = p.chunk / p.copy_channels;
-  p.chunks = (p.channels + p.chunk - 1) / p.chunk;
-  for (int s = 0; s < p.parts; ++s) {
+  p.copy_channels = p.swizzled ? p.chunk_channels : 8;
+  p.span = p.swizzled ? p.chunk_channels * 2 : 0;
+  p.copies = p.chunk_channels / p.copy_channels;
+  p.chunks = (p.channels + p.chunk_channels - 1) / p.chunk_channels;
+  for (int s = 0; s < p.branches; ++s) {
     if (const char* error = describe_branch(p, s, Kernel::BUFFER)) return error;
   }
   return launch<Kernel>(p, p.grid, Kernel::SHARED, stream);
@@ -72,7 +72,7 @@ const char* launch_tiles(const ConvSm90HaloCall& call, void* stream) {
 template <class A>
 const char* launch_arithmetic(const ConvSm90HaloCall& call, void* stream) {
 #define SSCONV_CONV(S, BN) \
-  if (call.fused == S && call.columns == BN) return launch_tiles<A, S, BN>(call, stream);
+  if (call.fused == S && call.tile_n == BN) return launch_tiles<A, S, BN>(call, stream);
   SSCONV_CONV(1, 32)
   SSCONV_CONV(1, 64)
   SSCONV_CONV(1, 128)
@@ -82,14 +82,15 @@ const char* launch_arithmetic(const ConvSm90HaloCall& call, void* stream) {
   SSCONV_CONV(4, 32)
   SSCONV_CONV(4, 64)
 #undef SSCONV_CONV
-  return "fused, columns: there is no such instantiation of conv_sm90_halo";
+  return "fused, tile_n: there is no such instantiation of conv_sm90_halo";
 }
 
 }  // namespace
 
 const char* conv_sm90_halo(const ConvSm90HaloCall& call, void* stream) {
-  if (call.parts < 1 || call.parts > FUSED) return "parts: expected 1 to 4 branches";
-  if (call.chunk != 16 && call.chunk != 32 && call.chunk != 64) return "chunk: expected 16, 32 or 64 channels";
+  if (call.branches < 1 || call.branches > FUSED) return "branches: expected 1 to 4 branches";
+  const int chunk = call.chunk_channels;
+  if (chunk != 16 && chunk != 32 && chunk != 64) return "chunk_channels: expected 16, 32 or 64";
   if (call.arithmetic == Arithmetic::bf16) return launch_arithmetic<Bf16>(call, stream);
   if (call.arithmetic == Arithmetic::f16) return launch_arithmetic<F16>(call, stream);
   return "arithmetic: conv_sm90_halo takes bf16 and f16";

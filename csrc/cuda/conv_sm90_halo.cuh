@@ -72,12 +72,12 @@ struct ConvSm90Halo {
   }
 
   struct Tile {
-    int column_block, first_branch;
+    int n_tile, first_branch;
     int at[4];  // the first output: n, d, h, w
 
     SSCONV_DEVICE Tile(const Params& p, uint32_t number) {
-      column_block = divmod(p.column_blocks, number);
-      uint32_t tile = divmod(p.tiles, number);
+      n_tile = divmod(p.n_tiles, number);
+      uint32_t tile = divmod(p.m_tiles, number);
       first_branch = S == 1 ? number : 0;
       at[3] = divmod(p.w, tile) * p.tile[2];
       at[2] = divmod(p.h, tile) * p.tile[1];
@@ -96,7 +96,7 @@ struct ConvSm90Halo {
       const Tile tile(p, number);
 #pragma unroll 1
       for (int s = tile.first_branch; s < tile.first_branch + S; ++s) {
-        const Params::Part& b = p.part[s];
+        const Params::MappedBranch& b = p.mapped[s];
         const int base[4] = {tile.at[0], tile.at[1] + b.lower[0], tile.at[2] + b.lower[1], tile.at[3] + b.lower[2]};
 #pragma unroll 1
         for (int chunk = 0; chunk < p.chunks; ++chunk) {
@@ -105,7 +105,7 @@ struct ConvSm90Halo {
 #pragma unroll 1
           for (int i = 0; i < p.copies; ++i)
             tma_load_tile(pipeline.offset() + i * b.plane, &p.map[s], pipeline.full_barrier(),
-                          chunk * p.chunk + i * p.copy_channels, base);
+                          chunk * p.chunk_channels + i * p.copy_channels, base);
           pipeline.next();
         }
       }
@@ -118,9 +118,9 @@ struct ConvSm90Halo {
       const Tile tile(p, number);
 #pragma unroll 1
       for (int s = tile.first_branch; s < tile.first_branch + S; ++s) {
-        const int k_tiles = p.chunks * p.part[s].steps;
-        const Bytes16* weights = static_cast<const Bytes16*>(p.weights) + p.part[s].start +
-                                 static_cast<int64_t>(tile.column_block) * k_tiles * (STAGE / 16);
+        const int k_tiles = p.chunks * p.mapped[s].steps;
+        const Bytes16* weights = static_cast<const Bytes16*>(p.weights) + p.mapped[s].start +
+                                 static_cast<int64_t>(tile.n_tile) * k_tiles * (STAGE / 16);
 #pragma unroll 1
         for (int k_tile = 0; k_tile < k_tiles; ++k_tile) {
           pipeline.wait_empty();
@@ -148,11 +148,11 @@ struct ConvSm90Halo {
       Outputs outputs;
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        const Params::Part& b = p.part[first_branch + s];
+        const Params::MappedBranch& b = p.mapped[first_branch + s];
         const int stagger = s == 0 && is_first && number == block_x() ? STAGES - 1 : 0;
-        if (p.chunk == 64) {
+        if (p.chunk_channels == 64) {
           multiply_branch<4>(p, b, accumulators, weights, inputs, stagger);
-        } else if (p.chunk == 32) {
+        } else if (p.chunk_channels == 32) {
           multiply_branch<2>(p, b, accumulators, weights, inputs, stagger);
         } else {
           multiply_branch<1>(p, b, accumulators, weights, inputs, stagger);
@@ -167,7 +167,7 @@ struct ConvSm90Halo {
   // it starts after the first chunk, since the third chunk's buffer becomes empty only when both warp groups have read
   // it.
   template <int G>
-  SSCONV_DEVICE static void multiply_branch(const Params& p, const Params::Part& b, Accumulators& accumulators,
+  SSCONV_DEVICE static void multiply_branch(const Params& p, const Params::MappedBranch& b, Accumulators& accumulators,
                                             Weights& weights, Inputs& inputs, int stagger) {
     const uint64_t b_first = smem_descriptor(shared_address(0), 128, 0, 1024);
     const uint16_t* const tile_offset = b.matrix + warp_uniform(thread_index() / 128) * MI;

@@ -35,17 +35,17 @@ struct PackWeights {
     const int chunk_channels = p.swizzled > 1 ? p.swizzled : p.padded_channels;
     const int chunk_tiles = (count * chunk_channels + BK - 1) / BK;  // K tiles of a chunk of channels
     const int k_tiles = chunk_tiles * (p.padded_channels / chunk_channels);
-    const int blocks = (p.out_channels + p.columns - 1) / p.columns;
-    const int64_t total = static_cast<int64_t>(blocks) * k_tiles * p.columns * CHUNKS;
+    const int blocks = (p.out_channels + p.tile_n - 1) / p.tile_n;
+    const int64_t total = static_cast<int64_t>(blocks) * k_tiles * p.tile_n * CHUNKS;
     const int64_t* const stride = p.stride[block_y()];
     const T* const weight = static_cast<const T*>(p.weight[block_y()]);
     Bytes16* const packed = static_cast<Bytes16*>(p.packed) + b.start[block_z()];
     for (int64_t j = int64_t(block_x()) * THREADS + thread_index(); j < total; j += int64_t(blocks_x()) * THREADS) {
-      const int packed_column = j / CHUNKS % p.columns;
+      const int packed_column = j / CHUNKS % p.tile_n;
       const int chunk = j % CHUNKS ^ (p.swizzled ? packed_column % 8 : 0);
-      const int k_tile = j / CHUNKS / p.columns % k_tiles;
-      const int block = j / CHUNKS / p.columns / k_tiles;
-      const int column = block * p.columns + source_column(p, packed_column);
+      const int k_tile = j / CHUNKS / p.tile_n % k_tiles;
+      const int block = j / CHUNKS / p.tile_n / k_tiles;
+      const int column = block * p.tile_n + source_column(p, packed_column);
       float values[SIZE];
 #pragma unroll
       for (int i = 0; i < SIZE; ++i) {
@@ -62,9 +62,9 @@ struct PackWeights {
   // The output channel that a packed column holds, both counted within the block: wgmma and mma give a lane columns 8 i
   // + 2 lane + {0, 1}, which shall be its `run` consecutive channels.
   SSCONV_DEVICE static int source_column(const Params& p, int packed_column) {
-    const int half = 4 * p.run, in_half = packed_column % half;
+    const int half = 4 * p.lane_columns, in_half = packed_column % half;
     const int lane = in_half % 8 / 2, within = in_half / 8 * 2 + in_half % 2;
-    return packed_column / half * half + lane * p.run + within;
+    return packed_column / half * half + lane * p.lane_columns + within;
   }
 
   // `tap` counts those that reach the parity.
@@ -94,12 +94,12 @@ struct PackInput {
 
   SSCONV_DEVICE static void run(const Params& p) {
     constexpr int SIZE = Chunk<T>::SIZE;
-    const int chunks = p.branches * p.padded / SIZE;  // of a voxel
+    const int chunks = p.branches * p.padded_channels / SIZE;  // of a voxel
     const int64_t i = int64_t(block_x()) * THREADS + thread_index();
     if (i >= p.voxels * chunks) return;
     const int64_t voxel = p.voxels_first ? i % p.voxels : i / chunks;  // of all samples
     const int chunk = static_cast<int>(p.voxels_first ? i / p.voxels : i % chunks);
-    const int branch = chunk * SIZE / p.padded, first = chunk * SIZE - branch * p.padded;
+    const int branch = chunk * SIZE / p.padded_channels, first = chunk * SIZE - branch * p.padded_channels;
     uint32_t rest = static_cast<uint32_t>(voxel);
     const int64_t w = divmod(p.w, rest), h = divmod(p.h, rest), d = divmod(p.d, rest), n = rest;
     const int64_t channel = static_cast<int64_t>(branch) * p.channels + first;

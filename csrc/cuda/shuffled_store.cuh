@@ -30,10 +30,10 @@ struct ShuffledStore {
                                 const Accumulators& accumulators, Outputs& outputs, const Locate& locate,
                                 const Select& select) {
     const int channels = p.branches * p.out_channels;
-    const int branch_channel = p.part[tile.first_branch + s].number * p.out_channels;  // its first, in branch order
+    const int branch_channel = p.mapped[tile.first_branch + s].number * p.out_channels;  // its first, in branch order
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) {
-      const int column = tile.column_block * BN + g * 4 * RUN + thread_index() % 4 * RUN;
+      const int column = tile.n_tile * BN + g * 4 * RUN + thread_index() % 4 * RUN;
       const int count = p.out_channels - column;  // columns that exist, if less than RUN
       if (count <= 0) continue;
       const int channel = S > 1 ? column * S : branch_channel + column;

@@ -26,7 +26,7 @@ struct Upfirdn {
 
     SSCONV_DEVICE explicit Tile(const Params& p) {
       uint32_t b = block_x();
-      channel = divmod(p.blocks[0], b) * p.width;
+      channel = divmod(p.blocks[0], b) * p.block_channels;
       first[2] = divmod(p.blocks[1], b) * p.tile[2];
       first[1] = divmod(p.blocks[2], b) * p.tile[1];
       first[0] = divmod(p.blocks[3], b) * p.tile[0];
@@ -40,30 +40,30 @@ struct Upfirdn {
   // (source_d, h, w) takes later; then, from `second` on, the tile filtered along W (source_d, source_h, w).
   SSCONV_DEVICE static void run(const Params& p) {
     const Tile tile(p);
-    const int groups = p.width / WIDE;   // threads of a voxel
-    const uint32_t cell = p.width * 4;  // bytes of a voxel
-    const int in = p.source[1] * p.source[2], out = p.tile[1] * p.tile[2];
-    const uint32_t second = p.source[0] * (in > out ? in : out) * cell;
-    for (int i = thread_index(); i < p.source[0] * p.source[1] * p.source[2] * groups; i += THREADS) {
-      const int c = i % groups * WIDE, w = i / groups % p.source[2], h = i / groups / p.source[2] % p.source[1],
-                d = i / groups / p.source[2] / p.source[1];
+    const int groups = p.block_channels / WIDE;   // threads of a voxel
+    const uint32_t cell = p.block_channels * 4;  // bytes of a voxel
+    const int in = p.input_tile[1] * p.input_tile[2], out = p.tile[1] * p.tile[2];
+    const uint32_t second = p.input_tile[0] * (in > out ? in : out) * cell;
+    for (int i = thread_index(); i < p.input_tile[0] * p.input_tile[1] * p.input_tile[2] * groups; i += THREADS) {
+      const int c = i % groups * WIDE, w = i / groups % p.input_tile[2];
+      const int h = i / groups / p.input_tile[2] % p.input_tile[1], d = i / groups / p.input_tile[2] / p.input_tile[1];
       float values[WIDE];
       load_source(p, tile, d, h, w, c, values);
       put(i / groups * cell + c * 4, values);
     }
     sync_threads();
-    for (int i = thread_index(); i < p.source[0] * p.source[1] * p.tile[2] * groups; i += THREADS) {
+    for (int i = thread_index(); i < p.input_tile[0] * p.input_tile[1] * p.tile[2] * groups; i += THREADS) {
       const int c = i % groups * WIDE, w = i / groups % p.tile[2], row = i / groups / p.tile[2];
       float sum[WIDE];
-      filter(p, 2, tile.first[2] + w, tile.source[2], row * p.source[2] * cell + c * 4, cell, sum);
+      filter(p, 2, tile.first[2] + w, tile.source[2], row * p.input_tile[2] * cell + c * 4, cell, sum);
       put(second + i / groups * cell + c * 4, sum);
     }
     sync_threads();
-    for (int i = thread_index(); i < p.source[0] * p.tile[1] * p.tile[2] * groups; i += THREADS) {
+    for (int i = thread_index(); i < p.input_tile[0] * p.tile[1] * p.tile[2] * groups; i += THREADS) {
       const int c = i % groups * WIDE, w = i / groups % p.tile[2], h = i / groups / p.tile[2] % p.tile[1],
                 d = i / groups / p.tile[2] / p.tile[1];
       float sum[WIDE];
-      filter(p, 1, tile.first[1] + h, tile.source[1], second + (d * p.source[1] * p.tile[2] + w) * cell + c * 4,
+      filter(p, 1, tile.first[1] + h, tile.source[1], second + (d * p.input_tile[1] * p.tile[2] + w) * cell + c * 4,
              p.tile[2] * cell, sum);
       put(i / groups * cell + c * 4, sum);
     }

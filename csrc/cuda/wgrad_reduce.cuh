@@ -14,12 +14,12 @@ struct WgradReduce {
 
   SSCONV_DEVICE static void run(const Params& p) {
     constexpr int BN = 128;
-    const int64_t tile_size = int64_t(p.block_rows) * BN;
-    const int64_t total = tile_size * p.row_blocks * p.first_tile[p.branches];
+    const int64_t tile_size = int64_t(p.tile_m) * BN;
+    const int64_t total = tile_size * p.m_tiles * p.first_tile[p.branches];
     const int64_t i = int64_t(block_x()) * THREADS + thread_index();
     if (i >= total) return;
     const int number = static_cast<int>(i / tile_size), in_tile = static_cast<int>(i % tile_size);
-    const int tile = number / p.row_blocks, row = number % p.row_blocks * p.block_rows + in_tile / BN;
+    const int tile = number / p.m_tiles, row = number % p.m_tiles * p.tile_m + in_tile / BN;
     int s = 0;
     while (s + 1 < p.branches && tile >= p.first_tile[s + 1]) ++s;
     const int column = (tile - p.first_tile[s]) * BN + in_tile % BN;

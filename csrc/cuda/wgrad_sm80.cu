@@ -9,7 +9,7 @@ namespace {
 template <class A>
 const char* launch_rows(const WgradSm80Params& p, void* stream) {
 #define SSCONV_WGRAD(ROWS)                                              \
-  if (p.rows == ROWS) {                                                 \
+  if (p.tile_m == ROWS) {                                                 \
     using Kernel = WgradSm80<A, ROWS>;                                  \
     return launch<Kernel>(p, p.grid, p.stages * Kernel::STAGE, stream); \
   }
@@ -17,7 +17,7 @@ const char* launch_rows(const WgradSm80Params& p, void* stream) {
   SSCONV_WGRAD(64)
   SSCONV_WGRAD(128)
 #undef SSCONV_WGRAD
-  return "rows: expected 32, 64 or 128";
+  return "tile_m: expected 32, 64 or 128";
 }
 
 }  // namespace

@@ -51,11 +51,11 @@ struct WgradSm80Load {
   uint32_t k_tile, k_end;         // of the block's split
 
   SSCONV_DEVICE explicit WgradSm80Load(const Params& params) : p(params) {
-    const int tile = block_x() / p.row_blocks, row_block = block_x() - tile * p.row_blocks;
+    const int tile = block_x() / p.m_tiles, m_tile = block_x() - tile * p.m_tiles;
     int s = 0;
-    while (s + 1 < p.branches && tile >= p.part[s + 1].first_tile) ++s;
-    const auto& branch = p.part[s];
-    const int row = row_block * Config::BM + thread_index() % LOW * SIZE;
+    while (s + 1 < p.branches && tile >= p.branch[s + 1].first_tile) ++s;
+    const auto& branch = p.branch[s];
+    const int row = m_tile * Config::BM + thread_index() % LOW * SIZE;
     low_channel = row < p.low_channels ? branch.number * p.low_channels + row : -1;
     const int chunks = p.high_channels / SIZE;
     const int chunk = (tile - branch.first_tile) * HIGH + thread_index() % HIGH;

@@ -11,7 +11,7 @@ namespace {
 
 // Makes a branch's maps: low's voxels one after the other, and high's at their windows.
 const char* map_branch(WgradSm90Params& p, int s, int pixels) {
-  WgradSm90Params::Part& b = p.part[s];
+  WgradSm90Params::MappedBranch& b = p.mapped[s];
   static_cast<WgradBranch&>(b) = p.branch[s];
   const bool half = p.arithmetic == Arithmetic::f16;
   const MapTensor low = branch_of(p.low, b.number, p.low_channels, half);
@@ -34,22 +34,22 @@ const char* launch_rows(const WgradSm90Call& call, void* stream) {
   using Kernel = WgradSm90<A, ROWS>;
   WgradSm90Params p = {};
   static_cast<WgradSm90Call&>(p) = call;
-  for (int s = 0; s < p.parts; ++s)
+  for (int s = 0; s < p.branches; ++s)
     if (const char* error = map_branch(p, s, Kernel::BK)) return error;
   return launch<Kernel>(p, p.grid, Kernel::SHARED, stream);
 }
 
 template <class A>
 const char* launch_arithmetic(const WgradSm90Call& call, void* stream) {
-  if (call.rows == 64) return launch_rows<A, 64>(call, stream);
-  if (call.rows == 128) return launch_rows<A, 128>(call, stream);
-  return "rows: expected 64 or 128";
+  if (call.tile_m == 64) return launch_rows<A, 64>(call, stream);
+  if (call.tile_m == 128) return launch_rows<A, 128>(call, stream);
+  return "tile_m: expected 64 or 128";
 }
 
 }  // namespace
 
 const char* wgrad_sm90(const WgradSm90Call& call, void* stream) {
-  if (call.parts < 1 || call.parts > FUSED) return "parts: expected 1 to 4 branches";
+  if (call.branches < 1 || call.branches > FUSED) return "branches: expected 1 to 4 branches";
   if (call.arithmetic == Arithmetic::bf16) return launch_arithmetic<Bf16>(call, stream);
   if (call.arithmetic == Arithmetic::f16) return launch_arithmetic<F16>(call, stream);
   return "arithmetic: wgrad_sm90 takes bf16 and f16";

@@ -55,15 +55,15 @@ struct WgradSm90 {
 
   // What the block computes: rows and column tiles of a branch, and the K tiles of a split.
   struct Tile {
-    int first_tile, row_block, branch;
+    int first_tile, m_tile, branch;
     int k_begin, k_end;
 
     SSCONV_DEVICE explicit Tile(const Params& p) {
-      const int tiles = block_x() / p.row_blocks;
-      row_block = block_x() - tiles * p.row_blocks;
+      const int tiles = block_x() / p.m_tiles;
+      m_tile = block_x() - tiles * p.m_tiles;
       first_tile = tiles * TILES;
       branch = 0;
-      while (branch + 1 < p.parts && first_tile >= p.part[branch + 1].first_tile) ++branch;
+      while (branch + 1 < p.branches && first_tile >= p.mapped[branch + 1].first_tile) ++branch;
       k_begin = block_y() * p.steps_per_split;
       k_end = k_begin + p.steps_per_split < p.steps ? k_begin + p.steps_per_split : p.steps;
     }
@@ -75,7 +75,7 @@ struct WgradSm90 {
 
   // The producer thread: fills the stages.
   SSCONV_DEVICE static void produce(const Params& p, const Tile& tile) {
-    const Params::Part& b = p.part[tile.branch];
+    const Params::MappedBranch& b = p.mapped[tile.branch];
     const int first_box = (tile.first_tile - b.first_tile) * (BN / p.high_box);
     const int taps = b.extent[0] * b.extent[1] * b.extent[2];
     Pipeline pipeline;
@@ -90,7 +90,7 @@ struct WgradSm90 {
       at[0] = voxel;
       for (int c = 0; c < ROWS; c += p.low_box)
         tma_load_im2col(pipeline.offset() + c * BK * 2, &p.low_map[tile.branch], pipeline.full_barrier(),
-                        tile.row_block * ROWS + c, at, {0, 0, 0});
+                        tile.m_tile * ROWS + c, at, {0, 0, 0});
 #pragma unroll
       for (int i = 0; i < 3; ++i) at[1 + i] = at[1 + i] * p.geometry.stride[i] + b.lower[i];
       int tap = first_box / p.boxes, box = first_box - tap * p.boxes;
@@ -150,7 +150,7 @@ struct WgradSm90 {
     const int64_t tiles = int64_t(blocks_x()) * TILES;  // of all rows
 #pragma unroll
     for (int i = 0; i < NI; ++i) {
-      const int64_t number = int64_t(tile.first_tile + first_column_tile() + i) * p.row_blocks + tile.row_block;
+      const int64_t number = int64_t(tile.first_tile + first_column_tile() + i) * p.m_tiles + tile.m_tile;
       float* const to = p.workspace + (block_y() * tiles + number) * (ROWS * BN) +
                         (first_row() + 16 * warp + lane / 4) * BN + lane % 4 * 2;
 #pragma unroll

@@ -148,9 +148,9 @@ def every_kernel() -> None:
     def run(launch: Launch, *rest: object) -> None:
         p: Any = launch.params
         if launch.kernel == "conv_sm80":
-            used.add((launch.kernel, p.arithmetic, (p.fused, p.width, p.elements)))
+            used.add((launch.kernel, p.arithmetic, (p.fused, p.block_n, p.elementwise)))
         if launch.kernel == "wgrad_sm80":
-            used.add((launch.kernel, p.arithmetic, p.rows))
+            used.add((launch.kernel, p.arithmetic, p.tile_m))
         real(launch, *rest)
 
     cuda_backend._run = run
@@ -313,7 +313,9 @@ def serving() -> None:
         _refused(lambda n=bytes_given: EMULATOR.call("epilogue", bytes(n), 0), message)
     _refused(lambda: EMULATOR.call("produce", b"", 0), "there is no such kernel")
     _refused(lambda: EMULATOR.call("conv_sm80", bytes(structs.ConvSm80Params()), 0), "stages: expected 2, 3 or 4")
-    _refused(lambda: EMULATOR.call("conv_sm90", bytes(structs.ConvSm90Call(parts=5)), 0), "parts: expected 1 to 4")
+    _refused(
+        lambda: EMULATOR.call("conv_sm90", bytes(structs.ConvSm90Call(branches=5)), 0), "branches: expected 1 to 4"
+    )
     check_compiled("cuda", "cpu", "aot_eager")
 
 

@@ -80,7 +80,7 @@ def on_halo(layout: str = "plain", least: int = 8, fixed: bool = False) -> Itera
     def noted(launch: Launch, *rest: Any) -> None:
         if launch.kernel == "conv_sm90_halo":
             p: Any = launch.params
-            used.append((p.arithmetic, p.fused, p.columns, p.chunk, p.swizzled, tuple(p.tile)))
+            used.append((p.arithmetic, p.fused, p.tile_n, p.chunk_channels, p.swizzled, tuple(p.tile)))
             turn[0] += 1
         run(launch, *rest)
 

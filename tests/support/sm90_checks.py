@@ -294,9 +294,9 @@ def on_sm90(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, 
     def noted(launch: Launch, *rest: Any) -> None:
         p: Any = launch.params
         if launch.kernel == "conv_sm90":
-            used.append((p.arithmetic, p.fused, p.columns, p.box_channels))
+            used.append((p.arithmetic, p.fused, p.tile_n, p.box_channels))
         if launch.kernel == "wgrad_sm90":
-            used.append((p.arithmetic, "rows", p.rows, "split" if p.grid.y > 1 else "whole"))
+            used.append((p.arithmetic, "rows", p.tile_m, "split" if p.grid.y > 1 else "whole"))
         run(launch, *rest)
 
     cuda_backend._run, cuda_backend.architecture, sm90.MIN_CHANNELS = noted, lambda device: architecture, least

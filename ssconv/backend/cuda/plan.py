@@ -186,7 +186,7 @@ def pack_input(x: Layout, branches: int) -> tuple[Launch, int]:
         format=FORMATS[x.dtype],
         x=x.volume(),
         channels=channels,
-        padded=padded,
+        padded_channels=padded,
         branches=branches,
         voxels_first=x.stride[1] != 1,
         voxels=voxels,
@@ -267,17 +267,17 @@ def upfirdn(
     """`x` to `y` of extents `size` in one pass; None where no tile fits into shared memory. taps: length and dtype per
     dimension."""
     lengths = tuple(1 if t is None else t[0] for t in taps)
-    width = min(32, ceil_div(x.shape[1], 8) * 8)
-    tile = _filter_tile(size, lengths, up, down, width)
+    block_channels = min(32, ceil_div(x.shape[1], 8) * 8)
+    tile = _filter_tile(size, lengths, up, down, block_channels)
     if tile is None:
         return None
-    source = _source(tile, lengths, up, down)
-    channel_blocks = ceil_div(x.shape[1], width)
+    input_tile = _input_tile(tile, lengths, up, down)
+    channel_blocks = ceil_div(x.shape[1], block_channels)
     counts = (channel_blocks, *(ceil_div(n, t) for n, t in zip(size[::-1], tile[::-1], strict=True)))
     params = structs.UpfirdnParams(
         grid=grid(x.shape[0] * counts[0] * counts[1] * counts[2] * counts[3]),
         format=FORMATS[x.dtype],
-        shared_bytes=_shared(tile, source, width),
+        shared_bytes=_shared(tile, input_tile, block_channels),
         x=x.volume(),
         size=size,
         channels=x.shape[1],
@@ -287,32 +287,33 @@ def upfirdn(
         down=down,
         padding=padding[::2],
         tile=tuple(tile),
-        source=tuple(source),
-        width=width,
+        input_tile=tuple(input_tile),
+        block_channels=block_channels,
         blocks=tuple(map(Divider.by, counts)),
     )
     reads = {"x.data": "x", **{f"taps[{d}].data": f"taps{d}" for d in range(3)}}
     return Launch.make("upfirdn", params, reads=reads, writes={"y": "y"})
 
 
-def _source(tile: Sequence[int], lengths: Sequence[int], up: Sequence[int], down: Sequence[int]) -> list[int]:
+def _input_tile(tile: Sequence[int], lengths: Sequence[int], up: Sequence[int], down: Sequence[int]) -> list[int]:
     """Voxels of the input that a tile of the output needs at most."""
     return [((t - 1) * s + n - 1) // u + 1 for t, n, u, s in zip(tile, lengths, up, down, strict=True)]
 
 
-def _shared(tile: Sequence[int], source: Sequence[int], width: int) -> int:
+def _shared(tile: Sequence[int], input_tile: Sequence[int], block_channels: int) -> int:
     """Bytes of a block: the input or its result along H, and its result along W."""
-    return source[0] * (max(source[1] * source[2], tile[1] * tile[2]) + source[1] * tile[2]) * width * 4
+    d, h, w = input_tile
+    return d * (max(h * w, tile[1] * tile[2]) + h * tile[2]) * block_channels * 4
 
 
 def _filter_tile(
-    size: Sequence[int], lengths: Sequence[int], up: Sequence[int], down: Sequence[int], width: int
+    size: Sequence[int], lengths: Sequence[int], up: Sequence[int], down: Sequence[int], block_channels: int
 ) -> list[int] | None:
     """The largest tile, starting from 4 x 8 x 8, whose input fits into shared memory; None where none does."""
     tile = [min(t, n) for t, n in zip((4, 8, 8), size, strict=True)]
     while True:
-        source = _source(tile, lengths, up, down)
-        if _shared(tile, source, width) <= FILTER_SHARED:
+        input_tile = _input_tile(tile, lengths, up, down)
+        if _shared(tile, input_tile, block_channels) <= FILTER_SHARED:
             return tile
         largest = max(range(3), key=lambda d: tile[d])
         if tile[largest] == 1:

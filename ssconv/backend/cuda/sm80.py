@@ -118,8 +118,8 @@ def pack_weights(
     parity_count: int,
     *,
     padded_channels: int,
-    columns: int,
-    run: int,
+    tile_n: int,
+    lane_columns: int,
     swizzled: int,
 ) -> Launch:
     """Packs the weights of some branches, `chunks` of 16 bytes in all."""
@@ -131,8 +131,8 @@ def pack_weights(
         in_channels=call.in_channels,
         padded_channels=padded_channels,
         out_channels=call.out_channels,
-        columns=columns,
-        run=run,
+        tile_n=tile_n,
+        lane_columns=lane_columns,
         swizzled=swizzled,
         geometry=geometry_of(call.spec, call.adjoint),
         branch=tuple(branches),
@@ -181,11 +181,11 @@ def _conv_sm80_group(
     x, spec, adjoint = call.x, call.spec, call.adjoint
     count = len(spec.branches)
     padded = x.shape[1] // count
-    fused, columns = key.branches, config.width // key.branches
+    fused, tile_n = key.branches, config.width // key.branches
     every_parity = parities(spec, adjoint)
     outputs = parity_size(spec, adjoint, call.size)
     box = choose_box(TILE_M, outputs)
-    column_blocks = ceil_div(call.out_channels, columns)
+    n_tiles = ceil_div(call.out_channels, tile_n)
     branches, chunks = [], 0
     for number, kernel in group:
         starts = []
@@ -193,18 +193,18 @@ def _conv_sm80_group(
             starts.append(chunks)
             if has_weights(kernel):
                 bytes_of_k = tap_count(kernel, parity, spec, adjoint) * padded * x.dtype.itemsize
-                chunks += column_blocks * ceil_div(bytes_of_k, ROW_BYTES) * columns * (ROW_BYTES // 16)
+                chunks += n_tiles * ceil_div(bytes_of_k, ROW_BYTES) * tile_n * (ROW_BYTES // 16)
         branches.append(Branch(kernel, number, tuple(starts)))
     params = structs.ConvSm80Params(
         grid=grid(
-            count_boxes((x.shape[0], *outputs), box) * column_blocks,
+            count_boxes((x.shape[0], *outputs), box) * n_tiles,
             len(every_parity),
             1 if fused == count else len(group),
         ),
         arithmetic=call.arithmetic,
         fused=fused,
-        width=config.width,
-        elements=key.singly,
+        block_n=config.width,
+        elementwise=key.singly,
         stages=config.stages,
         cached=config.cached,
         x=x.volume(),
@@ -216,8 +216,8 @@ def _conv_sm80_group(
         geometry=geometry_of(spec, adjoint),
         epilogue=epilogue_of(call.noise, call.clamped),
         box_bits=tuple(b.bit_length() - 1 for b in box),
-        boxes=tuple(Divider.by(ceil_div(n, b)) for n, b in zip(outputs, box[1:], strict=True)),
-        column_blocks=Divider.by(column_blocks),
+        m_tiles=tuple(Divider.by(ceil_div(n, b)) for n, b in zip(outputs, box[1:], strict=True)),
+        n_tiles=Divider.by(n_tiles),
         branch=tuple(branches),
     )
     reads = {"x.data": "x", "in_scale": "in_scale", "weights": "packed_weights", **EPILOGUE_READS}
@@ -230,8 +230,8 @@ def _conv_sm80_group(
             chunks,
             len(every_parity),
             padded_channels=padded,
-            columns=columns,
-            run=columns // 8,
+            tile_n=tile_n,
+            lane_columns=tile_n // 8,
             swizzled=0,
         )
     return pack, conv, chunks * x.per_chunk
@@ -276,16 +276,16 @@ def wgrad_branches(call: WgradCall, columns_per_tap: int, multiple: int = 1) -> 
 
 
 def wgrad_reduce(
-    call: WgradCall, branches: Sequence[WgradBranch], tiles: int, *, splits: int, rows: int, chunk: int, chunks: int
+    call: WgradCall, branches: Sequence[WgradBranch], tiles: int, *, splits: int, tile_m: int, chunk: int, chunks: int
 ) -> tuple[Launch, int]:
-    """Adds the splits' tiles of `rows` by 128 in a fixed order; the launch, and the workspace's elements."""
-    row_blocks = ceil_div(call.rows, rows)
-    elements = tiles * row_blocks * rows * TILE_M
+    """Adds the splits' tiles of `tile_m` by 128 in a fixed order; the launch, and the workspace's elements."""
+    m_tiles = ceil_div(call.rows, tile_m)
+    elements = tiles * m_tiles * tile_m * TILE_M
     params = structs.WgradReduceParams(
         grid=grid(elements // THREADS),
         splits=splits,
-        row_blocks=row_blocks,
-        block_rows=rows,
+        m_tiles=m_tiles,
+        tile_m=tile_m,
         rows=call.rows,
         columns=call.columns,
         chunk=chunk,
@@ -313,33 +313,33 @@ def wgrad_sm80(call: WgradCall, config: Config) -> WgradPlan:
     count = len(call.spec.branches)
     low_channels, high_channels = low.shape[1] // count, high.shape[1] // count
     voxels = low.shape[0] * low.voxels
-    row_blocks = ceil_div(call.rows, config.width)
+    m_tiles = ceil_div(call.rows, config.width)
     branches, tiles = wgrad_branches(call, high_channels)
     steps = ceil_div(voxels, 64 // low.dtype.itemsize)
-    steps_per_split = max(4, ceil_div(steps, max(1, config.programs // (tiles * row_blocks))))
+    steps_per_split = max(4, ceil_div(steps, max(1, config.programs // (tiles * m_tiles))))
     splits = ceil_div(steps, steps_per_split)
     params = structs.WgradSm80Params(
-        grid=grid(tiles * row_blocks, splits),
+        grid=grid(tiles * m_tiles, splits),
         arithmetic=call.arithmetic,
-        rows=config.width,
+        tile_m=config.width,
         stages=config.stages,
         low=low.volume(),
         high=high.volume(),
         low_channels=low_channels,
         high_channels=high_channels,
         geometry=geometry_of(call.spec, False),
-        row_blocks=row_blocks,
+        m_tiles=m_tiles,
         voxels=voxels,
         steps=steps,
         steps_per_split=steps_per_split,
         branches=len(branches),
-        part=tuple(branches),
+        branch=tuple(branches),
         **low.dividers(),
     )
     reads = {"low.data": "low", "high.data": "high"}
     multiply = Launch.make("wgrad_sm80", params, reads=reads, writes={"workspace": "workspace"})
     chunk = low.per_chunk
     reduce, workspace = wgrad_reduce(
-        call, branches, tiles, splits=splits, rows=config.width, chunk=chunk, chunks=high_channels // chunk
+        call, branches, tiles, splits=splits, tile_m=config.width, chunk=chunk, chunks=high_channels // chunk
     )
     return WgradPlan(multiply, reduce, workspace)

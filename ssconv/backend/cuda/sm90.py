@@ -186,8 +186,8 @@ def conv_sm90(call: ConvCall, multiprocessors: int, cluster: int = 0) -> ConvPla
     every_parity = parities(spec, adjoint)
     of_parity = parity_size(spec, adjoint, call.size)
     outputs = x.shape[0] * of_parity[0] * of_parity[1] * of_parity[2]
-    column_blocks, m_tiles = ceil_div(call.out_channels, columns), ceil_div(outputs, TILE_M)
-    times = column_blocks * count // fused  # that each tile of outputs is computed, for other columns and branches
+    n_tiles, m_tiles = ceil_div(call.out_channels, columns), ceil_div(outputs, TILE_M)
+    times = n_tiles * count // fused  # that each tile of outputs is computed, for other columns and branches
     cluster = cluster or cluster_blocks(m_tiles, times * len(every_parity), columns, multiprocessors)
     tiles = ceil_div(m_tiles, cluster)
     slots = times * tiles
@@ -198,13 +198,13 @@ def conv_sm90(call: ConvCall, multiprocessors: int, cluster: int = 0) -> ConvPla
         for parity in every_parity:
             starts.append(chunks)
             steps = ceil_div(tap_count(kernel, parity, spec, adjoint) * padded, TILE_K)
-            chunks += column_blocks * steps * columns * TILE_K // x.per_chunk
+            chunks += n_tiles * steps * columns * TILE_K // x.per_chunk
         branches.append(Branch(kernel, number, tuple(starts)))
     params = structs.ConvSm90Call(
         grid=grid(min(work, max(1, multiprocessors // cluster)) * cluster),
         arithmetic=call.arithmetic,
         fused=fused,
-        columns=columns,
+        tile_n=columns,
         cluster=cluster,
         x=x.volume(),
         size=call.size,
@@ -218,17 +218,23 @@ def conv_sm90(call: ConvCall, multiprocessors: int, cluster: int = 0) -> ConvPla
         outputs=outputs,
         slots=slots,
         work=work,
-        column_blocks=Divider.by(column_blocks),
-        tiles=Divider.by(tiles),
+        n_tiles=Divider.by(n_tiles),
+        m_tiles=Divider.by(tiles),
         voxels=Divider.by(call.size[0] * call.size[1] * call.size[2]),
-        parts=count,
         branch=tuple(branches),
         **dividers(of_parity),
     )
     reads = {"x.data": "x", "weights": "packed_weights", **EPILOGUE_READS}
     conv = Launch.make("conv_sm90", params, reads=reads, writes={"y": "y", "z": "z"}, floats=EPILOGUE_FLOATS)
     pack = pack_weights(
-        call, branches, chunks, len(every_parity), padded_channels=padded, columns=columns, run=8 // fused, swizzled=1
+        call,
+        branches,
+        chunks,
+        len(every_parity),
+        padded_channels=padded,
+        tile_n=columns,
+        lane_columns=8 // fused,
+        swizzled=1,
     )
     return ConvPlan(((pack, conv),), (chunks * x.per_chunk,))
 
@@ -242,18 +248,18 @@ def wgrad_sm90(call: WgradCall, multiprocessors: int) -> WgradPlan:
     low_channels, high_channels = low.shape[1] // count, high.shape[1] // count
     low_box, high_box = box_channels(low_channels), box_channels(high_channels)
     boxes = ceil_div(high_channels, high_box)
-    rows = 64 if call.rows <= 64 else 128
-    tiles_of_block = 4 if rows == 64 else 2
-    row_blocks = ceil_div(call.rows, rows)
+    tile_m = 64 if call.rows <= 64 else 128
+    tiles_of_block = 4 if tile_m == 64 else 2
+    m_tiles = ceil_div(call.rows, tile_m)
     branches, tiles = wgrad_branches(call, boxes * high_box, tiles_of_block)
-    blocks = tiles // tiles_of_block * row_blocks
+    blocks = tiles // tiles_of_block * m_tiles
     steps = ceil_div(low.shape[0] * low.voxels, TILE_K)
     steps_per_split = max(MIN_STEPS, ceil_div(steps, max(1, multiprocessors // blocks)))
     splits = ceil_div(steps, steps_per_split)
     params = structs.WgradSm90Call(
         grid=grid(blocks, splits),
         arithmetic=call.arithmetic,
-        rows=rows,
+        tile_m=tile_m,
         low=low.volume(),
         high=high.volume(),
         geometry=geometry_of(call.spec, False),
@@ -262,14 +268,14 @@ def wgrad_sm90(call: WgradCall, multiprocessors: int) -> WgradPlan:
         low_box=low_box,
         high_box=high_box,
         boxes=boxes,
-        row_blocks=row_blocks,
+        m_tiles=m_tiles,
         steps=steps,
         steps_per_split=steps_per_split,
-        parts=len(branches),
+        branches=len(branches),
         branch=tuple(branches),
         **low.dividers(),
     )
     reads = {"low.data": "low", "high.data": "high"}
     multiply = Launch.make("wgrad_sm90", params, reads=reads, writes={"workspace": "workspace"})
-    reduce, workspace = wgrad_reduce(call, branches, tiles, splits=splits, rows=rows, chunk=high_box, chunks=boxes)
+    reduce, workspace = wgrad_reduce(call, branches, tiles, splits=splits, tile_m=tile_m, chunk=high_box, chunks=boxes)
     return WgradPlan(multiply, reduce, workspace)

@@ -211,24 +211,24 @@ def conv_sm90_halo(call: ConvCall, swizzled: bool, multiprocessors: int) -> Conv
     channels = x.shape[1] // count
     found = _tiling_of(x, spec, call.size, call.out_channels, call.groups, swizzled, multiprocessors)
     assert found is not None, "unsupported"
-    chunks_of_k, column_blocks = ceil_div(channels, found.chunk), ceil_div(call.out_channels, columns)
+    chunks_of_k, n_tiles = ceil_div(channels, found.chunk), ceil_div(call.out_channels, columns)
     along = _tiles(call.size, found.tile)
     tiles = x.shape[0] * along[0] * along[1] * along[2]
-    work = column_blocks * tiles * count // fused
+    work = n_tiles * tiles * count // fused
     branches, chunks = [], 0
     for number, kernel in enumerate(spec.branches):
         branches.append(Branch(kernel, number, (chunks,)))
         steps = ceil_div(kernel[0] * kernel[1] * kernel[2] * found.chunk, sm90.TILE_K)
-        chunks += column_blocks * chunks_of_k * steps * columns * sm90.TILE_K // x.per_chunk
+        chunks += n_tiles * chunks_of_k * steps * columns * sm90.TILE_K // x.per_chunk
     params = structs.ConvSm90HaloCall(
         grid=grid(min(work, multiprocessors)),
         arithmetic=call.arithmetic,
         fused=fused,
-        columns=columns,
+        tile_n=columns,
         x=x.volume(),
         size=call.size,
         channels=channels,
-        chunk=found.chunk,
+        chunk_channels=found.chunk,
         swizzled=swizzled,
         out_channels=call.out_channels,
         branches=count,
@@ -236,9 +236,8 @@ def conv_sm90_halo(call: ConvCall, swizzled: bool, multiprocessors: int) -> Conv
         epilogue=epilogue_of(call.noise, call.clamped),
         tile=found.tile,
         work=work,
-        column_blocks=Divider.by(column_blocks),
-        tiles=Divider.by(tiles),
-        parts=count,
+        n_tiles=Divider.by(n_tiles),
+        m_tiles=Divider.by(tiles),
         branch=tuple(branches),
         **dividers(along),
     )
@@ -250,8 +249,8 @@ def conv_sm90_halo(call: ConvCall, swizzled: bool, multiprocessors: int) -> Conv
         chunks,
         1,
         padded_channels=chunks_of_k * found.chunk,
-        columns=columns,
-        run=8 // fused,
+        tile_n=columns,
+        lane_columns=8 // fused,
         swizzled=found.chunk,
     )
     return ConvPlan(((pack, conv),), (chunks * x.per_chunk,))

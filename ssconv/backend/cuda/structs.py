@@ -55,32 +55,32 @@ class Epilogue(Structure):
 
 class ConvSm80Params(Structure):
     _fields_ = [
-        ("grid", Grid), ("arithmetic", c_int), ("fused", c_int), ("width", c_int), ("elements", c_int),
+        ("grid", Grid), ("arithmetic", c_int), ("fused", c_int), ("block_n", c_int), ("elementwise", c_int),
         ("stages", c_int), ("cached", c_int), ("x", Volume), ("in_scale", c_void_p), ("weights", c_void_p),
         ("y", c_void_p), ("z", c_void_p), ("size", c_int * 3), ("in_channels", c_int), ("out_channels", c_int),
         ("branches", c_int), ("shuffle", c_int), ("geometry", Geometry), ("epilogue", Epilogue),
-        ("box_bits", c_int * 4), ("boxes", Divider * 3), ("column_blocks", Divider), ("branch", Branch * BRANCHES),
+        ("box_bits", c_int * 4), ("m_tiles", Divider * 3), ("n_tiles", Divider), ("branch", Branch * BRANCHES),
     ]  # fmt: skip
 
 
 class ConvSm90Call(Structure):
     _fields_ = [
-        ("grid", Grid), ("arithmetic", c_int), ("fused", c_int), ("columns", c_int), ("cluster", c_int),
+        ("grid", Grid), ("arithmetic", c_int), ("fused", c_int), ("tile_n", c_int), ("cluster", c_int),
         ("x", Volume), ("weights", c_void_p), ("y", c_void_p), ("z", c_void_p), ("size", c_int * 3),
         ("channels", c_int), ("box_channels", c_int), ("padded_channels", c_int), ("out_channels", c_int),
         ("branches", c_int), ("geometry", Geometry), ("epilogue", Epilogue), ("outputs", c_uint32),
-        ("slots", c_uint32), ("work", c_uint32), ("column_blocks", Divider), ("tiles", Divider), ("voxels", Divider),
-        ("d", Divider), ("h", Divider), ("w", Divider), ("parts", c_int), ("branch", Branch * FUSED),
+        ("slots", c_uint32), ("work", c_uint32), ("n_tiles", Divider), ("m_tiles", Divider), ("voxels", Divider),
+        ("d", Divider), ("h", Divider), ("w", Divider), ("branch", Branch * FUSED),
     ]  # fmt: skip
 
 
 class ConvSm90HaloCall(Structure):
     _fields_ = [
-        ("grid", Grid), ("arithmetic", c_int), ("fused", c_int), ("columns", c_int), ("x", Volume),
+        ("grid", Grid), ("arithmetic", c_int), ("fused", c_int), ("tile_n", c_int), ("x", Volume),
         ("weights", c_void_p), ("y", c_void_p), ("z", c_void_p), ("size", c_int * 3), ("channels", c_int),
-        ("chunk", c_int), ("swizzled", c_int), ("out_channels", c_int), ("branches", c_int), ("geometry", Geometry),
-        ("epilogue", Epilogue), ("tile", c_int * 3), ("work", c_uint32), ("column_blocks", Divider),
-        ("tiles", Divider), ("d", Divider), ("h", Divider), ("w", Divider), ("parts", c_int),
+        ("chunk_channels", c_int), ("swizzled", c_int), ("out_channels", c_int), ("branches", c_int),
+        ("geometry", Geometry), ("epilogue", Epilogue), ("tile", c_int * 3), ("work", c_uint32), ("n_tiles", Divider),
+        ("m_tiles", Divider), ("d", Divider), ("h", Divider), ("w", Divider),
         ("branch", Branch * FUSED),
     ]  # fmt: skip
 
@@ -88,17 +88,17 @@ class ConvSm90HaloCall(Structure):
 class PackWeightsParams(Structure):
     _fields_ = [
         ("grid", Grid), ("arithmetic", c_int), ("in_channels", c_int), ("padded_channels", c_int),
-        ("out_channels", c_int), ("columns", c_int), ("run", c_int), ("swizzled", c_int), ("geometry", Geometry),
-        ("packed", c_void_p), ("weight", c_void_p * BRANCHES), ("stride", c_int64 * 5 * BRANCHES),
-        ("branch", Branch * BRANCHES),
+        ("out_channels", c_int), ("tile_n", c_int), ("lane_columns", c_int), ("swizzled", c_int),
+        ("geometry", Geometry), ("packed", c_void_p), ("weight", c_void_p * BRANCHES),
+        ("stride", c_int64 * 5 * BRANCHES), ("branch", Branch * BRANCHES),
     ]  # fmt: skip
 
 
 class PackInputParams(Structure):
     _fields_ = [
         ("grid", Grid), ("format", c_int), ("x", Volume), ("scale", c_void_p), ("out", c_void_p),
-        ("channels", c_int), ("padded", c_int), ("branches", c_int), ("voxels_first", c_int), ("voxels", c_int64),
-        ("d", Divider), ("h", Divider), ("w", Divider),
+        ("channels", c_int), ("padded_channels", c_int), ("branches", c_int), ("voxels_first", c_int),
+        ("voxels", c_int64), ("d", Divider), ("h", Divider), ("w", Divider),
     ]  # fmt: skip
 
 
@@ -108,26 +108,26 @@ class WgradBranch(Structure):
 
 class WgradSm80Params(Structure):
     _fields_ = [
-        ("grid", Grid), ("arithmetic", c_int), ("rows", c_int), ("stages", c_int), ("low", Volume), ("high", Volume),
+        ("grid", Grid), ("arithmetic", c_int), ("tile_m", c_int), ("stages", c_int), ("low", Volume), ("high", Volume),
         ("low_channels", c_int), ("high_channels", c_int), ("workspace", c_void_p), ("geometry", Geometry),
-        ("row_blocks", c_int), ("voxels", c_uint32), ("steps", c_int), ("steps_per_split", c_int), ("d", Divider),
-        ("h", Divider), ("w", Divider), ("branches", c_int), ("part", WgradBranch * BRANCHES),
+        ("m_tiles", c_int), ("voxels", c_uint32), ("steps", c_int), ("steps_per_split", c_int), ("d", Divider),
+        ("h", Divider), ("w", Divider), ("branches", c_int), ("branch", WgradBranch * BRANCHES),
     ]  # fmt: skip
 
 
 class WgradSm90Call(Structure):
     _fields_ = [
-        ("grid", Grid), ("arithmetic", c_int), ("rows", c_int), ("low", Volume), ("high", Volume),
+        ("grid", Grid), ("arithmetic", c_int), ("tile_m", c_int), ("low", Volume), ("high", Volume),
         ("workspace", c_void_p), ("geometry", Geometry), ("low_channels", c_int), ("high_channels", c_int),
-        ("low_box", c_int), ("high_box", c_int), ("boxes", c_int), ("row_blocks", c_int), ("steps", c_int),
-        ("steps_per_split", c_int), ("d", Divider), ("h", Divider), ("w", Divider), ("parts", c_int),
+        ("low_box", c_int), ("high_box", c_int), ("boxes", c_int), ("m_tiles", c_int), ("steps", c_int),
+        ("steps_per_split", c_int), ("d", Divider), ("h", Divider), ("w", Divider), ("branches", c_int),
         ("branch", WgradBranch * FUSED),
     ]  # fmt: skip
 
 
 class WgradReduceParams(Structure):
     _fields_ = [
-        ("grid", Grid), ("splits", c_int), ("row_blocks", c_int), ("block_rows", c_int), ("rows", c_int),
+        ("grid", Grid), ("splits", c_int), ("m_tiles", c_int), ("tile_m", c_int), ("rows", c_int),
         ("columns", c_int), ("chunk", c_int), ("chunks", c_int), ("transposed", c_int), ("workspace", c_void_p),
         ("branches", c_int), ("out", c_void_p * BRANCHES), ("taps", c_int * BRANCHES),
         ("first_tile", c_int * (BRANCHES + 1)),
@@ -156,8 +156,8 @@ class UpfirdnParams(Structure):
     _fields_ = [
         ("grid", Grid), ("format", c_int), ("shared_bytes", c_int), ("x", Volume), ("y", c_void_p),
         ("size", c_int * 3), ("channels", c_int), ("taps", Companion * 3), ("length", c_int * 3), ("up", c_int * 3),
-        ("down", c_int * 3), ("padding", c_int * 3), ("tile", c_int * 3), ("source", c_int * 3), ("width", c_int),
-        ("blocks", Divider * 4),
+        ("down", c_int * 3), ("padding", c_int * 3), ("tile", c_int * 3), ("input_tile", c_int * 3),
+        ("block_channels", c_int), ("blocks", Divider * 4),
     ]  # fmt: skip
 
 
