@@ -157,7 +157,7 @@ def code_flags(archs: list[str]) -> list[str]:
 def flags_of(source: Path, archs: list[str]) -> list[str]:
     """What a file is compiled for. Those named for sm_90 have wgmma, which sm_90a alone takes: they are compiled for
     that where 9.0 is wanted, else for what the others are, and then refuse every call."""
-    if source.stem.endswith("_sm90") and "90" in {a.removesuffix("+PTX") for a in archs}:
+    if "_sm90" in source.stem and "90" in {a.removesuffix("+PTX") for a in archs}:
         return ["-gencode", "arch=compute_90a,code=sm_90a", "-DSSCONV_SM90A"]
     return code_flags(archs)
 
@@ -227,7 +227,7 @@ def compile_kernels(nvcc: str, folder: Path) -> list[str]:
 
 
 def remarks(objects: list[str]) -> list[str]:
-    """What the assembler did to wgmma, such as "product_sm90: C7510" (it waits after every one), by the logs that
+    """What the assembler did to wgmma, such as "conv_sm90: C7510" (it waits after every one), by the logs that
     `compile_kernels` leaves beside its objects. Another release of nvcc may do what the one we compile with did not."""
     found = []
     for path in objects:
@@ -269,7 +269,7 @@ def compiled_module() -> list[Extension]:
     if torch is None:  # also when pip only asks what the build needs, and hears of torch from `setup_requires`
         print("ssconv: the compiled module is left out: no torch is installed to build against; the reference serves")
         return []
-    sources = sorted(str(p) for p in Path("csrc").glob("*.cpp"))
+    sources = sorted(str(p) for folder in ("csrc", "csrc/cpu") for p in Path(folder).glob("*.cpp"))
     if "csrc/bindings.cpp" in sources:
         macros.append(("SSCONV_CPU_KERNELS", None))
     module = Extension(

@@ -1,6 +1,6 @@
-// The ops torch.ops.ssconv_kernels.*: tensors in, the kernels' plain structs out. Results are allocated by the caller
-// (ssconv/backend/cpu.py), which has also checked the call (ssconv/spec.py). Stable ABI: built once, loads under every torch
-// from 2.11 on.
+// Registers the ops torch.ops.ssconv_kernels.*: each turns its tensors into the CPU kernels' plain structs. The caller
+// (ssconv/backend/cpu.py) allocates the results and has checked the call (ssconv/spec.py). Uses torch's stable ABI: one
+// build loads under every torch from 2.11 on.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 namespace {
 
@@ -33,7 +33,7 @@ using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using Ints = std::vector<int64_t>;
 
-const Kernels* chosen = ssconv::cpu_kernels();
+const Kernels* kernels = ssconv::cpu_kernels();
 
 Type type_of(const Tensor& t) {
   switch (t.scalar_type()) {
@@ -58,15 +58,15 @@ Volume volume(const Tensor& t) {
   return v;
 }
 
-// A result that is about to be written for the first time: in pages of 2 MiB, where Linux gives them, instead of 4 KiB.
-// A fresh page costs 2 us, which for a large result is a tenth of its convolution.
+// A result that is about to be written for the first time. Asks Linux for pages of 2 MiB instead of 4 KiB: the page
+// faults (2 us each) would take a tenth of a large convolution's time.
 Volume result(const Tensor& t) {
   const Volume v = volume(t);
 #if defined(__linux__)
   constexpr uintptr_t PAGE = uintptr_t(1) << 21;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(v.data) + PAGE - 1) / PAGE * PAGE;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(v.data) + uintptr_t(t.numel()) * t.element_size()) / PAGE * PAGE;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: may be refused
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // may be refused
 #endif
   return v;
 }
@@ -83,11 +83,18 @@ Epilogue epilogue_of(const std::optional<Tensor>& scale, const std::optional<Ten
                      std::optional<double> clamp) {
   const int64_t shared = noise.has_value() && noise->size(0) == 1;
   const int64_t per_sample = noise.has_value() ? noise->size(2) * noise->size(3) * noise->size(4) : 0;
-  return {static_cast<int>(groups), static_cast<float>(slope), static_cast<float>(gain),
-          clamp ? static_cast<float>(*clamp) : -1.f, floats(scale), floats(bias), floats(noise), shared ? 0 : per_sample};
+  return {static_cast<int>(groups),
+          static_cast<float>(slope),
+          static_cast<float>(gain),
+          clamp ? static_cast<float>(*clamp) : -1.f,
+          floats(scale),
+          floats(bias),
+          floats(noise),
+          shared ? 0 : per_sample};
 }
 
-// swapped: the weight's first axis is the map's input. gradients: the tensors are results.
+// The kernels' description of the branches. `branches`: the ints of ConvSpec.encode(), three per branch. swapped: the
+// weight's first axis is the input channel. gradients: the tensors are results, weight gradients.
 struct BranchList {
   std::vector<Branch> list;
   Geometry geometry;
@@ -138,21 +145,22 @@ void convolve(const Tensor& x, const Tensors& weights, const std::optional<Tenso
   const BranchList b(weights, false, branches, stride, first, adjoint, swapped, x.size(1), y.size(1));
   const Volume out = result(y);
   const Volume pre = z.has_value() ? result(*z) : out;
-  chosen->convolve(b.geometry, volume(x), floats(in_scale), epilogue_of(scale, bias, noise, groups, slope, gain, clamp),
-                   out, z.has_value() ? &pre : nullptr, pool());
+  kernels->convolve(b.geometry, volume(x), floats(in_scale),
+                    epilogue_of(scale, bias, noise, groups, slope, gain, clamp), out, z.has_value() ? &pre : nullptr,
+                    pool());
 }
 
 void weight_gradient(const Tensor& x, const std::optional<Tensor>& x_scale, const Tensor& g,
                      const std::optional<Tensor>& g_scale, const Ints& branches, const Ints& stride, const Ints& first,
                      bool swapped, const Tensors& gradients) {
   const BranchList b(gradients, true, branches, stride, first, false, swapped, x.size(1), g.size(1));
-  chosen->weight_gradient(b.geometry, volume(x), floats(x_scale), volume(g), floats(g_scale), pool());
+  kernels->wgrad(b.geometry, volume(x), floats(x_scale), volume(g), floats(g_scale), pool());
 }
 
 void epilogue(const Tensor& z, const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& noise, int64_t groups, double slope, double gain, std::optional<double> clamp,
-              const Tensor& y) {
-  chosen->epilogue(volume(z), epilogue_of(scale, bias, noise, groups, slope, gain, clamp), result(y), pool());
+              const std::optional<Tensor>& noise, int64_t groups, double slope, double gain,
+              std::optional<double> clamp, const Tensor& y) {
+  kernels->epilogue(volume(z), epilogue_of(scale, bias, noise, groups, slope, gain, clamp), result(y), pool());
 }
 
 void epilogue_backward(const Tensor& gy, const Tensor& y, const std::optional<Tensor>& z,
@@ -162,13 +170,15 @@ void epilogue_backward(const Tensor& gy, const Tensor& y, const std::optional<Te
   const Volume g = volume(gy);
   const Volume pre = z.has_value() ? volume(*z) : g;
   const auto out = [](const std::optional<Tensor>& t) { return const_cast<float*>(floats(t)); };
-  chosen->epilogue_backward(g, volume(y), z.has_value() ? &pre : nullptr,
-                            epilogue_of(scale, std::nullopt, std::nullopt, groups, slope, gain, clamp), result(gz),
-                            out(bias), out(noise), noise.has_value() && noise->size(0) == 1, out(scale_gradient), pool());
+  kernels->epilogue_backward(g, volume(y), z.has_value() ? &pre : nullptr,
+                             epilogue_of(scale, std::nullopt, std::nullopt, groups, slope, gain, clamp), result(gz),
+                             out(bias), out(noise), noise.has_value() && noise->size(0) == 1, out(scale_gradient),
+                             pool());
 }
 
 void upfirdn(const Tensor& x, const std::optional<Tensor>& taps_d, const std::optional<Tensor>& taps_h,
-             const std::optional<Tensor>& taps_w, const Ints& up, const Ints& down, const Ints& before, const Tensor& y) {
+             const std::optional<Tensor>& taps_w, const Ints& up, const Ints& down, const Ints& before,
+             const Tensor& y) {
   static const float one = 1;
   Filter f;
   const std::optional<Tensor>* taps[3] = {&taps_d, &taps_h, &taps_w};
@@ -180,15 +190,15 @@ void upfirdn(const Tensor& x, const std::optional<Tensor>& taps_d, const std::op
     f.down[d] = static_cast<int>(down[d]);
     f.before[d] = static_cast<int>(before[d]);
   }
-  chosen->upfirdn(f, volume(x), result(y), pool());
+  kernels->upfirdn(f, volume(x), result(y), pool());
 }
 
-std::string cpu_instruction_set() { return chosen->name; }
+std::string cpu_instruction_set() { return kernels->name; }
 
-// For tests: every instruction set that runs here computes the same.
+// For tests, which compare the instruction sets. Returns whether this processor has that one.
 bool set_cpu_instruction_set(const std::string& name) {
   const Kernels* k = ssconv::cpu_kernels(name.c_str());
-  if (k != nullptr) chosen = k;
+  if (k != nullptr) kernels = k;
   return k != nullptr;
 }
 
@@ -200,10 +210,12 @@ STABLE_TORCH_LIBRARY(ssconv_kernels, m) {
       "int[] branches, int[] stride, int[] first, bool adjoint, bool swapped, int groups, float slope, float gain, "
       "float? clamp, Tensor(a!) y, Tensor(b!)? z) -> ()");
   m.def(
-      "weight_gradient(Tensor x, Tensor? x_scale, Tensor g, Tensor? g_scale, int[] branches, int[] stride, int[] first, "
+      "weight_gradient(Tensor x, Tensor? x_scale, Tensor g, Tensor? g_scale, int[] branches, int[] stride, int[] "
+      "first, "
       "bool swapped, Tensor(a!)[] gradients) -> ()");
   m.def(
-      "epilogue(Tensor z, Tensor? scale, Tensor? bias, Tensor? noise, int groups, float slope, float gain, float? clamp, "
+      "epilogue(Tensor z, Tensor? scale, Tensor? bias, Tensor? noise, int groups, float slope, float gain, float? "
+      "clamp, "
       "Tensor(a!) y) -> ()");
   m.def(
       "epilogue_backward(Tensor gy, Tensor y, Tensor? z, Tensor? scale, int groups, float slope, float gain, "

@@ -2,6 +2,7 @@
 //
 // Plain CPython, limited API of 3.10: one build loads under every Python from 3.10 on. The macros SSCONV_* come from
 // setup.py.
+#define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <string>
@@ -10,6 +11,7 @@
 
 #if defined(SSCONV_CUDA_KERNELS)
 #include "cuda/launch.h"
+#include "cuda/layout.h"
 #endif
 
 namespace {
@@ -96,18 +98,31 @@ PyObject* build_info(PyObject*, PyObject*) {
 
 #ifdef SSCONV_CUDA_KERNELS
 PyObject* cuda_call(PyObject*, PyObject* args) {
-  const char* kernel;
-  PyObject *integers, *floats;
-  if (!PyArg_ParseTuple(args, "sO!O!", &kernel, &PyList_Type, &integers, &PyList_Type, &floats)) return nullptr;
-  std::vector<int64_t> i(PyList_Size(integers));
-  std::vector<double> f(PyList_Size(floats));
-  for (size_t k = 0; k < i.size(); ++k) i[k] = PyLong_AsLongLong(PyList_GetItem(integers, k));
-  for (size_t k = 0; k < f.size(); ++k) f[k] = PyFloat_AsDouble(PyList_GetItem(floats, k));
-  if (PyErr_Occurred()) return nullptr;
-  const char* error = ssconv::cuda_call(kernel, i.data(), i.size(), f.data(), f.size());
+  const char *kernel, *params;
+  Py_ssize_t bytes;
+  unsigned long long stream;
+  if (!PyArg_ParseTuple(args, "sy#K", &kernel, &params, &bytes, &stream)) return nullptr;
+  const char* error =
+      ssconv::cuda_call(kernel, params, static_cast<size_t>(bytes), reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
   if (error == nullptr) Py_RETURN_NONE;
   PyErr_Format(PyExc_RuntimeError, "ssconv: CUDA kernel %s: %s", kernel, error);
   return nullptr;
+}
+
+PyObject* cuda_structs(PyObject*, PyObject*) {
+  PyObject* structs = PyDict_New();
+  for (const ssconv::StructLayout& layout : ssconv::struct_layouts()) {
+    PyObject* fields = PyList_New(0);
+    for (const ssconv::FieldLayout& f : layout.fields) {
+      PyObject* field = Py_BuildValue("(snn)", f.name, static_cast<Py_ssize_t>(f.offset), static_cast<Py_ssize_t>(f.size));
+      if (field == nullptr || fields == nullptr || PyList_Append(fields, field) != 0) Py_CLEAR(fields);
+      Py_XDECREF(field);
+    }
+    PyObject* entry = fields == nullptr ? nullptr : Py_BuildValue("(nN)", static_cast<Py_ssize_t>(layout.size), fields);
+    if (entry == nullptr || structs == nullptr || PyDict_SetItemString(structs, layout.name, entry) != 0) Py_CLEAR(structs);
+    Py_XDECREF(entry);
+  }
+  return structs;
 }
 #endif
 
@@ -119,9 +134,12 @@ PyMethodDef methods[] = {
      "wgmma that makes it slow), kernels (list of str: their names)."},
 #ifdef SSCONV_CUDA_KERNELS
     {"cuda_call", cuda_call, METH_VARARGS,
-     "cuda_call(kernel: str, integers: list[int], floats: list[float]) -> None\n\n"
-     "Launches a kernel of csrc/cuda on the current device; the numbers are those of csrc/cuda/calls.cpp.\n"
-     "RuntimeError says what CUDA has against it."},
+     "cuda_call(kernel: str, params: bytes, stream: int) -> None\n\n"
+     "Launches a kernel of csrc/cuda on the current device; params is its struct of csrc/cuda/params.h.\n"
+     "Raises RuntimeError where the struct has another size or CUDA refuses the launch."},
+    {"cuda_structs", cuda_structs, METH_NOARGS,
+     "cuda_structs() -> dict[str, tuple[int, list[tuple[str, int, int]]]]\n\n"
+     "The structs of csrc/cuda/params.h that Python fills: size, and name, offset and size of each field."},
 #endif
     {nullptr, nullptr, 0, nullptr},
 };

@@ -83,7 +83,7 @@ def hopper_state(device: str) -> str:
         return ssconv.backends()["cuda"]
     from ssconv.backend.cuda import launch  # imports only where it can serve
 
-    reason = launch.hopper_missing(torch.device(device))
+    reason = launch.sm90_unavailable(torch.device(device))
     return "available" if reason is None else f"not available: {reason}"
 
 

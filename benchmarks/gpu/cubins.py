@@ -20,7 +20,7 @@ def tool(name: str) -> str:
     """Finds a tool of the CUDA toolkit; Triton's wheel carries cuobjdump and nvdisasm.
 
     Raises:
-        FileNotFoundError: neither has it.
+        FileNotFoundError: it is in neither.
     """
     triton = find_spec("triton")
     folders = [Path(os.environ[v], "bin") for v in ("CUDA_HOME", "CUDA_PATH") if v in os.environ]

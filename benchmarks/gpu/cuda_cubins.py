@@ -26,22 +26,20 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.gpu.cubins import count_instructions, tool
-from ssconv.backend.cuda import sm90 as cuda_hopper
-from ssconv.backend.cuda import sm90_halo as cuda_halo
-from ssconv.backend.cuda import table as cuda_table
+from ssconv.backend.cuda import sm90, sm90_halo, table
 from ssconv.backend.cuda.table import Key
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = ROOT / "tests" / "csrc" / "cuda_budget.json"
 ARITHMETIC = {"Bf16": "16bit", "F16": "16bit", "Tf32": "tf32", "Ieee": "ieee"}
 # Two blocks of 128 threads have room for 255 each; one of 384 has for 168, which its warpgroups then share out anew.
-MOST_REGISTERS = {"Product": 255, "WeightGradient": 255, "TensorProduct": 168, "TensorWeights": 168}
-MOST_REGISTERS |= {"HaloProduct": 168}
-# Below this many, four blocks of 128 threads fit: what memory limits hides its latency with threads.
+MOST_REGISTERS = {"ConvSm80": 255, "WgradSm80": 255, "ConvSm90": 168, "WgradSm90": 168}
+MOST_REGISTERS |= {"ConvSm90Halo": 168}
+# Up to this many, four blocks of 128 threads fit: kernels that memory limits hide its latency with threads.
 MEMORY_BOUND_REGISTERS = 128
-# Sums for the gradients of four branches of 16-bit chunks take more; two blocks fit.
-EXCEPTIONS = {"FinishBackward<f16, 4>": 224, "FinishBackward<bf16, 4>": 224, "FinishBackward<float, 4>": 160}
-EXCEPTIONS |= {"FinishBackward<f16, 2>": 144, "FinishBackward<bf16, 2>": 144}
+# The sums for the gradients of four branches of 16-bit chunks need more; two blocks fit.
+EXCEPTIONS = {"EpilogueBackward<f16, 4>": 224, "EpilogueBackward<bf16, 4>": 224, "EpilogueBackward<float, 4>": 160}
+EXCEPTIONS |= {"EpilogueBackward<f16, 2>": 144, "EpilogueBackward<bf16, 2>": 144}
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Cubin:
 
     @property
     def kind(self) -> str:
-        """Product, WeightGradient, Finish, .."""
+        """The kernel's class: ConvSm80, WgradSm80, EpilogueForward, .."""
         return self.name.split("<")[0]
 
     @property
@@ -68,7 +66,7 @@ class Cubin:
 
     @property
     def tensor_cores(self) -> bool:
-        return self.kind in ("Product", "WeightGradient") and "Ieee" not in self.arguments
+        return self.kind in ("ConvSm80", "WgradSm80") and "Ieee" not in self.arguments
 
     def count(self, *starts: str) -> int:
         """Counts the instructions whose name begins with one of these."""
@@ -137,43 +135,43 @@ def _code(module: Path, architecture: int) -> Iterator[tuple[str, Counter[str]]]
 
 
 def launched_shared(name: str, architecture: int) -> int:
-    """Bytes that the launch gives a block: of products and weight gradients, the most that the committed table asks
-    for; of the others what their code states."""
+    """Dynamic shared memory of a block: for sm_80's convolutions and weight gradients, the most that the committed
+    table asks for; for sm_90a's kernels, what their headers compute."""
     kind, arguments = name.split("<")[0], re.findall(r"\w+", name)[1:]
-    if kind == "TensorProduct":
-        return tensor_product_shared(int(arguments[2]))
-    if kind == "HaloProduct":
-        return cuda_halo.shared_bytes(int(arguments[2]))
-    if kind == "TensorWeights":
+    if kind == "ConvSm90":
+        return conv_sm90_shared(int(arguments[2]))
+    if kind == "ConvSm90Halo":
+        return sm90_halo.shared_bytes(int(arguments[2]))
+    if kind == "WgradSm90":
         stage = (int(arguments[1]) + (512 if arguments[1] == "64" else 256)) * 128
         return 220 * 1024 // stage * (stage + 16)
-    if kind not in ("Product", "WeightGradient"):
+    if kind not in ("ConvSm80", "WgradSm80"):
         return 0
-    table = cuda_table.TABLE.read(cuda_table.TABLE.committed)
-    if kind == "Product":
+    rows = table.TABLE.read(table.TABLE.committed)
+    if kind == "ConvSm80":
         branches, width, singly = int(arguments[1]), int(arguments[2]), arguments[3] == "true"
         wanted = ("product", branches, width, singly)
     else:
         wanted = ("weights", 1, int(arguments[1]), False)
-    arithmetic, family = ARITHMETIC[arguments[0]], cuda_table.family(architecture)
+    arithmetic, family = ARITHMETIC[arguments[0]], table.family(architecture)
 
     def asked(key: Key, width: int) -> bool:
         mine = (key.kernel, key.branches, width, key.singly)
         return mine == wanted and key.architecture == family and key.arithmetic == arithmetic
 
-    rows = [(k, c) for k, c in table.items() if asked(k, c.width)]
-    return max((cuda_table.stage_bytes(k, c.width) * c.stages for k, c in rows), default=0)
+    bytes_asked = [table.stage_bytes(k, c.width) * c.stages for k, c in rows.items() if asked(k, c.width)]
+    return max(bytes_asked, default=0)
 
 
-def tensor_product_shared(columns: int) -> int:
-    """Bytes of the ring and its mbarriers, as csrc/cuda/product_sm90.cuh has them."""
-    stage = (cuda_hopper.OUTPUTS + columns) * 128
+def conv_sm90_shared(columns: int) -> int:
+    """Bytes of the pipeline and its mbarriers, as csrc/cuda/conv_sm90.cuh computes them."""
+    stage = (sm90.TILE_M + columns) * 128
     stages = min(6, 220 * 1024 // stage)
     return stages * (stage + 16)
 
 
 def cubins(architecture: int, module: Path, code: bool = True) -> list[Cubin]:
-    """Every kernel of the module for one architecture, those of sm_90a with 90's; without `code` its instructions are
+    """Every kernel of the module for one architecture, sm_90a's among those of 90. Without `code` the instructions are
     not read, which takes most of the time."""
     usage = _usage(module, architecture)
     read = _code(module, architecture) if code else ((name, Counter()) for name in usage)
@@ -189,14 +187,15 @@ def cubins(architecture: int, module: Path, code: bool = True) -> list[Cubin]:
 
 
 def stores_whole_chunks(cubin: Cubin) -> bool:
-    """Whether a lane owns 16 bytes side by side. A product's has an eighth of the block's columns; a weight gradient
-    stores pairs of sums, the reduction single ones; other numbers of branches than 1, 2 and 4 go channel by channel."""
-    if cubin.kind == "Product":
+    """Whether a lane owns 16 bytes side by side. A convolution's lane owns an eighth of the block's columns; a weight
+    gradient stores pairs of sums, its reduction single ones; other numbers of branches than 1, 2 and 4 are stored
+    channel by channel."""
+    if cubin.kind == "ConvSm80":
         element = 2 if {"Bf16", "F16"} & set(cubin.arguments) else 4
         return int(cubin.arguments[2]) // 8 * element >= 16
-    if cubin.kind in ("WeightGradient", "TensorWeights", "Reduce"):
+    if cubin.kind in ("WgradSm80", "WgradSm90", "WgradReduce"):
         return False
-    if cubin.kind in ("TensorProduct", "HaloProduct"):
+    if cubin.kind in ("ConvSm90", "ConvSm90Halo"):
         return True
     return "0" not in cubin.arguments
 
@@ -206,34 +205,34 @@ def faults(cubin: Cubin) -> list[str]:
     found = []
     if cubin.stack or cubin.count("LDL", "STL"):
         found.append(f"spills: {cubin.stack} bytes of stack, {cubin.count('LDL', 'STL')} accesses to local memory")
-    if cubin.shared > cuda_table.SHARED[cuda_table.family(cubin.architecture)]:
+    if cubin.shared > table.SHARED[table.family(cubin.architecture)]:
         found.append(f"{cubin.shared} bytes of shared memory are more than the card has")
     most = MOST_REGISTERS.get(cubin.kind, EXCEPTIONS.get(cubin.name, MEMORY_BOUND_REGISTERS))
     if cubin.registers > most:
         found.append(f"{cubin.registers} registers; at most {most} were meant")
     if cubin.tensor_cores and not cubin.count("HMMA"):
         found.append("no tensor-core instruction (HMMA)")
-    if cubin.kind in ("Product", "WeightGradient") and not cubin.count("LDGSTS.E.BYPASS.128"):
+    if cubin.kind in ("ConvSm80", "WgradSm80") and not cubin.count("LDGSTS.E.BYPASS.128"):
         found.append("no asynchronous copies of 16 bytes (LDGSTS)")
     if cubin.tensor_cores and "Tf32" not in cubin.arguments and not cubin.count("LDSM"):
         found.append("no matrix loads (LDSM)")
-    if cubin.kind in ("TensorProduct", "TensorWeights", "HaloProduct"):
+    if cubin.kind in ("ConvSm90", "WgradSm90", "ConvSm90Halo"):
         found += [
             f"no {what} ({name})"
             for name, what in (
                 ("HGMMA", "tensor-core instruction of a warpgroup"),
                 (
                     ("UTMALDG.5D", "bulk copy of a tile")
-                    if cubin.kind == "HaloProduct"
+                    if cubin.kind == "ConvSm90Halo"
                     else ("UTMALDG.5D.IM2COL", "bulk copy of an im2col box")
                 ),
                 ("UBLKCP", "bulk copy of packed weights"),
                 ("SYNCS.PHASECHK.TRANS64.TRYWAIT", "wait at an mbarrier"),
                 ("USETMAXREG", "change of a warpgroup's registers"),
             )
-            if not cubin.count(name) and (cubin.kind, name) != ("TensorWeights", "UBLKCP")
+            if not cubin.count(name) and (cubin.kind, name) != ("WgradSm90", "UBLKCP")
         ]
-        if cubin.kind == "TensorProduct" and cubin.arguments[3] == "2":
+        if cubin.kind == "ConvSm90" and cubin.arguments[3] == "2":
             found += [
                 f"no {what} ({name})"
                 for name, what in (
@@ -249,7 +248,8 @@ def faults(cubin: Cubin) -> list[str]:
             found.append("a wait after every HGMMA: the compiler serialised them")
     if stores_whole_chunks(cubin) and not cubin.count("STG.E.128"):
         found.append("no store of 16 bytes (STG.E.128)")
-    if cubin.kind in ("Finish", "FinishBackward") and "0" not in cubin.arguments and not cubin.count("LDG.E.128"):
+    epilogue = cubin.kind in ("EpilogueForward", "EpilogueBackward")
+    if epilogue and "0" not in cubin.arguments and not cubin.count("LDG.E.128"):
         found.append("no load of 16 bytes (LDG.E.128)")
     return found
 

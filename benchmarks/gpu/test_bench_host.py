@@ -18,7 +18,7 @@ EPILOGUE = Epilogue(2, 0.2, 1.4)
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], object]]:
     """Gives the functions of a training step on (2, 64, 8, 8, 8), whose launches do nothing."""
-    monkeypatch.setattr(launch, "call", lambda kernel, integers, floats: None)
+    monkeypatch.setattr(launch, "call", lambda kernel, params, stream: None)
     x = torch.zeros(2, 64, 8, 8, 8).contiguous(memory_format=torch.channels_last_3d)
     weights = [torch.zeros(32, 32, *k) for k in GEOMETRY.branches]
     bias, size = torch.zeros(64), (8, 8, 8)

@@ -1,26 +1,26 @@
-// z = A (in_scale x) tile by tile, and the epilogue on each tile while it is in the cache.
+// fprop and dgrad: z = A (in_scale * x) tile by tile, and the epilogue on each tile while it is in the cache.
 
 struct Tile {
   int64_t d, h, w;
 };
 
-// Boxes whose packed input and results stay in the L2 cache, and enough of them for all workers.
-Tile choose_tile(const Geometry& g, const Class& c, int64_t samples, int64_t z_floats, int workers) {
+// Chooses a tile whose packed input and results stay in the L2 cache, with at least four tiles per worker.
+Tile choose_tile(const Geometry& g, const ParityClass& c, int64_t samples, int64_t z_floats, int workers) {
   constexpr int64_t BOX = 112 * 1024, RESULT = 64 * 1024;  // floats
-  Tile t = {1, 1, least(c.count[2], 64)};
+  Tile t = {1, 1, minimum(c.count[2], 64)};
   int64_t widest[3] = {1, 1, 1};
   for (int s = 0; s < g.branches; ++s)
     for (int d = 0; d < 3 && g.branch[s].kind == Kind::convolution; ++d)
-      widest[d] = most(widest[d], g.adjoint ? ceil_div(g.branch[s].extent[d], g.stride[d]) : g.branch[s].extent[d]);
+      widest[d] = maximum(widest[d], g.adjoint ? ceil_div(g.branch[s].extent[d], g.stride[d]) : g.branch[s].extent[d]);
   const auto reads = [&](int d, int64_t outputs) { return (outputs - 1) * in_stride(g, d) + widest[d]; };
   const auto fits = [&](const Tile& u) {
     const int64_t box = reads(0, u.d) * reads(1, u.h) * reads(2, u.w) * box_channels(g.in_channels);
     return box <= BOX && u.d * u.h * u.w * z_floats <= RESULT;
   };
   while (t.w > 8 && !fits(t)) t.w = ceil_div(t.w, 2);
-  // Grow where the halo costs most, along depth or height.
+  // Grow along D or H, whichever reduces the halo's share more.
   for (;;) {
-    const Tile deeper = {least(2 * t.d, c.count[0]), t.h, t.w}, higher = {t.d, least(2 * t.h, c.count[1]), t.w};
+    const Tile deeper = {minimum(2 * t.d, c.count[0]), t.h, t.w}, higher = {t.d, minimum(2 * t.h, c.count[1]), t.w};
     const bool d = deeper.d > t.d && fits(deeper), h = higher.h > t.h && fits(higher);
     if (!d && !h) break;
     t = d && (!h || reads(0, t.d) * t.h > reads(1, t.h) * t.d) ? deeper : higher;
@@ -32,18 +32,19 @@ Tile choose_tile(const Geometry& g, const Class& c, int64_t samples, int64_t z_f
   return t;
 }
 
-// Brings the input of the next tile into the L2 cache, a few lines at each step, while this tile is computed.
-struct Ahead {
+// Prefetches the input of the next tile into the L2 cache, a few lines per step, while this tile is computed.
+struct Prefetcher {
   const char* data;
   int64_t stride_d, stride_h, line_bytes, heights, lines, steps, calls, done;
 
-  Ahead(const Volume& x, int64_t n, const Span* spans, int64_t of_steps) : lines(0), steps(of_steps), calls(0), done(0) {
+  Prefetcher(const Volume& x, int64_t n, const Interval* spans, int64_t of_steps)
+      : lines(0), steps(of_steps), calls(0), done(0) {
     const int64_t item = x.type == Type::f32 ? 4 : 2;
-    if (x.stride[1] != 1 || x.stride[4] < x.size[1]) return;  // its channels are not together
+    if (x.stride[1] != 1 || x.stride[4] < x.size[1]) return;  // its channels are not contiguous
     int64_t low[3], size[3];
     for (int d = 0; d < 3; ++d) {
-      low[d] = most(spans[d].low, 0);
-      size[d] = least(spans[d].low + spans[d].length, x.size[2 + d]) - low[d];
+      low[d] = maximum(spans[d].low, 0);
+      size[d] = minimum(spans[d].low + spans[d].length, x.size[2 + d]) - low[d];
       if (size[d] <= 0) return;
     }
     data = static_cast<const char*>(x.data) +
@@ -56,7 +57,7 @@ struct Ahead {
   }
 
   void step() {
-    const int64_t until = least(lines, lines * ++calls / steps);
+    const int64_t until = minimum(lines, lines * ++calls / steps);
     for (; done < until; ++done) {
       const char* line = data + done / heights * stride_d + done % heights * stride_h;
       for (int64_t i = 0; i < line_bytes; i += 64) __builtin_prefetch(line + i, 0, 2);
@@ -64,13 +65,13 @@ struct Ahead {
   }
 };
 
-// Where the sums of a tile go: the first position, and the distance between positions along D, H, W.
-struct Sums {
+// Where a tile's results go: the first position, and the strides along D, H, W in floats.
+struct ResultView {
   float* at;
   int64_t d, h, w;
 };
 
-constexpr int64_t NEAR = 64;  // floats between positions of which a line of zeros may be made
+constexpr int64_t MAX_ZERO_STRIDE = 64;  // floats: the largest stride along W for which a line of zeros is kept
 
 struct Convolution {
   const Geometry& g;
@@ -83,95 +84,99 @@ struct Convolution {
   const int64_t* packed_at;
   int64_t pitch;
 
-  // Whether samples can be read where they lie.
-  bool plain() const { return x.type == Type::f32 && x.stride[1] == 1 && in_scale == nullptr; }
+  // Whether the micro-kernels can read x in place.
+  bool contiguous_f32() const { return x.type == Type::f32 && x.stride[1] == 1 && in_scale == nullptr; }
 
-  // Whether the sums are the output: nothing comes after them, and they come in whole vectors.
-  bool final() const {
+  // Whether the GEMM stores straight into y: there is no epilogue, and the channels are whole vectors.
+  bool stores_sums_directly() const {
     return z == nullptr && e.groups == 1 && e.scale == nullptr && e.bias == nullptr && e.noise == nullptr &&
-           e.slope == 1 && e.gain == 1 && e.clamp < 0 && y.type == Type::f32 && y.stride[1] == 1 && pitch == g.out_channels;
+           e.slope == 1 && e.gain == 1 && e.clamp < 0 && y.type == Type::f32 && y.stride[1] == 1 &&
+           pitch == g.out_channels;
   }
 
-  // z of one branch over the tile [begin, end) of class c.
-  void branch(int s, const Class& c, int64_t n, const int64_t* begin, const int64_t* end, float* box_memory,
-              int64_t* offsets, const Sums& to, Ahead& ahead) const {
+  // Computes z of branch s over the tile [begin, end) of class c.
+  void branch(int s, const ParityClass& c, int64_t n, const int64_t* begin, const int64_t* end, float* box_memory,
+              int64_t* offsets, const ResultView& to, Prefetcher& prefetcher) const {
     const Branch& b = g.branch[s];
     const int64_t tile[3] = {end[0] - begin[0], end[1] - begin[1], end[2] - begin[2]};
     const auto position = [&](int64_t i) {
       return to.at + i / (tile[1] * tile[2]) * to.d + i / tile[2] % tile[1] * to.h + i % tile[2] * to.w;
     };
-    Reach r[3];
-    Span spans[3];
-    bool nothing = b.kind == Kind::absent;
+    AxisTaps r[3];
+    Interval spans[3];
+    bool zero = b.kind == Kind::absent;
     for (int d = 0; d < 3; ++d) {
-      r[d] = reach(g, b, c, d);
-      spans[d] = span(r[d], in_stride(g, d), begin[d], end[d]);
-      nothing = nothing || r[d].count == 0;
+      r[d] = axis_taps(g, b, c, d);
+      spans[d] = read_interval(r[d], in_stride(g, d), begin[d], end[d]);
+      zero = zero || r[d].count == 0;
     }
-    if (nothing) {
+    if (zero) {
       for (int64_t i = 0; i < tile[0] * tile[1] * tile[2]; ++i) __builtin_memset(position(i), 0, size_t(pitch) * 4);
       return;
     }
-    const Box box = {spans[0], spans[1], spans[2], in_stride(g, 2), g.in_channels};
-    // Where no block of channels needs the box and samples can be read where they lie, there is none.
-    bool in_place = plain() && b.kind == Kind::convolution, pairs = false;
+    const HaloBox box = {spans[0], spans[1], spans[2], in_stride(g, 2), g.in_channels};
+    // Nothing is packed where no block of channels needs the box and x can be read in place.
+    bool in_place = contiguous_f32() && b.kind == Kind::convolution, pairs = false;
     for (int64_t o = 0; o < g.out_channels; o += block_width(g.out_channels - o)) {
       const int width = block_width(g.out_channels - o);
-      in_place = in_place && triple(g, b, width);
-      pairs = pairs || (triple(g, b, width) && lines_in_vector(width) == 2);
+      in_place = in_place && fuse_three_taps(g, b, width);
+      pairs = pairs || (fuse_three_taps(g, b, width) && lines_per_vector(width) == 2);
     }
-    in_place = in_place && (!pairs || x.stride[4] <= NEAR);
+    in_place = in_place && (!pairs || x.stride[4] <= MAX_ZERO_STRIDE);
     if (!in_place)
-      pack(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr,
+      pack_input(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr,
            b.kind == Kind::identity || pairs, box_memory);
     const int64_t pitch_in = box.pitch(), blocks = box.blocks(), full_blocks = g.in_channels / pitch_in;
     if (b.kind == Kind::identity) {
       for (int64_t i = 0; i < tile[0] * tile[1] * tile[2]; ++i)
         for (int64_t k = 0; k < blocks; ++k)
           __builtin_memcpy(position(i) + k * pitch_in, box_memory + k * box.plane() + i * pitch_in,
-                           size_t(least(pitch_in, g.in_channels - k * pitch_in)) * 4);
+                           size_t(minimum(pitch_in, g.in_channels - k * pitch_in)) * 4);
       return;
     }
     const int64_t taps = int64_t(r[0].count) * r[1].count * r[2].count;
     int64_t *offset_a = offsets, *offset_b = offsets + taps * blocks;
     for (int64_t o = 0; o < g.out_channels;) {
       const int width = block_width(g.out_channels - o);
-      if (triple(g, b, width)) {
-        const Sums sums = {to.at + o, to.d, to.h, to.w};
-        triple_block(s, o, width, r, box, in_place, n, begin, end, box_memory, offsets, sums, ahead);
+      if (fuse_three_taps(g, b, width)) {
+        const ResultView sums = {to.at + o, to.d, to.h, to.w};
+        three_tap_block(s, o, width, r, box, in_place, n, begin, end, box_memory, offsets, sums, prefetcher);
         o += width;
         continue;
       }
-      Product p = {};
-      p.b = packed + packed_at[s] + o * taps_of(b) * g.in_channels;
-      p.step_a = 1;
-      p.step_b = width;
-      p.rows_c = to.w;
-      Range last_d = {-1, -1}, last_h = {-1, -1};
+      GemmArgs p = {};
+      p.b = packed + packed_at[s] + o * tap_count(b) * g.in_channels;
+      p.k_stride_a = 1;
+      p.k_stride_b = width;
+      p.ldc = to.w;
+      TapRange last_d = {-1, -1}, last_h = {-1, -1};
       int64_t lines = 0;
-      // Along W: taps that at the tile's first output read outside the volume, those inside, those outside at the last.
+      // Taps along W: 0: those that read outside the volume at the tile's first output, 1: inside, 2: outside at the
+      // last.
       int edge[MAX_EXTENT], edges[3] = {0, 0, 0};
       for (int i = 0; i < r[2].count; ++i) {
         const int64_t step = in_stride(g, 2), at = begin[2] * step + r[2].shift[i], to_last = (tile[2] - 1) * step;
-        const bool before = at < 0 && at + step >= 0, after = at + to_last >= x.size[4] && at + to_last - step < x.size[4];
+        const bool before = at < 0 && at + step >= 0,
+                   after = at + to_last >= x.size[4] && at + to_last - step < x.size[4];
         edge[i] = before == after ? 1 : before ? 0 : 2;
         ++edges[edge[i]];
       }
       for (int64_t d = 0; d < tile[0]; ++d)
         for (int64_t h = 0; h < tile[1]; ++h) {
-          ahead.step();
-          // Taps that read outside the volume along D or H read zeros: they are left out.
-          const Range rd = inside_of(r[0], (begin[0] + d) * in_stride(g, 0), x.size[2]);
-          const Range rh = inside_of(r[1], (begin[1] + h) * in_stride(g, 1), x.size[3]);
+          prefetcher.step();
+          // Taps that read outside the volume along D or H would add zeros: skip them.
+          const TapRange rd = taps_inside(r[0], (begin[0] + d) * in_stride(g, 0), x.size[2]);
+          const TapRange rh = taps_inside(r[1], (begin[1] + h) * in_stride(g, 1), x.size[3]);
           if (rd.begin != last_d.begin || rd.end != last_d.end || rh.begin != last_h.begin || rh.end != last_h.end) {
             const auto add = [&](int64_t k, int i0, int i1, int i2, int64_t j) {
               offset_a[j] = k * box.plane() + box.at(begin[0] * in_stride(g, 0) + r[0].shift[i0],
                                                      begin[1] * in_stride(g, 1) + r[1].shift[i1],
                                                      begin[2] * in_stride(g, 2) + r[2].shift[i2]);
               const int64_t tap = (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * b.extent[2] + r[2].tap[i2];
-              offset_b[j] = (k * pitch_in * taps_of(b) + tap * least(pitch_in, g.in_channels - k * pitch_in)) * width;
+              offset_b[j] =
+                  (k * pitch_in * tap_count(b) + tap * minimum(pitch_in, g.in_channels - k * pitch_in)) * width;
             };
-            // Whole blocks of channels, then what is left of them; in each the taps by their edge.
+            // Whole blocks of channels, then the last partial one; in each the taps by their edge.
             int64_t j = 0;
             for (int64_t k0 = 0; k0 < blocks; k0 = k0 < full_blocks ? full_blocks : blocks)
               for (int e = 0; e < 3; ++e) {
@@ -181,10 +186,10 @@ struct Convolution {
                     for (int i2 = 0; i2 < r[2].count; ++i2)
                       if (edge[i2] == e) add(k0, i0, i1, i2, j++);
                 const int64_t count = j - first;
-                for (int64_t k = k0 + 1; k < full_blocks; ++k)  // the other whole blocks in the same way
+                for (int64_t k = k0 + 1; k < full_blocks; ++k)  // the other whole blocks alike
                   for (int64_t i = 0; i < count; ++i, ++j) {
                     offset_a[j] = offset_a[j - count] + box.plane();
-                    offset_b[j] = offset_b[j - count] + pitch_in * taps_of(b) * width;
+                    offset_b[j] = offset_b[j - count] + pitch_in * tap_count(b) * width;
                   }
               }
             lines = int64_t(rd.end - rd.begin) * (rh.end - rh.begin) * r[2].count;
@@ -195,41 +200,45 @@ struct Convolution {
           p.c = to.at + d * to.d + h * to.h + o;
           for (int64_t k = 0; k < blocks; k = k < full_blocks ? full_blocks : blocks) {
             const bool whole = k < full_blocks;
-            const int64_t of_each = whole ? full_blocks : 1;
+            const int64_t merged = whole ? full_blocks : 1;  // blocks of this GEMM
             p.offset_a = offset_a + k * lines;
             p.offset_b = offset_b + k * lines;
-            p.batch = of_each * lines;
-            p.without_first = of_each * (lines / r[2].count) * edges[0];
-            p.without_last = of_each * (lines / r[2].count) * edges[2];
+            p.batch = merged * lines;
+            p.skip_first_row = merged * (lines / r[2].count) * edges[0];
+            p.skip_last_row = merged * (lines / r[2].count) * edges[2];
             p.depth = whole ? pitch_in : g.in_channels - full_blocks * pitch_in;
             p.accumulate = k > 0;
             if (pitch_in == BLOCK)
-              whole ? run_product<BLOCK, BLOCK>(p, width, tile[2]) : run_product<BLOCK, 0>(p, width, tile[2]);
+              whole ? run_gemm<BLOCK, BLOCK>(p, width, tile[2]) : run_gemm<BLOCK, 0>(p, width, tile[2]);
             else
-              whole ? run_product<SMALL_BLOCK, SMALL_BLOCK>(p, width, tile[2]) : run_product<SMALL_BLOCK, 0>(p, width, tile[2]);
+              whole ? run_gemm<SMALL_BLOCK, SMALL_BLOCK>(p, width, tile[2])
+                    : run_gemm<SMALL_BLOCK, 0>(p, width, tile[2]);
           }
         }
       o += width;
     }
   }
 
-  // The same of a `triple` block of channels, the one at `o`: a product over the inputs of a line instead of its outputs.
-  // So nothing outside the volume is read along W. Where two lines share a vector, they are one of the tile's first half
-  // and one of its second.
-  void triple_block(int s, int64_t o, int width, const Reach* r, const Box& box, bool in_place, int64_t n,
-                    const int64_t* begin, const int64_t* end, float* box_memory, int64_t* offsets, const Sums& to,
-                    Ahead& ahead) const {
+  // Computes the block of channels at `o` with the taps along W fused (`fuse_three_taps`): a GEMM whose rows are a
+  // line's inputs, not its outputs, so nothing outside the volume is read along W. Two lines that share a vector are
+  // one of the tile's first half and one of its second half.
+  void three_tap_block(int s, int64_t o, int width, const AxisTaps* r, const HaloBox& box, bool in_place, int64_t n,
+                    const int64_t* begin, const int64_t* end, float* box_memory, int64_t* offsets, const ResultView& to,
+                    Prefetcher& prefetcher) const {
     const Branch& b = g.branch[s];
-    const int side = lines_in_vector(width);
+    const int lines_together = lines_per_vector(width);
     const int64_t block = box.pitch(), blocks = box.blocks(), full_blocks = g.in_channels / block;
     // Inputs first .. last - 1 of a line inside the volume; input u adds to outputs u - shift - 2 .. u - shift.
-    const int64_t first = most(box.w.low, 0), last = least(box.w.low + box.w.length, x.size[4]), rows = last - first;
-    const int64_t shift = least(r[2].shift[0], r[2].shift[2]), touched = first - shift - 2;
-    const float* from = in_place ? static_cast<const float*>(x.data) + n * x.stride[0] + s * g.in_channels + first * x.stride[4]
-                                 : box_memory + (first - box.w.low) * block;
-    // A line outside the volume, where the other line of a vector is inside: zeros, which a box has in their place.
+    const int64_t first = maximum(box.w.low, 0), last = minimum(box.w.low + box.w.length, x.size[4]),
+                  rows = last - first;
+    const int64_t shift = minimum(r[2].shift[0], r[2].shift[2]), touched = first - shift - 2;
+    const float* from =
+        in_place ? static_cast<const float*>(x.data) + n * x.stride[0] + s * g.in_channels + first * x.stride[4]
+                 : box_memory + (first - box.w.low) * block;
+    // Zeros for a line outside the volume whose partner in the vector is inside; the packed box holds such zeros
+    // itself.
     int64_t zeros = 0;
-    if (in_place && side == 2 && rows > 0) {
+    if (in_place && lines_together == 2 && rows > 0) {
       __builtin_memset(box_memory, 0, size_t(rows * x.stride[4] + block) * 4);
       zeros = (reinterpret_cast<intptr_t>(box_memory) - reinterpret_cast<intptr_t>(from)) / intptr_t(sizeof(float));
     }
@@ -240,28 +249,30 @@ struct Convolution {
     const auto clear = [&](float* line, int64_t from, int64_t to_) {
       for (int64_t w = from; w < to_; ++w) __builtin_memset(line + (w - begin[2]) * to.w, 0, size_t(width) * 4);
     };
-    TripleProduct p = {};
-    p.rows_a = in_place ? x.stride[4] : block;
-    p.rows_c = to.w;
+    ThreeTapGemm p = {};
+    p.lda = in_place ? x.stride[4] : block;
+    p.ldc = to.w;
     p.skip = begin[2] - touched;
-    p.finish = least(most(end[2] - (last - 2 - shift), 0), 2);
-    const int64_t most_lines = blocks * r[0].count * r[1].count, heights = ceil_div(end[1] - begin[1], side);
-    int64_t *offset_b = offsets + most_lines, *other_a = offsets + 2 * most_lines;
+    p.tail = minimum(maximum(end[2] - (last - 2 - shift), 0), 2);
+    const int64_t most_lines = blocks * r[0].count * r[1].count, heights = ceil_div(end[1] - begin[1], lines_together);
+    int64_t *offset_b = offsets + most_lines, *second_offset_a = offsets + 2 * most_lines;
     p.offset_a = offsets;
-    p.other_a = other_a;
+    p.second_offset_a = second_offset_a;
     for (int64_t d = begin[0]; d < end[0]; ++d)
       for (int64_t h = begin[1]; h < begin[1] + heights; ++h) {
         float* line = to.at + (d - begin[0]) * to.d + (h - begin[1]) * to.h;
-        const int lines = side == 2 && h + heights < end[1] ? 2 : 1;
-        p.apart = (lines - 1) * heights * to.h;
-        const int64_t pd = d * in_stride(g, 0), ph = h * in_stride(g, 1), other = (lines - 1) * heights * in_stride(g, 1);
-        const Range rd = inside_of(r[0], pd, x.size[2]);
-        Range rh[2];  // taps inside: of the one line, of the other
+        const int lines = lines_together == 2 && h + heights < end[1] ? 2 : 1;
+        p.second_offset_c = (lines - 1) * heights * to.h;
+        const int64_t pd = d * in_stride(g, 0), ph = h * in_stride(g, 1),
+                      other = (lines - 1) * heights * in_stride(g, 1);
+        const TapRange rd = taps_inside(r[0], pd, x.size[2]);
+        TapRange rh[2];  // taps inside the volume, of each line
         for (int i = 0; i < lines; ++i) {
-          ahead.step();
-          rh[i] = inside_of(r[1], ph + i * other, x.size[3]);
-          clear(line + i * p.apart, begin[2], rows > 0 ? least(touched, end[2]) : end[2]);  // what no input adds to
-          clear(line + i * p.apart, rows > 0 ? most(begin[2], last - shift) : end[2], end[2]);
+          prefetcher.step();
+          rh[i] = taps_inside(r[1], ph + i * other, x.size[3]);
+          clear(line + i * p.second_offset_c, begin[2],
+                rows > 0 ? minimum(touched, end[2]) : end[2]);  // outputs that no input adds to
+          clear(line + i * p.second_offset_c, rows > 0 ? maximum(begin[2], last - shift) : end[2], end[2]);
         }
         for (int64_t k = 0; k < blocks && rows > 0; k = k < full_blocks ? full_blocks : blocks) {
           const int64_t until = k < full_blocks ? full_blocks : blocks;
@@ -275,21 +286,22 @@ struct Convolution {
                 if (!wanted) continue;
                 const int64_t taps = (int64_t(r[0].tap[i0]) * b.extent[1] + r[1].tap[i1]) * 3;
                 offsets[p.batch] = at(i, pd + r[0].shift[i0], ph + r[1].shift[i1]);
-                other_a[p.batch] = at(i, pd + r[0].shift[i0], ph + other + r[1].shift[i1]);
-                offset_b[p.batch++] = (i * block * taps_of(b) + taps * p.depth) * width;
+                second_offset_a[p.batch] = at(i, pd + r[0].shift[i0], ph + other + r[1].shift[i1]);
+                offset_b[p.batch++] = (i * block * tap_count(b) + taps * p.depth) * width;
               }
           p.offset_b = offset_b;
           p.a = from;
-          p.b = packed + packed_at[s] + o * taps_of(b) * g.in_channels;
+          p.b = packed + packed_at[s] + o * tap_count(b) * g.in_channels;
           p.c = line + (touched - begin[2]) * to.w;
           p.accumulate = k != 0;
-          run_triple_product(p, side, rows);
+          run_three_tap_gemm(p, lines_together, rows);
         }
       }
   }
 
-  // The tile's results through the epilogue; `memory` holds one line of outputs.
-  void store(const Class& c, int64_t n, const int64_t* begin, const int64_t* end, const float* results,
+  // Applies the epilogue to the tile's results and stores y, and z where it is wanted. `memory` holds one line of
+  // outputs.
+  void store(const ParityClass& c, int64_t n, const int64_t* begin, const int64_t* end, const float* results,
              const SampleEpilogue& sample, float* memory) const {
     const int64_t ldz = pitch * g.branches, channels = g.out_channels * g.branches;
     const int64_t step = out_step(g, 2), count = end[2] - begin[2];
@@ -302,7 +314,7 @@ struct Convolution {
         if (z != nullptr)
           for (int64_t w = 0; w < count; ++w)
             for (int s = 0; s < g.branches; ++s)
-              write(results + w * ldz + s * pitch, g.out_channels, z->data, z->type,
+              write_run(results + w * ldz + s * pitch, g.out_channels, z->data, z->type,
                     n * z->stride[0] + s * g.out_channels * z->stride[1] + pd * z->stride[2] + ph * z->stride[3] +
                         (pw + w * step) * z->stride[4], z->stride[1]);
         const float* noise = e.noise ? e.noise + n * e.noise_stride + (pd * y.size[3] + ph) * y.size[4] + pw : nullptr;
@@ -316,14 +328,14 @@ struct Convolution {
         if (sample.groups == g.branches) {
           epilogue_line({results, ldz, noise, to, to_step, count}, sample);
         } else {  // not shuffled: branch after branch
-          SampleEpilogue part = sample;
-          part.per_group = g.out_channels;
-          for (int s = 0; s < g.branches; ++s, part.scale += g.out_channels, part.bias += g.out_channels)
-            epilogue_line({results + s * pitch, ldz, noise, to + s * g.out_channels, to_step, count}, part);
+          SampleEpilogue branch = sample;
+          branch.per_group = g.out_channels;
+          for (int s = 0; s < g.branches; ++s, branch.scale += g.out_channels, branch.bias += g.out_channels)
+            epilogue_line({results + s * pitch, ldz, noise, to + s * g.out_channels, to_step, count}, branch);
         }
         if (!direct)
           for (int64_t w = 0; w < count; ++w)
-            write(memory + w * channels, channels, y.data, y.type, at + w * step * y.stride[4], y.stride[1]);
+            write_run(memory + w * channels, channels, y.data, y.type, at + w * step * y.stride[4], y.stride[1]);
       }
   }
 };
@@ -337,66 +349,71 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
   pack_weights(g, packed.floats(), at, pool);
   const int64_t pitch = padded(g.out_channels), channels = g.out_channels * g.branches;
   const Convolution convolution{g, x, in_scale, e, y, z, packed.floats(), at, pitch};
-  // Where the output is not shuffled scale and bias are used branch by branch as they are.
-  const bool final = convolution.final();
+  const bool direct = convolution.stores_sums_directly();
+  // An output that is not shuffled takes scale and bias branch by branch, without padding.
   const int64_t epilogue_pitch = e.groups == g.branches ? pitch : channels;
-  Class all[8];
-  const int count = classes(g, y.size + 2, all);
+  ParityClass all[8];
+  const int count = parity_classes(g, y.size + 2, all);
   int64_t taps = 1;
   for (int s = 0; s < g.branches; ++s)
-    if (g.branch[s].kind == Kind::convolution) taps = most(taps, taps_of(g.branch[s]));
+    if (g.branch[s].kind == Kind::convolution) taps = maximum(taps, tap_count(g.branch[s]));
   for (int i = 0; i < count; ++i) {
-    const Class& c = all[i];
+    const ParityClass& c = all[i];
     const Tile tile = choose_tile(g, c, y.size[0], pitch * g.branches, pool.workers);
-    const int64_t nd = ceil_div(c.count[0], tile.d), nh = ceil_div(c.count[1], tile.h), nw = ceil_div(c.count[2], tile.w);
+    const int64_t nd = ceil_div(c.count[0], tile.d), nh = ceil_div(c.count[1], tile.h),
+                  nw = ceil_div(c.count[2], tile.w);
     int64_t box = 0, steps = 0;  // steps: blocks of output channels over all branches
-    Reach widest[3] = {};
+    AxisTaps widest[3] = {};
     for (int s = 0; s < g.branches; ++s) {
-      for (int64_t o = 0; o < g.out_channels && g.branch[s].kind == Kind::convolution; ++steps) o += block_width(g.out_channels - o);
+      for (int64_t o = 0; o < g.out_channels && g.branch[s].kind == Kind::convolution; ++steps)
+        o += block_width(g.out_channels - o);
       for (int d = 0; d < 3; ++d) {
-        const Reach r = reach(g, g.branch[s], c, d);
+        const AxisTaps r = axis_taps(g, g.branch[s], c, d);
         if (r.count > widest[d].count) widest[d] = r;
       }
       int64_t n = box_channels(g.in_channels);
       const int64_t extents[3] = {tile.d, tile.h, tile.w};
-      for (int d = 0; d < 3; ++d) n *= span(reach(g, g.branch[s], c, d), in_stride(g, d), 0, extents[d]).length;
-      box = most(box, n);
+      for (int d = 0; d < 3; ++d)
+        n *= read_interval(axis_taps(g, g.branch[s], c, d), in_stride(g, d), 0, extents[d]).length;
+      box = maximum(box, n);
     }
-    box = most(box, (tile.w + 2) * NEAR + BLOCK);
+    box = maximum(box, (tile.w + 2) * MAX_ZERO_STRIDE + BLOCK);
     distribute(pool, y.size[0] * nd * nh * nw, [&](int, auto next) {
-      Scratch box_memory(box * 4), results(tile.d * tile.h * tile.w * pitch * g.branches * 4), offsets(2 * taps * ceil_div(g.in_channels, SMALL_BLOCK) * 8),
-          rows(2 * e.groups * epilogue_pitch * 4), line(tile.w * channels * 4);
-      const auto place = [&](int64_t task, int64_t* begin, int64_t* end) {
+      Scratch box_memory(box * 4), results(tile.d * tile.h * tile.w * pitch * g.branches * 4),
+          offsets(2 * taps * ceil_div(g.in_channels, SMALL_BLOCK) * 8), rows(2 * e.groups * epilogue_pitch * 4),
+          line(tile.w * channels * 4);
+      const auto tile_coordinates = [&](int64_t task, int64_t* begin, int64_t* end) {  // returns the sample
         const int64_t at[3] = {task / (nh * nw) % nd * tile.d, task / nw % nh * tile.h, task % nw * tile.w};
         const int64_t extents[3] = {tile.d, tile.h, tile.w};
         for (int d = 0; d < 3; ++d) {
           begin[d] = at[d];
-          end[d] = least(at[d] + extents[d], c.count[d]);
+          end[d] = minimum(at[d] + extents[d], c.count[d]);
         }
         return task / (nd * nh * nw);
       };
-      int64_t following;
-      for (int64_t task = next(); task >= 0; task = following) {
-        following = next();
+      int64_t next_task;
+      for (int64_t task = next(); task >= 0; task = next_task) {
+        next_task = next();
         int64_t begin[3], end[3];
-        Span spans[3] = {};
+        Interval spans[3] = {};
         int64_t n = 0;
-        if (following >= 0) {
-          n = place(following, begin, end);
-          for (int d = 0; d < 3; ++d) spans[d] = span(widest[d], in_stride(g, d), begin[d], end[d]);
+        if (next_task >= 0) {
+          n = tile_coordinates(next_task, begin, end);
+          for (int d = 0; d < 3; ++d) spans[d] = read_interval(widest[d], in_stride(g, d), begin[d], end[d]);
         }
-        Ahead ahead(x, n, spans, tile.d * tile.h * steps);
-        n = place(task, begin, end);
+        Prefetcher prefetcher(x, n, spans, tile.d * tile.h * steps);
+        n = tile_coordinates(task, begin, end);
         const int64_t ldz = pitch * g.branches, width = end[2] - begin[2];
-        Sums sums = {results.floats(), (end[1] - begin[1]) * width * ldz, width * ldz, ldz};
-        if (final) {
-          sums = {static_cast<float*>(y.data) + n * y.stride[0], out_step(g, 0) * y.stride[2], out_step(g, 1) * y.stride[3],
-                  out_step(g, 2) * y.stride[4]};
+        ResultView sums = {results.floats(), (end[1] - begin[1]) * width * ldz, width * ldz, ldz};
+        if (direct) {
+          sums = {static_cast<float*>(y.data) + n * y.stride[0], out_step(g, 0) * y.stride[2],
+                  out_step(g, 1) * y.stride[3], out_step(g, 2) * y.stride[4]};
           for (int d = 0; d < 3; ++d) sums.at += (begin[d] * out_step(g, d) + c.offset[d]) * y.stride[2 + d];
         }
         for (int s = 0; s < g.branches; ++s, sums.at += pitch)
-          convolution.branch(s, c, n, begin, end, box_memory.floats(), reinterpret_cast<int64_t*>(offsets.data), sums, ahead);
-        if (final) continue;
+          convolution.branch(s, c, n, begin, end, box_memory.floats(), reinterpret_cast<int64_t*>(offsets.data), sums,
+                             prefetcher);
+        if (direct) continue;
         const SampleEpilogue sample = sample_epilogue(e, channels, n, epilogue_pitch, rows.floats());
         convolution.store(c, n, begin, end, results.floats(), sample, line.floats());
       }

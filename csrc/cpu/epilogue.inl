@@ -1,7 +1,7 @@
-// The epilogue and its backward, a line of positions at a time: the only place that knows the shuffle.
+// The epilogue and its backward pass, a line of positions at a time. Nothing else knows the channel shuffle.
 
-// What the epilogue of one sample reads besides z: scale and bias, in branch order with `pitch` floats per branch; no
-// scale is 1, no bias 0 and no clamp infinity, which change no bit.
+// The epilogue's arguments for one sample. scale and bias are in branch order with `pitch` floats per branch. Absent,
+// they are 1 and 0, and the clamp is infinity: neutral values that change no bit.
 struct SampleEpilogue {
   int groups;
   int64_t per_group, pitch;
@@ -10,7 +10,8 @@ struct SampleEpilogue {
   const float* bias;
 };
 
-// A line of positions: z in branch order, values in the output's order to `to`; noise null or one float per position.
+// A line of positions: reads z in branch order, writes `to` in the output's (shuffled) order. noise: one float per
+// position, or null. Steps in floats.
 struct Line {
   const float* z;
   int64_t z_step;
@@ -19,7 +20,7 @@ struct Line {
   int64_t to_step, count;
 };
 
-// Pairs of vectors: interleaved (a0 b0 a1 b1 ..), and taken apart again.
+// Interleaves two vectors (low: a0 b0 a1 b1 .., high: the second half), and de-interleaves them (even, odd).
 template <int L>
 struct Pair;
 #define SSCONV_PAIR(L, LOW, HIGH, EVEN, ODD)                                             \
@@ -44,8 +45,9 @@ SSCONV_PAIR(16, SSCONV_LIST(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 
             SSCONV_LIST(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31))
 #endif
 
+// y = clamp(gain * lrelu(scale * z + noise + bias))
 template <class T>
-inline T transform(T z, T scale, T bias, float noise, const SampleEpilogue& e) {
+inline T apply_epilogue(T z, T scale, T bias, float noise, const SampleEpilogue& e) {
   T t = z * scale + (bias + noise);
   t = t > 0 ? t : t * e.slope;
   t *= e.gain;
@@ -54,7 +56,7 @@ inline T transform(T z, T scale, T bias, float noise, const SampleEpilogue& e) {
   return t < -bound ? -bound : t;
 }
 
-// Channels j .. j + L - 1 of each of G groups, interleaved, along the line.
+// Applies the epilogue to channels j .. j + L - 1 of each of G groups along the line, and interleaves the groups.
 template <int L, int G>
 inline void epilogue_vectors(const Line& line, const SampleEpilogue& e, int64_t j) {
   typedef typename Vector<L>::type vector;
@@ -67,7 +69,7 @@ inline void epilogue_vectors(const Line& line, const SampleEpilogue& e, int64_t 
   float* to = line.to + G * j;
   for (int64_t w = 0; w < line.count; ++w, z += line.z_step, to += line.to_step) {
     const float noise = line.noise ? line.noise[w] : 0.f;
-    for (int s = 0; s < G; ++s) t[s] = transform(load_vector<L>(z + s * e.pitch), scale[s], bias[s], noise, e);
+    for (int s = 0; s < G; ++s) t[s] = apply_epilogue(load_vector<L>(z + s * e.pitch), scale[s], bias[s], noise, e);
     if (G == 1) {
       store_vector<L>(to, t[0]);
     } else if (G == 2) {
@@ -104,7 +106,7 @@ inline void epilogue_line(const Line& line, const SampleEpilogue& e) {
       for (int s = 0; s < e.groups; ++s) {
         const int64_t i = s * e.pitch + k;
         line.to[w * line.to_step + k * e.groups + s] =
-            transform(line.z[w * line.z_step + i], e.scale[i], e.bias[i], line.noise ? line.noise[w] : 0.f, e);
+            apply_epilogue(line.z[w * line.z_step + i], e.scale[i], e.bias[i], line.noise ? line.noise[w] : 0.f, e);
       }
 }
 
@@ -118,7 +120,7 @@ inline int64_t unshuffle_vectors(const float* from, int64_t per_group, int64_t p
   return j;
 }
 
-// The output's channel order to branch order with a pitch: c = j * groups + s goes to s * pitch + j.
+// Un-shuffles: channel c = j * groups + s goes to s * pitch + j.
 inline void to_branch_order(const float* from, int groups, int64_t per_group, int64_t pitch, float* to) {
   int64_t j = 0;
   if (groups == 2) {
@@ -130,7 +132,7 @@ inline void to_branch_order(const float* from, int groups, int64_t per_group, in
     for (int s = 0; s < groups; ++s) to[s * pitch + j] = from[j * groups + s];
 }
 
-// The part of an Epilogue that one sample needs; `memory` has 2 * groups * pitch floats.
+// The epilogue's arguments for sample n; `memory` holds 2 * groups * pitch floats.
 inline SampleEpilogue sample_epilogue(const Epilogue& e, int64_t channels, int64_t n, int64_t pitch, float* memory) {
   const int64_t floats = e.groups * pitch;
   SampleEpilogue r = {e.groups, channels / e.groups, pitch, e.slope, e.gain,
@@ -147,36 +149,41 @@ inline SampleEpilogue sample_epilogue(const Epilogue& e, int64_t channels, int64
 void epilogue(const Volume& z, const Epilogue& e, const Volume& y, const Pool& pool) {
   const int64_t channels = y.size[1], width = y.size[4];
   const bool z_direct = z.type == Type::f32 && z.stride[1] == 1, y_direct = y.type == Type::f32 && y.stride[1] == 1;
-  const int64_t lines = y.size[2] * y.size[3], piece = ceil_div(lines, most(1, ceil_div(8 * pool.workers, most(1, y.size[0]))));
-  const int64_t pieces = ceil_div(lines, piece);
-  distribute(pool, y.size[0] * pieces, [&](int, auto next) {
+  const int64_t lines = y.size[2] * y.size[3];
+  const int64_t lines_per_task = ceil_div(lines, maximum(1, ceil_div(8 * pool.workers, maximum(1, y.size[0]))));
+  const int64_t tasks = ceil_div(lines, lines_per_task);  // of a sample
+  distribute(pool, y.size[0] * tasks, [&](int, auto next) {
     Scratch in(z_direct ? 0 : width * channels * 4), out(y_direct ? 0 : width * channels * 4), rows(2 * channels * 4);
     for (int64_t task = next(); task >= 0; task = next()) {
-      const int64_t n = task / pieces;
+      const int64_t n = task / tasks;
       const SampleEpilogue sample = sample_epilogue(e, channels, n, channels / e.groups, rows.floats());
-      for (int64_t l = task % pieces * piece; l < least((task % pieces + 1) * piece, lines); ++l) {
+      for (int64_t l = task % tasks * lines_per_task; l < minimum((task % tasks + 1) * lines_per_task, lines); ++l) {
         const int64_t d = l / y.size[3], h = l % y.size[3];
         const int64_t from = n * z.stride[0] + d * z.stride[2] + h * z.stride[3];
         const int64_t to = n * y.stride[0] + d * y.stride[2] + h * y.stride[3];
         if (!z_direct)
           for (int64_t w = 0; w < width; ++w)
-            read(z.data, z.type, from + w * z.stride[4], z.stride[1], channels, in.floats(w * channels));
-        epilogue_line({z_direct ? static_cast<const float*>(z.data) + from : in.floats(), z_direct ? z.stride[4] : channels,
-                       e.noise ? e.noise + n * e.noise_stride + l * width : nullptr,
-                       y_direct ? static_cast<float*>(y.data) + to : out.floats(), y_direct ? y.stride[4] : channels, width},
-                      sample);
+            read_run(z.data, z.type, from + w * z.stride[4], z.stride[1], channels, in.floats(w * channels));
+        epilogue_line(
+            {z_direct ? static_cast<const float*>(z.data) + from : in.floats(), z_direct ? z.stride[4] : channels,
+             e.noise ? e.noise + n * e.noise_stride + l * width : nullptr,
+             y_direct ? static_cast<float*>(y.data) + to : out.floats(), y_direct ? y.stride[4] : channels, width},
+            sample);
         if (!y_direct)
           for (int64_t w = 0; w < width; ++w)
-            write(out.floats(w * channels), channels, y.data, y.type, to + w * y.stride[4], y.stride[1]);
+            write_run(out.floats(w * channels), channels, y.data, y.type, to + w * y.stride[4], y.stride[1]);
       }
     }
   });
 }
 
-// The factor of the gradient: gain * act'(y). y's sign tells the side of the activation's knee, its size whether it was
-// clamped; with slope 1 and no clamp y is not looked at and may be anything.
+// The derivative of the epilogue's nonlinearity, gain * lrelu'(y), told from its output y: y's sign says on which side
+// of 0 the activation was, its size whether it was clamped. With slope 1 and no clamp y is not read and may be
+// anything.
 struct Slopes {
-  float above, below, side, clamp;  // above where side * y > 0; a y of 0 is below, whatever the gain's sign
+  float above, below;  // the derivative where side * y > 0, and elsewhere (also at y = 0)
+  float side;          // the gain's sign
+  float clamp;
 };
 
 inline Slopes slopes(const Epilogue& e) {
@@ -187,20 +194,21 @@ template <class T>
 inline T activation_gradient(T gy, T y, const Slopes& s) {
   const T zero = T{}, bound = s.clamp - T{};
   const T factor = y * s.side > 0 ? s.above - zero : s.below - zero;
-  // Infinity is no bound, so an output that is itself infinite passes; a clamped one does not.
+  // Without a clamp (infinity) an infinite output has a gradient too; a clamped output has none.
   return (y < bound) & (y > -bound) ? gy * factor : (s.clamp == __builtin_inff() ? gy * factor : zero);
 }
 
 struct BackwardLine {
-  const float *gy, *y, *z;  // z null where no scale gradient is wanted
+  const float *gy, *y, *z;  // z: null without a scale gradient
   int64_t gy_step, y_step, z_step;
   float* gz;
   int64_t gz_step, count, per_group;
-  float *bias, *scale, *noise;  // += sums over the line (branch order), one float per position; null where not wanted
-  const float* factor;          // (groups * per_group,) in branch order, multiplies gz
+  float *bias, *scale;          // sums over the line are added, in branch order; null: not computed
+  float* noise;                 // sums over channels are added, one float per position; null: not computed
+  const float* factor;          // (groups * per_group,) in branch order: multiplies gz
 };
 
-// Channels j .. j + L - 1 of each of G groups along the line.
+// The backward pass of channels j .. j + L - 1 of each of G groups along the line.
 template <int L, int G>
 inline void backward_vectors(const BackwardLine& l, const Slopes& slopes, int64_t j) {
   typedef typename Vector<L>::type vector;
@@ -211,7 +219,8 @@ inline void backward_vectors(const BackwardLine& l, const Slopes& slopes, int64_
   }
   for (int64_t w = 0; w < l.count; ++w) {
     const float *gy = l.gy + w * l.gy_step + G * j, *y = l.y + w * l.y_step + G * j;
-    for (int s = 0; s < G; ++s) t[s] = activation_gradient(load_vector<L>(gy + s * L), load_vector<L>(y + s * L), slopes);
+    for (int s = 0; s < G; ++s)
+      t[s] = activation_gradient(load_vector<L>(gy + s * L), load_vector<L>(y + s * L), slopes);
     if (G == 2) {
       const vector even = Pair<L>::even(t[0], t[1 % G]);
       t[1 % G] = Pair<L>::odd(t[0], t[1 % G]);
@@ -263,37 +272,37 @@ inline void backward_line(const BackwardLine& l, int groups, const Slopes& slope
 void epilogue_backward(const Volume& gy, const Volume& y, const Volume* z, const Epilogue& e, const Volume& gz,
                        float* bias, float* noise, bool noise_shared, float* scale, const Pool& pool) {
   const int64_t channels = y.size[1], per_group = channels / e.groups, samples = y.size[0], width = y.size[4];
-  const int64_t lines = y.size[2] * y.size[3], piece = most(1, ceil_div(lines, 4 * pool.workers));
-  const int64_t pieces = ceil_div(lines, piece);
+  const int64_t lines = y.size[2] * y.size[3], lines_per_task = maximum(1, ceil_div(lines, 4 * pool.workers));
+  const int64_t tasks = ceil_div(lines, lines_per_task);
   const Slopes factors = slopes(e);
   if (noise && samples == 0) __builtin_memset(noise, 0, noise_shared ? size_t(lines * width) * 4 : 0);
-  // Sums over positions: float32 along a line, double from there; by piece first, so that the bits do not depend on
-  // which worker was free.
-  Scratch bias_parts(bias ? pieces * channels * 8 : 0), scale_parts(scale ? pieces * samples * channels * 8 : 0);
-  double* bias_part = reinterpret_cast<double*>(bias_parts.data);
-  double* scale_part = reinterpret_cast<double*>(scale_parts.data);
-  distribute(pool, pieces, [&](int, auto next) {
+  // Sums over positions: float32 along a line, double beyond; per task first, so that the result does not depend on
+  // which worker took which task.
+  Scratch bias_memory(bias ? tasks * channels * 8 : 0), scale_memory(scale ? tasks * samples * channels * 8 : 0);
+  double* bias_sums = reinterpret_cast<double*>(bias_memory.data);
+  double* scale_sums = reinterpret_cast<double*>(scale_memory.data);
+  distribute(pool, tasks, [&](int, auto next) {
     Scratch memory(3 * channels * 4), g_line(width * channels * 4), y_line(width * channels * 4),
         z_line(width * channels * 4), out_line(width * channels * 4), noise_line(width * 4);
     float *factor = memory.floats(), *bias_line = memory.floats(channels), *scale_line = memory.floats(2 * channels);
     for (int64_t i = 0; i < channels; ++i) factor[i] = 1;
     for (int64_t task = next(); task >= 0; task = next()) {
-      double* bias_sum = bias_part + task * channels;
+      double* bias_sum = bias_sums + task * channels;
       if (bias) __builtin_memset(bias_sum, 0, size_t(channels) * 8);
       for (int64_t n = 0; n < samples; ++n) {
-        double* scale_sum = scale_part + (task * samples + n) * channels;
+        double* scale_sum = scale_sums + (task * samples + n) * channels;
         if (scale) __builtin_memset(scale_sum, 0, size_t(channels) * 8);
         if (e.scale) to_branch_order(e.scale + n * channels, e.groups, per_group, per_group, factor);
-        for (int64_t l = task * piece; l < least((task + 1) * piece, lines); ++l) {
+        for (int64_t l = task * lines_per_task; l < minimum((task + 1) * lines_per_task, lines); ++l) {
           const auto at = [&](const Volume& v) {
             return n * v.stride[0] + l / y.size[3] * v.stride[2] + l % y.size[3] * v.stride[3];
           };
-          // A line as it lies, or copied where it is not float32 with its channels together.
+          // A line in place, or a float32 copy where it is not float32 with contiguous channels.
           const auto in = [&](const Volume& v, float* copy, int64_t* step) -> const float* {
             *step = v.stride[4];
             if (v.type == Type::f32 && v.stride[1] == 1) return static_cast<const float*>(v.data) + at(v);
             for (int64_t w = 0; w < width; ++w)
-              read(v.data, v.type, at(v) + w * v.stride[4], v.stride[1], channels, copy + w * channels);
+              read_run(v.data, v.type, at(v) + w * v.stride[4], v.stride[1], channels, copy + w * channels);
             *step = channels;
             return copy;
           };
@@ -318,7 +327,8 @@ void epilogue_backward(const Volume& gy, const Volume& y, const Volume* z, const
           backward_line(b, e.groups, factors);
           if (!direct)
             for (int64_t w = 0; w < width; ++w)
-              write(out_line.floats(w * channels), channels, gz.data, gz.type, at(gz) + w * gz.stride[4], gz.stride[1]);
+              write_run(out_line.floats(w * channels), channels, gz.data, gz.type, at(gz) + w * gz.stride[4],
+                        gz.stride[1]);
           for (int64_t i = 0; bias && i < channels; ++i) bias_sum[i] += double(bias_line[i]);
           for (int64_t i = 0; scale && i < channels; ++i) scale_sum[i] += double(scale_line[i]);
         }
@@ -327,12 +337,12 @@ void epilogue_backward(const Volume& gy, const Volume& y, const Volume* z, const
   });
   for (int64_t i = 0; bias && i < channels; ++i) {
     double sum = 0;
-    for (int64_t task = 0; task < pieces; ++task) sum += bias_part[task * channels + i];
+    for (int64_t task = 0; task < tasks; ++task) sum += bias_sums[task * channels + i];
     bias[i % per_group * e.groups + i / per_group] = float(sum);
   }
   for (int64_t i = 0; scale && i < samples * channels; ++i) {
     double sum = 0;
-    for (int64_t task = 0; task < pieces; ++task) sum += scale_part[task * samples * channels + i];
+    for (int64_t task = 0; task < tasks; ++task) sum += scale_sums[task * samples * channels + i];
     const int64_t c = i % channels;
     scale[i / channels * channels + c % per_group * e.groups + c / per_group] = float(sum);
   }

@@ -1,4 +1,4 @@
-// 16-bit floats to float32 and back (round to nearest even), and strided runs of them.
+// Converts bf16 and fp16 to float32 and back (round to nearest even), single values and strided runs of them.
 
 union Bits {
   float f;
@@ -53,8 +53,8 @@ inline float load(const void* p, Type type, int64_t i) {
   return type == Type::bf16 ? from_bf16(h) : from_f16(h);
 }
 
-// count samples, `step` elements apart, into float32.
-inline void read(const void* base, Type type, int64_t at, int64_t step, int64_t count, float* to) {
+// Reads `count` elements, `step` elements apart, as float32.
+inline void read_run(const void* base, Type type, int64_t at, int64_t step, int64_t count, float* to) {
   if (type == Type::f32) {
     const float* p = static_cast<const float*>(base) + at;
     if (step == 1)
@@ -70,7 +70,8 @@ inline void read(const void* base, Type type, int64_t at, int64_t step, int64_t 
   }
 }
 
-inline void write(const float* from, int64_t count, void* base, Type type, int64_t at, int64_t step) {
+// Writes float32 values as `count` elements, `step` elements apart.
+inline void write_run(const float* from, int64_t count, void* base, Type type, int64_t at, int64_t step) {
   if (type == Type::f32) {
     float* p = static_cast<float*>(base) + at;
     for (int64_t i = 0; i < count; ++i) p[i * step] = from[i];

@@ -1,16 +1,16 @@
-// Which taps reach which outputs, and the packed box of inputs that a tile of outputs reads.
+// Which taps reach which outputs, and the packed halo box: the inputs that a tile of outputs reads.
 
 constexpr int MAX_EXTENT = 63;  // taps per dimension; spec.py allows no more
 
-// One dimension of one class and branch: which taps reach it, and which input sample each reads at q = 0.
-struct Reach {
+// The taps of a branch that reach a parity class, along one dimension, and which input position each reads at q = 0.
+struct AxisTaps {
   int count;
   int tap[MAX_EXTENT];
   int shift[MAX_EXTENT];
 };
 
-// One parity class: outputs step * q + offset.
-struct Class {
+// One parity class of outputs: step * q + offset with 0 <= q < count. Where the step is 1, all outputs.
+struct ParityClass {
   int offset[3];
   int64_t count[3];
 };
@@ -18,8 +18,8 @@ struct Class {
 inline int out_step(const Geometry& g, int d) { return g.adjoint ? g.stride[d] : 1; }
 inline int in_stride(const Geometry& g, int d) { return g.adjoint ? 1 : g.stride[d]; }
 
-inline Reach reach(const Geometry& g, const Branch& b, const Class& c, int d) {
-  Reach r;
+inline AxisTaps axis_taps(const Geometry& g, const Branch& b, const ParityClass& c, int d) {
+  AxisTaps r;
   r.count = 0;
   const int extent = b.kind == Kind::convolution ? b.extent[d] : 1;
   for (int t = 0; t < extent; ++t) {
@@ -28,7 +28,7 @@ inline Reach reach(const Geometry& g, const Branch& b, const Class& c, int d) {
       r.tap[r.count] = t;
       r.shift[r.count++] = shift;
     } else {
-      const int numerator = c.offset[d] - shift;  // position p = q + numerator / stride adds here
+      const int numerator = c.offset[d] - shift;  // input position q + numerator / stride adds to this output
       if (numerator % g.stride[d] == 0) {
         r.tap[r.count] = t;
         r.shift[r.count++] = numerator / g.stride[d];
@@ -38,25 +38,27 @@ inline Reach reach(const Geometry& g, const Branch& b, const Class& c, int d) {
   return r;
 }
 
-// The taps of a reach that stay inside 0 .. size - 1 for the sample at `base`: the shifts are monotonic.
-struct Range {
+// The taps that read inside 0 .. size - 1 for the output whose input position is `base`: a range, as shifts are
+// monotonic.
+struct TapRange {
   int begin, end;
 };
 
-inline Range inside_of(const Reach& r, int64_t base, int64_t size) {
-  Range range = {0, r.count};
+inline TapRange taps_inside(const AxisTaps& r, int64_t base, int64_t size) {
+  TapRange range = {0, r.count};
   const auto outside = [&](int i) { return base + r.shift[i] < 0 || base + r.shift[i] >= size; };
   while (range.begin < range.end && outside(range.begin)) ++range.begin;
   while (range.end > range.begin && outside(range.end - 1)) --range.end;
   return range;
 }
 
-inline int classes(const Geometry& g, const int64_t* out, Class* to) {
+// Lists the parity classes that have outputs; returns how many.
+inline int parity_classes(const Geometry& g, const int64_t* out, ParityClass* to) {
   int n = 0;
   for (int d = 0; d < out_step(g, 0); ++d)
     for (int h = 0; h < out_step(g, 1); ++h)
       for (int w = 0; w < out_step(g, 2); ++w) {
-        Class c = {{d, h, w}, {0, 0, 0}};
+        ParityClass c = {{d, h, w}, {0, 0, 0}};
         bool empty = false;
         for (int i = 0; i < 3; ++i) {
           c.count[i] = out[i] > c.offset[i] ? ceil_div(out[i] - c.offset[i], out_step(g, i)) : 0;
@@ -67,12 +69,12 @@ inline int classes(const Geometry& g, const int64_t* out, Class* to) {
   return n;
 }
 
-// What a range of q reads along one dimension: [low, low + length).
-struct Span {
+// The input positions [low, low + length) that a range of q reads along one dimension.
+struct Interval {
   int64_t low, length;
 };
 
-inline Span span(const Reach& r, int stride, int64_t begin, int64_t end) {
+inline Interval read_interval(const AxisTaps& r, int stride, int64_t begin, int64_t end) {
   if (r.count == 0) return {0, 0};
   int lo = r.shift[0], hi = r.shift[0];
   for (int i = 1; i < r.count; ++i) {
@@ -82,15 +84,15 @@ inline Span span(const Reach& r, int stride, int64_t begin, int64_t end) {
   return {begin * stride + lo, (end - 1 - begin) * stride + hi - lo + 1};
 }
 
-// The packed box: [block][d][h][w][pitch], channels in blocks of 16 (or one of 8), so that a position's distance is a
-// constant of the product. With stride 2 along W the even positions come before the odd ones: successive outputs always
-// read successive samples.
+// The packed halo box: [block][d][h][w][pitch], channels in blocks of 16 (or one block of 8), so that the
+// micro-kernels' lda is a constant. With stride 2 along W the even positions come before the odd ones: successive
+// outputs always read successive positions. Channels rounded up to whole blocks.
 inline int64_t box_channels(int64_t channels) {
   return channels <= SMALL_BLOCK ? SMALL_BLOCK : ceil_div(channels, BLOCK) * BLOCK;
 }
 
-struct Box {
-  Span d, h, w;
+struct HaloBox {
+  Interval d, h, w;
   int stride_w;
   int64_t channels;
   int64_t pitch() const { return channels <= SMALL_BLOCK ? SMALL_BLOCK : BLOCK; }
@@ -104,13 +106,14 @@ struct Box {
   }
 };
 
-// `count` channels of one position, at most a block, to float32.
+// Reads `count` channels of one position, at most a block, as float32, and scales them.
 template <int PITCH>
-inline void read_block(const void* base, Type type, int64_t at, int64_t step, int64_t count, const float* scale, float* to) {
+inline void read_block(const void* base, Type type, int64_t at, int64_t step, int64_t count, const float* scale,
+                       float* to) {
   if (type == Type::f32 && step == 1 && count == PITCH)
     __builtin_memcpy(to, static_cast<const float*>(base) + at, PITCH * 4);
   else
-    read(base, type, at, step, count, to);
+    read_run(base, type, at, step, count, to);
   if (scale != nullptr) {
     if (count == PITCH)
       for (int i = 0; i < PITCH; ++i) to[i] *= scale[i];
@@ -119,13 +122,16 @@ inline void read_block(const void* base, Type type, int64_t at, int64_t step, in
   }
 }
 
+// Packs the box's inputs of sample n, from channel0 on. outside: whether lines outside the volume along D and H are
+// written (as zeros); the GEMMs leave them out.
 template <int PITCH>
-void pack_box(const Box& box, const Volume& x, int64_t n, int64_t channel0, const float* scale, bool outside, float* to) {
+void pack_box(const HaloBox& box, const Volume& x, int64_t n, int64_t channel0, const float* scale, bool outside,
+              float* to) {
   // Positions before, inside and after the volume along W.
-  const int64_t inner_first = least(most(-box.w.low, 0), box.w.length);
-  const int64_t inner_last = most(inner_first, least(x.size[4] - box.w.low, box.w.length));
+  const int64_t inner_first = minimum(maximum(-box.w.low, 0), box.w.length);
+  const int64_t inner_last = maximum(inner_first, minimum(x.size[4] - box.w.low, box.w.length));
   for (int64_t b = 0; b < box.blocks(); ++b) {
-    const int64_t count = least(PITCH, box.channels - b * PITCH);
+    const int64_t count = minimum(PITCH, box.channels - b * PITCH);
     const float* factor = scale ? scale + b * PITCH : nullptr;
     for (int64_t d = 0; d < box.d.length; ++d)
       for (int64_t h = 0; h < box.h.length; ++h, to += box.row()) {
@@ -141,8 +147,9 @@ void pack_box(const Box& box, const Volume& x, int64_t n, int64_t channel0, cons
                            ph * x.stride[3] + box.w.low * x.stride[4];
         if (box.stride_w == 1 && x.type == Type::f32 && x.stride[1] == 1 && count == PITCH && factor == nullptr) {
           const float* from = static_cast<const float*>(x.data) + at + first * x.stride[4];
-          float* place = to + first * PITCH;
-          for (int64_t w = first; w < last; ++w, from += x.stride[4], place += PITCH) __builtin_memcpy(place, from, PITCH * 4);
+          float* position = to + first * PITCH;
+          for (int64_t w = first; w < last; ++w, from += x.stride[4], position += PITCH)
+            __builtin_memcpy(position, from, PITCH * 4);
           continue;
         }
         for (int64_t w = first; w < last; ++w)
@@ -151,8 +158,8 @@ void pack_box(const Box& box, const Volume& x, int64_t n, int64_t channel0, cons
   }
 }
 
-// outside: whether lines outside the volume along D and H are wanted (as zeros); products leave them out.
-inline void pack(const Box& box, const Volume& x, int64_t n, int64_t channel0, const float* scale, bool outside, float* to) {
+inline void pack_input(const HaloBox& box, const Volume& x, int64_t n, int64_t channel0, const float* scale,
+                       bool outside, float* to) {
   if (box.pitch() == BLOCK)
     pack_box<BLOCK>(box, x, n, channel0, scale, outside, to);
   else

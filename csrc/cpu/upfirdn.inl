@@ -1,43 +1,44 @@
-// Zero insertion, padding or cropping, a separable FIR, decimation. Along each dimension
+// upfirdn: zero insertion, padding or cropping, a separable FIR filter, decimation. Along each dimension
 //
 //     y[o] = sum over t of taps[length - 1 - t] * stuffed[o * down + t - before],  stuffed[i * up] = x[i], else 0
 //
-// A task is a tile of one sample's output: depth, height, the whole width, and a block of channels. W is filtered from x
-// into a ring of rows, H from those into a ring of planes, D from those into y; rows and planes stay in the L2 cache, so
-// that x is read about once and y written once. The order of the additions does not depend on the tiles.
+// A task computes a tile of one sample's output: some slices, some rows, the whole width, a block of channels. It
+// filters W from x into a circular buffer of rows, H from the rows into a circular buffer of planes, D from the planes
+// into y. Both buffers stay in the L2 cache, so x is read about once and y is written once. The order of additions does
+// not depend on the tiles.
 
-// What an output along one dimension is made of: `count` samples from `first` on, with taps `step` apart.
-struct Sources {
+// The samples that an output is computed from, along one dimension: `count` from `first` on, with taps `step` apart.
+struct Support {
   int64_t first, count;
   const float* tap;
   int64_t step;
 };
 
 struct Axis {
-  Sources* sources;
-  int64_t longest;  // count
+  Support* supports;  // of each output
+  int64_t longest;    // the largest count
 };
 
-inline Axis sources(const Filter& f, int d, int64_t inputs, int64_t outputs, Sources* memory) {
+inline Axis supports(const Filter& f, int d, int64_t inputs, int64_t outputs, Support* memory) {
   Axis axis = {memory, 1};
   for (int64_t o = 0; o < outputs; ++o) {
-    const int64_t place = o * f.down[d] - f.before[d], up = f.up[d];
-    int64_t t = (up - place % up) % up;
-    int64_t i = (place + t) / up;
+    const int64_t position = o * f.down[d] - f.before[d], up = f.up[d];
+    int64_t t = (up - position % up) % up;
+    int64_t i = (position + t) / up;
     if (i < 0) {
       t -= i * up;
       i = 0;
     }
-    const int64_t count = t < f.length[d] ? most(0, least((f.length[d] - 1 - t) / up + 1, inputs - i)) : 0;
+    const int64_t count = t < f.length[d] ? maximum(0, minimum((f.length[d] - 1 - t) / up + 1, inputs - i)) : 0;
     memory[o] = {i, count, f.taps[d] + (count ? f.length[d] - 1 - t : 0), -up};
-    axis.longest = most(axis.longest, count);
+    axis.longest = maximum(axis.longest, count);
   }
   return axis;
 }
 
-// `positions` sums of `count` runs, each of `width` floats a position: to[p] = sum over k of tap[k * step] * from[k][p].
+// Combines `count` rows with the taps: to[p] = sum over k of tap[k * step] * from[k][p], L * V floats per position p.
 template <int L, int V, int COUNT>
-inline void combine_runs(const float* const* from, const Sources& r, int64_t positions, float* to, int64_t to_pitch) {
+inline void combine_count(const float* const* from, const Support& r, int64_t positions, float* to, int64_t to_pitch) {
   typedef typename Vector<L>::type vector;
   const int64_t count = COUNT ? COUNT : r.count;
   float tap[COUNT ? COUNT : 1];
@@ -58,28 +59,29 @@ inline void combine_runs(const float* const* from, const Sources& r, int64_t pos
   }
 }
 
+// The same, with the count a constant where it is at most 4.
 template <int L, int V>
-inline void combine(const float* const* from, const Sources& r, int64_t positions, float* to, int64_t to_pitch) {
+inline void combine_rows(const float* const* from, const Support& r, int64_t positions, float* to, int64_t to_pitch) {
   switch (r.count) {
     case 1:
-      return combine_runs<L, V, 1>(from, r, positions, to, to_pitch);
+      return combine_count<L, V, 1>(from, r, positions, to, to_pitch);
     case 2:
-      return combine_runs<L, V, 2>(from, r, positions, to, to_pitch);
+      return combine_count<L, V, 2>(from, r, positions, to, to_pitch);
     case 3:
-      return combine_runs<L, V, 3>(from, r, positions, to, to_pitch);
+      return combine_count<L, V, 3>(from, r, positions, to, to_pitch);
     case 4:
-      return combine_runs<L, V, 4>(from, r, positions, to, to_pitch);
+      return combine_count<L, V, 4>(from, r, positions, to, to_pitch);
     default:
-      return combine_runs<L, V, 0>(from, r, positions, to, to_pitch);
+      return combine_count<L, V, 0>(from, r, positions, to, to_pitch);
   }
 }
 
-// One row along W: to[o] = sum over k of tap * from[(first + k) * pitch].
+// Filters one row along W: to[o] = sum over k of tap * from[(first + k) * pitch].
 template <int L, int V>
-inline void filter_row(const float* from, int64_t pitch, const Sources* sources, int64_t outputs, float* to) {
+inline void filter_row(const float* from, int64_t pitch, const Support* supports, int64_t outputs, float* to) {
   typedef typename Vector<L>::type vector;
   for (int64_t o = 0; o < outputs; ++o) {
-    const Sources r = sources[o];
+    const Support r = supports[o];
     vector sum[V];
     for (int v = 0; v < V; ++v) sum[v] = vector{};
     const float* at = from + r.first * pitch;
@@ -103,7 +105,7 @@ inline void filter_tile(const Volume& x, const Volume& y, const Axis* axis, cons
   const bool y_direct = whole && y.type == Type::f32 && y.stride[1] == 1;
   Scratch planes(axis[0].longest * height * line * 4), rows(axis[1].longest * line * 4);
   Scratch in(x_direct ? 0 : x.size[4] * WIDTH * 4), out(y_direct ? 0 : line * 4);
-  Scratch pointers(most(axis[0].longest, axis[1].longest) * int64_t(sizeof(float*)));
+  Scratch pointers(maximum(axis[0].longest, axis[1].longest) * int64_t(sizeof(float*)));
   const float** from = reinterpret_cast<const float**>(pointers.data);
   const auto plane = [&](int64_t d) { return planes.floats(d % axis[0].longest * height * line); };
   const auto row = [&](int64_t h) { return rows.floats(h % axis[1].longest * line); };
@@ -112,64 +114,64 @@ inline void filter_tile(const Volume& x, const Volume& y, const Axis* axis, cons
   const auto fill_row = [&](int64_t d, int64_t h) {
     const int64_t at = origin + d * x.stride[2] + h * x.stride[3];
     if (x_direct) {
-      filter_row<L, V>(static_cast<const float*>(x.data) + at, x.stride[4], axis[2].sources, width, row(h));
+      filter_row<L, V>(static_cast<const float*>(x.data) + at, x.stride[4], axis[2].supports, width, row(h));
       return;
     }
     for (int64_t w = 0; w < x.size[4]; ++w) {
       float* to = in.floats(w * WIDTH);
-      read(x.data, x.type, at + w * x.stride[4], x.stride[1], tile.channels, to);
+      read_run(x.data, x.type, at + w * x.stride[4], x.stride[1], tile.channels, to);
       for (int64_t c = tile.channels; c < WIDTH; ++c) to[c] = 0;
     }
-    filter_row<L, V>(in.floats(), WIDTH, axis[2].sources, width, row(h));
+    filter_row<L, V>(in.floats(), WIDTH, axis[2].supports, width, row(h));
   };
   const auto fill_plane = [&](int64_t d) {
     int64_t have = 0;
     for (int64_t o = tile.begin[1]; o < tile.end[1]; ++o) {
-      const Sources& r = axis[1].sources[o];
-      for (have = most(have, r.first); have < r.first + r.count; ++have) fill_row(d, have);
+      const Support& r = axis[1].supports[o];
+      for (have = maximum(have, r.first); have < r.first + r.count; ++have) fill_row(d, have);
       for (int64_t k = 0; k < r.count; ++k) from[k] = row(r.first + k);
-      combine<L, V>(from, r, width, plane(d) + (o - tile.begin[1]) * line, WIDTH);
+      combine_rows<L, V>(from, r, width, plane(d) + (o - tile.begin[1]) * line, WIDTH);
     }
   };
   int64_t have = 0;
   for (int64_t o = tile.begin[0]; o < tile.end[0]; ++o) {
-    const Sources& r = axis[0].sources[o];
-    for (have = most(have, r.first); have < r.first + r.count; ++have) fill_plane(have);
+    const Support& r = axis[0].supports[o];
+    for (have = maximum(have, r.first); have < r.first + r.count; ++have) fill_plane(have);
     for (int64_t h = 0; h < height; ++h) {
       for (int64_t k = 0; k < r.count; ++k) from[k] = plane(r.first + k) + h * line;
       const int64_t at = tile.n * y.stride[0] + tile.channel * y.stride[1] + o * y.stride[2] +
                          (tile.begin[1] + h) * y.stride[3];
       if (y_direct) {
-        combine<L, V>(from, r, width, static_cast<float*>(y.data) + at, y.stride[4]);
+        combine_rows<L, V>(from, r, width, static_cast<float*>(y.data) + at, y.stride[4]);
         continue;
       }
-      combine<L, V>(from, r, width, out.floats(), WIDTH);
+      combine_rows<L, V>(from, r, width, out.floats(), WIDTH);
       for (int64_t w = 0; w < width; ++w)
-        write(out.floats(w * WIDTH), tile.channels, y.data, y.type, at + w * y.stride[4], y.stride[1]);
+        write_run(out.floats(w * WIDTH), tile.channels, y.data, y.type, at + w * y.stride[4], y.stride[1]);
     }
   }
 }
 
 inline void upfirdn(const Filter& f, const Volume& x, const Volume& y, const Pool& pool) {
-  constexpr int64_t CACHE = int64_t(1) << 18;  // bytes of planes in a tile
-  Scratch memory((y.size[2] + y.size[3] + y.size[4]) * int64_t(sizeof(Sources)));
-  Sources* at = reinterpret_cast<Sources*>(memory.data);
+  constexpr int64_t CACHE = int64_t(1) << 18;  // bytes of a tile's planes
+  Scratch memory((y.size[2] + y.size[3] + y.size[4]) * int64_t(sizeof(Support)));
+  Support* at = reinterpret_cast<Support*>(memory.data);
   Axis axis[3];
-  for (int d = 0; d < 3; at += y.size[2 + d], ++d) axis[d] = sources(f, d, x.size[2 + d], y.size[2 + d], at);
+  for (int d = 0; d < 3; at += y.size[2 + d], ++d) axis[d] = supports(f, d, x.size[2 + d], y.size[2 + d], at);
   const int64_t blocks = ceil_div(y.size[1], BLOCK);
-  const int64_t fit = most(1, CACHE / (axis[0].longest * y.size[4] * BLOCK * 4));
-  const int64_t h_pieces = ceil_div(y.size[3], least(fit, y.size[3]));
-  const int64_t height = ceil_div(y.size[3], h_pieces);
-  // Each piece of depth filters its border planes again, so there are only as many as the workers need.
-  const int64_t wanted = ceil_div(4 * pool.workers, most(1, y.size[0] * blocks * h_pieces));
-  const int64_t depth = ceil_div(y.size[2], most(1, least(wanted, y.size[2] / 4)));
-  const int64_t d_pieces = ceil_div(y.size[2], depth);
-  distribute(pool, y.size[0] * d_pieces * h_pieces * blocks, [&](int, auto next) {
+  const int64_t fit = maximum(1, CACHE / (axis[0].longest * y.size[4] * BLOCK * 4));
+  const int64_t h_tiles = ceil_div(y.size[3], minimum(fit, y.size[3]));
+  const int64_t height = ceil_div(y.size[3], h_tiles);
+  // Each tile along D filters its border planes anew, so there are only as many as the workers need.
+  const int64_t wanted = ceil_div(4 * pool.workers, maximum(1, y.size[0] * blocks * h_tiles));
+  const int64_t depth = ceil_div(y.size[2], maximum(1, minimum(wanted, y.size[2] / 4)));
+  const int64_t d_tiles = ceil_div(y.size[2], depth);
+  distribute(pool, y.size[0] * d_tiles * h_tiles * blocks, [&](int, auto next) {
     for (int64_t task = next(); task >= 0; task = next()) {
-      const int64_t block = task % blocks, h = task / blocks % h_pieces, d = task / (blocks * h_pieces) % d_pieces;
-      const FilterTile tile = {task / (blocks * h_pieces * d_pieces), block * BLOCK,
-                               least(BLOCK, y.size[1] - block * BLOCK), {d * depth, h * height},
-                               {least((d + 1) * depth, y.size[2]), least((h + 1) * height, y.size[3])}};
+      const int64_t block = task % blocks, h = task / blocks % h_tiles, d = task / (blocks * h_tiles) % d_tiles;
+      const FilterTile tile = {task / (blocks * h_tiles * d_tiles), block * BLOCK,
+                               minimum(BLOCK, y.size[1] - block * BLOCK), {d * depth, h * height},
+                               {minimum((d + 1) * depth, y.size[2]), minimum((h + 1) * height, y.size[3])}};
       if (tile.channels <= SMALL_BLOCK)
         filter_tile<SMALL_BLOCK>(x, y, axis, tile);
       else

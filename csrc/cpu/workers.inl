@@ -1,28 +1,28 @@
-// What the workers share: scratch memory and a queue of tasks.
+// Scratch memory of the worker threads, and the queue that hands them tasks.
 
-// Blocks that a thread keeps from call to call: fresh pages cost more than many a small convolution.
-struct Kept {
+// Memory blocks that a thread keeps between calls: the page faults of fresh memory cost more than a small convolution.
+struct ScratchCache {
   static constexpr int SLOTS = 12;
-  static constexpr int64_t LARGEST = int64_t(4) << 20;  // bytes; larger ones go back at once
+  static constexpr int64_t LARGEST = int64_t(4) << 20;  // bytes; larger blocks are freed at once
   char* block[SLOTS] = {};
   int64_t bytes[SLOTS] = {};
-  ~Kept() {
+  ~ScratchCache() {
     for (int i = 0; i < SLOTS; ++i) free(block[i]);
   }
 };
-static thread_local Kept kept;
+static thread_local ScratchCache scratch_cache;
 
-// Aligned, uninitialised; with SSCONV_POISON in the environment, for tests, full of NaN.
+// Uninitialised scratch memory, 64-byte aligned. SSCONV_POISON in the environment fills it with NaN, for tests.
 struct Scratch {
   explicit Scratch(int64_t wanted) : bytes(wanted > 64 ? wanted : 64) {
     int best = -1;
-    for (int i = 0; i < Kept::SLOTS; ++i)
-      if (kept.bytes[i] >= bytes && (best < 0 || kept.bytes[i] < kept.bytes[best])) best = i;
+    for (int i = 0; i < ScratchCache::SLOTS; ++i)
+      if (scratch_cache.bytes[i] >= bytes && (best < 0 || scratch_cache.bytes[i] < scratch_cache.bytes[best])) best = i;
     if (best >= 0) {
-      data = kept.block[best];
-      bytes = kept.bytes[best];
-      kept.block[best] = nullptr;
-      kept.bytes[best] = 0;
+      data = scratch_cache.block[best];
+      bytes = scratch_cache.bytes[best];
+      scratch_cache.block[best] = nullptr;
+      scratch_cache.bytes[best] = 0;
     } else {
       void* p = nullptr;
       if (posix_memalign(&p, 64, size_t(bytes)) != 0) {
@@ -35,16 +35,16 @@ struct Scratch {
     if (poison) __builtin_memset(data, 0xff, size_t(bytes));
   }
   ~Scratch() {
-    int worst = 0;  // the smallest kept one makes room
-    for (int i = 1; i < Kept::SLOTS; ++i)
-      if (kept.bytes[i] < kept.bytes[worst]) worst = i;
-    char* gone = data;
-    if (bytes <= Kept::LARGEST && bytes > kept.bytes[worst]) {
-      gone = kept.block[worst];
-      kept.block[worst] = data;
-      kept.bytes[worst] = bytes;
+    int worst = 0;  // the smallest cached block makes room
+    for (int i = 1; i < ScratchCache::SLOTS; ++i)
+      if (scratch_cache.bytes[i] < scratch_cache.bytes[worst]) worst = i;
+    char* freed = data;
+    if (bytes <= ScratchCache::LARGEST && bytes > scratch_cache.bytes[worst]) {
+      freed = scratch_cache.block[worst];
+      scratch_cache.block[worst] = data;
+      scratch_cache.bytes[worst] = bytes;
     }
-    free(gone);
+    free(freed);
   }
   Scratch(const Scratch&) = delete;
   float* floats(int64_t at = 0) { return reinterpret_cast<float*>(data) + at; }
@@ -52,7 +52,7 @@ struct Scratch {
   char* data;
 };
 
-// Tasks 0 .. count-1 handed to whichever worker is free.
+// Hands the tasks 0 .. count - 1 to whichever worker is free: next() is a task's number, or -1 at the end.
 template <class Body>
 struct Queue {
   int64_t next, count;
@@ -66,10 +66,11 @@ struct Queue {
   }
 };
 
+// Runs body(worker, next) on the pool's workers until all `count` tasks are done.
 template <class Body>
 void distribute(const Pool& pool, int64_t count, Body body) {
   Queue<Body> queue{0, count, &body};
-  const int workers = int(least(pool.workers, count));
+  const int workers = int(minimum(pool.workers, count));
   if (workers <= 1)
     Queue<Body>::run(0, &queue);
   else

@@ -93,17 +93,17 @@ FAULTS = [
     Fault("last block of inputs replaces the others", "convolution.inl",
           "p.accumulate = k > 0;", "p.accumulate = false;"),
     Fault("a tile wider than the volume", "convolution.inl",
-          "least(at[d] + extents[d], c.count[d])", "at[d] + extents[d]", "guard_pages"),
+          "minimum(at[d] + extents[d], c.count[d])", "at[d] + extents[d]", "guard_pages"),
     Fault("sums straight into an output of other channels", "convolution.inl",
-          " && pitch == g.out_channels;", ";", "guard_pages"),
+          "pitch == g.out_channels;", "true;", "guard_pages"),
     Fault("sums of one parity side by side", "convolution.inl", "out_step(g, 1) * y.stride[3],", "y.stride[3],"),
     Fault("the other branch's sums straight over the first's", "convolution.inl", "++s, sums.at += pitch", "++s"),
     Fault("noise of the wrong parity", "convolution.inl", "noise[w * step];", "noise[w];"),
     Fault("z of all branches in one place", "convolution.inl", "s * g.out_channels * z->stride[1]", "0"),
     Fault("taps left out on one side only", "convolution.inl", "rd.end != last_d.end ||", ""),
     Fault("a tap inside is left out", "convolution.inl", "at < 0 && at + step >= 0", "at <= 0 && at + step >= 0"),
-    Fault("every piece leaves out its last row", "product.inl", "m == rows ? without_last : 0", "without_last"),
-    Fault("the gradient's first position is left out", "weight_gradient.inl",
+    Fault("every piece leaves out its last row", "gemm.inl", "m == rows ? skip_last_row : 0", "skip_last_row"),
+    Fault("the gradient's first position is left out", "wgrad.inl",
           "from + first * g.stride[2] < 0", "from + first * g.stride[2] <= 0"),
     Fault("clamp before gain", "epilogue.inl",
           "  t *= e.gain;\n  const T bound = e.clamp - T{};\n  t = t > bound ? bound : t;",
@@ -115,38 +115,38 @@ FAULTS = [
     Fault("at 0 the positive side's slope", "epilogue.inl", "y * s.side > 0", "y * s.side >= 0", "kinks"),
     Fault("clamped below, and yet a gradient", "epilogue.inl", "(y < bound) & (y > -bound)", "(y < bound)"),
     Fault("bias gradient of one piece", "epilogue.inl",
-          "for (int64_t task = 0; task < pieces; ++task) sum += bias_part",
-          "for (int64_t task = 0; task < 1; ++task) sum += bias_part"),
+          "for (int64_t task = 0; task < tasks; ++task) sum += bias_sums",
+          "for (int64_t task = 0; task < 1; ++task) sum += bias_sums"),
     Fault("shared noise of the last sample", "epilogue.inl", "if (!noise_shared || n == 0)", "if (true)"),
-    Fault("sums start from what was there", "product.inl",
+    Fault("sums start from what was there", "gemm.inl",
           "p.accumulate ? *c + sum[i][v] : sum[i][v]", "*c + sum[i][v]"),
-    Fault("every piece of rows begins after the first", "product.inl", "p.a += m * ROWS_A;", "p.a += ROWS_A;"),
-    Fault("the second part is forgotten", "weight_gradient.inl",
-          "int64_t part = 1; part < parts", "int64_t part = 2; part < parts", "workers"),
-    Fault("positions of one sample", "weight_gradient.inl",
+    Fault("every piece of rows begins after the first", "gemm.inl", "p.a += m * LDA;", "p.a += LDA;"),
+    Fault("the second part is forgotten", "wgrad.inl",
+          "int64_t split = 1; split < splits", "int64_t split = 2; split < splits", "workers"),
+    Fault("positions of one sample", "wgrad.inl",
           "const int64_t n = i / (nd * nh * nw);", "const int64_t n = 0;"),
-    Fault("scale of the other sample", "weight_gradient.inl", "x_scale + (n * g.branches + s)", "x_scale + s"),
+    Fault("scale of the other sample", "wgrad.inl", "x_scale + (n * g.branches + s)", "x_scale + s"),
     Fault("the last task is nobody's", "workers.inl",
           "return i < q.count ? i : -1;", "return i < q.count - 1 ? i : -1;"),
-    Fault("three taps in another order", "weights.inl",
+    Fault("three taps in another order", "pack_weights.inl",
           "g.adjoint ? t % columns : columns - 1 - t % columns", "t % columns", "small", "avx2"),
-    Fault("one tap's share twice", "product.inl", "out[i] += sum[i - v][v]", "out[i] += sum[i - v][0]", "small",
+    Fault("one tap's share twice", "gemm.inl", "out[i] += sum[i - v][v]", "out[i] += sum[i - v][0]", "small",
           "avx2"),
-    Fault("a line's last outputs are not stored", "product.inl", "(i < M || i < M + p.finish)", "i < M", "small",
+    Fault("a line's last outputs are not stored", "gemm.inl", "(i < M || i < M + p.tail)", "i < M", "small",
           "avx2"),
-    Fault("one output for the next rows instead of two", "product.inl",
+    Fault("one output for the next rows instead of two", "gemm.inl",
           "store_vector<LANES>(p.carry + (i - M) * LANES", "store_vector<LANES>(p.carry", "small", "avx2"),
     Fault("outputs that nothing adds to are not cleared", "convolution.inl",
-          "rows > 0 ? least(touched, end[2]) : end[2]", "begin[2]", "small", "avx2"),
+          "rows > 0 ? minimum(touched, end[2]) : end[2]", "begin[2]", "small", "avx2"),
     Fault("a scaled input is read where it lies", "convolution.inl",
           "x.stride[1] == 1 && in_scale == nullptr;", "x.stride[1] == 1;", "small", "avx2"),
-    Fault("a gradient's inputs where they lie, one by one", "weight_gradient.inl",
+    Fault("a gradient's inputs where they lie, one by one", "wgrad.inl",
           "g.stride[2] * x.stride[4]", "x.stride[4]"),
-    Fault("a gradient's scale is forgotten where its input lies well", "weight_gradient.inl",
+    Fault("a gradient's scale is forgotten where its input lies well", "wgrad.inl",
           "v.stride[1] == 1 && scale == nullptr;", "v.stride[1] == 1;"),
     Fault("offsets of all blocks are the first's", "convolution.inl",
           "offset_a[j - count] + box.plane();", "offset_a[j - count];"),
-    Fault("taps of a gradient reversed", "weight_gradient.inl", "3 * i + 2 - kw : kw", "3 * i + kw : kw", "small",
+    Fault("taps of a gradient reversed", "wgrad.inl", "3 * i + 2 - kw : kw", "3 * i + kw : kw", "small",
           "avx2"),
     Fault("the other line of a vector reads the first's inputs", "convolution.inl",
           "ph + other + r[1].shift[i1]);", "ph + r[1].shift[i1]);", "small", "avx512"),
@@ -157,32 +157,33 @@ FAULTS = [
     Fault("the second half of a tile one line early", "convolution.inl",
           "(lines - 1) * heights * to.h;", "(lines - 1) * (heights - 1) * to.h;", "small", "avx512"),
     Fault("the second block of channels has the first's weights", "convolution.inl",
-          "packed + packed_at[s] + o * taps_of(b) * g.in_channels;\n          p.c",
+          "packed + packed_at[s] + o * tap_count(b) * g.in_channels;\n          p.c",
           "packed + packed_at[s];\n          p.c", "small", "avx512"),
-    Fault("an odd line out counts twice", "weight_gradient.inl",
+    Fault("an odd line out counts twice", "wgrad.inl",
           "offset_b[p.batch++] = zeros;", "offset_b[p.batch++] = offset_b[0];", "small", "avx512"),
     Fault("a gradient of every other line", "kernels.inl", "first(v) + second(v)", "first(v)", "small", "avx512"),
-    Fault("a window of gradients that stands still", "product.inl", "w[(first + v) % 3]", "w[v]", "small", "avx512"),
+    Fault("a window of gradients that stands still", "gemm.inl", "w[(first + v) % 3]", "w[v]", "small", "avx512"),
     Fault("taps not reversed", "upfirdn.inl",
           "memory[o] = {i, count, f.taps[d] + (count ? f.length[d] - 1 - t : 0), -up};",
           "memory[o] = {i, count, f.taps[d] + (count ? t : 0), up};", "filters"),
     Fault("a phase of the zero insertion", "upfirdn.inl",
-          "(up - place % up) % up", "(up + place % up) % up", "filters"),
+          "(up - position % up) % up", "(up + position % up) % up", "filters"),
     Fault("cropped on the left by one sample less", "upfirdn.inl", "      t -= i * up;\n", "", "filters"),
     Fault("the filter reads beyond the input", "upfirdn.inl",
-          "least((f.length[d] - 1 - t) / up + 1, inputs - i)", "(f.length[d] - 1 - t) / up + 1", "guard_pages"),
-    Fault("a ring of planes that is too short", "upfirdn.inl", "axis.longest = most(axis.longest, count);",
-          "axis.longest = most(1, count - (d == 0));", "filters"),
+          "minimum((f.length[d] - 1 - t) / up + 1, inputs - i)", "(f.length[d] - 1 - t) / up + 1", "guard_pages"),
+    Fault("a ring of planes that is too short", "upfirdn.inl", "axis.longest = maximum(axis.longest, count);",
+          "axis.longest = maximum(1, count - (d == 0));", "filters"),
     Fault("a plane is thought to be there", "upfirdn.inl",
-          "for (have = most(have, r.first); have < r.first + r.count; ++have) fill_plane(have);",
-          "for (have = most(have, r.first + (o > tile.begin[0])); have < r.first + r.count; ++have) fill_plane(have);",
+          "for (have = maximum(have, r.first); have < r.first + r.count; ++have) fill_plane(have);",
+          "for (have = maximum(have, r.first + (o > tile.begin[0])); have < r.first + r.count; ++have) "
+          "fill_plane(have);",
           "filters"),
     Fault("the second block of channels is the first", "upfirdn.inl", "tile.channel * x.stride[1];", "0;", "filters"),
     Fault("a last block of channels without its zeros", "upfirdn.inl",
           "const bool whole = tile.channels == WIDTH;", "const bool whole = true;", "guard_pages"),
     Fault("every piece of height to the first's place", "upfirdn.inl",
           "(tile.begin[1] + h) * y.stride[3]", "h * y.stride[3]", "filters"),
-    Fault("no zeros at a line's ends", "weight_gradient.inl",
+    Fault("no zeros at a line's ends", "wgrad.inl",
           "__builtin_memset(line, 0, size_t(ends * width) * 4);", "", "small", "avx2"),
 ]  # fmt: skip
 
@@ -198,8 +199,8 @@ class Builder:
         include = Path(torch.__file__).parent / "include"
         flags = ["-I", str(include), "-I", sysconfig.get_paths()["include"], "-DSSCONV_CPU_KERNELS"]
         flags += ["-DPy_LIMITED_API=0x030A0000", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"]
-        for name in ("bindings", "build_info", "cpu_dispatch"):
-            self.compile(ROOT / "csrc" / f"{name}.cpp", self.objects / f"{name}.o", flags)
+        for name in ("bindings", "build_info", "cpu/dispatch"):
+            self.compile(ROOT / "csrc" / f"{name}.cpp", self.objects / f"{Path(name).name}.o", flags)
 
     def compile(self, source: Path, result: Path, flags: list[str] = []) -> None:  # noqa: B006
         command = [self.compiler, "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", *flags]
@@ -217,12 +218,12 @@ class Builder:
                 f"{fault.file} has {text.count(fault.old)} of {fault.old!r}: plant it elsewhere"
             )
             path.write_text(text.replace(fault.old, fault.new))
-        self.compile(folder / "csrc" / f"cpu_{instruction_set}.cpp", folder / "kernels.o")
+        self.compile(folder / "csrc" / "cpu" / f"{instruction_set}.cpp", folder / "kernels.o")
         others = [n for n in ("generic", "avx2", "avx512") if n != instruction_set]
         stub = "".join(
             f"namespace {n} {{ extern const Kernels KERNELS; const Kernels KERNELS = {{}}; }}\n" for n in others
         )
-        (folder / "stub.cpp").write_text(f'#include "csrc/cpu.h"\nnamespace ssconv {{\n{stub}}}\n')
+        (folder / "stub.cpp").write_text(f'#include "csrc/cpu/cpu.h"\nnamespace ssconv {{\n{stub}}}\n')
         self.compile(folder / "stub.cpp", folder / "stub.o")
         objects = [folder / "kernels.o", folder / "stub.o", *sorted(self.objects.glob("*.o"))]
         module = folder / "ssconv" / "_C.abi3.so"

@@ -1,5 +1,5 @@
-"""The machine code of the CUDA kernels, as `make setup` compiled it: no spills, tensor cores, wide loads and stores,
-and no more registers and shared memory than the committed budget."""
+"""Checks of the machine code of the CUDA kernels, as `make setup` compiled it: no spills, tensor cores, wide loads and
+stores, and no more registers and shared memory than the committed budget."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 from benchmarks.gpu import cuda_cubins
 from benchmarks.gpu.cubins import count_instructions, tool
 from benchmarks.gpu.cuda_cubins import Cubin, architectures, cubins, faults, module_path, over_budget, write_budget
-from ssconv.backend.cuda import sm90 as cuda_hopper
-from ssconv.backend.cuda import sm90_halo as cuda_halo
+from ssconv.backend.cuda import sm90, sm90_halo
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,8 @@ def module():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90])
-def test_every_kernel_is_as_it_should_be(architecture, module):
-    """86 and 89 run the same instructions as 80, so there only what they take is read."""
+def test_no_kernel_has_a_fault_or_is_over_its_budget(architecture, module):
+    """86 and 89 run the same instructions as 80, so only registers, stack and shared memory are read there."""
     if architecture not in architectures(module):
         pytest.skip(f"the module has no code for sm_{architecture} (SSCONV_CUDA_ARCHS)")
     code = architecture in (80, 90)
@@ -39,9 +38,9 @@ def test_every_kernel_is_as_it_should_be(architecture, module):
     assert not wrong, "\n".join(wrong)
     if architecture == 90:
         kinds = Counter(c.kind for c in found)
-        assert kinds["TensorProduct"] == 4 * sum(map(len, cuda_hopper.COLUMNS.values()))
-        assert kinds["HaloProduct"] == 2 * sum(map(len, cuda_halo.COLUMNS.values()))
-        assert kinds["TensorWeights"] == 4
+        assert kinds["ConvSm90"] == 4 * sum(map(len, sm90.TILE_N.values()))
+        assert kinds["ConvSm90Halo"] == 2 * sum(map(len, sm90_halo.TILE_N.values()))
+        assert kinds["WgradSm90"] == 4
     release = importlib.import_module("ssconv._C").build_info()["cuda"]
     if release != json.loads(cuda_cubins.BUDGET.read_text())["nvcc"]:
         pytest.skip(f"the budget is of another nvcc than {release}; the rest was checked")
@@ -51,33 +50,33 @@ def test_every_kernel_is_as_it_should_be(architecture, module):
 
 
 def test_the_assembler_serialises_no_wgmma(module):
-    """It says so itself: C7510 and its like, which setup.py keeps."""
+    """setup.py keeps its remarks: C7510 and similar ones."""
     if 90 not in architectures(module):
         pytest.skip("the module has no code for sm_90 (SSCONV_CUDA_ARCHS)")
     assert importlib.import_module("ssconv._C").build_info()["cuda_remarks"] == []
 
 
-def test_the_hopper_products_stay_within_a_block():
-    """Shared memory as the header has it, for each number of columns."""
-    for columns in {c for widths in cuda_hopper.COLUMNS.values() for c in widths}:
-        shared = cuda_cubins.tensor_product_shared(columns)
+def test_the_convolutions_of_sm_90a_fit_into_shared_memory():
+    """Shared memory as the headers compute it, for each number of columns."""
+    for columns in {c for widths in sm90.TILE_N.values() for c in widths}:
+        shared = cuda_cubins.conv_sm90_shared(columns)
         assert 100 * 1024 < shared <= 227 * 1024
-    for columns in {c for widths in cuda_halo.COLUMNS.values() for c in widths}:
-        assert 200 * 1024 < cuda_halo.shared_bytes(columns) <= 227 * 1024
+    for columns in {c for widths in sm90_halo.TILE_N.values() for c in widths}:
+        assert 200 * 1024 < sm90_halo.shared_bytes(columns) <= 227 * 1024
 
 
 CODE = Counter(
     {"HMMA.16816.F32.BF16": 64, "LDGSTS.E.BYPASS.128": 20, "LDSM.16.M88.4": 20, "STG.E.128": 8, "LDG.E.128": 1}
 )
 GOOD = {
-    "Product<Bf16, 2, 128, false>": Cubin(80, "Product<Bf16, 2, 128, false>", 244, 0, 73728, CODE),
-    "Product<Ieee, 1, 64, true>": Cubin(
-        90, "Product<Ieee, 1, 64, true>", 163, 0, 50000, Counter({"LDGSTS.E.BYPASS.128": 9, "STG.E.128": 8})
+    "ConvSm80<Bf16, 2, 128, false>": Cubin(80, "ConvSm80<Bf16, 2, 128, false>", 244, 0, 73728, CODE),
+    "ConvSm80<Ieee, 1, 64, true>": Cubin(
+        90, "ConvSm80<Ieee, 1, 64, true>", 163, 0, 50000, Counter({"LDGSTS.E.BYPASS.128": 9, "STG.E.128": 8})
     ),
-    "WeightGradient<Tf32, 64>": Cubin(86, "WeightGradient<Tf32, 64>", 155, 0, 50000, CODE - Counter("LDSM.16.M88.4")),
-    "TensorProduct<Bf16, 2, 128, 2>": Cubin(
+    "WgradSm80<Tf32, 64>": Cubin(86, "WgradSm80<Tf32, 64>", 155, 0, 50000, CODE - Counter("LDSM.16.M88.4")),
+    "ConvSm90<Bf16, 2, 128, 2>": Cubin(
         90,
-        "TensorProduct<Bf16, 2, 128, 2>",
+        "ConvSm90<Bf16, 2, 128, 2>",
         168,
         0,
         196672,
@@ -96,9 +95,9 @@ GOOD = {
             }
         ),
     ),
-    "HaloProduct<Bf16, 2, 64>": Cubin(
+    "ConvSm90Halo<Bf16, 2, 64>": Cubin(
         90,
-        "HaloProduct<Bf16, 2, 64>",
+        "ConvSm90Halo<Bf16, 2, 64>",
         168,
         0,
         231552,
@@ -114,9 +113,9 @@ GOOD = {
             }
         ),
     ),
-    "TensorWeights<F16, 64>": Cubin(
+    "WgradSm90<F16, 64>": Cubin(
         90,
-        "TensorWeights<F16, 64>",
+        "WgradSm90<F16, 64>",
         168,
         0,
         221232,
@@ -130,7 +129,9 @@ GOOD = {
             }
         ),
     ),
-    "FinishBackward<f16, 2>": Cubin(89, "FinishBackward<f16, 2>", 138, 0, 0, Counter({"STG.E.128": 2, "LDG.E.128": 6})),
+    "EpilogueBackward<f16, 2>": Cubin(
+        89, "EpilogueBackward<f16, 2>", 138, 0, 0, Counter({"STG.E.128": 2, "LDG.E.128": 6})
+    ),
 }
 
 
@@ -144,47 +145,47 @@ def without(cubin: Cubin, start: str) -> Cubin:
     return dataclasses.replace(cubin, instructions=kept)
 
 
-PRODUCT, BACKWARD = GOOD["Product<Bf16, 2, 128, false>"], GOOD["FinishBackward<f16, 2>"]
-TENSOR = GOOD["TensorProduct<Bf16, 2, 128, 2>"]
+CONV, BACKWARD = GOOD["ConvSm80<Bf16, 2, 128, false>"], GOOD["EpilogueBackward<f16, 2>"]
+CONV_SM90 = GOOD["ConvSm90<Bf16, 2, 128, 2>"]
 ALONE = dataclasses.replace(
-    TENSOR,
-    name="TensorProduct<Bf16, 2, 128, 1>",
-    instructions=TENSOR.instructions
+    CONV_SM90,
+    name="ConvSm90<Bf16, 2, 128, 1>",
+    instructions=CONV_SM90.instructions
     - Counter({"UCGABAR_WAIT": 1, "UBLKCP.S.G.MULTICAST": 1})
     + Counter({"UBLKCP.S.G": 1}),
 )
 GOOD[ALONE.name] = ALONE
 BAD = {
-    "stack": (dataclasses.replace(PRODUCT, stack=8), "8 bytes of stack"),
+    "stack": (dataclasses.replace(CONV, stack=8), "8 bytes of stack"),
     "local memory": (
-        dataclasses.replace(PRODUCT, instructions=CODE + Counter({"LDL.LU": 2, "STL": 1})), "3 accesses to local memory"
+        dataclasses.replace(CONV, instructions=CODE + Counter({"LDL.LU": 2, "STL": 1})), "3 accesses to local memory"
     ),
-    "shared memory": (dataclasses.replace(PRODUCT, architecture=86, shared=131072), "131072 bytes of shared memory"),
+    "shared memory": (dataclasses.replace(CONV, architecture=86, shared=131072), "131072 bytes of shared memory"),
     "registers": (dataclasses.replace(BACKWARD, registers=180), "180 registers"),
-    "no tensor cores": (without(PRODUCT, "HMMA"), "HMMA"),
-    "no asynchronous copies": (without(PRODUCT, "LDGSTS"), "LDGSTS"),
-    "no matrix loads": (without(PRODUCT, "LDSM"), "LDSM"),
-    "narrow stores": (without(PRODUCT, "STG"), "STG.E.128"),
-    "no wgmma": (without(TENSOR, "HGMMA"), "HGMMA"),
+    "no tensor cores": (without(CONV, "HMMA"), "HMMA"),
+    "no asynchronous copies": (without(CONV, "LDGSTS"), "LDGSTS"),
+    "no matrix loads": (without(CONV, "LDSM"), "LDSM"),
+    "narrow stores": (without(CONV, "STG"), "STG.E.128"),
+    "no wgmma": (without(CONV_SM90, "HGMMA"), "HGMMA"),
     "no multicast": (
         dataclasses.replace(
-            TENSOR, instructions=without(TENSOR, "UBLKCP").instructions + Counter({"UBLKCP.S.G": 1})
+            CONV_SM90, instructions=without(CONV_SM90, "UBLKCP").instructions + Counter({"UBLKCP.S.G": 1})
         ),
         "bulk copy to both blocks",
     ),
-    "no arrivals at the other block": (without(TENSOR, "SYNCS.ARRIVE"), "SYNCS.ARRIVE.TRANS64.RED"),
-    "no barrier of the cluster": (without(TENSOR, "UCGABAR"), "UCGABAR_WAIT"),
+    "no arrivals at the other block": (without(CONV_SM90, "SYNCS.ARRIVE"), "SYNCS.ARRIVE.TRANS64.RED"),
+    "no barrier of the cluster": (without(CONV_SM90, "UCGABAR"), "UCGABAR_WAIT"),
     "memory flushed at every stage": (
-        dataclasses.replace(TENSOR, instructions=TENSOR.instructions + Counter({"MEMBAR.ALL.GPU": 4})),
+        dataclasses.replace(CONV_SM90, instructions=CONV_SM90.instructions + Counter({"MEMBAR.ALL.GPU": 4})),
         "MEMBAR.ALL.GPU",
     ),
-    "no im2col": (without(TENSOR, "UTMALDG"), "UTMALDG.5D.IM2COL"),
+    "no im2col": (without(CONV_SM90, "UTMALDG"), "UTMALDG.5D.IM2COL"),
     "serialised": (
-        dataclasses.replace(TENSOR, instructions=TENSOR.instructions + Counter({"WARPGROUP.DEPBAR.LE": 9})),
+        dataclasses.replace(CONV_SM90, instructions=CONV_SM90.instructions + Counter({"WARPGROUP.DEPBAR.LE": 9})),
         "serialised",
     ),
-    "no tile": (without(GOOD["HaloProduct<Bf16, 2, 64>"], "UTMALDG"), "UTMALDG.5D"),
-    "too many registers for three warpgroups": (dataclasses.replace(TENSOR, registers=176), "176 registers"),
+    "no tile": (without(GOOD["ConvSm90Halo<Bf16, 2, 64>"], "UTMALDG"), "UTMALDG.5D"),
+    "too many registers for three warpgroups": (dataclasses.replace(CONV_SM90, registers=176), "176 registers"),
     "narrow loads": (without(BACKWARD, "LDG"), "LDG.E.128"),
     "narrow stores of what memory limits": (without(BACKWARD, "STG"), "STG.E.128"),
 }  # fmt: skip
@@ -198,18 +199,18 @@ def test_a_fault_in_a_kernel_is_named(cubin, message):
 
 def test_the_budget_only_improves(tmp_path, monkeypatch):
     monkeypatch.setattr(cuda_cubins, "BUDGET", tmp_path / "budget.json")
-    assert write_budget([PRODUCT], "13.0", accept=False) == []
-    assert over_budget([PRODUCT]) == []
-    worse = dataclasses.replace(PRODUCT, registers=245)
+    assert write_budget([CONV], "13.0", accept=False) == []
+    assert over_budget([CONV]) == []
+    worse = dataclasses.replace(CONV, registers=245)
     (said,) = over_budget([worse])
     assert "245 registers" in said and "the budget is 244" in said
     assert len(write_budget([worse], "13.0", accept=False)) == 1 and over_budget([worse])
-    better = dataclasses.replace(PRODUCT, registers=200)
+    better = dataclasses.replace(CONV, registers=200)
     assert write_budget([better], "13.0", accept=False) == []
-    assert over_budget([PRODUCT]), "the budget did not improve"
+    assert over_budget([CONV]), "the budget did not improve"
     assert "is of nvcc 13.0" in write_budget([better], "13.1", accept=False)[0]
     assert write_budget([worse], "13.1", accept=True) == [] and over_budget([worse]) == []
-    (said,) = over_budget([dataclasses.replace(PRODUCT, name="Product<Bf16, 2, 32, true>")])
+    (said,) = over_budget([dataclasses.replace(CONV, name="ConvSm80<Bf16, 2, 32, true>")])
     assert "not in budget.json" in said
 
 

@@ -43,12 +43,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize(
     "checks",
     [
-        ("halo_quick",), ("halo_products",),
+        ("halo_quick",), ("halo_convolutions",),
         ("every_kernel",), ("drawn_convolutions",), ("named", "tf32"), ("tiles", "orders"), ("configurations",),
         ("drawn_filters", "filters", "second_derivatives"),
         ("serving", "surroundings", "kinks", "batches", "halves"), ("quick", "quick_filters"),
-        ("hopper_primitives", "hopper_quick"), ("hopper_products",), ("parities", "parity_layers", "parity_quick"),
-        ("clusters", "cluster_quick"), ("cluster_products",),
+        ("sm90_primitives", "sm90_quick"), ("sm90_convolutions",), ("parities", "parity_layers", "parity_quick"),
+        ("clusters", "cluster_quick"), ("cluster_convolutions",),
     ],
     ids="-".join,
 )  # fmt: skip

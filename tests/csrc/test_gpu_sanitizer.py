@@ -26,18 +26,18 @@ PROGRAM = """
 import os
 import torch, ssconv
 from tests.support import halo_checks
-from tests.support.sm90_checks import PRODUCTS
+from tests.support.sm90_checks import CONVOLUTIONS
 from tests.support.kernel_checks import LARGE
 from tests.support.parity_checks import LAYERS
-from ssconv.backend.cuda import sm90 as cuda_hopper
+from ssconv.backend.cuda import sm90
 from tests.support.strategies import CONV_CASES, UPFIRDN_CASES, tensors_of
 from ssconv.backend.cuda import launch as cuda_backend
 
-cuda_hopper.LEAST = 8
-hopper = [PRODUCTS[name] for name in ("split-depth-narrow", "grouped-stride", "dense-few", "many-samples")]
-hopper += [LAYERS[name] for name in ("transposed-2", "strided-2")]
-cases = [*LARGE.values(), *hopper]
-halo = [halo_checks.PRODUCTS[name] for name in ("split-depth-narrow", "dense-few", "unshuffled", "many-samples")]
+sm90.MIN_CHANNELS = 8
+sm90_cases = [CONVOLUTIONS[name] for name in ("split-depth-narrow", "grouped-stride", "dense-few", "many-samples")]
+sm90_cases += [LAYERS[name] for name in ("transposed-2", "strided-2")]
+cases = [*LARGE.values(), *sm90_cases]
+halo = [halo_checks.CONVOLUTIONS[name] for name in ("split-depth-narrow", "dense-few", "unshuffled", "many-samples")]
 cases += [CONV_CASES["split-depth-full"], CONV_CASES["transposed-stride-2"], *UPFIRDN_CASES.values()]
 
 
@@ -53,9 +53,9 @@ for number, case in enumerate(cases):
     for dtype in (torch.bfloat16, torch.float32):
         torch.backends.cudnn.allow_tf32 = number % 2 == 0
         run(case, dtype)
-if cuda_backend.hopper_missing(torch.device("cuda")) is None:
+if cuda_backend.sm90_unavailable(torch.device("cuda")) is None:
     for number, case in enumerate(halo):
-        with halo_checks.halo(("plain", "swizzled")[number % 2]) as used:
+        with halo_checks.on_halo(("plain", "swizzled")[number % 2]) as used:
             run(case, torch.bfloat16)
         assert used
 torch.cuda.synchronize()

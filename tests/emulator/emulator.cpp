@@ -6,10 +6,10 @@
 #include <random>
 #include <sstream>
 
-#include "machine.h"
+#include "block.h"
 
 #if defined(__x86_64__)
-// Saves the registers that a function keeps on the stack, exchanges stacks, restores.
+// Saves the callee-saved registers on the stack, exchanges stacks, restores.
 extern "C" void ssconv_emulator_switch(void** save, void* load);
 asm(R"(
 .text
@@ -38,7 +38,7 @@ ssconv_emulator_switch:
 namespace emulator {
 namespace {
 
-constexpr int SHARED_LIMIT = 227 * 1024;  // of a block on the largest card
+constexpr int SHARED_LIMIT = 227 * 1024;  // of a block on sm_90
 
 // ---------------------------------------------------------------------------------------------------------- fibers
 
@@ -52,9 +52,9 @@ Settings the_settings;
 
 }  // namespace
 
-std::vector<Machine> cluster;
-Machine* machine = nullptr;
-uint32_t cluster_stretch = 1;
+std::vector<Block> cluster;
+Block* active = nullptr;
+uint32_t cluster_epoch = 1;
 
 #if defined(__x86_64__)
 void Fiber::start(void (*entry)()) {
@@ -78,70 +78,71 @@ void Fiber::start(void (*entry)()) {
 
 void fail(const std::string& what, int thread) {
   std::ostringstream text;
-  const Position& p = machine->running->position;
-  text << machine->name << ", block (" << p.block[0] << ", " << p.block[1] << ", " << p.block[2] << "), thread "
+  const Position& p = active->running->position;
+  text << active->name << ", block (" << p.block[0] << ", " << p.block[1] << ", " << p.block[2] << "), thread "
        << (thread < 0 ? p.thread : thread) << ": " << what;
   throw Failure{text.str()};
 }
 
-void give_way(State state) {
-  Thread* self = machine->running;
+void yield_thread(State state) {
+  Thread* self = active->running;
   self->state = state;
-  --machine->warps[self->position.thread / WARP].ready;
-  switch_to(self->fiber, machine->scheduler);
+  --active->warps[self->position.thread / WARP].ready;
+  switch_to(self->fiber, active->scheduler);
 }
 
-void pause() { switch_to(machine->running->fiber, machine->scheduler); }
+void reschedule() { switch_to(active->running->fiber, active->scheduler); }
 
-void wake(Thread& t) {
+void make_ready(Thread& t) {
   t.state = State::ready;
-  ++machine->warps[t.position.thread / WARP].ready;
+  ++active->warps[t.position.thread / WARP].ready;
 }
 
 namespace {
 
 void enter() {
   try {
-    machine->run(machine->params);
-    if (!machine->running->open.empty()) fail("asynchronous copies that were never committed");
-    if (!machine->running->groups.empty()) fail("asynchronous copies that were never waited for");
-    end_asynchronous();
+    active->run(active->params);
+    if (!active->running->open.empty()) fail("asynchronous copies that were never committed");
+    if (!active->running->groups.empty()) fail("asynchronous copies that were never waited for");
+    check_async_done();
   } catch (const Failure& failure) {
-    machine->failed = true;
-    machine->failure = failure.text;
+    active->failed = true;
+    active->failure = failure.text;
   } catch (const std::exception& error) {
-    machine->failed = true;
-    machine->failure = error.what();
+    active->failed = true;
+    active->failure = error.what();
   }
-  ++machine->done;
-  give_way(State::done);
-  std::abort();  // nobody switches to a thread that is done
+  ++active->done;
+  yield_thread(State::done);
+  std::abort();  // a finished thread is never resumed
 }
 
 void release_barrier() {
-  machine->at_barrier = 0;
-  ++machine->stretch;
-  share_what_was_seen();
-  for (int t = 0; t < machine->count; ++t) wake(machine->threads[t]);
+  active->at_barrier = 0;
+  ++active->epoch;
+  share_known_phases();
+  for (int t = 0; t < active->count; ++t) make_ready(active->threads[t]);
 }
 
-std::string where_they_stand() {
+std::string deadlock_message() {
   std::ostringstream text;
-  for (Machine& block : cluster) {
+  for (Block& block : cluster) {
     if (block.done == block.count) continue;
-    machine = &block;
+    active = &block;
     break;
   }
-  text << machine->name << ", block (" << machine->threads[0].position.block[0] << ", "
-       << machine->threads[0].position.block[1] << ", " << machine->threads[0].position.block[2] << "): deadlock: ";
-  std::map<std::string, std::pair<int, int>> groups;  // what they wait at -> how many, the first
-  for (int t = 0; t < machine->count; ++t) {
-    const Thread& thread = machine->threads[t];
-    const std::string what = thread.state == State::barrier    ? "at a barrier"
-                             : thread.state == State::cluster  ? "at a barrier of the cluster"
-                             : thread.state == State::done     ? "done"
-                             : thread.state == State::mbarrier ? "at the mbarrier at byte " + std::to_string(thread.waiting)
-                                                               : std::string("at ") + thread.operation;
+  text << active->name << ", block (" << active->threads[0].position.block[0] << ", "
+       << active->threads[0].position.block[1] << ", " << active->threads[0].position.block[2] << "): deadlock: ";
+  std::map<std::string, std::pair<int, int>> groups;  // state -> how many threads, the first of them
+  for (int t = 0; t < active->count; ++t) {
+    const Thread& thread = active->threads[t];
+    const std::string what = thread.state == State::barrier   ? "at a barrier"
+                             : thread.state == State::cluster ? "at a barrier of the cluster"
+                             : thread.state == State::done    ? "done"
+                             : thread.state == State::mbarrier
+                                 ? "at the mbarrier at byte " + std::to_string(thread.waiting)
+                                 : std::string("at ") + thread.operation;
     auto [entry, fresh] = groups.try_emplace(what, 0, t);
     ++entry->second.first;
   }
@@ -153,30 +154,31 @@ std::string where_they_stand() {
   return text.str();
 }
 
-void prepare(std::mt19937_64& random, const uint32_t block[3], uint32_t rank, const uint32_t grid[3], int shared_bytes) {
-  Machine& m = *machine;
+void prepare(std::mt19937_64& random, const uint32_t block[3], uint32_t rank, const uint32_t grid[3],
+             int shared_bytes) {
+  Block& m = *active;
   std::memset(m.shared.data(), 0xff, shared_bytes);  // NaN in every format
   std::fill(m.cells.begin(), m.cells.end(), Cell{});
   m.at_barrier = m.done = 0;
-  m.stretch = 1;
+  m.epoch = 1;
   for (Warp& warp : m.warps) warp.arrived = warp.ready = 0;
   m.random = &random;
-  begin_asynchronous();
+  reset_async();
   for (int t = 0; t < m.count; ++t) {
     Thread& thread = m.threads[t];
     thread.position = {t, rank, {block[0] + rank, block[1], block[2]}, {grid[0], grid[1], grid[2]}};
     thread.groups.clear();
     thread.open.clear();
     thread.fiber.start(enter);
-    wake(thread);
+    make_ready(thread);
   }
 }
 
-// Some threads of a warp of the running block.
+// Runs the threads of a warp, of the active block, that are ready.
 void run_warp(int warp, uint64_t draw) {
-  Machine& m = *machine;
+  Block& m = *active;
   const int first = static_cast<int>(draw >> 32 & 31);
-  const int step = 1 + 2 * static_cast<int>(draw >> 40 & 15);  // odd: it comes by every lane
+  const int step = 1 + 2 * static_cast<int>(draw >> 40 & 15);  // odd: visits every lane
   for (int i = 0; i < WARP; ++i) {
     const int t = warp * WARP + (first + i * step) % WARP;
     if (t >= m.count || m.threads[t].state != State::ready) continue;
@@ -187,33 +189,33 @@ void run_warp(int warp, uint64_t draw) {
   if (m.done == m.count) end_block();
 }
 
-// The blocks of a cluster, from their first thread to their last; `block` is the first.
+// Runs the blocks of a cluster from start to end; `block` is the first.
 void run_cluster(std::mt19937_64& random, const uint32_t block[3], const uint32_t grid[3], int shared_bytes) {
-  cluster_stretch = 1;
+  cluster_epoch = 1;
   for (size_t rank = 0; rank < cluster.size(); ++rank) {
-    machine = &cluster[rank];
+    active = &cluster[rank];
     prepare(random, block, static_cast<uint32_t>(rank), grid, shared_bytes);
   }
   struct Choice {
-    Machine* block;
+    Block* block;
     int warp;
-    size_t transfer;  // where warp < 0
+    size_t transfer;  // if warp < 0
   };
   std::vector<Choice> choices;
-  const auto running = [](const Machine& m) { return m.done < m.count; };
+  const auto running = [](const Block& m) { return m.done < m.count; };
   while (std::any_of(cluster.begin(), cluster.end(), running)) {
     choices.clear();
-    for (Machine& m : cluster) {
+    for (Block& m : cluster) {
       for (size_t w = 0; w < m.warps.size(); ++w)
         if (m.warps[w].ready > 0) choices.push_back({&m, static_cast<int>(w), 0});
       for (size_t t = 0; t < m.transfers.size(); ++t) choices.push_back({&m, -1, t});
     }
-    if (choices.empty()) throw Failure{where_they_stand()};
+    if (choices.empty()) throw Failure{deadlock_message()};
     const uint64_t draw = random();
     const Choice chosen = choices[draw % choices.size()];
-    machine = chosen.block;
+    active = chosen.block;
     if (chosen.warp < 0)
-      deliver(chosen.transfer);
+      complete_transfer(chosen.transfer);
     else
       run_warp(chosen.warp, draw);
   }
@@ -222,12 +224,12 @@ void run_cluster(std::mt19937_64& random, const uint32_t block[3], const uint32_
 }  // namespace
 
 Settings& settings() { return the_settings; }
-const Position& current() { return machine->running->position; }
+const Position& current() { return active->running->position; }
 
 const char* launch(const char* name, uint32_t x, uint32_t y, uint32_t z, int threads, int shared_bytes,
                    void (*run)(const void*), const void* params, uint32_t blocks) {
   cluster.resize(blocks);
-  for (Machine& m : cluster) {
+  for (Block& m : cluster) {
     m.name = name;
     m.run = run;
     m.params = params;
@@ -241,7 +243,8 @@ const char* launch(const char* name, uint32_t x, uint32_t y, uint32_t z, int thr
     m.cells.resize(m.shared.size() / 2);
   }
   try {
-    if (x % blocks != 0 || shared_bytes > SHARED_LIMIT || x == 0 || y == 0 || z == 0 || x > 0x7fffffff || y > 65535 || z > 65535)
+    if (x % blocks != 0 || shared_bytes > SHARED_LIMIT || x == 0 || y == 0 || z == 0 || x > 0x7fffffff || y > 65535 ||
+        z > 65535)
       throw Failure{std::string(name) + ": a launch that no card takes: grid (" + std::to_string(x) + ", " +
                     std::to_string(y) + ", " + std::to_string(z) + "), " + std::to_string(shared_bytes) +
                     " bytes of shared memory, clusters of " + std::to_string(blocks)};
@@ -265,52 +268,52 @@ const char* launch(const char* name, uint32_t x, uint32_t y, uint32_t z, int thr
 }
 
 void barrier() {
-  Machine& m = *machine;
+  Block& m = *active;
   if (m.done > 0) fail("a barrier that threads which are done never reach");
   if (++m.at_barrier < m.count) {
-    give_way(State::barrier);
+    yield_thread(State::barrier);
     return;
   }
-  --m.warps[m.running->position.thread / WARP].ready;  // release_barrier wakes this one too
+  --m.warps[m.running->position.thread / WARP].ready;  // release_barrier makes this one ready too
   release_barrier();
 }
 
 void cluster_barrier() {
   int there = 1;
-  for (const Machine& m : cluster) {
+  for (const Block& m : cluster) {
     if (m.done > 0) fail("a barrier of the cluster that threads which are done never reach");
     for (int t = 0; t < m.count; ++t) there += m.threads[t].state == State::cluster;
   }
-  Machine* const own = machine;
+  Block* const own = active;
   if (there < own->count * static_cast<int>(cluster.size())) {
-    give_way(State::cluster);
+    yield_thread(State::cluster);
     return;
   }
-  --own->warps[own->running->position.thread / WARP].ready;  // it is woken with the others
-  ++cluster_stretch;
-  for (Machine& m : cluster) {
-    machine = &m;
+  --own->warps[own->running->position.thread / WARP].ready;  // it becomes ready with the others
+  ++cluster_epoch;
+  for (Block& m : cluster) {
+    active = &m;
     release_barrier();
   }
-  machine = own;
+  active = own;
 }
 
-void collective(const char* operation, void* mine, void (*perform)(void* const* lanes)) {
-  Thread& self = *machine->running;
-  Warp& warp = machine->warps[self.position.thread / WARP];
+void collective(const char* operation, void* own, void (*perform)(void* const* lanes)) {
+  Thread& self = *active->running;
+  Warp& warp = active->warps[self.position.thread / WARP];
   if (warp.arrived > 0 && std::strcmp(warp.operation, operation) != 0)
     fail(std::string("a warp diverged: this lane is at ") + operation + ", another at " + warp.operation);
   warp.operation = self.operation = operation;
-  warp.lanes[self.position.thread % WARP] = mine;
+  warp.lanes[self.position.thread % WARP] = own;
   if (++warp.arrived < WARP) {
-    give_way(State::collective);
+    yield_thread(State::collective);
     return;
   }
   warp.arrived = 0;
   perform(warp.lanes);
   const int first = self.position.thread / WARP * WARP;
   for (int l = 0; l < WARP; ++l)
-    if (&machine->threads[first + l] != &self) wake(machine->threads[first + l]);
+    if (&active->threads[first + l] != &self) make_ready(active->threads[first + l]);
 }
 
 void check_global(const void* p, size_t bytes, bool write) {
@@ -318,11 +321,11 @@ void check_global(const void* p, size_t bytes, bool write) {
   if (reinterpret_cast<uintptr_t>(p) % bytes != 0)
     fail("global memory: " + std::to_string(bytes) + " bytes at an address that is not a multiple of that");
   const auto inside = [&](const Range& r) { return begin >= r.begin && begin + bytes <= r.end; };
-  if (machine->last != nullptr && inside(*machine->last) && (machine->last->writable || !write)) return;
+  if (active->last != nullptr && inside(*active->last) && (active->last->writable || !write)) return;
   for (const Range& r : the_settings.ranges) {
     if (!inside(r)) continue;
     if (write && !r.writable) fail("global memory: a store to an input");
-    machine->last = &r;
+    active->last = &r;
     return;
   }
   std::ostringstream text;
@@ -338,8 +341,8 @@ void check_global(const void* p, size_t bytes, bool write) {
 
 void check_shared(uint32_t at, size_t bytes, int thread) {
   if (at % bytes != 0) fail("shared memory: misaligned at byte " + std::to_string(at), thread);
-  if (at + bytes > machine->shared.size())
-    fail("shared memory: byte " + std::to_string(at) + " is beyond its end, " + std::to_string(machine->shared.size()),
+  if (at + bytes > active->shared.size())
+    fail("shared memory: byte " + std::to_string(at) + " is beyond its end, " + std::to_string(active->shared.size()),
          thread);
 }
 
@@ -347,78 +350,78 @@ std::string byte(uint32_t cell) { return "shared memory: byte " + std::to_string
 
 namespace {
 
-void note_write(uint32_t at, size_t bytes, int16_t thread, bool arriving) {
+void record_write(uint32_t at, size_t bytes, int16_t thread, bool in_flight) {
   for (uint32_t i = at / 2; i < (at + bytes + 1) / 2; ++i) {
-    Cell& cell = machine->cells[i];
-    if (cell.arriving) fail(byte(i) + "is written while an asynchronous copy to it is under way", thread);
-    if (cell.written == machine->stretch && cell.writer != thread)
+    Cell& cell = active->cells[i];
+    if (cell.in_flight) fail(byte(i) + "is written while an asynchronous copy to it is under way", thread);
+    if (cell.written == active->epoch && cell.writer != thread)
       fail(byte(i) + "was written by thread " + std::to_string(cell.writer) + " since the last barrier, and is again",
            thread);
-    if (cell.read == machine->stretch && cell.reader != thread)
+    if (cell.read == active->epoch && cell.reader != thread)
       fail(byte(i) + "was read by another thread since the last barrier, and is written", thread);
     check_cell(i, thread, true);
     cell.generic = true;
-    cell.fences = machine->threads[thread].proxy_fences;
+    cell.fences = active->threads[thread].proxy_fences;
     cell.source = ~0u;
-    cell.written = machine->stretch;
+    cell.written = active->epoch;
     cell.writer = thread;
-    cell.arriving = arriving;
+    cell.in_flight = in_flight;
   }
 }
 
 }  // namespace
 
 const char* shared_read(uint32_t at, size_t bytes, int lane) {
-  const int own = machine->running->position.thread;
+  const int own = active->running->position.thread;
   const auto thread = static_cast<int16_t>(lane < 0 ? own : own / WARP * WARP + lane);
   check_shared(at, bytes, thread);
   for (uint32_t i = at / 2; i < (at + bytes + 1) / 2; ++i) {
-    Cell& cell = machine->cells[i];
-    if (cell.arriving) fail(byte(i) + "is read while an asynchronous copy to it is under way", thread);
-    if (cell.written == machine->stretch && cell.writer != thread)
+    Cell& cell = active->cells[i];
+    if (cell.in_flight) fail(byte(i) + "is read while an asynchronous copy to it is under way", thread);
+    if (cell.written == active->epoch && cell.writer != thread)
       fail(byte(i) + "was written by thread " + std::to_string(cell.writer) + " since the last barrier, and is read",
            thread);
     check_cell(i, thread, false);
-    if (cell.read != machine->stretch) {
-      cell.read = machine->stretch;
+    if (cell.read != active->epoch) {
+      cell.read = active->epoch;
       cell.reader = thread;
     } else if (cell.reader != thread) {
-      cell.reader = MANY;
+      cell.reader = SEVERAL;
     }
   }
-  return machine->shared.data() + at;
+  return active->shared.data() + at;
 }
 
 char* shared_write(uint32_t at, size_t bytes) {
-  const auto thread = static_cast<int16_t>(machine->running->position.thread);
+  const auto thread = static_cast<int16_t>(active->running->position.thread);
   check_shared(at, bytes, thread);
-  note_write(at, bytes, thread, false);
-  return machine->shared.data() + at;
+  record_write(at, bytes, thread, false);
+  return active->shared.data() + at;
 }
 
-void copy_begin(uint32_t at, const void* from) {
-  const auto thread = static_cast<int16_t>(machine->running->position.thread);
+void cp_async(uint32_t at, const void* from) {
+  const auto thread = static_cast<int16_t>(active->running->position.thread);
   check_shared(at, 16, thread);
-  note_write(at, 16, thread, true);
-  std::memset(machine->shared.data() + at, 0xff, 16);
-  Copy copy{at, {}};
+  record_write(at, 16, thread, true);
+  std::memset(active->shared.data() + at, 0xff, 16);
+  AsyncCopy copy{at, {}};
   if (from != nullptr) std::memcpy(copy.bytes, from, 16);
-  machine->running->open.push_back(copy);
+  active->running->open.push_back(copy);
 }
 
-void copy_commit() {
-  machine->running->groups.push_back(std::move(machine->running->open));
-  machine->running->open.clear();
+void cp_async_commit() {
+  active->running->groups.push_back(std::move(active->running->open));
+  active->running->open.clear();
 }
 
-void copy_wait(int groups) {
-  Thread& self = *machine->running;
+void cp_async_wait(int groups) {
+  Thread& self = *active->running;
   while (self.groups.size() > static_cast<size_t>(groups)) {
-    for (const Copy& copy : self.groups.front()) {
-      std::memcpy(machine->shared.data() + copy.at, copy.bytes, 16);
+    for (const AsyncCopy& copy : self.groups.front()) {
+      std::memcpy(active->shared.data() + copy.at, copy.bytes, 16);
       for (uint32_t i = copy.at / 2; i < copy.at / 2 + 8; ++i) {
-        machine->cells[i].arriving = false;
-        machine->cells[i].written = machine->stretch;
+        active->cells[i].in_flight = false;
+        active->cells[i].written = active->epoch;
       }
     }
     self.groups.erase(self.groups.begin());

@@ -1,8 +1,9 @@
-// The kernels of csrc/cuda on the emulator, for pytest.
+// The Python module of the kernels of csrc/cuda on the emulator.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <stdexcept>
+#include <string_view>
 #include <tuple>
 
 #include "cuda/launch.h"
@@ -18,8 +19,10 @@ PYBIND11_MODULE(SSCONV_MODULE, m) {
   bind_clusters(m);
   m.def(
       "call",
-      [](const std::string& kernel, const std::vector<int64_t>& integers, const std::vector<double>& floats) {
-        const char* error = ssconv::cuda_call(kernel.c_str(), integers.data(), integers.size(), floats.data(), floats.size());
+      [](const std::string& kernel, const py::bytes& params, uintptr_t stream) {
+        const std::string_view bytes = params;
+        const char* error =
+            ssconv::cuda_call(kernel.c_str(), bytes.data(), bytes.size(), reinterpret_cast<void*>(stream));
         if (error != nullptr) throw std::runtime_error(error);
       },
       "Runs a kernel as ssconv._C.cuda_call does, on the CPU; a fault raises RuntimeError with kernel, block and thread.");
@@ -37,5 +40,5 @@ PYBIND11_MODULE(SSCONV_MODULE, m) {
   m.def("set_seed", [](uint64_t seed) {
     emulator::settings().seed = seed;
     emulator::settings().launches = 0;
-  }, "Another seed is another order of blocks, warps and lanes.");
+  }, "Sets the seed of the order of blocks, warps and lanes.");
 }

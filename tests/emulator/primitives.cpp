@@ -1,12 +1,17 @@
-// Small kernels around single primitives of csrc/hopper.cuh, for tests/support/sm90_checks.py: what they do is chosen by
-// numbers, also what they leave out.
+// Small kernels around single primitives of csrc/cuda/ptx, for tests/support/sm90_checks.py. Their arguments choose
+// what they do; `faults` names what they leave out or do wrong.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
 
-#include "hopper.cuh"
+#include "cuda/launch_kernel.cuh"
+#include "cuda/ptx/cluster.cuh"
+#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/threads.cuh"
+#include "cuda/ptx/tma.cuh"
+#include "cuda/ptx/wgmma.cuh"
 
 namespace py = pybind11;
 using namespace ssconv;
@@ -20,10 +25,10 @@ void run(const typename Kernel::Params& p) {
   if (const char* error = launch<Kernel>(p, {1, 1, 1}, Kernel::SHARED, nullptr)) throw std::runtime_error(error);
 }
 
-// A box to shared memory, all of which goes to `out`.
+// Copies a box to shared memory, and all of that to `out`.
 struct CopyParams {
   TensorMap map;
-  const void* flat;  // or this many bytes from here
+  const void* flat;  // not null: `bytes` contiguous bytes are copied, not a box
   int c, base[4], tap[3];
   bool tiled;
   uint32_t bytes, expected;
@@ -37,36 +42,36 @@ struct CopyBox {
   static void run(const Params& p) {
     if (thread_index() == 0) {
       if (!has(p.faults, "no initialisation")) mbarrier_init(BARRIER, 1);
-      if (!has(p.faults, "no mbarrier fence")) mbarrier_fence();
+      if (!has(p.faults, "no mbarrier fence")) fence_mbarrier_init();
     }
     if (!has(p.faults, "no barrier")) sync_threads();
     if (thread_index() == (has(p.faults, "no barrier") ? 1 : 0)) {
-      if (has(p.faults, "stored before")) shared_store(0, Bits16{});
-      mbarrier_expect(BARRIER, p.expected);
+      if (has(p.faults, "stored before")) shared_store(0, Bytes16{});
+      mbarrier_arrive_expect_tx(BARRIER, p.expected);
       if (p.flat != nullptr) {
-        copy_bulk(0, p.flat, p.bytes, BARRIER);
+        bulk_load(0, p.flat, p.bytes, BARRIER);
       } else if (p.tiled) {
-        copy_tile(0, &p.map, BARRIER, p.c, p.base);
+        tma_load_tile(0, &p.map, BARRIER, p.c, p.base);
       } else {
-        copy_im2col(0, &p.map, BARRIER, p.c, p.base, p.tap);
+        tma_load_im2col(0, &p.map, BARRIER, p.c, p.base, p.tap);
       }
-      if (has(p.faults, "stored while")) shared_store(16, Bits16{});
+      if (has(p.faults, "stored while")) shared_store(16, Bytes16{});
       if (has(p.faults, "arrives twice")) mbarrier_arrive(BARRIER);
     }
     if (!has(p.faults, "no wait")) mbarrier_wait(BARRIER, has(p.faults, "the other parity") ? 1 : 0);
     for (uint32_t at = thread_index() * 16; at < p.bytes; at += 512)
-      store(reinterpret_cast<Bits16*>(p.out + at), shared_load<Bits16>(at));
+      store(reinterpret_cast<Bytes16*>(p.out + at), shared_load<Bytes16>(at));
   }
 };
 
-// d = the sum over steps of a * b, whose images fill shared memory one after the other.
+// d = the sum over steps of a * b. a's image fills shared memory from its start, b's follows.
 struct Side {
   int span, leading, stride, advance;
   bool transposed;
-  int start;  // in the image
+  int start;  // byte offset in the image
 };
 struct MatrixParams {
-  const Bits16 *a, *b;
+  const Bytes16 *a, *b;
   int a_chunks, b_chunks;
   Side left, right;
   int steps;
@@ -80,31 +85,32 @@ struct MultiplyMatrices {
   static const char* name() { return "matrices"; }
   template <bool TA, bool TB>
   static void steps(const Params& p, float (&sums)[N / 2]) {
-    const uint64_t a = matrix(p.left.start, p.left.span, p.left.leading, p.left.stride);
-    const uint64_t b = matrix(p.a_chunks * 16 + p.right.start, p.right.span, p.right.leading, p.right.stride);
+    const uint64_t a = smem_descriptor(p.left.start, p.left.span, p.left.leading, p.left.stride);
+    const uint64_t b = smem_descriptor(p.a_chunks * 16 + p.right.start, p.right.span, p.right.leading, p.right.stride);
     for (int k = 0; k < p.steps; ++k)
-      matrix_multiply<T, N, TA, TB>(sums, further(a, k * p.left.advance), further(b, k * p.right.advance), k > 0);
+      wgmma<T, N, TA, TB>(sums, advance_descriptor(a, k * p.left.advance), advance_descriptor(b, k * p.right.advance),
+                          k > 0);
   }
   static void run(const Params& p) {
     for (int i = thread_index(); i < p.a_chunks + p.b_chunks; i += THREADS)
       shared_store(i * 16, load(i < p.a_chunks ? p.a + i : p.b + (i - p.a_chunks)));
-    if (!has(p.faults, "no proxy fence")) proxy_fence();
+    if (!has(p.faults, "no proxy fence")) fence_proxy_async();
     if (!has(p.faults, "no barrier")) sync_threads();
     float sums[N / 2];
-    if (!has(p.faults, "no wgmma fence")) matrix_fence();
+    if (!has(p.faults, "no wgmma fence")) wgmma_fence();
     if (p.left.transposed && p.right.transposed) steps<true, true>(p, sums);
     if (p.left.transposed && !p.right.transposed) steps<true, false>(p, sums);
     if (!p.left.transposed && p.right.transposed) steps<false, true>(p, sums);
     if (!p.left.transposed && !p.right.transposed) steps<false, false>(p, sums);
-    if (!has(p.faults, "no commit")) matrix_commit();
-    if (has(p.faults, "stored while")) shared_store(thread_index() * 16, Bits16{});
+    if (!has(p.faults, "no commit")) wgmma_commit();
+    if (has(p.faults, "stored while")) shared_store(thread_index() * 16, Bytes16{});
     if (has(p.faults, "accumulators touched")) sums[1] = 1;
     if (has(p.faults, "read before")) store(p.out, sums[0]);
-    if (!has(p.faults, "no wait")) matrix_wait<0>();
+    if (!has(p.faults, "no wait")) wgmma_wait<0>();
     if (has(p.faults, "no second fence")) {
       steps<false, false>(p, sums);
-      matrix_commit();
-      matrix_wait<0>();
+      wgmma_commit();
+      wgmma_wait<0>();
     }
     for (int i = 0; i < N / 2; ++i) store(p.out + thread_index() * (N / 2) + i, sums[i]);
   }
@@ -130,18 +136,19 @@ void bind_primitives(py::module_& m) {
   m.def("copy_im2col", [](uintptr_t x, const Ints& size, const Ints& stride, const Ints& lower, const Ints& upper,
                           const Ints& step, int channels_there, int channels, int pixels, int c, const Ints& base,
                           const Ints& tap, uint32_t expected, uintptr_t out, const std::string& faults) {
-    Im2col box = {};
-    box.data = reinterpret_cast<const void*>(x);
-    box.channels_there = channels_there;
-    fill(size, box.size);
-    fill(stride, box.stride);
+    MapTensor tensor = {};
+    tensor.data = reinterpret_cast<const void*>(x);
+    tensor.channels = channels_there;
+    fill(size, tensor.size);
+    fill(stride, tensor.stride);
+    Im2colBox box = {};
     fill(lower, box.lower);
     fill(upper, box.upper);
     fill(step, box.step);
     box.channels = channels;
     box.pixels = pixels;
     CopyParams p = {};
-    if (const char* error = make_map(box, p.map)) throw std::runtime_error(error);
+    if (const char* error = encode_im2col_map(tensor, box, p.map)) throw std::runtime_error(error);
     p.c = c;
     fill(base, p.base);
     fill(tap, p.tap);
@@ -183,7 +190,7 @@ void bind_primitives(py::module_& m) {
     const auto side = [](const Ints& s) {
       return Side{int(s[0]), int(s[1]), int(s[2]), int(s[3]), s[4] != 0, s.size() > 5 ? int(s[5]) : 0};
     };
-    const MatrixParams p = {reinterpret_cast<const Bits16*>(a), reinterpret_cast<const Bits16*>(b), a_bytes / 16,
+    const MatrixParams p = {reinterpret_cast<const Bytes16*>(a), reinterpret_cast<const Bytes16*>(b), a_bytes / 16,
                             b_bytes / 16, side(left), side(right), steps, reinterpret_cast<float*>(out), faults};
     half ? multiply<f16>(n, p) : multiply<bf16>(n, p);
   });

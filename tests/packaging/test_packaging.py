@@ -25,7 +25,7 @@ def tree(tmp_path: Path) -> Path:
     """
     copy = tmp_path / "tree"
     for folder in ("ssconv", "csrc"):
-        left_out = shutil.ignore_patterns("*.so", "__pycache__", "cpu*", "cuda", "bindings.cpp")
+        left_out = shutil.ignore_patterns("*.so", "__pycache__", "cpu", "cuda", "bindings.cpp")
         ignore = left_out if folder == "csrc" else shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
@@ -179,14 +179,15 @@ def test_a_source_that_does_not_compile_fails_the_build(tree: Path) -> None:
 # ------------------------------------------------------------------------------------------------ CUDA kernels
 
 # What stands in for csrc/cuda, so that a build takes a second.
-LAUNCH_H = (
-    "#include <cstdint>\nnamespace ssconv { int one(); const char* cuda_call(const char*, const int64_t*, int64_t, "
-)
-LAUNCH_H += "const double*, int64_t); }\n"
-CALLS_CPP = """#include "launch.h"
-const char* ssconv::cuda_call(const char*, const int64_t*, int64_t, const double*, int64_t) {
-  return one() == 1 ? nullptr : "not one";
+LAUNCH_H = """#include <cstddef>
+#include "params.h"
+namespace ssconv {
+int one();
+const char* cuda_call(const char*, const void*, size_t, void*);
 }
+"""
+CALLS_CPP = """#include "launch.h"
+const char* ssconv::cuda_call(const char*, const void*, size_t, void*) { return one() == 1 ? nullptr : "not one"; }
 """
 
 
@@ -195,6 +196,8 @@ def kernels(tree: Path) -> Path:
     """`tree` with a kernel."""
     folder = tree / "csrc" / "cuda"
     folder.mkdir()
+    for header in ("params.h", "layout.h"):
+        shutil.copy(ROOT / "csrc" / "cuda" / header, folder)
     (folder / "launch.h").write_text(LAUNCH_H)
     (folder / "calls.cpp").write_text(CALLS_CPP)
     (folder / "one.cu").write_text('#include "launch.h"\nint ssconv::one() { return 1; }\n')
@@ -238,11 +241,12 @@ def test_kernels_are_compiled_by_default_for_every_card_from_8_0_on(kernels: Pat
     assert "arch=compute_80,code=[sm_80,sm_86,sm_89,sm_90,compute_80]" in said
 
 
+@pytest.mark.parametrize("name", ["conv_sm90", "conv_sm90_halo"])
 @pytest.mark.parametrize("archs", ["80;90+PTX", "86"])
-def test_wgmma_is_compiled_for_sm_90a_alone(kernels: Path, tmp_path: Path, archs: str) -> None:
-    (kernels / "csrc" / "cuda" / "product_sm90.cu").write_text("")
+def test_wgmma_is_compiled_for_sm_90a_alone(kernels: Path, tmp_path: Path, archs: str, name: str) -> None:
+    (kernels / "csrc" / "cuda" / f"{name}.cu").write_text("")
     built_info(kernels, tmp_path, CUDACXX=toolkit(tmp_path), SSCONV_CUDA_ARCHS=archs)
-    said = {("product_sm90" in line): line for line in (tmp_path / "calls").read_text().splitlines()}
+    said = {("conv_sm90" in line): line for line in (tmp_path / "calls").read_text().splitlines()}
     assert "sm_90a" not in said[False] and "SSCONV_SM90A" not in said[False]
     if "90" in archs:
         assert "-gencode arch=compute_90a,code=sm_90a -DSSCONV_SM90A" in said[True] and "sm_80" not in said[True]
@@ -252,14 +256,14 @@ def test_wgmma_is_compiled_for_sm_90a_alone(kernels: Path, tmp_path: Path, archs
 
 def test_what_the_assembler_did_to_wgmma_is_told_and_kept(kernels: Path, tmp_path: Path) -> None:
     said = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized in 'k'"
-    nvcc = toolkit(tmp_path, f"""case "$*" in *product_sm90*) echo "{said}" >&2; echo "{said}" ;; esac""")
-    (kernels / "csrc" / "cuda" / "product_sm90.cu").write_text("")
+    nvcc = toolkit(tmp_path, f"""case "$*" in *conv_sm90*) echo "{said}" >&2; echo "{said}" ;; esac""")
+    (kernels / "csrc" / "cuda" / "conv_sm90.cu").write_text("")
     info = built_info(kernels, tmp_path, CUDACXX=nvcc)
-    assert info["cuda_remarks"] == ["product_sm90: C7510"]
+    assert info["cuda_remarks"] == ["conv_sm90: C7510"]
     options = ("build_ext", "--build-lib", str(tmp_path / "out"), "--build-temp", str(tmp_path / "temp"), "--force")
     again = setup_py(kernels, *options, CUDACXX=nvcc)
     assert len((tmp_path / "calls").read_text().splitlines()) == 2, "the kernels are up to date"
-    assert "warning: kernels for 9.0 will be slow; ptxas says of them product_sm90: C7510" in again.stdout
+    assert "warning: kernels for 9.0 will be slow; ptxas says of them conv_sm90: C7510" in again.stdout
     assert "warning" not in setup_py(kernels, *options, CUDACXX=nvcc, SSCONV_CUDA="0").stdout
 
 

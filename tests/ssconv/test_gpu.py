@@ -18,8 +18,7 @@ from torch import Tensor
 
 import ssconv
 from benchmarks.gpu.cases import hopper_state, serving
-from tests.support import gpu_checks, halo_checks, parity_checks
-from tests.support import sm90_checks as hopper_checks
+from tests.support import gpu_checks, halo_checks, parity_checks, sm90_checks
 from tests.support.gpu_checks import check_against_float64, check_both_ends, check_compiled, smooth, split_depth
 from tests.support.strategies import CONV_CASES, UPFIRDN_CASES, check_forward, check_gradients, tensors_of
 
@@ -33,7 +32,7 @@ MADE_FOR_IT = [name for name in SERVING if name != "reference"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 by_backend = pytest.mark.parametrize("backend", SERVING)
-HOPPER = hopper_checks.PRODUCTS | parity_checks.LAYERS
+SM90 = sm90_checks.CONVOLUTIONS | parity_checks.LAYERS
 
 
 @pytest.fixture(autouse=True)
@@ -79,28 +78,28 @@ def test_second_derivatives_of_every_option(case, backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("case", HOPPER.values(), ids=HOPPER)
+@pytest.mark.parametrize("case", SM90.values(), ids=SM90)
 def test_convolutions_of_sm_90a(case, dtype, monkeypatch):
     """Every instantiation, also where it would leave few channels to sm_80's; the same bits twice, and in clusters."""
     if (state := hopper_state("cuda")) != "available":
         pytest.skip(f"the products of sm_90a are {state}")
-    from ssconv.backend.cuda import sm90 as cuda_hopper
+    from ssconv.backend.cuda import sm90
 
-    monkeypatch.setattr(cuda_hopper, "LEAST", 8)
+    monkeypatch.setattr(sm90, "MIN_CHANNELS", 8)
     monkeypatch.setenv("SSCONV_HALO", "0")
-    cuda_hopper.refusal.cache_clear()
+    sm90.conv_unsupported.cache_clear()
     try:
         check_against_float64(case, dtype, "cuda", "cuda")
         tensors = tensors_of(case, dtype, "cuda")
         first, second = (case.call(ssconv, tensors, "cuda") for _ in range(2))
         assert torch.equal(first, second)
         for blocks in ("1", "2"):
-            monkeypatch.setenv(cuda_hopper.CLUSTER_SWITCH, blocks)
+            monkeypatch.setenv(sm90.CLUSTER_SWITCH, blocks)
             assert torch.equal(first, case.call(ssconv, tensors, "cuda")), f"clusters of {blocks}"
-        monkeypatch.setenv(cuda_hopper.SWITCH, "0")
+        monkeypatch.setenv(sm90.SWITCH, "0")
         assert gpu_checks.deviation(first, case.call(ssconv, tensors, "cuda").double()) < gpu_checks.NORMS[dtype]
     finally:
-        cuda_hopper.refusal.cache_clear()
+        sm90.conv_unsupported.cache_clear()
 
 
 @pytest.mark.parametrize("case", parity_checks.ADJOINTS.values(), ids=parity_checks.ADJOINTS)
@@ -108,17 +107,17 @@ def test_adjoints_of_a_stride_are_exact(case, monkeypatch):
     if (state := hopper_state("cuda")) != "available":
         pytest.skip(f"the products of sm_90a are {state}")
     from ssconv.backend.cuda import launch as cuda_backend
-    from ssconv.backend.cuda import sm90 as cuda_hopper
+    from ssconv.backend.cuda import sm90
 
-    monkeypatch.setattr(cuda_hopper, "LEAST", 8)
-    cuda_hopper.refusal.cache_clear()
+    monkeypatch.setattr(sm90, "MIN_CHANNELS", 8)
+    sm90.conv_unsupported.cache_clear()
     try:
         g, weights = case.tensors()
         native = [parity_checks.native(t).cuda() for t in (g, *weights)]
         found = cuda_backend.input_grad(native[0], native[1:], None, case.spec, case.size)
         assert torch.equal(found.cpu().double(), case.expected(g, weights))
     finally:
-        cuda_hopper.refusal.cache_clear()
+        sm90.conv_unsupported.cache_clear()
 
 
 @pytest.mark.parametrize("backend", MADE_FOR_IT)
@@ -136,18 +135,18 @@ def test_a_repeated_call_gives_the_same_bits(backend):
 
 @pytest.mark.parametrize("layout", ["plain", "swizzled"])
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("case", halo_checks.PRODUCTS.values(), ids=halo_checks.PRODUCTS)
+@pytest.mark.parametrize("case", halo_checks.CONVOLUTIONS.values(), ids=halo_checks.CONVOLUTIONS)
 def test_convolutions_with_the_halo_in_shared_memory(case, dtype, layout):
     """Every instantiation in both layouts, in all tilings in turn; and the same bits as the other layout. A failure of
     "swizzled" alone says that a swizzled matrix may not begin in any row: the notes say what to try."""
     if (state := hopper_state("cuda")) != "available":
         pytest.skip(f"the products of sm_90a are {state}")
-    with halo_checks.halo(layout) as used:
+    with halo_checks.on_halo(layout) as used:
         check_against_float64(case, dtype, "cuda", "cuda")
     assert used and all(row[4] == (layout == "swizzled") for row in used)
     tensors, results = tensors_of(case, dtype, "cuda"), []
     for one in (layout, layout, "plain"):
-        with halo_checks.halo(one, fixed=True):
+        with halo_checks.on_halo(one, fixed=True):
             results.append(case.call(ssconv, tensors, "cuda"))
     assert torch.equal(results[0], results[1]), "not the same bits twice"
     assert gpu_checks.deviation(results[0], results[2].double()) < gpu_checks.NORMS[dtype]

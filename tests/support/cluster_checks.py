@@ -1,5 +1,5 @@
-"""What the emulator must make of clusters, and notice; and sm_90a's product in clusters of two, whose blocks bring
-weights for each other. Run by cuda_checks.py."""
+"""Checks of clusters on the emulator: of its primitives, of the faults that it must notice, and of conv_sm90 in
+clusters of two blocks, which load weights for each other. Run by cuda_checks.py."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import torch
 
 import ssconv
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm90 as cuda_hopper
-from tests.support import parity_checks
-from tests.support import sm90_checks as hopper_checks
-from tests.support.sm90_checks import PRODUCTS, SEEDS, address, aligned, hopper, must_fail
+from ssconv.backend.cuda import sm90
+from tests.support import parity_checks, sm90_checks
+from tests.support.sm90_checks import CONVOLUTIONS, SEEDS, address, aligned, must_fail, on_sm90
 from tests.support.strategies import tensors_of
 
 ROUNDS = 3
@@ -25,16 +24,16 @@ ROUNDS = 3
 
 @contextmanager
 def clusters(blocks: int) -> Iterator[None]:
-    """Whatever the plan expects to be faster."""
-    os.environ[cuda_hopper.CLUSTER_SWITCH] = str(blocks)
+    """Asks for clusters of so many blocks."""
+    os.environ[sm90.CLUSTER_SWITCH] = str(blocks)
     try:
         yield
     finally:
-        del os.environ[cuda_hopper.CLUSTER_SWITCH]
+        del os.environ[sm90.CLUSTER_SWITCH]
 
 
 def share(module: ModuleType, rounds: int = ROUNDS, faults: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """What both blocks have written, (2, rounds, 512) bytes, and what they should."""
+    """The bytes that both blocks have written, (2, rounds, 512), and those expected."""
     source = aligned((rounds, 512), np.uint8)
     source[...] = np.random.default_rng(1).integers(0, 256, source.shape)
     out = aligned((2, rounds, 512), np.uint8)
@@ -44,7 +43,8 @@ def share(module: ModuleType, rounds: int = ROUNDS, faults: str = "") -> tuple[n
 
 
 def primitives(module: ModuleType) -> None:
-    """Bytes brought to both blocks, arrivals at the other's mbarrier, barriers of the cluster; and what goes wrong."""
+    """Bytes copied to both blocks, arrivals at the other's mbarrier, barriers of the cluster; and faults in their
+    use."""
     for seed in range(4 * SEEDS):
         module.set_seed(seed)
         for faults in ("", "barrier at the end"):
@@ -67,7 +67,7 @@ def primitives(module: ModuleType) -> None:
         must_fail(faulty, "more arrivals", "deadlock", "asynchronous cop", "not waited", faults="one block's arrivals")
         must_fail(faulty, "threads which are done never reach", "deadlock", faults="a barrier for some")
         must_fail(faulty, "a launch that no card takes", faults="half a cluster")
-    # What depends on who runs first is noticed by some order.
+    # Faults that depend on which thread runs first are noticed in some order.
     noticed(module, "ended", faults="no wait at the end")
     noticed(module, "asynchronous cop", "not waited", "more arrivals", "more bytes", "deadlock", faults="never waits")
     noticed(module, "asynchronous cop", "not waited", faults="freed before it is read")
@@ -85,27 +85,29 @@ def noticed(module: ModuleType, *texts: str, faults: str) -> None:
         except RuntimeError as error:
             said.append(str(error))
             assert any(text in said[-1] for text in texts), f"expected one of {texts}; got: {said[-1]}"
-    assert said, f"{faults}: none of 16 orders noticed"
+    assert said, f"{faults}: noticed in none of 16 orders"
 
 
-def products() -> None:
+def convolutions() -> None:
     """Every instantiation, every box, outputs, first and second derivatives."""
     with clusters(2):
-        hopper_checks.products()
+        sm90_checks.convolutions()
 
 
 def agree() -> None:
-    """The bits that blocks by themselves give: odd numbers of tiles, one tile, several blocks of columns, parities."""
-    cases = {name: PRODUCTS[name] for name in ("split-depth", "dense", "acs4", "many-samples")} | parity_checks.LAYERS
+    """Clusters give the same bits as single blocks: odd numbers of tiles, one tile, several column tiles, parities."""
+    cases = {
+        name: CONVOLUTIONS[name] for name in ("split-depth", "dense", "acs4", "many-samples")
+    } | parity_checks.LAYERS
     for name, case in cases.items():
         tensors = tensors_of(case, torch.bfloat16)
         found = []
         for blocks, count in ((1, 5), (2, 2), (2, 4), (2, 7), (2, 64)):
-            with hopper() as used, clusters(blocks):
+            with on_sm90() as used, clusters(blocks):
                 cuda_backend.multiprocessors = lambda device, count=count: count
                 found.append(case.call(ssconv, tensors, "cuda"))
-            assert used, f"sm_80's product served {name}"
-        assert all(torch.equal(found[0], other) for other in found[1:]), f"{name}: clusters give others"
+            assert used, f"sm_80's kernel ran for {name}"
+        assert all(torch.equal(found[0], other) for other in found[1:]), f"{name}: clusters give other bits"
 
 
 def adjoints() -> None:
@@ -114,30 +116,30 @@ def adjoints() -> None:
 
 
 def quick() -> None:
-    """Enough to notice a planted fault."""
+    """Checks enough to notice a planted fault."""
     with clusters(2):
         for name in ("same-222", "dense-valid", "many-samples"):
             parity_checks.check(parity_checks.ADJOINTS[name], name)
-        hopper_checks.products_quick()
+        sm90_checks.quick()
 
 
 def choice() -> None:
-    """Clusters where they bring less, blocks by themselves where pairs would be fewer than there is room for."""
-    choose = cuda_hopper.cluster_blocks
+    """Chooses clusters where they load less, single blocks where pairs would leave multiprocessors idle."""
+    choose = sm90.cluster_blocks
     assert choose(8192, 1, 128, 132) == 2 and choose(8192, 1, 64, 132) == 2 and choose(8192, 8, 32, 132) == 2
     assert choose(133, 1, 64, 132) == 2, "two waves in either case"
-    assert choose(132 + 1, 1, 128, 133) == 1, "a multiprocessor without its like is idle"
+    assert choose(132 + 1, 1, 128, 133) == 1, "a pair leaves one multiprocessor idle"
     assert choose(3, 44, 128, 132) == 1, "one void tile of four"
     assert choose(8192, 1, 128, 1) == 1
     with clusters(2):
-        assert cuda_hopper.cluster_wanted() == 2
-    assert cuda_hopper.cluster_wanted() == 0
-    os.environ[cuda_hopper.CLUSTER_SWITCH] = "4"
+        assert sm90.cluster_wanted() == 2
+    assert sm90.cluster_wanted() == 0
+    os.environ[sm90.CLUSTER_SWITCH] = "4"
     try:
-        cuda_hopper.cluster_wanted()
+        sm90.cluster_wanted()
     except ValueError as error:
         assert "SSCONV_CLUSTER: expected 1 or 2" in str(error)
     else:
         raise AssertionError("clusters of four were not refused")
     finally:
-        del os.environ[cuda_hopper.CLUSTER_SWITCH]
+        del os.environ[sm90.CLUSTER_SWITCH]

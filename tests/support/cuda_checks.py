@@ -1,14 +1,15 @@
-"""What the CUDA kernels must do, run on the emulator by test_cuda.py, in processes of its own.
+"""Checks of the CUDA kernels on the emulator, which test_cuda_kernels.py runs in processes of their own.
 
     python tests/support/cuda_checks.py EMULATOR.so [CHECK ...]
 
-Exit code 0: all hold; 3: one does not, and stderr says which. torch.empty gives NaN here, and so does shared memory.
+Exit code 0: all hold; 3: one fails, and stderr says which. Memory of torch.empty and shared memory begin as NaN.
 Expected values come from the oracle, or for sizes that it is too slow for and for second derivatives from the reference
 in float64.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import itertools
@@ -20,19 +21,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 import ssconv
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import plan as cuda_plans
-from ssconv.backend.cuda import table as cuda_table
+from ssconv.backend.cuda import plan, structs, table
 from ssconv.backend.cuda.plan import Launch
 from ssconv.backend.cuda.table import Config, Key
-from ssconv.spec import Geometry as ConvSpec
-from tests.support import cluster_checks, emulated, gpu_checks, halo_checks, kernel_checks, parity_checks
-from tests.support import sm90_checks as hopper_checks
+from ssconv.spec import Geometry as ConvGeometry
+from tests.support import cluster_checks, emulated, gpu_checks, halo_checks, kernel_checks, parity_checks, sm90_checks
 from tests.support.gpu_checks import check_against_float64, check_compiled, deviation
 from tests.support.kernel_checks import ACS4, LARGE, SHARED
 from tests.support.strategies import (
@@ -50,7 +50,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 check = functools.partial(kernel_checks.check, backend="cuda")
 EMULATOR: ModuleType
 
-# The clamp is high, as the sums are: rounding shall not decide on which side of it many voxels lie.
+# The clamp is as high as the sums: rounding must not decide for many voxels on which side of it they lie.
 HIGH = Epilogue(True, True, "each", "lrelu", 0.2, 2**0.5, 30.0)
 SPLIT = ((3, 3, 3), (1, 3, 3))
 NATIVE = {"epilogue": HIGH, "layout": "channels_last"}
@@ -87,16 +87,16 @@ def precision(name: str) -> Iterator[None]:
 
 
 def configure(change: Callable[[Key, Config], Config]) -> None:
-    """From now on the committed table of 8.0, with a change, is this machine's own."""
-    rows = cuda_table.TABLE.read(cuda_table.TABLE.committed).items()
-    cuda_table.TABLE.write(
-        cuda_table.TABLE.machine_table(), {key: change(key, config) for key, config in rows if key.architecture == 80}
+    """Makes the committed table of 8.0, with a change, this machine's own from now on."""
+    rows = table.TABLE.read(table.TABLE.committed).items()
+    table.TABLE.write(
+        table.TABLE.machine_table(), {key: change(key, config) for key, config in rows if key.architecture == 80}
     )
-    cuda_table.TABLE.forget()
+    table.TABLE.forget()
 
 
 def few_splits(key: Key, config: Config) -> Config:
-    """Splits enough, and not a block per step."""
+    """Fewer splits, so that a block has more than a step."""
     return dataclasses.replace(config, programs=16) if key.kernel == "weights" else config
 
 
@@ -146,9 +146,11 @@ def every_kernel() -> None:
     configure(lambda key, config: dataclasses.replace(few_splits(key, config), stages=2 + key.columns // 16 % 3 % 2))
 
     def run(launch: Launch, *rest: object) -> None:
-        kind, options = launch.numbers[1], launch.numbers[5:8]  # after the stream, the kind and the grid
-        variant = {"product": options, "weight_gradient": options[0]}
-        used.add((launch.kernel, kind, variant.get(launch.kernel)))
+        p: Any = launch.params
+        if launch.kernel == "conv_sm80":
+            used.add((launch.kernel, p.arithmetic, (p.fused, p.block_n, p.elementwise)))
+        if launch.kernel == "wgrad_sm80":
+            used.add((launch.kernel, p.arithmetic, p.tile_m))
         real(launch, *rest)
 
     cuda_backend._run = run
@@ -170,20 +172,20 @@ def every_kernel() -> None:
         *((s, w, 0) for s, w in itertools.product((1, 2, 4), (32, 64, 128)) if w >= 16 * s),
         *((s, w, 1) for s, w in itertools.product((1, 2, 4), (32, 64)) if w >= 16 * s),
     }
-    wanted = {("product", a, p) for a in range(4) for p in products}
-    wanted |= {("weight_gradient", a, r) for a in range(4) for r in (32, 64, 128)}
+    wanted = {("conv_sm80", a, p) for a in range(4) for p in products}
+    wanted |= {("wgrad_sm80", a, r) for a in range(4) for r in (32, 64, 128)}
     assert wanted <= used, f"never ran: {sorted(wanted - used)}"
 
 
 def configurations() -> None:
-    """Whatever a search may choose computes the same: outputs and gradients of x bit for bit, gradients of weights but
-    for the order in which splits are added."""
+    """Every configuration that a search may choose computes the same: outputs and gradients of x bit for bit, gradients
+    of weights but for the order in which splits are added."""
     for name in ("split-depth", "dense", "acs4-half", "two-branches-of-five"):
         case = dataclasses.replace(WIDE[name], size=(2, 3, 5))
-        cuda_table.TABLE.forget()
+        table.TABLE.forget()
         expected = _outputs(case)
-        for _, key in list(cuda_table.TABLE._found):
-            for config in cuda_table.candidates(key):
+        for _, key in list(table.TABLE._found):
+            for config in table.candidates(key):
                 if config.programs not in (0, 128):
                     continue
                 configure(functools.partial(_one_differs, key, config))
@@ -213,7 +215,7 @@ def tf32() -> None:
     wide = {n: t.double() for n, t in tensors.items()}
     with precision("tf32"):
         y = case.call(ssconv, tensors, "cuda")
-        assert deviation(y, case.call(ssconv, wide, "reference")) < 1e-6, "products of ten bits are not exact"
+        assert deviation(y, case.call(ssconv, wide, "reference")) < 1e-6, "products of ten-bit operands are not exact"
         x = torch.full((1, 1, 1, 1, 4), 1 + 2**-11 + 2**-13)  # rounds up, to 1 + 2^-10
         y = ssconv.split_shuffle_conv3d(x, [torch.ones(1, 1, 1, 1, 1)], backend="cuda")
         assert (y == 1 + 2**-10).all(), f"not rounded to TF32: {y.flatten()[0]:.9f}"
@@ -223,13 +225,14 @@ def tf32() -> None:
 
 
 def second_derivatives() -> None:
-    """Of every option, against the reference in float64: gradgradcheck would drown in float32's rounding."""
+    """Second derivatives of every option, against the reference in float64: gradgradcheck's differences would be lost
+    in float32's rounding."""
     for case in (*CONV_CASES.values(), *UPFIRDN_CASES.values()):
         check_against_float64(case, torch.float32, "cuda", "cpu")
 
 
 def filters() -> None:
-    """Tiles cut for shared memory; filters too long for one pass, and for shared memory at all."""
+    """Filters whose tiles have to shrink, that are too long for one pass, and too long for shared memory at all."""
     for case in gpu_checks.LARGE.values():
         if not isinstance(case, ConvCase):
             small = dataclasses.replace(case, size=tuple(n // 2 + 1 for n in case.size), channels=11)
@@ -263,7 +266,7 @@ def batches() -> None:
 
 
 def orders() -> None:
-    """The same bits whatever runs first: threads, warps and blocks."""
+    """The same bits in every order of threads, warps and blocks."""
     for name, dtype in (("split-depth", torch.bfloat16), ("acs4-half", torch.float32), ("transposed", torch.float16)):
         case = WIDE[name]
         tensors = tensors_of(case, dtype, requires_grad=True)
@@ -275,26 +278,28 @@ def orders() -> None:
             gy = torch.ones_like(y) / 3
             runs.append([y, *torch.autograd.grad(y, leaves, gy)])
         for other in runs[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True)), f"{name}: the order shows"
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True)), (
+                f"{name}: the result depends on the order"
+            )
 
 
 def halves() -> None:
-    """A batch of more voxels than 32 bits number gives its weights' gradient in two parts."""
+    """A batch of more voxels than 32 bits number has its weight gradient computed in two halves."""
     native = {"memory_format": torch.channels_last_3d}
     x, g = torch.randn(3, 48, 3, 7, 9).contiguous(**native), torch.randn(3, 144, 3, 7, 9).contiguous(**native)
-    spec = ConvSpec(WIDE["split-depth"].kernels)
+    spec = ConvGeometry(WIDE["split-depth"].kernels)
     whole = cuda_backend.weight_grad(g, x, None, spec)
-    limit, cuda_plans.MAX_BATCH_VOXELS = cuda_plans.MAX_BATCH_VOXELS, 400
+    limit, plan.MAX_BATCH_VOXELS = plan.MAX_BATCH_VOXELS, 400
     try:
-        parts = cuda_backend.weight_grad(g, x, None, spec)
+        halves = cuda_backend.weight_grad(g, x, None, spec)
     finally:
-        cuda_plans.MAX_BATCH_VOXELS = limit
-    for one, other in zip(whole, parts, strict=True):
+        plan.MAX_BATCH_VOXELS = limit
+    for one, other in zip(whole, halves, strict=True):
         assert deviation(other, one) < 1e-6
 
 
 def serving() -> None:
-    """What the backend takes and what it refuses; torch.compile sees one graph."""
+    """Which calls the backend accepts and refuses; torch.compile sees one graph."""
     assert ssconv.backends()["cuda"] == "available"
     x, weights = torch.zeros(1, 2, 2, 2, 2), [torch.zeros(1, 1, 1, 1, 1)] * 2
     expect = functools.partial(_refused, text="serves float32, bfloat16, float16 on cpu; got torch.float64")
@@ -303,12 +308,16 @@ def serving() -> None:
     _refused(
         lambda: cuda_backend.epilogue(many, None, None, None, ssconv.spec.Epilogue()), "2048, 1024, 1024", ValueError
     )
-    _refused(lambda: cuda_plans.grid(2**31), "2147483647 blocks", ValueError)
-    _refused(lambda: EMULATOR.call("product", [0, 0, 1, 1, 1], []), "has not the numbers")
-    _refused(lambda: EMULATOR.call("produce", [0, 0], []), "there is no such kernel")
-    y = torch.empty(8)
-    _refused(lambda: EMULATOR.call("epilogue", [0] * 40, [0.0] * 3), "has not the numbers")
-    del y
+    _refused(lambda: plan.grid(2**31), "2147483647 blocks", ValueError)
+    size = ctypes.sizeof(structs.EpilogueParams)
+    for bytes_given in (0, size - 8, size + 8):
+        message = f"expected a struct of {size} bytes; got {bytes_given}"
+        _refused(lambda n=bytes_given: EMULATOR.call("epilogue", bytes(n), 0), message)
+    _refused(lambda: EMULATOR.call("produce", b"", 0), "there is no such kernel")
+    _refused(lambda: EMULATOR.call("conv_sm80", bytes(structs.ConvSm80Params()), 0), "stages: expected 2, 3 or 4")
+    _refused(
+        lambda: EMULATOR.call("conv_sm90", bytes(structs.ConvSm90Call(branches=5)), 0), "branches: expected 1 to 4"
+    )
     check_compiled("cuda", "cpu", "aot_eager")
 
 
@@ -322,7 +331,7 @@ def _refused(call: Callable[[], object], text: str, kind: type[Exception] = Runt
 
 
 def quick() -> None:
-    """Enough to notice a planted fault in what bf16 goes through."""
+    """Checks enough to notice a planted fault in the kernels for bf16."""
     names = "acs4-half", "grouped-half", "two-branches-few", "transposed", "stride-2", "eighteen-branches", "many-rows"
     for name in names:
         check_against_float64(WIDE[name], torch.bfloat16, "cuda", "cpu")
@@ -338,38 +347,38 @@ def quick_filters() -> None:
     check(dataclasses.replace(UPFIRDN_CASES["up-2"], size=(9, 8, 17), channels=9), torch.bfloat16)
 
 
-def halo_products() -> None:
+def halo_convolutions() -> None:
     halo_checks.MODULES.append(EMULATOR)
-    halo_checks.refusals()
-    halo_checks.products()
-    halo_checks.products_agree()
+    halo_checks.unsupported_calls()
+    halo_checks.convolutions()
+    halo_checks.agreement()
 
 
 def halo_quick() -> None:
     halo_checks.quick()
 
 
-def hopper_primitives() -> None:
-    hopper_checks.bulk_copies(EMULATOR)
-    hopper_checks.bulk_faults(EMULATOR)
-    hopper_checks.matrices(EMULATOR)
-    hopper_checks.matrix_faults(EMULATOR)
+def sm90_primitives() -> None:
+    sm90_checks.bulk_copies(EMULATOR)
+    sm90_checks.bulk_faults(EMULATOR)
+    sm90_checks.matrices(EMULATOR)
+    sm90_checks.matrix_faults(EMULATOR)
     halo_checks.shifted_matrices(EMULATOR)
 
 
-def hopper_products() -> None:
-    hopper_checks.MODULES.append(EMULATOR)
-    hopper_checks.refusals()
-    hopper_checks.products()
-    hopper_checks.products_agree()
+def sm90_convolutions() -> None:
+    sm90_checks.MODULES.append(EMULATOR)
+    sm90_checks.unsupported_calls()
+    sm90_checks.convolutions()
+    sm90_checks.agreement()
 
 
-def hopper_quick() -> None:
-    hopper_checks.products_quick()
+def sm90_quick() -> None:
+    sm90_checks.quick()
 
 
 def parities() -> None:
-    hopper_checks.MODULES.append(EMULATOR)
+    sm90_checks.MODULES.append(EMULATOR)
     parity_checks.plans()
     parity_checks.served()
     parity_checks.adjoints()
@@ -386,15 +395,15 @@ def parity_quick() -> None:
 
 
 def clusters() -> None:
-    hopper_checks.MODULES.append(EMULATOR)
+    sm90_checks.MODULES.append(EMULATOR)
     cluster_checks.primitives(EMULATOR)
     cluster_checks.choice()
     cluster_checks.agree()
     cluster_checks.adjoints()
 
 
-def cluster_products() -> None:
-    cluster_checks.products()
+def cluster_convolutions() -> None:
+    cluster_checks.convolutions()
 
 
 def cluster_quick() -> None:
@@ -404,11 +413,11 @@ def cluster_quick() -> None:
 CHECKS: dict[str, Callable[[], None]] = {
     c.__name__: c
     for c in (
-        serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters, halo_products,
+        serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters, halo_convolutions,
         halo_quick,
         second_derivatives, filters, surroundings, kinks, batches, orders, halves, quick, quick_filters,
-        hopper_primitives, hopper_products, hopper_quick, parities, parity_layers, parity_quick,
-        clusters, cluster_products, cluster_quick,
+        sm90_primitives, sm90_convolutions, sm90_quick, parities, parity_layers, parity_quick,
+        clusters, cluster_convolutions, cluster_quick,
     )
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Faults planted in the CUDA kernels and their calls, each of which the checks on the emulator must notice.
+"""Faults to plant in the CUDA kernels and their plans, each of which the checks on the emulator must notice.
 
 python tests/support/cuda_faults.py benchmarks/results/cuda_faults.md      plants them all, writes what noticed each
 """
@@ -20,282 +20,303 @@ def objects(folder: Path, names: list[str]) -> list[Path]:
 
 
 def build(folder: Path) -> Path:
-    """The emulator's module as the sources are."""
+    """Builds the emulator's module from the sources without a fault."""
     names = list(emulated.sources())
     emulated.compile_objects(names, folder)
     return emulated.link(objects(folder, names), folder / "emulated.so")
 
 
-PRODUCT = ("product_bf16",)
-WEIGHTS = ("weight_kinds",)
-MEMORY = ("memory_bound",)
-HOPPER = ("product_sm90",)
-HOPPER_WEIGHTS = ("weights_sm90",)
-HALO = ("halo_sm90",)
+CONV_SM80 = ("conv_sm80_bf16",)
+WGRAD_SM80 = ("wgrad_sm80",)
+PACK = ("pack",)
+EPILOGUE = ("epilogue",)
+UPFIRDN = ("upfirdn",)
+CONV_SM90 = ("conv_sm90",)
+WGRAD_SM90 = ("wgrad_sm90",)
+CONV_SM90_HALO = ("conv_sm90_halo",)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """In csrc/cuda/`file`, `old`, which stands there once, becomes `new`; `check` must notice. `units` are compiled
-    anew; none: the file is one of ssconv/."""
+    """Replaces `old`, which stands once in csrc/cuda/`file`, by `new`; `check` must notice. `units` are compiled anew;
+    without units the file is one of ssconv/."""
 
     what: str
     file: str
     old: str
     new: str
-    units: tuple[str, ...] = PRODUCT
+    units: tuple[str, ...] = CONV_SM80
     check: str = "quick"
 
 
-def _halo(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HALO) -> Fault:
+def _halo(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CONV_SM90_HALO) -> Fault:
     return Fault(what, file, old, new, units, "halo_quick")
 
 
-def _hopper(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
-    return Fault(what, file, old, new, units, "hopper_quick")
+def _sm90(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CONV_SM90) -> Fault:
+    return Fault(what, file, old, new, units, "sm90_quick")
 
 
-def _parity(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+def _parity(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CONV_SM90) -> Fault:
     return Fault(what, file, old, new, units, "parity_quick")
 
 
-def _cluster(what: str, file: str, old: str, new: str, units: tuple[str, ...] = HOPPER) -> Fault:
+def _cluster(what: str, file: str, old: str, new: str, units: tuple[str, ...] = CONV_SM90) -> Fault:
     return Fault(what, file, old, new, units, "cluster_quick")
 
 
 FAULTS = [
-    # the ring of stages
-    Fault("no barrier before a stage is used", "product.cuh",
-          "        sync_threads();  // the stage is there for all, and all are done with the one before\n", ""),
-    Fault("no wait for a stage", "product.cuh", "        wait_for_oldest(p.stages);\n", ""),
-    Fault("a wait for one stage too few", "common.cuh", "    copy_wait<1>();", "    copy_wait<2>();"),
-    Fault("a stage filled while it is read", "product.cuh", "        loader.fill(filled * STAGE);\n",
-          "        loader.fill(used * STAGE);\n"),
-    Fault("no wait at the end", "product.cuh", "    copy_wait<0>();\n    write(", "    write("),
-    # what is loaded
-    Fault("a tap too far", "product.cuh", "taps[i].shift + (p.geometry", "taps[i].shift + 1 + (p.geometry"),
-    Fault("heights and widths swapped in a mask", "product.cuh", "inside(h + (r >> 8 & 255), p.x.size[2])",
+    # conv_sm80: the pipeline of stages
+    Fault("no barrier before a stage is used", "conv_sm80.cuh",
+          "        sync_threads();  // the stage has arrived for all threads, and all have read the one before\n", ""),
+    Fault("no wait for a stage", "conv_sm80.cuh", "        wait_for_oldest_stage(p.stages);\n", ""),
+    Fault("a wait for a stage too few", "pipeline_sm80.cuh", "    cp_async_wait<1>();", "    cp_async_wait<2>();"),
+    Fault("a stage filled while it is read", "conv_sm80.cuh", "        loader.fill(stage.next_fill() * STAGE);\n",
+          "        loader.fill((stage.next_fill(), stage.read) * STAGE);\n"),
+    Fault("no wait at the end", "conv_sm80.cuh", "    cp_async_wait<0>();\n    Store::store_tile(",
+          "    Store::store_tile("),
+    # conv_sm80: loads
+    Fault("taps shifted by one", "conv_sm80_load.cuh", "taps[i].shift + (p.geometry",
+          "taps[i].shift + 1 + (p.geometry"),
+    Fault("heights and widths swapped in a mask", "conv_sm80_load.cuh", "inside(h + (r >> 8 & 255), p.x.size[2])",
           "inside(h + (r >> 8 & 255), p.x.size[3])"),
-    Fault("no mask along D", "product.cuh", "r >> 31 == 0 && inside(d + (r & 255), p.x.size[1]) &&",
+    Fault("no mask along D", "conv_sm80_load.cuh", "r >> 31 == 0 && inside(d + (r & 255), p.x.size[1]) &&",
           "r >> 31 == 0 &&"),
-    Fault("samples beyond the last", "product.cuh", "(there ? 0u : 1u << 31)", "0u"),
-    Fault("channels of the first branch for all", "product.cuh", "w * p.x.stride[4] + static_cast<int64_t>(number)",
+    Fault("samples beyond the last", "conv_sm80_load.cuh", "(exists ? 0u : 1u << 31)", "0u"),
+    Fault("channels of the first branch for all", "conv_sm80_load.cuh",
+          "w * p.x.stride[4] + static_cast<int64_t>(number)",
           "w * p.x.stride[4] + static_cast<int64_t>(0)"),
-    Fault("elements outside not masked", "product.cuh", "          if (there) {", "          if (sample) {"),
-    Fault("scales of the first sample", "product.cuh",
+    Fault("elements outside not masked", "conv_sm80_load.cuh", "        if (valid) {", "        if (sample) {"),
+    Fault("scales of the first sample", "conv_sm80_load.cuh",
           "load(p.in_scale + n * p.branches * p.in_channels + c_all)", "load(p.in_scale + c_all)"),
-    Fault("the weights of one block for all", "product.cuh", "static_cast<int64_t>(place.column_block) * left *",
-          "static_cast<int64_t>(0) * left *"),
-    Fault("weights of the first step for all", "product.cuh", "        weights += BN * CHUNKS;\n", ""),
-    Fault("parities of the adjoint swapped", "common.cuh", "const int tap = reach % stride;",
-          "const int tap = (reach + 1) % stride;", (*PRODUCT, *MEMORY)),
-    # what is multiplied
-    Fault("the same rows twice", "product.cuh", "16 * i + lane % 16, k + lane", "16 * i + lane % 8, k + lane"),
-    Fault("a tile of columns twice", "product.cuh", "first_column + 8 * j + lane / 16 * 8 + lane % 8",
+    Fault("the first block's weights for all", "conv_sm80_load.cuh",
+          "static_cast<int64_t>(tile.n_tile) * tiles_left *",
+          "static_cast<int64_t>(0) * tiles_left *"),
+    Fault("the first step's weights for all", "conv_sm80_load.cuh", "      weights += BN * CHUNKS;\n", ""),
+    Fault("parities of the adjoint swapped", "arithmetic.cuh", "const int tap = reach % stride;",
+          "const int tap = (reach + 1) % stride;", (*CONV_SM80, *PACK)),
+    # conv_sm80: products
+    Fault("the same rows twice", "conv_sm80_multiply.cuh", "16 * i + lane % 16, k + lane",
+          "16 * i + lane % 8, k + lane"),
+    Fault("a tile of columns twice", "conv_sm80_multiply.cuh", "first_column + 8 * j + lane / 16 * 8 + lane % 8",
           "first_column + 8 * j + lane % 8"),
-    Fault("a last chunk of few channels left out", "product.cuh", "(rest + SIZE - 1) / SIZE", "rest / SIZE"),
-    # what is stored
-    Fault("branches side by side, not interleaved", "product.cuh", "run[c * S + s] = values[c];",
+    Fault("a last chunk of few channels skipped", "conv_sm80.cuh", "(k_left + Config::SIZE - 1) / Config::SIZE",
+          "k_left / Config::SIZE"),
+    # conv_sm80: epilogue and stores
+    Fault("branches side by side, not interleaved", "conv_sm80_store.cuh", "run[c * S + s] = values[c];",
           "run[s * RUN + c] = values[c];"),
-    Fault("columns beyond the last stored", "common.cuh", "    if (i < count) store(p + i, from_float<T>(values[i]));",
+    Fault("columns beyond the last stored", "chunks.cuh", "    if (i < count) store(p + i, from_float<T>(values[i]));",
           "    store(p + i, from_float<T>(values[i]));"),
-    Fault("outputs of one parity side by side", "product.cuh", "q[j] * p.geometry.stride[j] + place.parity[j] : q[j]",
-          "q[j] + place.parity[j] : q[j]"),
-    Fault("noise of the first sample", "common.cuh", "n * e.noise_stride + voxel", "voxel"),
-    Fault("clamped on one side", "common.cuh", "    y = y < -e.clamp ? -e.clamp : y;\n", ""),
-    Fault("shuffled channels of one branch side by side", "product.cuh",
+    Fault("outputs of one parity side by side", "conv_sm80_tile.cuh",
+          "q[j] * p.geometry.stride[j] + tile.parity[j] : q[j]", "q[j] + tile.parity[j] : q[j]"),
+    Fault("noise of the first sample", "channel_epilogue.cuh", "n * e.noise_stride + voxel", "voxel"),
+    Fault("clamped on one side", "channel_epilogue.cuh", "    y = y < -e.clamp ? -e.clamp : y;\n", ""),
+    Fault("shuffled channels of one branch side by side", "conv_sm80_store.cuh",
           "const int step = p.shuffle ? p.branches : 1;", "const int step = 1;"),
-    Fault("the identity reads the first branch", "product.cuh",
+    Fault("the identity reads the first branch", "conv_sm80_store.cuh",
           "static_cast<int64_t>(b.number) * p.in_channels + column;", "column;"),
-    # weights and inputs made ready
-    Fault("columns not permuted", "pack.cuh", "lane * p.run + within", "in_half", MEMORY),
+    # packing of weights and inputs
+    Fault("columns not permuted", "pack.cuh", "lane * p.lane_columns + within", "in_half", PACK),
     Fault("weights of a channel too many", "pack.cuh", "channel < p.in_channels &&", "channel <= p.in_channels &&",
-          MEMORY),
-    Fault("taps of the first parity for all", "pack.cuh", "taps[0].first + tap", "0 + tap", MEMORY),
-    Fault("what lies beyond a branch's channels", "pack.cuh",
+          PACK),
+    Fault("taps of the first parity for all", "pack.cuh", "taps[0].first + tap", "0 + tap", PACK),
+    Fault("channels beyond a branch's last", "pack.cuh",
           "first + j < p.channels ? to_float(load(x + j * p.x.stride[1])) : 0.f",
-          "to_float(load(x + j * p.x.stride[1]))", MEMORY),
-    # weight gradient
-    Fault("no barrier in the weight gradient", "weights.cuh",
-          "      sync_threads();\n      loader.fill(filled", "      loader.fill(filled", WEIGHTS),
-    Fault("a share of voxels too large", "weights.cuh", "? step + p.steps_per_split : p.steps",
-          "? step + p.steps_per_split + 1 : p.steps", WEIGHTS),
-    Fault("windows without stride", "weights.cuh", "divide_off(p.h, rest) * p.geometry.stride[1] + shift[1]",
-          "divide_off(p.h, rest) + shift[1]", WEIGHTS),
-    Fault("all splits to one place", "weights.cuh", "(int64_t(block_y()) * blocks_x() + block_x())",
-          "int64_t(block_x())", WEIGHTS),
-    Fault("the last split not added", "weights.cuh", "split < p.splits;", "split < p.splits - 1;", WEIGHTS),
-    Fault("rows and columns of a transposed weight swapped", "weights.cuh", "p.transposed ? int64_t(channel)",
-          "!p.transposed ? int64_t(channel)", WEIGHTS),
-    Fault("voxels beyond the last", "weights.cuh", "bool there = high_channel >= 0 && rest < p.voxels;",
-          "bool there = high_channel >= 0;", WEIGHTS),
+          "to_float(load(x + j * p.x.stride[1]))", PACK),
+    # wgrad_sm80
+    Fault("no barrier in the weight gradient", "wgrad_sm80.cuh",
+          "      sync_threads();  // the stage has arrived for all threads, and all have read the one before\n", "",
+          WGRAD_SM80),
+    Fault("a split of too many voxels", "wgrad_sm80.cuh", "? k_tile + p.steps_per_split : p.steps",
+          "? k_tile + p.steps_per_split + 1 : p.steps", WGRAD_SM80),
+    Fault("windows without stride", "wgrad_sm80.cuh", "divmod(p.h, rest) * p.geometry.stride[1] + shift[1]",
+          "divmod(p.h, rest) + shift[1]", WGRAD_SM80),
+    Fault("all splits to one tile of the workspace", "wgrad_sm80.cuh", "(int64_t(block_y()) * blocks_x() + block_x())",
+          "int64_t(block_x())", WGRAD_SM80),
+    Fault("the last split not added", "wgrad_reduce.cuh", "split < p.splits;", "split < p.splits - 1;", WGRAD_SM80),
+    Fault("rows and columns of a transposed weight swapped", "wgrad_reduce.cuh", "p.transposed ? int64_t(channel)",
+          "!p.transposed ? int64_t(channel)", WGRAD_SM80),
+    Fault("voxels beyond the last", "wgrad_sm80.cuh", "bool valid = high_channel >= 0 && rest < p.voxels;",
+          "bool valid = high_channel >= 0;", WGRAD_SM80),
     # the epilogue's backward
-    Fault("no barrier before the warps' sums are added", "finish.cuh",
+    Fault("no barrier before the warps' sums are added", "epilogue.cuh",
           "    sync_threads();\n    for (int i = thread_index(); i < p.lanes",
-          "    for (int i = thread_index(); i < p.lanes", MEMORY),
-    Fault("half of a voxel's channels in its noise", "finish.cuh", "for (int mask = 1; mask < p.lanes; mask *= 2)",
-          "for (int mask = 2; mask < p.lanes; mask *= 2)", MEMORY),
-    Fault("slope before the gain's sign", "finish.cuh", "((p.gain > 0 ? y[i] : -y[i]) > 0)", "(y[i] > 0)", MEMORY),
-    Fault("un-shuffle the wrong way round", "finish.cuh", "own[j] = values[j * S + s];",
-          "own[j] = values[j * S + S - 1 - s];", MEMORY),
+          "    for (int i = thread_index(); i < p.lanes", EPILOGUE),
+    Fault("half of a voxel's channels in its noise", "epilogue.cuh", "for (int mask = 1; mask < p.lanes; mask *= 2)",
+          "for (int mask = 2; mask < p.lanes; mask *= 2)", EPILOGUE),
+    Fault("slope before the gain's sign", "epilogue.cuh", "((p.gain > 0 ? y[i] : -y[i]) > 0)", "(y[i] > 0)", EPILOGUE),
+    Fault("un-shuffle in the wrong order", "epilogue.cuh", "own[j] = values[j * S + s];",
+          "own[j] = values[j * S + S - 1 - s];", EPILOGUE),
     # upfirdn
-    Fault("no barrier between two filters", "filter.cuh",
+    Fault("no barrier between two filters", "upfirdn.cuh",
           "      put(second + i / groups * cell + c * 4, sum);\n    }\n    sync_threads();\n",
-          "      put(second + i / groups * cell + c * 4, sum);\n    }\n", MEMORY, "quick_filters"),
-    Fault("a result over what is still read", "filter.cuh", "(in > out ? in : out)", "in", MEMORY, "quick_filters"),
-    Fault("taps not flipped", "filter.cuh", "p.length[i] - 1 - t)", "t)", MEMORY, "quick_filters"),
-    Fault("zeros between samples forgotten", "filter.cuh", "t += p.up[i], at", "t += 1, at", MEMORY, "quick_filters"),
-    # sm_90a's product with the halo in shared memory: its rings
-    _halo("no wait for a full buffer", "halo_sm90.cuh", "      inputs.wait_full();\n", ""),
-    _halo("no wait for a full stage of weights", "halo_sm90.cuh",
-          "        if (within == 0) weights.wait_full();\n", ""),
-    _halo("no wait for a free buffer", "halo_sm90.cuh",
-          "          ring.wait_free();\n          mbarrier_expect(ring.full(), b.",
-          "          mbarrier_expect(ring.full(), b."),
-    _halo("no wait for a free stage of weights", "halo_sm90.cuh",
-          "          ring.wait_free();\n          mbarrier_expect(ring.full(), STAGE);",
-          "          mbarrier_expect(ring.full(), STAGE);"),
-    _halo("the bytes of one piece expected", "halo_sm90.cu", "b.expected = p.copies * pixels * pixel;",
+          "      put(second + i / groups * cell + c * 4, sum);\n    }\n", UPFIRDN, "quick_filters"),
+    Fault("a result over what is still read", "upfirdn.cuh", "(in > out ? in : out)", "in", UPFIRDN, "quick_filters"),
+    Fault("taps not flipped", "upfirdn.cuh", "p.length[i] - 1 - t)", "t)", UPFIRDN, "quick_filters"),
+    Fault("zeros between samples forgotten", "upfirdn.cuh", "t += p.up[i], at", "t += 1, at", UPFIRDN, "quick_filters"),
+    # conv_sm90_halo: its pipelines
+    _halo("no wait for a full buffer", "conv_sm90_halo.cuh", "      inputs.wait_full();\n", ""),
+    _halo("no wait for a full stage of weights", "conv_sm90_halo.cuh",
+          "        if (in_stage == 0) weights.wait_full();\n", ""),
+    _halo("no wait for a free buffer", "conv_sm90_halo.cuh",
+          "          pipeline.wait_empty();\n          mbarrier_arrive_expect_tx(pipeline.full_barrier(), b.",
+          "          mbarrier_arrive_expect_tx(pipeline.full_barrier(), b."),
+    _halo("no wait for a free stage of weights", "conv_sm90_halo.cuh",
+          "          pipeline.wait_empty();\n          mbarrier_arrive_expect_tx(pipeline.full_barrier(), STAGE);",
+          "          mbarrier_arrive_expect_tx(pipeline.full_barrier(), STAGE);"),
+    _halo("the bytes of one plane expected", "conv_sm90_halo.cu", "b.expected = p.copies * pixels * pixel;",
           "b.expected = pixels * pixel;"),
-    _halo("a buffer freed before its wgmmas are done", "halo_sm90.cuh",
-          "          Inputs::release(before);\n          before = inputs.stage;\n",
-          "          before = inputs.stage;\n          Inputs::release(before);\n"),
-    _halo("a stage of weights freed before its wgmmas are done", "halo_sm90.cuh",
-          "          Weights::release(reading);\n          reading = weights.stage;\n",
-          "          reading = weights.stage;\n          Weights::release(reading);\n"),
-    _halo("a branch's last buffer never freed", "halo_sm90.cuh", "    Inputs::release(before);\n  }",
+    _halo("a buffer freed before its wgmmas are done", "conv_sm90_halo.cuh",
+          "          Inputs::release(previous_buffer);\n          previous_buffer = inputs.stage;\n",
+          "          previous_buffer = inputs.stage;\n          Inputs::release(previous_buffer);\n"),
+    _halo("a stage of weights freed before its wgmmas are done", "conv_sm90_halo.cuh",
+          "          Weights::release(previous_stage);\n          previous_stage = weights.stage;\n",
+          "          previous_stage = weights.stage;\n          Weights::release(previous_stage);\n"),
+    _halo("a branch's last buffer never freed", "conv_sm90_halo.cuh", "    Inputs::release(previous_buffer);\n  }",
           "  }"),
-    _halo("a lead that the second warpgroup waits for in vain", "halo_sm90.cuh", "mbarrier_init(LEAD, 4);",
-          "mbarrier_init(LEAD, 8);"),
-    _halo("a lead of more than the first chunk", "halo_sm90.cuh",
-          "      if (lead > 0) give_lead();\n      lead = 0;\n", ""),
-    _halo("both rings' mbarriers in one place", "halo_sm90.cuh", "STAGES * STAGE, Weights::SHARED>",
+    _halo("a stagger that never ends", "conv_sm90_halo.cuh", "mbarrier_init(STAGGER, 4);",
+          "mbarrier_init(STAGGER, 8);"),
+    _halo("a stagger of more than the first chunk", "conv_sm90_halo.cuh",
+          "      if (stagger > 0) start_second_group();\n      stagger = 0;\n", ""),
+    _halo("both pipelines' mbarriers at one address", "conv_sm90_halo.cuh", "STAGES * STAGE, Weights::END>",
           "STAGES * STAGE, MBARRIERS>"),
-    # what it brings, and where a tap begins in it
-    _halo("a halo on one side", "halo_sm90.cu", "p.geometry.first[i]) - (b.extent[i] - 1) / 2;",
+    # conv_sm90_halo: its input, and where a tap starts in it
+    _halo("a halo on one side", "conv_sm90_halo.cu", "p.geometry.first[i]) - (b.extent[i] - 1) / 2;",
           "p.geometry.first[i]);"),
-    _halo("the adjoint's windows where the forward's are", "halo_sm90.cu",
+    _halo("the adjoint's windows where the forward's are", "conv_sm90_halo.cu",
           "(p.geometry.adjoint ? -p.geometry.first[i] : p.geometry.first[i])", "p.geometry.first[i]"),
-    _halo("the adjoint's taps in the forward's order", "halo_sm90.cu",
+    _halo("the adjoint's taps in the forward's order", "conv_sm90_halo.cu",
           "p.geometry.adjoint ? b.extent[j] - 1 - shift[j] : shift[j]", "shift[j]"),
-    _halo("rows of the tile, not of the halo", "halo_sm90.cu", "b.stride = box[2] * pixel;",
+    _halo("rows of the tile, not of the halo", "conv_sm90_halo.cu", "b.stride = box[2] * pixel;",
           "b.stride = p.tile[2] * pixel;"),
-    _halo("pieces of channels too near", "halo_sm90.cu", "b.leading = p.swizzled ? 0 : b.plane;",
+    _halo("planes of channels too near", "conv_sm90_halo.cu", "b.leading = p.swizzled ? 0 : b.plane;",
           "b.leading = p.swizzled ? 0 : b.plane - 128;"),
-    _halo("the next 16 of K one piece on", "halo_sm90.cu", "2 * b.plane / 16", "b.plane / 16"),
-    _halo("copies of another swizzle", "halo_sm90.cu", "box, p.span, p.map[s]", "box, p.span / 2, p.map[s]"),
-    _halo("matrices of another swizzle", "halo_sm90.cuh", "p.span, b.leading", "p.span ? 192 - p.span : 0, b.leading"),
-    _halo("a map with the next branch's channels", "../tiled.cuh", "m.size[0] = x.channels_there;",
-          "m.size[0] = x.channels_there + 8;"),
-    _halo("slices beyond a chunk's last tap", "halo_sm90.cu",
-          "b.slices = taps * (p.chunk / 16);\n  b.steps = (b.slices + 3) / 4;",
-          "b.steps = (taps * (p.chunk / 16) + 3) / 4;\n  b.slices = b.steps * 4;"),
-    # what it multiplies and stores
-    _halo("no wgmma fence in the halo's product", "halo_sm90.cuh", "        matrix_fence();\n", ""),
-    _halo("no commit in the halo's product", "halo_sm90.cuh", "        matrix_commit();\n", ""),
-    _halo("no wait before the halo's sums are read", "halo_sm90.cuh", "    matrix_wait<0>();\n", ""),
-    _halo("the halo's sums of the tile before", "halo_sm90.cuh", "chunk > 0 || slice > 0 || k > 0", "true"),
-    _halo("sums of a tile's first chunk left out", "halo_sm90.cuh", "chunk > 0 || slice > 0 || k > 0",
+    _halo("the next 16 of K one plane on", "conv_sm90_halo.cu", "2 * b.plane / 16", "b.plane / 16"),
+    _halo("copies of another swizzle", "conv_sm90_halo.cu", "box, p.span, p.map[s]", "box, p.span / 2, p.map[s]"),
+    _halo("matrices of another swizzle", "conv_sm90_halo.cuh",
+          "p.span, b.leading", "p.span ? 192 - p.span : 0, b.leading"),
+    _halo("a map with the next branch's channels", "ptx/tensor_map.cuh", "t.channels = channels;",
+          "t.channels = channels + 8;"),
+    _halo("slices beyond a chunk's last tap", "conv_sm90_halo.cu",
+          "b.slices = taps * (p.chunk_channels / 16);\n  b.steps = (b.slices + 3) / 4;",
+          "b.steps = (taps * (p.chunk_channels / 16) + 3) / 4;\n  b.slices = b.steps * 4;"),
+    # conv_sm90_halo: products and stores
+    _halo("no wgmma fence in conv_sm90_halo", "conv_sm90_halo.cuh", "        wgmma_fence();\n", ""),
+    _halo("no commit in conv_sm90_halo", "conv_sm90_halo.cuh", "        wgmma_commit();\n", ""),
+    _halo("no wait before the halo's accumulators are read", "conv_sm90_halo.cuh", "    wgmma_wait<0>();\n", ""),
+    _halo("the halo's accumulators of the tile before", "conv_sm90_halo.cuh", "chunk > 0 || slice > 0 || k > 0",
+          "true"),
+    _halo("a tile's first chunk not accumulated", "conv_sm90_halo.cuh", "chunk > 0 || slice > 0 || k > 0",
           "slice > 0 || k > 0"),
-    _halo("the first warpgroup's matrices for both", "halo_sm90.cuh", "uniform(thread_index() / 128) * MI", "0"),
-    _halo("a matrix's rows in another order", "halo_sm90.cuh", "2 * (warp % 4) + row % 2", "warp % 4 + row % 2 * 4"),
-    _halo("outputs beyond an edge stored", "halo_sm90.cuh", " && w < p.size[2];", ";"),
-    _halo("the halo's outputs of the first sample", "halo_sm90.cuh", "n = tile.at[0];", "n = 0;"),
-    _halo("the halo's weights of the first columns", "halo_sm90.cuh", "static_cast<int64_t>(tile.column_block) * steps",
-          "static_cast<int64_t>(0) * steps"),
-    _halo("weights of the first chunk for all", "pack.cuh", "step / chunk_steps * chunk_channels + ", "", MEMORY),
-    _halo("chunks not in whole stages", "backend/cuda/sm90_halo.py", "total += blocks * chunks * steps * own",
-          "total += blocks * steps * own", ()),
-    # sm_90a's products: the ring
-    _hopper("no wait for a full stage", "product_sm90.cuh", "          ring.wait_full();\n", ""),
-    _hopper("no wait for a free stage", "product_sm90.cuh", "ring.wait_free();\n          mbarrier", "mbarrier"),
-    _hopper("a phase bit that stays", "ring.cuh", "    parity ^= 1;\n", ""),
-    _hopper("fewer bytes expected than come", "product_sm90.cuh", "mbarrier_expect(full, STAGE);",
-            "mbarrier_expect(full, A_BYTES);"),
-    _hopper("a stage freed before its wgmmas are done", "product_sm90.cuh",
-            "          Ring::template release<CLUSTER>(reading);\n          reading = ring.stage;\n",
-            "          reading = ring.stage;\n          Ring::template release<CLUSTER>(reading);\n"),
-    _hopper("a stage freed by one warpgroup of two", "ring.cuh", "4 * CONSUMERS * BLOCKS);", "4 * BLOCKS);"),
-    _hopper("no fence after the mbarriers' initialisation", "ring.cuh", "      mbarrier_fence();\n", ""),
-    _hopper("no barrier after the mbarriers' initialisation", "ring.cuh", "      sync_threads();\n", "      ;\n"),
-    # what its bulk copies bring
-    _hopper("corners in the order of the tensor", "product_sm90.cu", "window(box, i, b.lower[i]",
-            "window(box, 2 - i, b.lower[i]"),
-    _hopper("steps of one", "product_sm90.cu", "b.lower[i], p.pace[i],", "b.lower[i], 1,"),
-    _hopper("a map of all branches' channels", "product_sm90.cu", "  box.channels = p.box_channels;",
-            "  box.channels_there *= p.branches - b.number;\n  box.channels = p.box_channels;"),
-    _hopper("taps beyond the last", "product_sm90.cuh", "const bool real = tap[0] < r.count[0];",
-            "const bool real = true;"),
-    _hopper("taps in the forward's order", "product_sm90.cuh", "p.geometry.adjoint ? r.shift[i] - tap[i] : tap[i]",
-            "tap[i]"),
-    # what it multiplies
-    _hopper("a swizzle that is not the copy's", "product_sm90.cuh",
-            "group * ROWS * span), span, 0, 8 * span)", "group * ROWS * span), 128, 0, 8 * span)"),
-    _hopper("no wgmma fence", "product_sm90.cuh", "          matrix_fence();\n", ""),
-    _hopper("no commit", "product_sm90.cuh", "          matrix_commit();\n", ""),
-    _hopper("no wait before the sums are read", "product_sm90.cuh", "      matrix_wait<0>();\n", ""),
-    _hopper("sums of the tile before", "product_sm90.cuh", "step > 0 || k > 0", "true"),
-    # what it stores, and the weights as it reads them
-    _hopper("its branches in the wrong order", "shuffled.cuh", "finished[i % S][g]", "finished[S - 1 - i % S][g]"),
-    _hopper("outputs beyond the last stored", "product_sm90.cuh", "if (output >= p.outputs) return false;", ""),
-    _hopper("the first sample's noise for all", "shuffled.cuh", "finisher.finish(own, n, voxel);",
-            "finisher.finish(own, 0, voxel);"),
-    _hopper("weights not swizzled", "pack.cuh", "p.swizzled ? place % 8 : 0", "0", MEMORY),
-    _hopper("a tap's weights padded otherwise than its inputs", "backend/cuda/sm90.py",
-          '"packed", channels, padded, columns',
-          '"packed", channels, there, columns', ()),
-    # the adjoint of a stride, parity by parity
-    _parity("taps of one parity for all", "product_sm90.cuh", "const Params::Reach& r = b.reach[tile.parity];",
-            "const Params::Reach& r = b.reach[0];"),
-    _parity("outputs of one parity of sm_90a side by side", "product_sm90.cuh",
-            "divide_off(*count[i], n) * p.geometry.stride[i] +", "divide_off(*count[i], n) +"),
-    _parity("voxels of a parity that lie outside", "product_sm90.cuh",
-            "there = there && at < static_cast<uint32_t>(p.size[i]);", "there = true;"),
-    _parity("sums where no tap reaches", "product_sm90.cuh", "reach.count[0] > 0 ? sum :", "true ? sum :"),
-    _parity("a wave of more slots than are left", "product_sm90.cuh",
+    _halo("the first warpgroup's matrices for both", "conv_sm90_halo.cuh", "warp_uniform(thread_index() / 128) * MI",
+          "0"),
+    _halo("a matrix's rows in another order", "conv_sm90_halo.cuh",
+          "2 * (warp % 4) + row % 2", "warp % 4 + row % 2 * 4"),
+    _halo("outputs beyond an edge stored", "conv_sm90_halo.cuh", " && w < p.size[2];", ";"),
+    _halo("the halo's outputs of the first sample", "conv_sm90_halo.cuh", "n = tile.at[0];", "n = 0;"),
+    _halo("the halo's weights of the first columns", "conv_sm90_halo.cuh",
+          "static_cast<int64_t>(tile.n_tile) * k_tiles",
+          "static_cast<int64_t>(0) * k_tiles"),
+    _halo("weights of the first chunk for all", "pack.cuh", "k_tile / chunk_tiles * chunk_channels + ", "", PACK),
+    _halo("chunks not in whole stages", "backend/cuda/sm90_halo.py",
+          "chunks += n_tiles * chunks_of_k * steps * columns", "chunks += n_tiles * steps * columns", ()),
+    # conv_sm90: its pipeline
+    _sm90("no wait for a full stage", "conv_sm90.cuh", "      pipeline.wait_full();\n", ""),
+    _sm90("no wait for a free stage", "conv_sm90.cuh", "pipeline.wait_empty();\n      mbarrier", "mbarrier"),
+    _sm90("a phase bit that stays", "pipeline_sm90.cuh", "    parity ^= 1;\n", ""),
+    _sm90("fewer bytes expected than come", "conv_sm90.cuh", "mbarrier_arrive_expect_tx(full, STAGE);",
+          "mbarrier_arrive_expect_tx(full, A_BYTES);"),
+    _sm90("a stage freed before its wgmmas are done", "conv_sm90.cuh",
+          "      Pipeline::template release<CLUSTER>(previous);\n      previous = pipeline.stage;\n",
+          "      previous = pipeline.stage;\n      Pipeline::template release<CLUSTER>(previous);\n"),
+    _sm90("a stage freed by one warpgroup of two", "pipeline_sm90.cuh", "4 * CONSUMERS * BLOCKS);", "4 * BLOCKS);"),
+    _sm90("no fence after the mbarriers' initialisation", "pipeline_sm90.cuh", "      fence_mbarrier_init();\n", ""),
+    _sm90("no barrier after the mbarriers' initialisation", "pipeline_sm90.cuh", "      sync_threads();\n",
+          "      ;\n"),
+    # conv_sm90: its bulk copies
+    _sm90("corners in the order of the tensor", "conv_sm90.cu", "set_window(box, x, i, b.lower[i]",
+          "set_window(box, x, 2 - i, b.lower[i]"),
+    _sm90("steps of one", "conv_sm90.cu", "b.lower[i], p.input_stride[i],", "b.lower[i], 1,"),
+    _sm90("a map of all branches' channels", "conv_sm90.cu",
+          "  const MapTensor x = branch_of(p.x, b.number, p.channels, p.arithmetic == Arithmetic::f16);",
+          "  MapTensor x = branch_of(p.x, b.number, p.channels, p.arithmetic == Arithmetic::f16);\n"
+          "  x.channels *= p.branches - b.number;"),
+    _sm90("taps beyond the last", "conv_sm90.cuh", "const bool in_k = tap[0] < r.count[0];",
+          "const bool in_k = true;"),
+    _sm90("taps in the forward's order", "conv_sm90.cuh", "p.geometry.adjoint ? r.shift[i] - tap[i] : tap[i]",
+          "tap[i]"),
+    # conv_sm90: products
+    _sm90("a swizzle that is not the copy's", "conv_sm90.cuh",
+          "group * ROWS * span), span, 0, 8 * span)", "group * ROWS * span), 128, 0, 8 * span)"),
+    _sm90("no wgmma fence", "conv_sm90.cuh", "      wgmma_fence();\n", ""),
+    _sm90("no commit", "conv_sm90.cuh", "      wgmma_commit();\n", ""),
+    _sm90("no wait before the accumulators are read", "conv_sm90.cuh", "    wgmma_wait<0>();\n", ""),
+    _sm90("accumulators of the tile before", "conv_sm90.cuh", "k_tile > 0 || k > 0", "true"),
+    # conv_sm90: stores, and packed weights
+    _sm90("its branches in the wrong order", "shuffled_store.cuh",
+          "outputs[i % S][g]", "outputs[S - 1 - i % S][g]"),
+    _sm90("outputs beyond the last stored", "conv_sm90.cuh", "if (output >= p.outputs) return false;", ""),
+    _sm90("the first sample's noise for all", "shuffled_store.cuh", "epilogue.apply(values, n, voxel);",
+          "epilogue.apply(values, 0, voxel);"),
+    _sm90("weights not swizzled", "pack.cuh", "p.swizzled ? packed_column % 8 : 0", "0", PACK),
+    _sm90("a tap's weights padded otherwise than its inputs", "backend/cuda/sm90.py",
+          "padded_channels=padded,\n        tile_n", "padded_channels=channels,\n        tile_n", ()),
+    # conv_sm90: the adjoint of a stride, parity by parity
+    _parity("taps of one parity for all", "conv_sm90.cuh", "const Params::ParityTaps& r = b.taps[tile.parity];",
+            "const Params::ParityTaps& r = b.taps[0];"),
+    _parity("outputs of one parity of sm_90a side by side", "conv_sm90.cuh",
+            "divmod(*count[i], n) * p.geometry.stride[i] +", "divmod(*count[i], n) +"),
+    _parity("voxels of a parity that lie outside", "conv_sm90.cuh",
+            "exists = exists && at < static_cast<uint32_t>(p.size[i]);", "exists = true;"),
+    _parity("accumulators where no tap reaches", "conv_sm90.cuh", "taps.count[0] > 0 ? accumulator :",
+            "true ? accumulator :"),
+    _parity("a wave of more slots than are left", "conv_sm90.cuh",
             "p.slots - first < clusters ? p.slots - first : clusters", "clusters"),
-    _parity("a map that begins where the last parity's taps do", "product_sm90.cu",
+    _parity("a map that begins where the last parity's taps do", "conv_sm90.cu",
             "if (taps[k].count == 0 || found) continue;", "if (taps[k].count == 0) continue;"),
-    _parity("the packed weights of one parity for all", "product_sm90.cu", "r.start = b.start[k];",
-            "r.start = b.start[0];"),
-    _parity("parities in another order than their taps", "product_sm90.cu",
+    _parity("the packed weights of one parity for all", "conv_sm90.cu", "r.start = branch.start[k];",
+            "r.start = branch.start[0];"),
+    _parity("parities in another order than their taps", "conv_sm90.cu",
             "std::swap(p.parity[j], p.parity[j - 1]);", ""),
-    _parity("weights of the first parity alone", "backend/cuda/sm90.py", "count, len(kinds)), \"packed\"",
-            "count, 1), \"packed\"", ()),
-    # clusters
-    _cluster("no arrival at the other block's mbarriers", "ring.cuh",
-             "mbarrier_arrive_at(FREE + 8 * stage, block_rank() ^ 1);", ";"),
-    _cluster("stages freed by one block's warps", "ring.cuh", "4 * CONSUMERS * BLOCKS);", "4 * CONSUMERS);"),
-    _cluster("weights for the block itself alone", "product_sm90.cuh", "copy_bulk_to(3,",
-             "copy_bulk_to(1 << block_rank(),"),
-    _cluster("the same half of the weights by both blocks", "product_sm90.cuh", "block_rank() * (B_BYTES / 2)", "0"),
-    _cluster("no barrier of the cluster at its start", "ring.cuh", "      sync_cluster();", "      sync_threads();"),
-    _cluster("a block that ends while the other frees its stages", "product_sm90.cuh",
+    _parity("weights of the first parity alone", "backend/cuda/sm90.py", "        len(every_parity),\n        padded",
+            "        1,\n        padded", ()),
+    # conv_sm90: clusters
+    _cluster("no arrival at the other block's mbarriers", "pipeline_sm90.cuh",
+             "mbarrier_arrive_cluster(EMPTY + 8 * stage, cluster_rank() ^ 1);", ";"),
+    _cluster("stages freed by one block's warps", "pipeline_sm90.cuh", "4 * CONSUMERS * BLOCKS);", "4 * CONSUMERS);"),
+    _cluster("weights for the block itself alone", "conv_sm90.cuh", "bulk_load_multicast(3,",
+             "bulk_load_multicast(1 << cluster_rank(),"),
+    _cluster("the same half of the weights by both blocks", "conv_sm90.cuh", "cluster_rank() * (B_BYTES / 2)", "0"),
+    _cluster("no barrier of the cluster at its start", "pipeline_sm90.cuh",
+             "      cluster_sync();", "      sync_threads();"),
+    _cluster("a block that ends while the other frees its stages", "conv_sm90.cuh",
              "for (int i = 0; i < STAGES; ++i) {", "for (int i = 0; i < 0; ++i) {"),
-    _cluster("the same outputs by both blocks", "product_sm90.cuh", "(CLUSTER > 1 ? block_rank() : 0)", "0"),
+    _cluster("the same outputs by both blocks", "conv_sm90.cuh", "(CLUSTER > 1 ? cluster_rank() : 0)", "0"),
     _cluster("half a cluster", "backend/cuda/sm90.py", "multiprocessors // cluster)) * cluster",
              "multiprocessors // cluster))", ()),
-    # sm_90a's weight gradient
-    _hopper("windows of sm_90a's weight gradient without stride", "weights_sm90.cuh",
-            "at[1 + i] * p.geometry.stride[i] + b.lower[i]", "at[1 + i] + b.lower[i]", HOPPER_WEIGHTS),
-    _hopper("K along the rows", "weights_sm90.cuh", "matrix_multiply<T, BN, true, true>",
-            "matrix_multiply<T, BN, true, false>", HOPPER_WEIGHTS),
-    _hopper("the next channels too near", "weights_sm90.cuh", "high_span, BK * high_span, 8 * high_span)",
-            "high_span, 8 * high_span, 8 * high_span)", HOPPER_WEIGHTS),
-    _hopper("all splits of sm_90a to one place", "weights_sm90.cuh", "(block_y() * tiles + number)", "(number)",
-            HOPPER_WEIGHTS),
-    _hopper("a stage of the weight gradient freed too early", "weights_sm90.cuh",
-            "      Ring::release(reading);\n      reading = ring.stage;\n",
-            "      reading = ring.stage;\n      Ring::release(reading);\n", HOPPER_WEIGHTS),
-    # the calls
-    Fault("weights' strides not swapped", "backend/cuda/plan.py", "if swap else stride", "if False else stride", ()),
+    # wgrad_sm90
+    _sm90("windows of wgrad_sm90 without stride", "wgrad_sm90.cuh",
+          "at[1 + i] * p.geometry.stride[i] + b.lower[i]", "at[1 + i] + b.lower[i]", WGRAD_SM90),
+    _sm90("K along the rows", "wgrad_sm90.cuh", "wgmma<T, BN, true, true>",
+          "wgmma<T, BN, true, false>", WGRAD_SM90),
+    _sm90("the next channels too near", "wgrad_sm90.cuh", "BK * high_span, 8 * high_span)",
+          "8 * high_span, 8 * high_span)", WGRAD_SM90),
+    _sm90("all splits of sm_90a to one tile of the workspace", "wgrad_sm90.cuh", "(block_y() * tiles + number)",
+          "(number)",
+          WGRAD_SM90),
+    _sm90("a stage of the weight gradient freed too early", "wgrad_sm90.cuh",
+          "      Pipeline::release(previous);\n      previous = pipeline.stage;\n",
+          "      previous = pipeline.stage;\n      Pipeline::release(previous);\n", WGRAD_SM90),
+    # plans
+    Fault("weights' strides not swapped", "backend/cuda/sm80.py", "if call.swap else stride", "if False else stride",
+          ()),
     Fault("a filter's tile without its halo", "backend/cuda/plan.py", "((t - 1) * s + n - 1) // u + 1",
           "((t - 1) * s) // u + 1", (), "quick_filters"),
 ]  # fmt: skip
 
 
 def planted(fault: Fault, folder: Path, clean: Path) -> tuple[Path, Path]:
-    """The emulator's module and the package, with one fault."""
+    """Builds the emulator's module and the package with one fault; their paths."""
     package = ROOT
     folder.mkdir(parents=True, exist_ok=True)
     if fault.units:
@@ -319,13 +340,13 @@ def planted(fault: Fault, folder: Path, clean: Path) -> tuple[Path, Path]:
 
 
 def check(fault: Fault, folder: Path, clean: Path, server: Server) -> Done:
-    """The fault's check with the fault."""
+    """Runs the fault's check with the fault planted."""
     module, package = planted(fault, folder, clean)
     return server.run("cuda_checks.py", str(module), fault.check, package=package)
 
 
 def report(path: Path) -> int:
-    """Plants all, writes a table; returns how many went unnoticed."""
+    """Plants all faults and writes a table; returns how many went unnoticed."""
     missed = 0
     rows = ["| fault | in | check | noticed by |", "|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as name:

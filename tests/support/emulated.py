@@ -1,4 +1,4 @@
-"""The CUDA backend on the emulator: its kernels' own sources, compiled for this CPU."""
+"""Runs the CUDA backend on the emulator: compiles the kernels' own sources for this CPU and loads them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -28,19 +28,19 @@ MODULE = "ssconv_emulated"
 
 
 def sources(root: Path = ROOT) -> dict[str, Path]:
-    """What the emulator's module is compiled from: the kernels, the calls, the emulator."""
+    """The sources of the emulator's module by name: the kernels, the calls, the emulator."""
     files = [*(root / "csrc" / "cuda").glob("*.cu"), root / "csrc" / "cuda" / "calls.cpp"]
     return {f.stem: f for f in (*files, *(ROOT / "tests" / "emulator").glob("*.cpp"))}
 
 
 def compile_objects(names: Iterable[str], folder: Path, root: Path = ROOT) -> None:
-    """Compiles some of `sources` for this CPU; the kernels those of `root`, without a warning if they are ours.
+    """Compiles some of `sources` for this CPU, the kernels from `root`.
 
     Raises:
-        RuntimeError: the compiler's words.
+        RuntimeError: a source does not compile, or one of this repository gives a warning; the compiler's output.
     """
     python = sysconfig.get_paths()["include"]
-    includes = [root / "csrc", root / "csrc" / "cuda", ROOT / "tests" / "emulator", python, pybind11.get_include()]
+    includes = [root / "csrc", root / "csrc" / "cuda", ROOT / "tests", python, pybind11.get_include()]
     options = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     command = [*compiler(), *options, f"-DSSCONV_MODULE={MODULE}", *(f"-I{i}" for i in includes), "-x", "c++", "-c"]
 
@@ -57,13 +57,13 @@ def compile_objects(names: Iterable[str], folder: Path, root: Path = ROOT) -> No
 
 
 def link(objects: Iterable[Path], path: Path) -> Path:
-    """The module from its objects."""
+    """Links the module from its objects."""
     subprocess.run([*compiler(), "-shared", *map(str, objects), "-o", str(path)], check=True, capture_output=True)
     return path
 
 
 def compiler() -> list[str]:
-    """The C++ compiler; the emulator is written for GCC and Clang."""
+    """The command of the C++ compiler; the emulator is written for GCC and Clang."""
     found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if not found:
         raise FileNotFoundError("no C++ compiler")
@@ -71,7 +71,7 @@ def compiler() -> list[str]:
 
 
 def load(path: Path) -> ModuleType:
-    """The emulator's module from a shared object."""
+    """Loads the emulator's module from a shared object."""
     spec = importlib.util.spec_from_file_location(MODULE, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -86,11 +86,11 @@ def _range(t: Tensor, writable: bool) -> tuple[int, int, bool]:
 
 
 def use(module: ModuleType) -> None:
-    """From now on backend="cuda" serves CPU tensors, by the emulator. Kernels may touch only the tensors of their call,
-    and write only its results."""
+    """Makes backend="cuda" serve CPU tensors, by the emulator, from now on. Kernels may touch only the tensors of their
+    call, and write only its results."""
     run = cuda_backend._run
 
-    def checked(launch: Launch, tensors: dict[str, Tensor | None], *floats: Sequence[float]) -> None:
+    def checked(launch: Launch, tensors: dict[str, Tensor | None], *floats: Mapping[str, float]) -> None:
         named = [
             (t, name in launch.writes) for name in (*launch.writes, *launch.reads) if (t := tensors[name]) is not None
         ]

@@ -1,4 +1,4 @@
-"""What sm_90a's product with the halo in shared memory must do on the emulator. Run by cuda_checks.py."""
+"""Checks of conv_sm90_halo, which keeps the halo in shared memory, on the emulator. Run by cuda_checks.py."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ import numpy as np
 import torch
 
 import ssconv
-from ssconv.backend.cuda import clocks as cuda_clocks
+from ssconv.backend.cuda import clocks, sm90, sm90_halo
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm90 as cuda_hopper
-from ssconv.backend.cuda import sm90_halo as cuda_halo
 from ssconv.backend.cuda.plan import Launch, Layout
 from ssconv.spec import IDENTITY
-from ssconv.spec import Geometry as ConvSpec
+from ssconv.spec import Geometry as ConvGeometry
 from tests.support.gpu_checks import check_against_float64, deviation
 from tests.support.kernel_checks import ACS4
 from tests.support.sm90_checks import FULL, SEEDS, SHARED, SPLIT, address, aligned, bits, output_and_gradient, swizzle
@@ -30,7 +28,7 @@ from tests.support.strategies import ConvCase, Epilogue, tensors_of
 
 
 def shifted_matrices(module: ModuleType) -> None:
-    """A matrix of 8 x 8 pixels of a halo, at any pixel of it, plain and in every swizzle."""
+    """wgmma reads 8 x 8 pixels of a halo from any pixel on, plain and in every swizzle."""
     for span, (rows, pitch), (down, right) in itertools.product(
         (0, 32, 64, 128), ((10, 10), (12, 11), (9, 18)), ((0, 0), (0, 1), (1, 2), (1, 0))
     ):
@@ -64,58 +62,61 @@ def shifted_matrices(module: ModuleType) -> None:
             assert np.array_equal(found, pixels @ other.T), f"span {span}, a pitch of {pitch}, from pixel {start} on"
 
 
-# ---------------------------------------------------------------------------------------------------------- products
+# ---------------------------------------------------------------------------------------------- convolutions
 
 
 @contextmanager
-def halo(layout: str = "plain", least: int = 8, fixed: bool = False) -> Iterator[list[tuple[Any, ...]]]:
-    """The emulator stands for a card of 9.0 that takes this product wherever it can, also for few channels; the list
-    fills with the products that ran there, as (arithmetic, branches, columns of a block, channels of a chunk, swizzled,
-    tile). Blocks take all tiles or a few, tiles and chunks are each in turn those that fit; fixed: the plan's own."""
+def on_halo(layout: str = "plain", least: int = 8, fixed: bool = False) -> Iterator[list[tuple[Any, ...]]]:
+    """Lets the emulator stand for a card of 9.0 that runs conv_sm90_halo wherever it can, also for few channels.
+
+    The list fills with its launches: (arithmetic, branches and columns of a block, channels of a chunk, swizzled,
+    tile). Blocks compute all tiles or a few; tiles and chunks are in turn all that fit; fixed: those that the plan
+    chooses.
+    """
     used: list[tuple[Any, ...]] = []
-    run, before, smallest = cuda_backend._run, cuda_backend.architecture, (cuda_halo.LEAST, cuda_hopper.LEAST)
-    multiprocessors, tiling, quicker = cuda_backend.multiprocessors, cuda_halo.tiling, cuda_halo.quicker
-    turn, outside = [0], os.environ.get(cuda_halo.SWITCH)
+    run, before, smallest = cuda_backend._run, cuda_backend.architecture, (sm90_halo.MIN_CHANNELS, sm90.MIN_CHANNELS)
+    multiprocessors, tiling, quicker = cuda_backend.multiprocessors, sm90_halo.tiling, sm90_halo.faster
+    turn, outside = [0], os.environ.get(sm90_halo.SWITCH)
 
     def noted(launch: Launch, *rest: Any) -> None:
-        if launch.kernel == "halo_sm90":
-            n = launch.numbers
-            used.append((n[1], *n[5:7], n[24], n[25], n[41:44]))
+        if launch.kernel == "conv_sm90_halo":
+            p: Any = launch.params
+            used.append((p.arithmetic, p.fused, p.tile_n, p.chunk_channels, p.swizzled, tuple(p.tile)))
             turn[0] += 1
         run(launch, *rest)
 
-    def chosen(*call: Any) -> cuda_halo.Tiling | None:
-        fitting = cuda_halo.tilings(*call)
+    def chosen(*call: Any) -> sm90_halo.Tiling | None:
+        fitting = sm90_halo.tilings(*call)
         return fitting[(turn[0] * 5 + 3) % len(fitting)] if fitting else None
 
     cuda_backend._run, cuda_backend.architecture = noted, lambda device: 90
-    cuda_halo.LEAST = cuda_hopper.LEAST = least
+    sm90_halo.MIN_CHANNELS = sm90.MIN_CHANNELS = least
     cuda_backend.multiprocessors = lambda device: (1, 3)[turn[0] % 2]
-    cuda_halo.quicker = lambda halo, im2col: True
+    sm90_halo.faster = lambda halo, im2col: True
     if not fixed:
-        cuda_halo.tiling = chosen
-    os.environ[cuda_halo.SWITCH] = layout
+        sm90_halo.tiling = chosen
+    os.environ[sm90_halo.SWITCH] = layout
     forget()
     try:
         yield used
     finally:
         cuda_backend._run, cuda_backend.architecture = run, before
-        cuda_halo.LEAST, cuda_hopper.LEAST = smallest
-        cuda_backend.multiprocessors, cuda_halo.tiling, cuda_halo.quicker = multiprocessors, tiling, quicker
-        os.environ.pop(cuda_halo.SWITCH)
+        sm90_halo.MIN_CHANNELS, sm90.MIN_CHANNELS = smallest
+        cuda_backend.multiprocessors, sm90_halo.tiling, sm90_halo.faster = multiprocessors, tiling, quicker
+        os.environ.pop(sm90_halo.SWITCH)
         if outside is not None:
-            os.environ[cuda_halo.SWITCH] = outside
+            os.environ[sm90_halo.SWITCH] = outside
         forget()
 
 
 def forget() -> None:
-    for cached in (cuda_halo.refusal, cuda_halo.product, cuda_hopper.refusal, cuda_hopper.weights_refusal):
+    for cached in (sm90_halo.unsupported, sm90_halo.conv_sm90_halo, sm90.conv_unsupported, sm90.wgrad_unsupported):
         cached.cache_clear()
 
 
 NATIVE = {"epilogue": FULL, "layout": "channels_last"}
 # Channels are a branch's. Together every instantiation, and sizes that no tile, chunk or stage divides.
-PRODUCTS = {
+CONVOLUTIONS = {
     "split-depth": ConvCase(SPLIT, 40, 72, 2, (3, 7, 9), seed=1, **NATIVE),
     "split-depth-scaled": ConvCase(SPLIT, 72, 40, 1, (2, 9, 5), in_scale=True, seed=2, **NATIVE),
     "split-depth-narrow": ConvCase(SPLIT, 16, 20, 2, (5, 5, 7), seed=3, **NATIVE),
@@ -133,42 +134,44 @@ PRODUCTS = {
 }
 
 
-def products() -> None:
+def convolutions() -> None:
     """Outputs, first and second derivatives, in both formats and layouts; every instantiation and every chunk runs."""
     every = set()
-    for number, case in enumerate(PRODUCTS.values()):
+    for number, case in enumerate(CONVOLUTIONS.values()):
         for dtype, turned in ((torch.bfloat16, 0), (torch.float16, 1)):
-            with halo(cuda_halo.LAYOUTS[(number + turned) % 2]) as used:
+            with on_halo(sm90_halo.LAYOUTS[(number + turned) % 2]) as used:
                 check_against_float64(case, dtype, "cuda", "cpu")
-            assert used, f"another product served {case}"
+            assert used, f"another kernel ran {case}"
             every |= set(used)
-    wanted = {(a, s, c) for a in (0, 1) for s, columns in cuda_halo.COLUMNS.items() for c in columns}
+    wanted = {(a, s, c) for a in (0, 1) for s, columns in sm90_halo.TILE_N.items() for c in columns}
     assert wanted == {row[:3] for row in every}, f"never ran: {wanted - {row[:3] for row in every}}"
-    assert {row[3:5] for row in every} == set(itertools.product(cuda_halo.CHUNKS, (0, 1)))
+    assert {row[3:5] for row in every} == set(itertools.product(sm90_halo.CHUNKS, (0, 1)))
     tiles = {row[5] for row in every}
     assert len(tiles) >= 8, f"few tiles: {tiles}"
 
 
-def products_agree() -> None:
-    """What sm_80's products give, but for the order of additions; the same bits whatever runs first, in both layouts,
-    and for a sample alone."""
+def agreement() -> None:
+    """The results of sm_80's kernel, but for the order of additions; the same bits in every order of threads and in
+    both layouts, and nearly the same for a sample alone."""
     for name in ("split-depth", "acs4-narrow", "many-samples"):
-        case = PRODUCTS[name]
+        case = CONVOLUTIONS[name]
         tensors = tensors_of(case, torch.bfloat16)
         other = case.call(ssconv, tensors, "cuda")
         one = {n: t[1:2] if n in ("x", "noise") or n.endswith("scale") else t for n, t in tensors.items()}
         runs, alone = [], []
-        for layout in cuda_halo.LAYOUTS:
-            with halo(layout, fixed=True) as used:
+        for layout in sm90_halo.LAYOUTS:
+            with on_halo(layout, fixed=True) as used:
                 for seed in (1, 2):
                     MODULES[-1].set_seed(seed)
                     runs.append(case.call(ssconv, tensors, "cuda"))
                 if case.batch > 1:
                     alone.append(case.call(ssconv, one, "cuda"))
             assert len(used) == 2 + (case.batch > 1)
-        assert all(torch.equal(runs[0], run) for run in runs[1:]), f"{name}: the order or the layout shows"
+        assert all(torch.equal(runs[0], run) for run in runs[1:]), (
+            f"{name}: the result depends on the order or the layout"
+        )
         for two in alone:
-            assert deviation(two, runs[0][1:2]) < 5e-3, f"{name}: a sample alone is another"
+            assert deviation(two, runs[0][1:2]) < 5e-3, f"{name}: a sample alone gives another result"
         assert deviation(runs[0], other) < 5e-3, name
 
 
@@ -176,29 +179,29 @@ QUICK = ("grouped-valid", "transposed", "many-samples", "acs4-narrow", "split-de
 
 
 def quick() -> None:
-    """Enough to notice a planted fault: outputs and gradients of x, in bf16 and both layouts."""
+    """Checks enough to notice a planted fault: outputs and gradients of x, in bf16 and both layouts."""
     every: set[tuple[int, int]] = set()  # channels of a chunk, and whether swizzled
     for number, name in enumerate(QUICK):
-        case = PRODUCTS[name]
+        case = CONVOLUTIONS[name]
         tensors = tensors_of(case, torch.bfloat16, requires_grad=True)
         wide = {n: t.detach().double().requires_grad_() for n, t in tensors.items()}
-        with halo(cuda_halo.LAYOUTS[number % 2]) as used:
+        with on_halo(sm90_halo.LAYOUTS[number % 2]) as used:
             found = output_and_gradient(case, tensors, "cuda")
-        assert used, f"another product served {name}"
+        assert used, f"another kernel ran {name}"
         every |= {row[3:5] for row in used}
         for one, exact in zip(found, output_and_gradient(case, wide, "reference"), strict=True):
             off = deviation(one, exact)
             assert off < 1e-2, f"{name}: off by {off:.3g} of its norm"
     assert {(32, 0), (32, 1)} <= every, f"chunks and layouts are only {every}"
-    for layout in cuda_halo.LAYOUTS:
-        with halo(layout):
+    for layout in sm90_halo.LAYOUTS:
+        with on_halo(layout):
             no_infinity_spreads()
 
 
 def no_infinity_spreads() -> None:
     """An infinity shows where a weight carries it: not in another branch, though chunks end within one, and not in what
     a stage of fewer taps has no weights for."""
-    case = dataclasses.replace(PRODUCTS["split-depth-narrow"], cin=24, epilogue=Epilogue(), batch=1)
+    case = dataclasses.replace(CONVOLUTIONS["split-depth-narrow"], cin=24, epilogue=Epilogue(), batch=1)
     for at in ((0, slice(24, None)), (0, 3, 2, 1, 1), (0, 40, 2, 1, 1)):
         tensors = tensors_of(case, torch.bfloat16)
         tensors["x"][at] = torch.inf
@@ -208,55 +211,56 @@ def no_infinity_spreads() -> None:
         assert torch.equal(~case.call(ssconv, tensors, "cuda").isfinite(), reached), f"an infinity at {at} spreads"
 
 
-def refusals() -> None:
-    """What it does not serve is said, and im2col copies or sm_80's serve it; the plan takes what is expected to be
-    quicker."""
-    spec = ConvSpec(SPLIT)
+def unsupported_calls() -> None:
+    """It says which calls it does not compute; the plan chooses the kernel that is expected to be faster."""
+    spec = ConvGeometry(SPLIT)
     x = Layout.native(torch.bfloat16, (2, 64, 16, 16, 16))
 
-    def said(**changes: Any) -> str | None:
+    def reason_for(**changes: Any) -> str | None:
         call: dict[str, Any] = {
-            "x": x, "spec": spec, "adjoint": False, "size": (16, 16, 16), "columns": 32, "groups": 2,
+            "x": x, "spec": spec, "adjoint": False, "size": (16, 16, 16), "out_channels": 32, "groups": 2,
             "swizzled": False, "multiprocessors": 132,
         }  # fmt: skip
-        return cuda_halo.refusal(**(call | changes))
+        return sm90_halo.unsupported(**(call | changes))
 
-    assert said() is None and said(adjoint=True, groups=1) is None
-    assert said(x=Layout.native(torch.bfloat16, (2, 32, 16, 16, 16)), columns=16) is None
+    assert reason_for() is None and reason_for(adjoint=True, groups=1) is None
+    assert reason_for(x=Layout.native(torch.bfloat16, (2, 32, 16, 16, 16)), out_channels=16) is None
     few = Layout.native(torch.bfloat16, (2, 16, 16, 16, 16))
     for text, reason in {
-        "float32, not of 16": said(x=Layout.native(torch.float32, (2, 64, 16, 16, 16))),
-        "a stride": said(spec=ConvSpec(SPLIT, stride=(1, 2, 1)), size=(16, 8, 16)),
-        "without weights": said(spec=ConvSpec(((3, 3, 3), IDENTITY))),
-        "8 branches": said(
-            spec=ConvSpec(((1, 3, 3),) * 8), groups=8, x=Layout.native(torch.bfloat16, (1, 256, 8, 8, 8))
+        "float32, not of 16": reason_for(x=Layout.native(torch.float32, (2, 64, 16, 16, 16))),
+        "a stride": reason_for(spec=ConvGeometry(SPLIT, stride=(1, 2, 1)), size=(16, 8, 16)),
+        "without weights": reason_for(spec=ConvGeometry(((3, 3, 3), IDENTITY))),
+        "8 branches": reason_for(
+            spec=ConvGeometry(((1, 3, 3),) * 8), groups=8, x=Layout.native(torch.bfloat16, (1, 256, 8, 8, 8))
         ),
-        "8 channels to 32": said(x=few),
-        "32 channels to 8": said(columns=8),
-        "strides that": said(x=dataclasses.replace(x, stride=(2**18, 1, 0, 1024, 64))),
-        "side by side": said(x=dataclasses.replace(x, aligned=False)),
-        "more than 27 taps": said(spec=ConvSpec(((3, 3, 5), (1, 1, 3)))),
-        "im2col copies": said(x=Layout.native(torch.bfloat16, (64, 64, 1, 4, 1)), size=(1, 4, 1), multiprocessors=4),
+        "8 channels to 32": reason_for(x=few),
+        "32 channels to 8": reason_for(out_channels=8),
+        "strides that": reason_for(x=dataclasses.replace(x, stride=(2**18, 1, 0, 1024, 64))),
+        "side by side": reason_for(x=dataclasses.replace(x, aligned=False)),
+        "more than 27 taps": reason_for(spec=ConvGeometry(((3, 3, 5), (1, 1, 3)))),
+        "im2col copies": reason_for(
+            x=Layout.native(torch.bfloat16, (64, 64, 1, 4, 1)), size=(1, 4, 1), multiprocessors=4
+        ),
     }.items():
         assert reason is not None and text in reason, f"{text}: {reason}"
     for own in (32, 64, 128):
-        assert cuda_halo.shared_bytes(own) <= 227 * 1024
-    assert cuda_halo.tilings(((27, 1, 1),), 64, 128, 1, 1, (64, 8, 8), False, 132), "no tile for a long kernel"
-    least = [cuda_clocks.halo_chunk((3, 3, 3), 64, (4, 8, 8), 128, plain)[2] for plain in (False, True)]
+        assert sm90_halo.shared_bytes(own) <= 227 * 1024
+    assert sm90_halo.tilings(((27, 1, 1),), 64, 128, 1, 1, (64, 8, 8), False, 132), "no tile for a long kernel"
+    least = [clocks.halo_chunk((3, 3, 3), 64, (4, 8, 8), 128, plain)[2] for plain in (False, True)]
     assert least[0] > least[1], "plain copies are expected to take longer"
-    os.environ[cuda_halo.SWITCH] = "maybe"
+    os.environ[sm90_halo.SWITCH] = "maybe"
     try:
-        cuda_halo.layout()
+        sm90_halo.layout()
     except ValueError as error:
         assert "SSCONV_HALO: expected 0, plain or swizzled" in str(error)
     else:
         raise AssertionError("SSCONV_HALO=maybe was not refused")
     finally:
-        del os.environ[cuda_halo.SWITCH]
-    with halo("0") as used:
-        case = PRODUCTS["many-samples"]
+        del os.environ[sm90_halo.SWITCH]
+    with on_halo("0") as used:
+        case = CONVOLUTIONS["many-samples"]
         case.call(ssconv, tensors_of(case, torch.bfloat16), "cuda")
         assert not used, "SSCONV_HALO=0 does not turn it off"
 
 
-MODULES: list[ModuleType] = []  # the emulator, where products_agree finds it
+MODULES: list[ModuleType] = []  # the emulator, where agreement finds it

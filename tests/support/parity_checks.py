@@ -1,4 +1,4 @@
-"""What sm_90a's product must make of the adjoint of a stride: input gradient of strided, forward of transposed layers.
+"""Checks of conv_sm90 for the adjoint of a stride: the input gradient of strided, the forward of transposed layers.
 
 Expected values are torch's own convolutions in float64; the numbers are such that bf16 holds every sum exactly. Run by
 cuda_checks.py.
@@ -20,12 +20,12 @@ import ssconv
 from benchmarks.gpu.cases import PLAIN_LAYERS
 from benchmarks.operator.cases import KERNELS
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm90 as cuda_hopper
+from ssconv.backend.cuda import sm80, sm90
 from ssconv.backend.cuda.plan import Launch, Layout
-from ssconv.spec import Geometry as ConvSpec
+from ssconv.spec import Geometry as ConvGeometry
 from tests.support.gpu_checks import check_against_float64
 from tests.support.kernel_checks import ACS4
-from tests.support.sm90_checks import MODULES, hopper
+from tests.support.sm90_checks import MODULES, on_sm90
 from tests.support.strategies import ConvCase, Epilogue
 
 SPLIT = ((3, 3, 3), (1, 3, 3))
@@ -60,8 +60,8 @@ class Adjoint:
     seed: int = 0
 
     @property
-    def spec(self) -> ConvSpec:
-        return ConvSpec(self.kernels, self.stride, self.padding)
+    def spec(self) -> ConvGeometry:
+        return ConvGeometry(self.kernels, self.stride, self.padding)
 
     def tensors(self) -> tuple[Tensor, list[Tensor]]:
         """The gradient of the output, in branch order, and the weights."""
@@ -128,24 +128,24 @@ def check(case: Adjoint, name: str) -> None:
     expected = case.expected(g, weights)
     assert expected.abs().max() <= 256, f"{name}: bf16 does not hold these sums"
     small = [native(w) for w in weights]
-    with hopper() as used:
+    with on_sm90() as used:
         found = cuda_backend.input_grad(native(g), small, None, case.spec, case.size)
-    assert len(used) == 1, f"{name}: sm_80's product served it"
-    assert torch.equal(found.double(), expected), f"{name}: the input gradient is another"
+    assert len(used) == 1, f"{name}: sm_80's kernel ran"
+    assert torch.equal(found.double(), expected), f"{name}: the input gradient is wrong"
     transposed = dataclasses.replace(case.spec, transposed=True)
     if transposed.output_size(g.shape[2:]) != case.size:
         return
-    with hopper() as used:
+    with on_sm90() as used:
         swapped = [w.transpose(0, 1) for w in small]
         found = ssconv.split_shuffle_conv3d(
             native(g), swapped, stride=case.stride, padding=case.padding, transposed=True, shuffle=False, backend="cuda"
         )
-    assert len(used) == 1, f"{name}: sm_80's product served it"
-    assert torch.equal(found.double(), expected), f"{name}: the transposed forward is another"
+    assert len(used) == 1, f"{name}: sm_80's kernel ran"
+    assert torch.equal(found.double(), expected), f"{name}: the transposed forward is wrong"
 
 
 def adjoints() -> None:
-    """All of them; the same whatever runs first."""
+    """All cases, in two orders of threads."""
     for name, case in ADJOINTS.items():
         for seed in (1, 2):
             MODULES[-1].set_seed(seed)
@@ -154,7 +154,7 @@ def adjoints() -> None:
 
 @contextmanager
 def launched() -> Iterator[set[str]]:
-    """The kernels that run."""
+    """The names of the kernels that run."""
     names: set[str] = set()
     run = cuda_backend._run
 
@@ -170,14 +170,14 @@ def launched() -> Iterator[set[str]]:
 
 
 def layers() -> None:
-    """Also the weights' gradients; those of dense layers, too, all by sm_90a's kernels."""
+    """Outputs, gradients and second derivatives of whole layers, those of dense layers by sm_90a's kernels alone."""
     for name, case in LAYERS.items():
         for dtype in (torch.bfloat16, torch.float16):
-            with hopper(), launched() as kernels:
+            with on_sm90(), launched() as kernels:
                 check_against_float64(case, dtype, "cuda", "cpu")
-            assert {"product_sm90", "weight_gradient_sm90"} <= kernels, f"{name}: {kernels}"
-            if "dense" in name:  # elsewhere few channels may be read singly
-                assert not kernels & {"product", "weight_gradient"}, f"{name}: {kernels}"
+            assert {"conv_sm90", "wgrad_sm90"} <= kernels, f"{name}: {kernels}"
+            if "dense" in name:  # elsewhere few channels may be read element by element
+                assert not kernels & {"conv_sm80", "wgrad_sm80"}, f"{name}: {kernels}"
 
 
 def epilogues() -> None:
@@ -185,25 +185,25 @@ def epilogues() -> None:
     for name in ("transposed-2", "transposed-acs4"):
         case = dataclasses.replace(LAYERS[name], kernels=((1, 1, 1),) * len(LAYERS[name].kernels), batch=2)
         check_against_float64(case, torch.bfloat16, "cuda", "cpu")
-        with hopper() as used:
+        with on_sm90() as used:
             check_against_float64(case, torch.bfloat16, "cuda", "cpu")
-        assert used, f"sm_80's product served {name}"
+        assert used, f"sm_80's kernel ran for {name}"
 
 
 def quick() -> None:
-    """Enough to notice a planted fault."""
+    """Checks enough to notice a planted fault."""
     for name in QUICK:
         check(ADJOINTS[name], name)
     epilogues()
 
 
 def schedules() -> None:
-    """Whatever the number of blocks, every tile is computed once: fewer tiles than blocks, whole waves and a rest."""
+    """Every tile is computed once, for any number of blocks: fewer tiles than blocks, whole waves and a remainder."""
     case = Adjoint(((1, 3, 3), (3, 1, 3)), (5, 11, 13), (2, 2, 2), cin=8, cout=8, batch=9)
     g, weights = case.tensors()
     expected, small = case.expected(g, weights), [native(w) for w in weights]
     for count in (1, 2, 3, 5, 7, 64):
-        with hopper() as used:
+        with on_sm90() as used:
             cuda_backend.multiprocessors = lambda device, count=count: count
             found = cuda_backend.input_grad(native(g), small, None, case.spec, case.size)
         assert len(used) == 1
@@ -211,18 +211,19 @@ def schedules() -> None:
 
 
 def served() -> None:
-    """Every layer that a GPU run times, if its branches have channels enough, in every pass."""
+    """The kernels of sm_90a compute every pass of every layer that a GPU run times and whose branches have channels
+    enough."""
     for layer, (name, kernels) in itertools.product(PLAIN_LAYERS, KERNELS.items()):
         count = len(kernels)
-        if min(layer.channels, layer.out) // count < cuda_hopper.LEAST:
+        if min(layer.channels, layer.out) // count < sm90.MIN_CHANNELS:
             continue
-        spec = ConvSpec(kernels, (layer.stride,) * 3, transposed=layer.transposed)
+        spec = ConvGeometry(kernels, (layer.stride,) * 3, transposed=layer.transposed)
         x, y = (Layout.native(torch.bfloat16, shape) for shape in (layer.shape, layer.out_shape))
         low, high = (x, y) if layer.transposed else (y, x)
         reasons = (
-            cuda_hopper.refusal(x, spec, layer.transposed, y.shape[2:], layer.out // count, count),
-            cuda_hopper.refusal(y, spec, not layer.transposed, x.shape[2:], layer.channels // count, 1),
-            cuda_hopper.weights_refusal(low, high, tuple(range(count)), spec),
+            sm90.conv_unsupported(x, spec, layer.transposed, y.shape[2:], layer.out // count, count),
+            sm90.conv_unsupported(y, spec, not layer.transposed, x.shape[2:], layer.channels // count, 1),
+            sm90.wgrad_unsupported(low, high, tuple(range(count)), spec),
         )
         assert reasons == (None, None, None), f"{layer.name}, {name}: {reasons}"
 
@@ -230,10 +231,10 @@ def served() -> None:
 def plans() -> None:
     """Every output has one parity; the taps of all parities are the kernel's; what they read is inside the map."""
     for case in ADJOINTS.values():
-        kinds = cuda_hopper.parities(case.spec, True)
-        assert len(kinds) == case.stride[0] * case.stride[1] * case.stride[2]
+        every_parity = sm80.parities(case.spec, True)
+        assert len(every_parity) == case.stride[0] * case.stride[1] * case.stride[2]
         for kernel in case.kernels:
-            count = sum(cuda_hopper.tap_count(kernel, parity, case.spec, True) for parity in kinds)
+            count = sum(sm80.tap_count(kernel, parity, case.spec, True) for parity in every_parity)
             assert count == kernel[0] * kernel[1] * kernel[2], case
-        windows = cuda_hopper.windows_of(case.spec, True, case.size)
-        assert all(w * s >= n > (w - 1) * s for w, s, n in zip(windows, case.stride, case.size, strict=True))
+        outputs = sm80.parity_size(case.spec, True, case.size)
+        assert all(w * s >= n > (w - 1) * s for w, s, n in zip(outputs, case.stride, case.size, strict=True))

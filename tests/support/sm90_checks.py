@@ -1,5 +1,5 @@
-"""What the emulator must make of sm_90a's primitives, against definitions of their own in NumPy, and what it must
-notice; then the products that are made of them. Run by cuda_checks.py."""
+"""Checks of the emulator's primitives of sm_90a against NumPy, of the faults that it must notice, and of conv_sm90 and
+wgrad_sm90, which are made of them. Run by cuda_checks.py."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ import torch
 import ssconv
 from ssconv.backend import reference
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm90 as cuda_hopper
-from ssconv.backend.cuda import sm90_halo as cuda_halo
+from ssconv.backend.cuda import sm90, sm90_halo
 from ssconv.backend.cuda.plan import Launch, Layout
 from ssconv.spec import IDENTITY
-from ssconv.spec import Geometry as ConvSpec
+from ssconv.spec import Geometry as ConvGeometry
 from tests.support.gpu_checks import check_against_float64, deviation
 from tests.support.kernel_checks import ACS4
 from tests.support.strategies import ConvCase, Epilogue, tensors_of
@@ -60,7 +59,7 @@ def must_fail(call: Callable[..., Any], *texts: str, **options: Any) -> None:
     except RuntimeError as error:
         assert any(text in str(error) for text in texts), f"expected one of {texts}; got: {error}"
     else:
-        raise AssertionError(f"nothing noticed: {texts}")
+        raise AssertionError(f"not noticed: {texts}")
 
 
 # ------------------------------------------------------------------------------------------------------ bulk copies
@@ -164,7 +163,7 @@ def bulk_copies(module: ModuleType) -> None:
 
 
 def bulk_faults(module: ModuleType) -> None:
-    """What goes wrong around a bulk copy is noticed, whatever runs first."""
+    """Every mistake around a bulk copy is noticed, in every order of threads."""
     box = BOXES["3x1x1"]
     whole = box.pixels * box.channels * 2
     for seed in range(SEEDS):
@@ -279,43 +278,44 @@ def matrix_faults(module: ModuleType) -> None:
         assert not np.array_equal(found, wanted), f"number {change} of a descriptor does not show"
 
 
-# ---------------------------------------------------------------------------------------------------------- products
+# ---------------------------------------------------------------------------------------------- convolutions
 
 
 @contextmanager
-def hopper(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, ...]]]:
-    """The emulator stands for a card of 9.0, also for few channels; the list fills with the products that ran there, as
-    (arithmetic, branches, columns of a block, channels of a copy)."""
+def on_sm90(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, ...]]]:
+    """Lets the emulator stand for a card of 9.0 without conv_sm90_halo, also for few channels. The list fills with the
+    launches of conv_sm90 (arithmetic, branches and columns of a block, channels of a copy) and of wgrad_sm90."""
     used: list[tuple[Any, ...]] = []
-    run, before, smallest = cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST
+    run, before, smallest = cuda_backend._run, cuda_backend.architecture, sm90.MIN_CHANNELS
     multiprocessors, counts = (
         cuda_backend.multiprocessors,
         itertools.cycle((1, 9)),
     )  # all tiles by one block, and splits
 
     def noted(launch: Launch, *rest: Any) -> None:
-        if launch.kernel == "product_sm90":
-            used.append((launch.numbers[1], *launch.numbers[5:7], launch.numbers[24]))
-        if launch.kernel == "weight_gradient_sm90":
-            used.append((launch.numbers[1], "rows", launch.numbers[5], "split" if launch.numbers[3] > 1 else "whole"))
+        p: Any = launch.params
+        if launch.kernel == "conv_sm90":
+            used.append((p.arithmetic, p.fused, p.tile_n, p.box_channels))
+        if launch.kernel == "wgrad_sm90":
+            used.append((p.arithmetic, "rows", p.tile_m, "split" if p.grid.y > 1 else "whole"))
         run(launch, *rest)
 
-    cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST = noted, lambda device: architecture, least
+    cuda_backend._run, cuda_backend.architecture, sm90.MIN_CHANNELS = noted, lambda device: architecture, least
     cuda_backend.multiprocessors = lambda device: next(counts)
-    os.environ[cuda_halo.SWITCH] = "0"
+    os.environ[sm90_halo.SWITCH] = "0"
     _forget()
     try:
         yield used
     finally:
-        cuda_backend._run, cuda_backend.architecture, cuda_hopper.LEAST = run, before, smallest
+        cuda_backend._run, cuda_backend.architecture, sm90.MIN_CHANNELS = run, before, smallest
         cuda_backend.multiprocessors = multiprocessors
-        del os.environ[cuda_halo.SWITCH]
+        del os.environ[sm90_halo.SWITCH]
         _forget()
 
 
 def _forget() -> None:
-    cuda_hopper.refusal.cache_clear()
-    cuda_hopper.weights_refusal.cache_clear()
+    sm90.conv_unsupported.cache_clear()
+    sm90.wgrad_unsupported.cache_clear()
 
 
 SPLIT = ((3, 3, 3), (1, 3, 3))
@@ -323,7 +323,7 @@ FULL = Epilogue(True, True, "each", "lrelu", 0.2, 2**0.5, 30.0)
 SHARED = Epilogue(True, False, "shared", "lrelu", 0.1, -0.7, None)
 NATIVE = {"epilogue": FULL, "layout": "channels_last"}
 # Channels are a branch's. Together every instantiation, and sizes that no tile, box or step divides.
-PRODUCTS = {
+CONVOLUTIONS = {
     "split-depth": ConvCase(SPLIT, 40, 72, 2, (3, 7, 9), seed=1, **NATIVE),
     "split-depth-scaled": ConvCase(SPLIT, 33, 40, 1, (3, 5, 6), in_scale=True, seed=2, **NATIVE),
     "split-depth-narrow": ConvCase(SPLIT, 24, 20, 3, (3, 5, 7), seed=3, **NATIVE),
@@ -341,64 +341,64 @@ PRODUCTS = {
 }
 
 
-def products() -> None:
+def convolutions() -> None:
     """Outputs, first and second derivatives, in both formats; every instantiation and every box runs."""
     every = set()
-    for case in PRODUCTS.values():
+    for case in CONVOLUTIONS.values():
         for dtype in (torch.bfloat16, torch.float16):
-            with hopper() as used:
+            with on_sm90() as used:
                 check_against_float64(case, dtype, "cuda", "cpu")
-            assert used, f"sm_80's product served {case}"
+            assert used, f"sm_80's kernel ran {case}"
             every |= set(used)
-    wanted = {(a, s, c) for a in (0, 1) for s, columns in cuda_hopper.COLUMNS.items() for c in columns}
+    wanted = {(a, s, c) for a in (0, 1) for s, columns in sm90.TILE_N.items() for c in columns}
     wanted |= {(a, "rows", rows) for a in (0, 1) for rows in (64, 128)}
     assert wanted == {row[:3] for row in every}, f"never ran: {wanted - {row[:3] for row in every}}"
-    assert {row[3] for row in every} >= {*cuda_hopper.BOXES, "split", "whole"}
+    assert {row[3] for row in every} >= {*sm90.BOXES, "split", "whole"}
 
 
-def products_agree() -> None:
-    """What sm_80's products give, but for the order of additions; the same bits whatever runs first, and for a sample
-    alone."""
+def agreement() -> None:
+    """The results of sm_80's kernel, but for the order of additions; the same bits in every order of threads, and for a
+    sample alone."""
     for name in ("split-depth", "acs4-narrow", "many-samples"):
-        tensors = tensors_of(PRODUCTS[name], torch.bfloat16)
-        other = PRODUCTS[name].call(ssconv, tensors, "cuda")
-        with hopper():
+        tensors = tensors_of(CONVOLUTIONS[name], torch.bfloat16)
+        other = CONVOLUTIONS[name].call(ssconv, tensors, "cuda")
+        with on_sm90():
             runs = []
             for seed in (1, 2, 3):
                 MODULES[-1].set_seed(seed)
-                runs.append(PRODUCTS[name].call(ssconv, tensors, "cuda"))
+                runs.append(CONVOLUTIONS[name].call(ssconv, tensors, "cuda"))
             one = {n: t[1:2] if n in ("x", "noise") or n.endswith("scale") else t for n, t in tensors.items()}
-            alone = PRODUCTS[name].call(ssconv, one, "cuda") if PRODUCTS[name].batch > 1 else runs[0][1:2]
-        assert all(torch.equal(runs[0], run) for run in runs[1:]), f"{name}: the order shows"
-        assert torch.equal(alone, runs[0][1:2]), f"{name}: a sample alone is another"
+            alone = CONVOLUTIONS[name].call(ssconv, one, "cuda") if CONVOLUTIONS[name].batch > 1 else runs[0][1:2]
+        assert all(torch.equal(runs[0], run) for run in runs[1:]), f"{name}: the result depends on the order"
+        assert torch.equal(alone, runs[0][1:2]), f"{name}: a sample alone gives another result"
         assert deviation(runs[0], other) < 5e-3, name
 
 
-def products_quick() -> None:
-    """Enough to notice a planted fault: outputs, gradients of x and the weights, in bf16."""
+def quick() -> None:
+    """Checks enough to notice a planted fault: outputs, gradients of x and the weights, in bf16."""
     for name in QUICK:
-        case = dataclasses.replace(PRODUCTS[name], batch=min(PRODUCTS[name].batch, 9))
+        case = dataclasses.replace(CONVOLUTIONS[name], batch=min(CONVOLUTIONS[name].batch, 9))
         tensors = tensors_of(case, torch.bfloat16, requires_grad=True)
         wide = {n: t.detach().double().requires_grad_() for n, t in tensors.items()}
-        with hopper() as used:
+        with on_sm90() as used:
             found = output_and_gradient(case, tensors, "cuda")
-        assert used, f"sm_80's product served {name}"
+        assert used, f"sm_80's kernel ran {name}"
         for one, exact in zip(found, output_and_gradient(case, wide, "reference"), strict=True):
             off = deviation(one, exact)
             assert off < 1e-2, f"{name}: off by {off:.3g} of its norm"
-    with hopper():
+    with on_sm90():
         no_infinity_spreads()
     split_sums()
 
 
 def split_sums() -> None:
-    """Gradients of weights over more voxels than the stages hold: in one piece, and in splits."""
-    case = dataclasses.replace(PRODUCTS["dense-few"], epilogue=Epilogue(), size=(4, 9, 10), batch=3)
+    """Gradients of weights over more voxels than the stages hold: without splits, and in splits."""
+    case = dataclasses.replace(CONVOLUTIONS["dense-few"], epilogue=Epilogue(), size=(4, 9, 10), batch=3)
     tensors = tensors_of(case, torch.bfloat16)
     g = torch.randn(3, 48, 4, 9, 10).bfloat16().contiguous(memory_format=torch.channels_last_3d)
-    spec = ConvSpec(case.kernels)
+    spec = ConvGeometry(case.kernels)
     (exact,) = reference.weight_grad(g.double(), tensors["x"].double(), None, spec)
-    with hopper() as used:
+    with on_sm90() as used:
         for _ in range(2):
             (found,) = cuda_backend.weight_grad(g, tensors["x"], None, spec)
             off = deviation(found, exact)
@@ -421,7 +421,7 @@ def output_and_gradient(case: ConvCase, tensors: dict[str, torch.Tensor], backen
 def no_infinity_spreads() -> None:
     """An infinity shows where a weight carries it: not in another branch, though steps of K end within one, and not
     beyond the taps, though there are steps with fewer of them."""
-    case = dataclasses.replace(PRODUCTS["split-depth-narrow"], epilogue=Epilogue(), batch=1)
+    case = dataclasses.replace(CONVOLUTIONS["split-depth-narrow"], epilogue=Epilogue(), batch=1)
     for at in ((0, slice(24, None)), (0, 3, 2, 1, 1), (0, 40, 2, 1, 1)):
         tensors = tensors_of(case, torch.bfloat16)
         tensors["x"][at] = torch.inf
@@ -431,46 +431,48 @@ def no_infinity_spreads() -> None:
         assert torch.equal(~case.call(ssconv, tensors, "cuda").isfinite(), reached), f"an infinity at {at} spreads"
 
 
-def refusals() -> None:
-    """What sm_90a's products do not serve is said, and sm_80's serve it."""
-    spec = ConvSpec(SPLIT)
+def unsupported_calls() -> None:
+    """The kernels of sm_90a say which calls they do not compute."""
+    spec = ConvGeometry(SPLIT)
     x = Layout.native(torch.bfloat16, (2, 64, 8, 8, 8))
 
-    def said(**changes: Any) -> str | None:
+    def reason_for(**changes: Any) -> str | None:
         call: dict[str, Any] = {
-            "x": x, "spec": spec, "adjoint": False, "size": (8, 8, 8), "columns": 32, "groups": 2,
+            "x": x, "spec": spec, "adjoint": False, "size": (8, 8, 8), "out_channels": 32, "groups": 2,
         }  # fmt: skip
-        return cuda_hopper.refusal(**(call | changes))
+        return sm90.conv_unsupported(**(call | changes))
 
-    assert said() is None
+    assert reason_for() is None
     views = dataclasses.replace(x, stride=(2**18, 1, 0, 512, 64)), dataclasses.replace(x, aligned=False)
     for text, reason in {
-        "float32, not of 16": said(x=Layout.native(torch.float32, (2, 64, 8, 8, 8))),
-        "without weights": said(spec=ConvSpec(((3, 3, 3), IDENTITY))),
-        "8 branches": said(
-            spec=ConvSpec(((1, 3, 3),) * 8), groups=8, x=Layout.native(torch.bfloat16, (1, 256, 8, 8, 8))
+        "float32, not of 16": reason_for(x=Layout.native(torch.float32, (2, 64, 8, 8, 8))),
+        "without weights": reason_for(spec=ConvGeometry(((3, 3, 3), IDENTITY))),
+        "8 branches": reason_for(
+            spec=ConvGeometry(((1, 3, 3),) * 8), groups=8, x=Layout.native(torch.bfloat16, (1, 256, 8, 8, 8))
         ),
-        "8 channels to 32": said(x=Layout.native(torch.bfloat16, (2, 16, 8, 8, 8))),
-        "32 channels to 16": said(columns=16),
-        "strides that": said(x=views[0]),
-        "side by side": said(x=views[1]),
-        "a kernel that reaches": said(spec=ConvSpec(((1, 1, 33), (1, 1, 3)))),
-        "too far outside": said(spec=ConvSpec(((1, 1, 3), (1, 1, 31)), padding="valid"), adjoint=True, size=(8, 8, 38)),
-        "more outputs": said(x=Layout.native(torch.bfloat16, (8, 64, 1024, 512, 512)), size=(1024, 512, 512)),
+        "8 channels to 32": reason_for(x=Layout.native(torch.bfloat16, (2, 16, 8, 8, 8))),
+        "32 channels to 16": reason_for(out_channels=16),
+        "strides that": reason_for(x=views[0]),
+        "side by side": reason_for(x=views[1]),
+        "a kernel that reaches": reason_for(spec=ConvGeometry(((1, 1, 33), (1, 1, 3)))),
+        "too far outside": reason_for(
+            spec=ConvGeometry(((1, 1, 3), (1, 1, 31)), padding="valid"), adjoint=True, size=(8, 8, 38)
+        ),
+        "more outputs": reason_for(x=Layout.native(torch.bfloat16, (8, 64, 1024, 512, 512)), size=(1024, 512, 512)),
     }.items():
         assert reason is not None and text in reason, f"{text}: {reason}"
-    with hopper():
+    with on_sm90():
         cpu = torch.device("cpu")
-        assert cuda_backend.hopper_missing(cpu) is None
-        os.environ[cuda_hopper.SWITCH] = "0"
-        assert cuda_backend.hopper_missing(cpu) == "SSCONV_HOPPER=0"
-        del os.environ[cuda_hopper.SWITCH]
+        assert cuda_backend.sm90_unavailable(cpu) is None
+        os.environ[sm90.SWITCH] = "0"
+        assert cuda_backend.sm90_unavailable(cpu) == "SSCONV_HOPPER=0"
+        del os.environ[sm90.SWITCH]
         cuda_backend.has_sm90a = False
-        assert "no code for sm_90a" in str(cuda_backend.hopper_missing(cpu))
+        assert "no code for sm_90a" in str(cuda_backend.sm90_unavailable(cpu))
         cuda_backend.has_sm90a = True
     for architecture in (80, 100, 120):
-        with hopper(architecture=architecture):
-            assert "not 9.0" in str(cuda_backend.hopper_missing(cpu))
+        with on_sm90(architecture=architecture):
+            assert "not 9.0" in str(cuda_backend.sm90_unavailable(cpu))
 
 
-MODULES: list[ModuleType] = []  # the emulator, where products_agree finds it
+MODULES: list[ModuleType] = []  # the emulator, where agreement finds it

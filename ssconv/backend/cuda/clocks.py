@@ -1,7 +1,7 @@
 """How long the products of sm_90a are expected to take, by what limits them: nothing here was measured.
 
 A multiprocessor's clocks, tiles in whole waves, the slowest of tensor cores, shared memory, L2 cache and bulk copies;
-no time for the epilogue. `cuda_halo` chooses by it.
+no time for the epilogue. `sm90_halo` chooses by it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ssconv.backend.cuda import sm90 as cuda_hopper
+from ssconv.backend.cuda import sm90
 from ssconv.spec import Triple
 
 CLOCK = 1.755e9  # of a second, under load [estimate]
@@ -28,10 +28,10 @@ def slice_clocks(own: int) -> float:
 
 def step_clocks(own: int) -> tuple[float, float, float]:
     """A stage of the im2col product's ring by tensor cores, shared memory and L2 cache."""
-    outputs = cuda_hopper.OUTPUTS
-    tensor = outputs * own * cuda_hopper.STEP / MULTIPLY_ADDS
-    read = outputs / MATRIX * cuda_hopper.STEP / 16 * (MATRIX + own) * 16 * ITEM
-    brought = (outputs + own) * cuda_hopper.STEP * ITEM
+    outputs = sm90.TILE_M
+    tensor = outputs * own * sm90.TILE_K / MULTIPLY_ADDS
+    read = outputs / MATRIX * sm90.TILE_K / 16 * (MATRIX + own) * 16 * ITEM
+    brought = (outputs + own) * sm90.TILE_K * ITEM
     return tensor, read / SHARED, brought / L2
 
 
@@ -40,10 +40,10 @@ def im2col(
 ) -> float:
     """Clocks of a call by im2col copies. channels, columns: of a branch; outputs: voxels of all samples; together:
     branches of a block."""
-    own = cuda_hopper.block_columns(columns, together)
-    box = cuda_hopper.box_channels(channels)
-    steps = sum(-(-math.prod(k) * -(-channels // box) * box // cuda_hopper.STEP) for k in branches)
-    work = -(-outputs // cuda_hopper.OUTPUTS) * -(-columns // own) * len(branches) // together
+    own = sm90.tile_n(columns, together)
+    box = sm90.box_channels(channels)
+    steps = sum(-(-math.prod(k) * -(-channels // box) * box // sm90.TILE_K) for k in branches)
+    work = -(-outputs // sm90.TILE_M) * -(-columns // own) * len(branches) // together
     return -(-work // multiprocessors) * steps * max(step_clocks(own)) * together / len(branches)
 
 

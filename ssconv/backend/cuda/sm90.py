@@ -1,10 +1,10 @@
-"""The kernels of sm_90a: when they serve a call, and what they launch. Pure functions of shapes, as `cuda_plans`.
+"""The kernels of sm_90a with im2col copies: which calls they can compute, and what those launch.
 
-They multiply by wgmma what bulk copies bring, in bf16 and fp16: forward, input gradient and their transposes
-(csrc/cuda/product_sm90.cuh), weight gradient (weights_sm90.cuh). Those of sm_80 serve the rest, and everything with
-SSCONV_HOPPER=0 in the environment.
+They multiply in bf16 and fp16, by wgmma, what bulk copies (TMA) load: forward, input gradient and their transposes
+(csrc/cuda/conv_sm90.cuh), weight gradient (csrc/cuda/wgrad_sm90.cuh). The kernels of sm_80 compute the rest, and
+everything with SSCONV_HOPPER=0 in the environment.
 
-Two blocks of a product may form a cluster, which brings weights once for both: `cluster_blocks` decides, or
+Two blocks of a convolution may form a cluster, which loads weights once for both: `cluster_blocks` decides, or
 SSCONV_CLUSTER=1 or 2 in the environment.
 """
 
@@ -17,41 +17,67 @@ from collections.abc import Sequence
 
 import torch
 
-from ssconv.backend.cuda.plan import Call, Launch, Layout, Numbers, Product, epilogue_of, geometry_of, grid
+from ssconv.backend.cuda import structs
+from ssconv.backend.cuda.plan import (
+    EPILOGUE_FLOATS,
+    EPILOGUE_READS,
+    KEPT,
+    Launch,
+    Layout,
+    ceil_div,
+    dividers,
+    epilogue_of,
+    geometry_of,
+    grid,
+)
+from ssconv.backend.cuda.sm80 import (
+    ConvCall,
+    ConvPlan,
+    WgradCall,
+    WgradPlan,
+    has_weights,
+    pack_weights,
+    parities,
+    parity_size,
+    tap_count,
+    taps,
+    wgrad_branches,
+    wgrad_reduce,
+)
+from ssconv.backend.cuda.structs import Branch, Divider
 from ssconv.backend.gpu import FUSED, first
-from ssconv.spec import ABSENT, IDENTITY, Triple
-from ssconv.spec import Geometry as ConvSpec
+from ssconv.spec import Geometry as ConvGeometry
+from ssconv.spec import Triple
 
 SWITCH = "SSCONV_HOPPER"
 CLUSTER_SWITCH = "SSCONV_CLUSTER"
 ARCHITECTURE = 90  # wgmma is in no other
 DTYPES = (torch.bfloat16, torch.float16)
-BRANCHES = 4  # the most of a launch
+BRANCHES = 4  # of a launch, at most
 BOXES = (64, 32, 16)  # channels of a bulk copy
-STEP = 64  # of a product's inner dimension, and voxels of a weight gradient's
-LEAST_STEPS = 4  # of a split
-# Columns of a block by the branches that it computes, and its outputs.
-COLUMNS = {1: (64, 128), 2: (32, 64, 128), 4: (32, 64)}
-OUTPUTS = 256
-LEAST = 32  # channels of a branch, in and out, below which most of a tile is padding [estimate]
+TILE_M = 256  # outputs of a block
+TILE_N = {1: (64, 128), 2: (32, 64, 128), 4: (32, 64)}  # columns of each branch of a block, by its branches
+TILE_K = 64  # of a stage of a convolution, and voxels of a weight gradient's
+MIN_STEPS = 4  # of a split
+MIN_CHANNELS = 32  # of a branch, in and out, below which most of a tile is padding [estimate]
 CORNERS = range(-16, 16)  # of an im2col box in five dimensions
-MOST_OFFSET = 31
+MAX_OFFSET = 31  # of a tap in an im2col copy
 MAX_OUTPUTS = 2**31 - 2**10
 MAX_STRIDE = 2**40  # bytes
 
 
 def box_channels(channels: int) -> int:
-    """Channels of a bulk copy: as little padding as can be, and the widest box of those. 16 only where they are all."""
+    """Channels of a bulk copy: those with the least padding, and the widest of these; 16 only for up to 16 channels."""
     boxes = BOXES if channels <= BOXES[-1] else BOXES[:-1]
-    return min(boxes, key=lambda box: (-(-channels // box) * box, -box))
+    return min(boxes, key=lambda box: (ceil_div(channels, box) * box, -box))
 
 
-def block_columns(columns: int, together: int) -> int:
-    """Columns of a block that computes so many branches of so many columns."""
-    return next((c for c in COLUMNS[together] if c >= columns), COLUMNS[together][-1])
+def tile_n(out_channels: int, fused: int) -> int:
+    """Columns of each branch of a block that computes `fused` branches: the least that hold all, else the most."""
+    return next((n for n in TILE_N[fused] if n >= out_channels), TILE_N[fused][-1])
 
 
-def unread(x: Layout, channels: int) -> str | None:
+def unreadable(x: Layout, channels: int) -> str | None:
     """Why no tensor map reads branches of that many channels, or None."""
     if x.dtype not in DTYPES:
         return f"{x.dtype}, not of 16 bits"
@@ -63,97 +89,70 @@ def unread(x: Layout, channels: int) -> str | None:
     return None
 
 
-def parities(spec: ConvSpec, adjoint: bool) -> list[Triple]:
-    """Those of the outputs that different taps reach, in the order in which weights are packed: the adjoint of a stride
-    has 2, 4 or 8, all else one."""
-    return list(itertools.product(*(range(s if adjoint else 1) for s in spec.stride)))  # type: ignore[arg-type]
-
-
-def taps(extent: int, parity: int, begin: int, stride: int, adjoint: bool) -> range:
-    """Input positions, relative to an output's number among those of its parity, that the taps along one dimension
-    read. begin: of the first window centre."""
-    half = (extent - 1) // 2
-    if not adjoint:
-        return range(begin - half, begin - half + extent)
-    tap = (parity + half - begin) % stride
-    last = (parity + half - begin - tap) // stride
-    return range(last - (extent - tap + stride - 1) // stride + 1, last + 1)
-
-
-def tap_count(kernel: Triple, parity: Triple, spec: ConvSpec, adjoint: bool) -> int:
-    """Of one parity, in all dimensions."""
-    count = 1
-    for d in range(3):
-        count *= len(taps(kernel[d], parity[d], first(spec)[d], spec.stride[d], adjoint))
-    return count
-
-
-def windows_of(spec: ConvSpec, adjoint: bool, size: Sequence[int]) -> tuple[int, ...]:
-    """Outputs of a parity along D, H and W, all of them having extents `size`; some parities' last may lie outside."""
-    return tuple(-(-n // s) if adjoint else n for n, s in zip(size, spec.stride, strict=True))
-
-
-def _unreached(
-    x: Layout, branches: Sequence[Triple], spec: ConvSpec, adjoint: bool, windows: tuple[int, ...]
+def _unreachable(
+    x: Layout, branches: Sequence[Triple], spec: ConvGeometry, adjoint: bool, outputs: tuple[int, ...]
 ) -> str | None:
-    """Why no im2col box goes over that many windows along D, H and W, or None. One map serves all parities."""
+    """Why no im2col box covers the inputs of `outputs` (of a parity, along D, H, W), or None. One map serves all
+    parities."""
     for kernel in branches:
         for d in range(3):
-            pace = 1 if adjoint else spec.stride[d]
-            kinds = range(spec.stride[d] if adjoint else 1)
-            read = [taps(kernel[d], parity, first(spec)[d], spec.stride[d], adjoint) for parity in kinds]
+            step = 1 if adjoint else spec.stride[d]
+            along = range(spec.stride[d] if adjoint else 1)
+            read = [taps(kernel[d], parity, first(spec)[d], spec.stride[d], adjoint) for parity in along]
             lower, last = min(r[0] for r in read if r), max(r[-1] for r in read if r)
-            upper = lower + (windows[d] - 1) * pace - (x.shape[2 + d] - 1)
-            if last - lower > MOST_OFFSET:
-                return f"a kernel that reaches more than {MOST_OFFSET + 1} positions along a dimension"
+            upper = lower + (outputs[d] - 1) * step - (x.shape[2 + d] - 1)
+            if last - lower > MAX_OFFSET:
+                return f"a kernel that reaches more than {MAX_OFFSET + 1} positions along a dimension"
             if lower not in CORNERS or upper not in CORNERS:
                 return "a window too far outside"
-    if x.shape[0] * windows[0] * windows[1] * windows[2] > MAX_OUTPUTS:
+    if x.shape[0] * outputs[0] * outputs[1] * outputs[2] > MAX_OUTPUTS:
         return "more outputs than 32 bits number"
     return None
 
 
-@functools.lru_cache(4096)
-def refusal(x: Layout, spec: ConvSpec, adjoint: bool, size: tuple[int, ...], columns: int, groups: int) -> str | None:
-    """Why sm_90a's product does not serve a call, or None where it does. x: as products read it."""
+@functools.lru_cache(KEPT)
+def conv_unsupported(
+    x: Layout, spec: ConvGeometry, adjoint: bool, size: tuple[int, ...], out_channels: int, groups: int
+) -> str | None:
+    """Why conv_sm90 cannot compute a call, or None. x: as convolutions read it."""
     count = len(spec.branches)
     channels = x.shape[1] // count
-    if any(kernel in (IDENTITY, ABSENT) for kernel in spec.branches):
+    if not all(map(has_weights, spec.branches)):
         return "a branch without weights"
     if count > BRANCHES or (groups > 1 and count not in FUSED):
         return f"{count} branches"
-    if channels < LEAST or columns < LEAST:
-        return f"{channels} channels to {columns} of a branch, fewer than {LEAST}"
-    return unread(x, channels) or _unreached(x, spec.branches, spec, adjoint, windows_of(spec, adjoint, size))
+    if channels < MIN_CHANNELS or out_channels < MIN_CHANNELS:
+        return f"{channels} channels to {out_channels} of a branch, fewer than {MIN_CHANNELS}"
+    return unreadable(x, channels) or _unreachable(x, spec.branches, spec, adjoint, parity_size(spec, adjoint, size))
 
 
-@functools.lru_cache(4096)
-def weights_refusal(low: Layout, high: Layout, numbers: tuple[int, ...], spec: ConvSpec) -> str | None:
-    """Why sm_90a's weight gradient does not serve the branches `numbers`, or None where it does."""
+@functools.lru_cache(KEPT)
+def wgrad_unsupported(low: Layout, high: Layout, numbers: tuple[int, ...], spec: ConvGeometry) -> str | None:
+    """Why wgrad_sm90 cannot compute the weight gradients of the branches `numbers`, or None."""
     count = len(spec.branches)
     channels = low.shape[1] // count, high.shape[1] // count
     if len(numbers) > BRANCHES:
         return f"{len(numbers)} branches"
-    if min(channels) < LEAST:
-        return f"{channels[0]} by {channels[1]} channels of a branch, fewer than {LEAST}"
+    if min(channels) < MIN_CHANNELS:
+        return f"{channels[0]} by {channels[1]} channels of a branch, fewer than {MIN_CHANNELS}"
     return (
-        unread(low, channels[0])
-        or unread(high, channels[1])
-        or _unreached(low, [], spec, False, low.shape[2:])
-        or _unreached(high, [spec.branches[n] for n in numbers], spec, False, low.shape[2:])
+        unreadable(low, channels[0])
+        or unreadable(high, channels[1])
+        or _unreachable(low, [], spec, False, low.shape[2:])
+        or _unreachable(high, [spec.branches[n] for n in numbers], spec, False, low.shape[2:])
     )
 
 
 def switched_off() -> str | None:
-    """What the environment says against them."""
+    """The setting in the environment that turns these kernels off, or None."""
     return f"{SWITCH}=0" if os.environ.get(SWITCH) == "0" else None
 
 
 def cluster_wanted() -> int:
-    """Blocks of a cluster that the environment asks for, 0 where it leaves it to `cluster_blocks`.
+    """Blocks of a cluster that the environment asks for; 0 leaves it to `cluster_blocks`.
 
     Raises:
-        ValueError: it asks for others than 1 or 2.
+        ValueError: it asks for another number than 1 or 2.
     """
     wanted = os.environ.get(CLUSTER_SWITCH, "0")
     if wanted not in ("0", "1", "2"):
@@ -163,100 +162,121 @@ def cluster_wanted() -> int:
     return int(wanted)
 
 
-def cluster_blocks(tiles: int, times: int, own: int, multiprocessors: int) -> int:
-    """Blocks of a cluster, 1 or 2, by what one of them has to bring: inputs, and weights or half of them.
+def cluster_blocks(m_tiles: int, times: int, columns: int, multiprocessors: int) -> int:
+    """Blocks of a cluster, 1 or 2, whichever lets a block load less: of a pair, each loads half of the weights.
 
-    tiles: of outputs, of which two are a cluster's. times: for how many columns, parities and branches. own: columns.
+    m_tiles: of outputs; a cluster of two computes two. times: how often each is computed, for other columns, branches
+    and parities. columns: of a block.
     """
-    alone = -(-tiles * times // multiprocessors) * (OUTPUTS + own)
-    pairs = -(-tiles // 2) * times
-    both = -(-pairs // max(1, multiprocessors // 2)) * (OUTPUTS + own / 2)
+    alone = ceil_div(m_tiles * times, multiprocessors) * (TILE_M + columns)
+    pairs = ceil_div(m_tiles, 2) * times
+    both = ceil_div(pairs, max(1, multiprocessors // 2)) * (TILE_M + columns / 2)
     return 2 if multiprocessors > 1 and both < alone else 1
 
 
-@functools.lru_cache(4096)
-def product(call: Call, multiprocessors: int, cluster: int = 0) -> Product:
-    """As `cuda_plans.product`, for a call that is not refused. cluster: its blocks; 0 for `cluster_blocks`."""
-    x, channels, weights, swap, noise, spec, adjoint, size, columns, groups, clamped, kind = call
+@functools.lru_cache(KEPT)
+def conv_sm90(call: ConvCall, multiprocessors: int, cluster: int = 0) -> ConvPlan:
+    """What a convolution launches that `conv_unsupported` lets through. cluster: its blocks; 0 for `cluster_blocks`."""
+    x, spec, adjoint = call.x, call.spec, call.adjoint
     count = len(spec.branches)
-    together = count if groups > 1 else 1
-    own = block_columns(columns, together)
-    there = x.shape[1] // count
-    box = box_channels(there)
-    padded = -(-there // box) * box
-    windows = windows_of(spec, adjoint, size)
-    outputs = x.shape[0] * windows[0] * windows[1] * windows[2]  # of a parity
-    blocks, tiles = -(-columns // own), -(-outputs // OUTPUTS)
-    kinds = parities(spec, adjoint)
-    apart = blocks * count // together
-    cluster = cluster or cluster_blocks(tiles, apart * len(kinds), own, multiprocessors)
-    tiles = -(-tiles // cluster)
-    slots = apart * tiles
-    rows, packs, total = [], [], 0
-    for number, (kernel, stride) in enumerate(zip(spec.branches, weights, strict=True)):
+    fused = count if call.groups > 1 else 1
+    columns = tile_n(call.out_channels, fused)
+    channels = x.shape[1] // count
+    box = box_channels(channels)
+    padded = ceil_div(channels, box) * box
+    every_parity = parities(spec, adjoint)
+    of_parity = parity_size(spec, adjoint, call.size)
+    outputs = x.shape[0] * of_parity[0] * of_parity[1] * of_parity[2]
+    n_tiles, m_tiles = ceil_div(call.out_channels, columns), ceil_div(outputs, TILE_M)
+    times = n_tiles * count // fused  # that each tile of outputs is computed, for other columns and branches
+    cluster = cluster or cluster_blocks(m_tiles, times * len(every_parity), columns, multiprocessors)
+    tiles = ceil_div(m_tiles, cluster)
+    slots = times * tiles
+    work = slots * len(every_parity)
+    branches, chunks = [], 0
+    for number, kernel in enumerate(spec.branches):
         starts = []
-        for parity in kinds:
-            starts.append(total)
-            steps = -(-tap_count(kernel, parity, spec, adjoint) * padded // STEP)
-            total += blocks * steps * own * STEP // x.per_chunk
-        row = [*kernel, number, *starts, *[0] * (8 - len(starts))]
-        rows.append(row)
-        swapped = (stride[1], stride[0], *stride[2:]) if swap else stride
-        packs.append([f"weight{number}", *swapped, *row])
-    pack_numbers: Numbers = [
-        *grid(min(256, -(-total // 128)), count, len(kinds)), "packed", channels, padded, columns, own, 8 // together,
-        1, *geometry_of(spec, adjoint), count, *itertools.chain.from_iterable(packs),
-    ]  # fmt: skip
-    running = min(slots * len(kinds), max(1, multiprocessors // cluster)) * cluster
-    numbers: Numbers = [
-        *grid(running), together, own, *x.volume("x"), "packed", "y", "z", *size, there, box, padded, columns, count,
-        *geometry_of(spec, adjoint), *epilogue_of(noise, clamped), outputs, slots, slots * len(kinds), blocks, tiles,
-        size[0] * size[1] * size[2], *windows, cluster, count, *itertools.chain.from_iterable(rows),
-    ]  # fmt: skip
-    launches = (
-        Launch.make("pack", kind, pack_numbers, ["packed"]),
-        Launch.make("product_sm90", kind, numbers, ["y", "z"]),
+        for parity in every_parity:
+            starts.append(chunks)
+            steps = ceil_div(tap_count(kernel, parity, spec, adjoint) * padded, TILE_K)
+            chunks += n_tiles * steps * columns * TILE_K // x.per_chunk
+        branches.append(Branch(kernel, number, tuple(starts)))
+    params = structs.ConvSm90Call(
+        grid=grid(min(work, max(1, multiprocessors // cluster)) * cluster),
+        arithmetic=call.arithmetic,
+        fused=fused,
+        tile_n=columns,
+        cluster=cluster,
+        x=x.volume(),
+        size=call.size,
+        channels=channels,
+        box_channels=box,
+        padded_channels=padded,
+        out_channels=call.out_channels,
+        branches=count,
+        geometry=geometry_of(spec, adjoint),
+        epilogue=epilogue_of(call.noise, call.clamped),
+        outputs=outputs,
+        slots=slots,
+        work=work,
+        n_tiles=Divider.by(n_tiles),
+        m_tiles=Divider.by(tiles),
+        voxels=Divider.by(call.size[0] * call.size[1] * call.size[2]),
+        branch=tuple(branches),
+        **dividers(of_parity),
     )
-    return Product((launches,), (total * x.per_chunk,))
+    reads = {"x.data": "x", "weights": "packed_weights", **EPILOGUE_READS}
+    conv = Launch.make("conv_sm90", params, reads=reads, writes={"y": "y", "z": "z"}, floats=EPILOGUE_FLOATS)
+    pack = pack_weights(
+        call,
+        branches,
+        chunks,
+        len(every_parity),
+        padded_channels=padded,
+        tile_n=columns,
+        lane_columns=8 // fused,
+        swizzled=1,
+    )
+    return ConvPlan(((pack, conv),), (chunks * x.per_chunk,))
 
 
-@functools.lru_cache(4096)
-def weights(
-    low: Layout, high: Layout, numbers: tuple[int, ...], spec: ConvSpec, rows: int, columns: int, kind: int,
-    multiprocessors: int,
-) -> tuple[Launch, Launch, int]:  # fmt: skip
-    """As `cuda_plans.weights`, for a call that is not refused: as many splits as give every multiprocessor a block."""
-    count = len(spec.branches)
+@functools.lru_cache(KEPT)
+def wgrad_sm90(call: WgradCall, multiprocessors: int) -> WgradPlan:
+    """What a weight gradient launches that `wgrad_unsupported` lets through. There are as many splits as give every
+    multiprocessor a block."""
+    low, high = call.low, call.high
+    count = len(call.spec.branches)
     low_channels, high_channels = low.shape[1] // count, high.shape[1] // count
     low_box, high_box = box_channels(low_channels), box_channels(high_channels)
-    boxes = -(-high_channels // high_box)
-    block_rows = 64 if rows <= 64 else 128
-    together = 4 if block_rows == 64 else 2  # tiles of a block
-    row_blocks = -(-rows // block_rows)
-    parts, described, tiles = [], [], 0
-    for i, number in enumerate(numbers):
-        kernel = spec.branches[number]
-        taps = kernel[0] * kernel[1] * kernel[2]
-        parts.append([*kernel, number, tiles])
-        described.append([f"out{i}", taps, tiles])
-        tiles += -(-taps * boxes * high_box // (128 * together)) * together
-    steps = -(-low.shape[0] * low.voxels // STEP)
-    blocks = tiles // together * row_blocks
-    share = max(LEAST_STEPS, -(-steps // max(1, multiprocessors // blocks)))
-    splits = -(-steps // share)
-    multiply: Numbers = [
-        *grid(blocks, splits), block_rows, *low.volume("low"), *high.volume("high"), "workspace",
-        *geometry_of(spec, False), low_channels, high_channels, low_box, high_box, boxes, row_blocks, steps, share,
-        *low.shape[2:], len(numbers), *itertools.chain.from_iterable(parts),
-    ]  # fmt: skip
-    tile = block_rows * 128
-    add: Numbers = [
-        *grid(tiles * row_blocks * tile // 128), "workspace", splits, row_blocks, block_rows, rows, columns, high_box,
-        boxes, int(spec.transposed), len(numbers), *itertools.chain.from_iterable(described), tiles,
-    ]  # fmt: skip
-    outs = [f"out{i}" for i in range(len(numbers))]
-    return (
-        Launch.make("weight_gradient_sm90", kind, multiply, ["workspace"]),
-        Launch.make("reduce", 0, add, outs),
-        splits * tiles * row_blocks * tile,
+    boxes = ceil_div(high_channels, high_box)
+    tile_m = 64 if call.rows <= 64 else 128
+    tiles_of_block = 4 if tile_m == 64 else 2
+    m_tiles = ceil_div(call.rows, tile_m)
+    branches, tiles = wgrad_branches(call, boxes * high_box, tiles_of_block)
+    blocks = tiles // tiles_of_block * m_tiles
+    steps = ceil_div(low.shape[0] * low.voxels, TILE_K)
+    steps_per_split = max(MIN_STEPS, ceil_div(steps, max(1, multiprocessors // blocks)))
+    splits = ceil_div(steps, steps_per_split)
+    params = structs.WgradSm90Call(
+        grid=grid(blocks, splits),
+        arithmetic=call.arithmetic,
+        tile_m=tile_m,
+        low=low.volume(),
+        high=high.volume(),
+        geometry=geometry_of(call.spec, False),
+        low_channels=low_channels,
+        high_channels=high_channels,
+        low_box=low_box,
+        high_box=high_box,
+        boxes=boxes,
+        m_tiles=m_tiles,
+        steps=steps,
+        steps_per_split=steps_per_split,
+        branches=len(branches),
+        branch=tuple(branches),
+        **low.dividers(),
     )
+    reads = {"low.data": "low", "high.data": "high"}
+    multiply = Launch.make("wgrad_sm90", params, reads=reads, writes={"workspace": "workspace"})
+    reduce, workspace = wgrad_reduce(call, branches, tiles, splits=splits, tile_m=tile_m, chunk=high_box, chunks=boxes)
+    return WgradPlan(multiply, reduce, workspace)

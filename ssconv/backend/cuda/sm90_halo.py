@@ -1,8 +1,9 @@
-"""The product of sm_90a that keeps a tile's input with its halo in shared memory: when it serves a call, and what it
-launches (csrc/cuda/halo_sm90.cuh). Pure functions of shapes, as `cuda_hopper`, whose product serves the rest.
+"""The convolution of sm_90a that keeps a tile's input with its halo in shared memory: which calls it computes, and what
+they launch (csrc/cuda/conv_sm90_halo.cuh). It computes those that it is expected to finish in fewer clocks than the
+kernel with im2col copies (sm90.py).
 
 SSCONV_HALO in the environment says how pixels lie in shared memory: "plain" (the default), or "swizzled", which is
-expected to be quicker and relies on a reading of the PTX ISA that no GPU has confirmed yet; 0 turns the product off.
+expected to be faster and relies on a reading of the PTX ISA that no GPU has confirmed yet; 0 turns the kernel off.
 """
 
 from __future__ import annotations
@@ -12,35 +13,47 @@ import itertools
 import os
 from typing import Any, NamedTuple
 
-from ssconv.backend.cuda import clocks as cuda_clocks
-from ssconv.backend.cuda import sm90 as cuda_hopper
-from ssconv.backend.cuda.plan import Call, Launch, Layout, Numbers, Product, epilogue_of, geometry_of, grid
+from ssconv.backend.cuda import clocks, sm90, structs
+from ssconv.backend.cuda.plan import (
+    EPILOGUE_FLOATS,
+    EPILOGUE_READS,
+    KEPT,
+    Launch,
+    Layout,
+    ceil_div,
+    dividers,
+    epilogue_of,
+    geometry_of,
+    grid,
+)
+from ssconv.backend.cuda.sm80 import ConvCall, ConvPlan, has_weights, pack_weights
+from ssconv.backend.cuda.structs import Branch, Divider
 from ssconv.backend.gpu import FUSED
-from ssconv.spec import ABSENT, IDENTITY, Triple
-from ssconv.spec import Geometry as ConvSpec
+from ssconv.spec import Geometry as ConvGeometry
+from ssconv.spec import Triple
 
 SWITCH = "SSCONV_HALO"
 LAYOUTS = ("plain", "swizzled")
-COLUMNS = {1: (32, 64, 128), 2: (32, 64, 128), 4: (32, 64)}  # of a block by the branches that it computes
-LEAST = 16  # channels of a branch, in and out, below which most of a tile is padding [estimate]
+TILE_N = {1: (32, 64, 128), 2: (32, 64, 128), 4: (32, 64)}  # columns of each branch of a block, by its branches
 CHUNKS = (64, 32, 16)  # channels that are in shared memory at a time
-GROUP = 8  # outputs along W, and along H, of a matrix of wgmma
-MOST_TAPS = 27
-MOST_TILES = 2**31 - 1
+MIN_CHANNELS = 16  # of a branch, in and out, below which most of a tile is padding [estimate]
+GROUP = 8  # outputs along W, and along H, of the 64 rows of a wgmma
+MAX_TAPS = 27
+MAX_TILES = 2**31 - 1
 
 
 class Tiling(NamedTuple):
-    """Outputs of a tile (D, H, W), channels of a chunk, the clocks that the call is expected to take, and those of what
-    it brings, which decide between equals."""
+    """Outputs of a tile (D, H, W), and channels of a chunk. clocks: that the call is expected to take. loading: clocks
+    of its copies, hidden or not, which decide between equals."""
 
     tile: Triple
     chunk: int
     clocks: float
-    bringing: float
+    loading: float
 
 
 def layout() -> str | None:
-    """How pixels lie, None where the product is turned off.
+    """How pixels lie in shared memory, None where the kernel is turned off.
 
     Raises:
         ValueError: SSCONV_HALO is none of its values.
@@ -51,158 +64,194 @@ def layout() -> str | None:
     return None if asked == "0" else asked
 
 
-def matrices(together: int, own: int) -> int:
-    """Of 64 outputs, of a tile: as many as two warpgroups have registers for."""
-    return 4 if own == 128 or together * own > 128 else 8
+def tile_n(out_channels: int, fused: int) -> int:
+    """Columns of each branch of a block that computes `fused` branches: the least that hold all, else the most."""
+    return next((n for n in TILE_N[fused] if n >= out_channels), TILE_N[fused][-1])
 
 
-def stages(own: int) -> int:
-    """Of the ring of weights."""
-    return {128: 4, 64: 12, 32: 16}[own]
+def row_groups(fused: int, columns: int) -> int:
+    """Groups of 64 outputs of a tile: as many as two warpgroups have registers for."""
+    return 4 if columns == 128 or fused * columns > 128 else 8
 
 
-def buffer_bytes(own: int) -> int:
-    """Of one of the two buffers of inputs: what the weights leave."""
-    return (225 * 1024 - stages(own) * own * 128) // 2 // 1024 * 1024
+def stages(columns: int) -> int:
+    """Stages of the weights' pipeline."""
+    return {128: 4, 64: 12, 32: 16}[columns]
 
 
-def shared_bytes(own: int) -> int:
-    """Of a block, with its mbarriers."""
-    return stages(own) * (own * 128 + 16) + 2 * (buffer_bytes(own) + 16) + 8
+def buffer_bytes(columns: int) -> int:
+    """Bytes of one of the two buffers of inputs: what the weights leave."""
+    return (225 * 1024 - stages(columns) * columns * 128) // 2 // 1024 * 1024
+
+
+def shared_bytes(columns: int) -> int:
+    """Shared memory of a block, with its mbarriers."""
+    return stages(columns) * (columns * 128 + 16) + 2 * (buffer_bytes(columns) + 16) + 8
 
 
 def _input_bytes(kernel: Triple, tile: Triple, chunk: int, swizzled: bool) -> int:
-    """Of a chunk in its buffer."""
+    """Bytes of a chunk of a tile's input in its buffer."""
     pixels = 1
     for t, k in zip(tile, kernel, strict=True):
         pixels *= t + k - 1
-    pieces, pixel = (1, chunk * 2) if swizzled else (chunk // 8, 16)
-    return pieces * -(-pixels * pixel // 128) * 128
+    planes, pixel = (1, chunk * 2) if swizzled else (chunk // 8, 16)
+    return planes * ceil_div(pixels * pixel, 128) * 128
 
 
-def _tiles(batch: int, size: tuple[int, ...], tile: Triple) -> list[int]:
-    """Samples, and tiles along D, H and W."""
-    return [batch, *(-(-n // t) for n, t in zip(size, tile, strict=True))]
-
-
-def block_columns(columns: int, together: int) -> int:
-    """Columns of a block that computes so many branches of so many columns."""
-    return next((c for c in COLUMNS[together] if c >= columns), COLUMNS[together][-1])
+def _tiles(size: tuple[int, ...], tile: Triple) -> Triple:
+    """Tiles of a sample along D, H and W."""
+    d, h, w = (ceil_div(n, t) for n, t in zip(size, tile, strict=True))
+    return d, h, w
 
 
 def tilings(
-    branches: tuple[Triple, ...], channels: int, columns: int, together: int, batch: int, size: tuple[int, ...],
-    swizzled: bool, multiprocessors: int,
-) -> list[Tiling]:  # fmt: skip
-    """Every tile and chunk whose input fits. channels, columns: of a branch; size: of the output; together: branches of
-    a block."""
-    own = block_columns(columns, together)
-    count = matrices(together, own)
+    branches: tuple[Triple, ...],
+    channels: int,
+    out_channels: int,
+    fused: int,
+    batch: int,
+    size: tuple[int, ...],
+    swizzled: bool,
+    multiprocessors: int,
+) -> list[Tiling]:
+    """Every tile and chunk whose input fits. channels, out_channels: of a branch; size: of the output; fused: branches
+    of a block."""
+    columns = tile_n(out_channels, fused)
+    count = row_groups(fused, columns)
     widest = next((c for c in reversed(CHUNKS) if c >= channels), CHUNKS[0])  # wider ones are padding
     found = []
     for d, down in itertools.product((1, 2, 4, 8), repeat=2):
         if count % (d * down):
             continue
         tile = (d, down * GROUP, count // d // down * GROUP)
-        n, *along = _tiles(batch, size, tile)
-        work = n * along[0] * along[1] * along[2] * -(-columns // own) * len(branches) // together
+        along = _tiles(size, tile)
+        tiles = batch * along[0] * along[1] * along[2]
+        work = tiles * ceil_div(out_channels, columns) * len(branches) // fused
         for chunk in CHUNKS:
-            fits = all(_input_bytes(kernel, tile, chunk, swizzled) <= buffer_bytes(own) for kernel in branches)
-            if chunk <= widest and fits and work <= MOST_TILES:
-                expected = cuda_clocks.halo(
-                    branches, channels, chunk, tile, own, swizzled, work, together, multiprocessors
+            fits = all(_input_bytes(kernel, tile, chunk, swizzled) <= buffer_bytes(columns) for kernel in branches)
+            if chunk <= widest and fits and work <= MAX_TILES:
+                expected = clocks.halo(
+                    branches, channels, chunk, tile, columns, swizzled, work, fused, multiprocessors
                 )  # fmt: skip
                 found.append(Tiling(tile, chunk, *expected))
     return found
 
 
-@functools.lru_cache(4096)
+@functools.lru_cache(KEPT)
 def tiling(*call: Any) -> Tiling | None:
-    """The one of `tilings` that is expected to be quickest, or None."""
-    return min(tilings(*call), key=lambda t: (t.clocks, t.bringing), default=None)
+    """The one of `tilings` that is expected to be fastest, or None."""
+    return min(tilings(*call), key=lambda t: (t.clocks, t.loading), default=None)
 
 
 def _tiling_of(
-    x: Layout, spec: ConvSpec, size: tuple[int, ...], columns: int, groups: int, swizzled: bool, multiprocessors: int
+    x: Layout,
+    spec: ConvGeometry,
+    size: tuple[int, ...],
+    out_channels: int,
+    groups: int,
+    swizzled: bool,
+    multiprocessors: int,
 ) -> Tiling | None:
     count = len(spec.branches)
-    together = count if groups > 1 else 1
-    return tiling(spec.branches, x.shape[1] // count, columns, together, x.shape[0], size, swizzled, multiprocessors)
+    fused = count if groups > 1 else 1
+    return tiling(spec.branches, x.shape[1] // count, out_channels, fused, x.shape[0], size, swizzled, multiprocessors)
 
 
-@functools.lru_cache(4096)
-def refusal(
-    x: Layout, spec: ConvSpec, adjoint: bool, size: tuple[int, ...], columns: int, groups: int, swizzled: bool,
+@functools.lru_cache(KEPT)
+def unsupported(
+    x: Layout,
+    spec: ConvGeometry,
+    adjoint: bool,
+    size: tuple[int, ...],
+    out_channels: int,
+    groups: int,
+    swizzled: bool,
     multiprocessors: int,
-) -> str | None:  # fmt: skip
-    """Why this product does not serve a call, or None where it does. x: as products read it."""
+) -> str | None:
+    """Why this kernel does not compute a call, or None. x: as convolutions read it."""
     count = len(spec.branches)
     channels = x.shape[1] // count
     if spec.stride != (1, 1, 1):
         return "a stride"
-    if any(kernel in (IDENTITY, ABSENT) for kernel in spec.branches):
+    if not all(map(has_weights, spec.branches)):
         return "a branch without weights"
-    if count > cuda_hopper.BRANCHES or (groups > 1 and count not in FUSED):
+    if count > sm90.BRANCHES or (groups > 1 and count not in FUSED):
         return f"{count} branches"
-    if channels < LEAST or columns < LEAST:
-        return f"{channels} channels to {columns} of a branch, fewer than {LEAST}"
-    if any(d * h * w > MOST_TAPS for d, h, w in spec.branches):
-        return f"a kernel of more than {MOST_TAPS} taps"
-    if reason := cuda_hopper.unread(x, channels):
+    if channels < MIN_CHANNELS or out_channels < MIN_CHANNELS:
+        return f"{channels} channels to {out_channels} of a branch, fewer than {MIN_CHANNELS}"
+    if any(d * h * w > MAX_TAPS for d, h, w in spec.branches):
+        return f"a kernel of more than {MAX_TAPS} taps"
+    if reason := sm90.unreadable(x, channels):
         return reason
-    found = _tiling_of(x, spec, size, columns, groups, swizzled, multiprocessors)
+    found = _tiling_of(x, spec, size, out_channels, groups, swizzled, multiprocessors)
     if found is None:
         return "no tile whose input fits into shared memory"
-    if cuda_hopper.refusal(x, spec, adjoint, size, columns, groups) is not None:
+    if sm90.conv_unsupported(x, spec, adjoint, size, out_channels, groups) is not None:
         return None
     outputs = x.shape[0] * size[0] * size[1] * size[2]
-    other = cuda_clocks.im2col(
-        spec.branches, channels, columns, outputs, count if groups > 1 else 1, multiprocessors
+    other = clocks.im2col(
+        spec.branches, channels, out_channels, outputs, count if groups > 1 else 1, multiprocessors
     )  # fmt: skip
-    if not quicker(found.clocks, other):
+    if not faster(found.clocks, other):
         return f"{found.clocks:.0f} clocks expected, and {other:.0f} by im2col copies"
     return None
 
 
-def quicker(halo: float, im2col: float) -> bool:
-    """Whether to take it, by the clocks expected of both."""
+def faster(halo: float, im2col: float) -> bool:
+    """Whether to take this kernel, by the clocks expected of both."""
     return halo < im2col
 
 
-@functools.lru_cache(4096)
-def product(call: Call, swizzled: bool, multiprocessors: int) -> Product:
-    """As `cuda_plans.product`, for a call that is not refused."""
-    x, channels, weights, swap, noise, spec, adjoint, size, columns, groups, clamped, kind = call
+@functools.lru_cache(KEPT)
+def conv_sm90_halo(call: ConvCall, swizzled: bool, multiprocessors: int) -> ConvPlan:
+    """What a convolution launches that `unsupported` lets through."""
+    x, spec = call.x, call.spec
     count = len(spec.branches)
-    together = count if groups > 1 else 1
-    own = block_columns(columns, together)
-    there = x.shape[1] // count
-    found = _tiling_of(x, spec, size, columns, groups, swizzled, multiprocessors)
-    assert found is not None, "refused"
-    tile, chunk = found.tile, found.chunk
-    chunks, blocks = -(-there // chunk), -(-columns // own)
-    n, *along = _tiles(x.shape[0], size, tile)
-    tiles = n * along[0] * along[1] * along[2]
-    work = blocks * tiles * count // together
-    rows, packs, total = [], [], 0
-    for number, (kernel, stride) in enumerate(zip(spec.branches, weights, strict=True)):
-        row = [*kernel, number, total, *[0] * 7]
-        rows.append(row)
-        swapped = (stride[1], stride[0], *stride[2:]) if swap else stride
-        packs.append([f"weight{number}", *swapped, *row])
-        steps = -(-kernel[0] * kernel[1] * kernel[2] * chunk // cuda_hopper.STEP)
-        total += blocks * chunks * steps * own * cuda_hopper.STEP // x.per_chunk
-    pack_numbers: Numbers = [
-        *grid(min(256, -(-total // 128)), count), "packed", channels, chunks * chunk, columns, own, 8 // together,
-        chunk, *geometry_of(spec, adjoint), count, *itertools.chain.from_iterable(packs),
-    ]  # fmt: skip
-    numbers: Numbers = [
-        *grid(min(work, multiprocessors)), together, own, *x.volume("x"), "packed", "y", "z", *size, there, chunk,
-        int(swizzled), columns, count, *geometry_of(spec, adjoint), *epilogue_of(noise, clamped), *tile, work, blocks,
-        tiles, *along, count, *itertools.chain.from_iterable(rows),
-    ]  # fmt: skip
-    launches = (
-        Launch.make("pack", kind, pack_numbers, ["packed"]),
-        Launch.make("halo_sm90", kind, numbers, ["y", "z"]),
+    fused = count if call.groups > 1 else 1
+    columns = tile_n(call.out_channels, fused)
+    channels = x.shape[1] // count
+    found = _tiling_of(x, spec, call.size, call.out_channels, call.groups, swizzled, multiprocessors)
+    assert found is not None, "unsupported"
+    chunks_of_k, n_tiles = ceil_div(channels, found.chunk), ceil_div(call.out_channels, columns)
+    along = _tiles(call.size, found.tile)
+    tiles = x.shape[0] * along[0] * along[1] * along[2]
+    work = n_tiles * tiles * count // fused
+    branches, chunks = [], 0
+    for number, kernel in enumerate(spec.branches):
+        branches.append(Branch(kernel, number, (chunks,)))
+        steps = ceil_div(kernel[0] * kernel[1] * kernel[2] * found.chunk, sm90.TILE_K)
+        chunks += n_tiles * chunks_of_k * steps * columns * sm90.TILE_K // x.per_chunk
+    params = structs.ConvSm90HaloCall(
+        grid=grid(min(work, multiprocessors)),
+        arithmetic=call.arithmetic,
+        fused=fused,
+        tile_n=columns,
+        x=x.volume(),
+        size=call.size,
+        channels=channels,
+        chunk_channels=found.chunk,
+        swizzled=swizzled,
+        out_channels=call.out_channels,
+        branches=count,
+        geometry=geometry_of(spec, call.adjoint),
+        epilogue=epilogue_of(call.noise, call.clamped),
+        tile=found.tile,
+        work=work,
+        n_tiles=Divider.by(n_tiles),
+        m_tiles=Divider.by(tiles),
+        branch=tuple(branches),
+        **dividers(along),
     )
-    return Product((launches,), (total * x.per_chunk,))
+    reads = {"x.data": "x", "weights": "packed_weights", **EPILOGUE_READS}
+    conv = Launch.make("conv_sm90_halo", params, reads=reads, writes={"y": "y", "z": "z"}, floats=EPILOGUE_FLOATS)
+    pack = pack_weights(
+        call,
+        branches,
+        chunks,
+        1,
+        padded_channels=chunks_of_k * found.chunk,
+        tile_n=columns,
+        lane_columns=8 // fused,
+        swizzled=found.chunk,
+    )
+    return ConvPlan(((pack, conv),), (chunks * x.per_chunk,))

@@ -1,7 +1,9 @@
-"""Which blocks, stages and splits the CUDA kernels run with: a table per architecture and shape class, and the search.
+"""The configurations of sm_80's kernels (block sizes, stages, splits) by architecture and shape class, and their
+search.
 
-`table.json`, beside this file, is what is committed; `tuning` says what comes before it and how a search is asked
-for. The file of this machine is named by SSCONV_CUDA_TABLE.
+`table.json`, beside this file, is the committed table; `tuning` describes which table comes before it and how to ask
+for a search. SSCONV_CUDA_TABLE names the table of this machine. The names of keys and values are those of the files:
+kernel "product" is conv_sm80, "weights" wgrad_sm80; "singly" means that x is read element by element.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ WIDTHS = (32, 64, 128)
 STAGES = (2, 3, 4)
 PROGRAMS = (128, 256, 512, 1024, 2048)
 CACHED_COLUMNS = 64  # so few columns leave the tensor cores waiting for the L2 cache, unless L1 helps [estimate]
-SINGLY_WIDTHS = (32, 64)  # instantiations that read x by elements
+SINGLY_WIDTHS = (32, 64)  # of the instantiations that read x element by element
 # Cards by the shared memory of a block: 8.0 and 8.7 have 163 KiB, 8.6, 8.9 and 12.x have 99, 9.0 and 10.x have 227.
 FAMILIES = {80: 80, 86: 86, 87: 80, 89: 86}
 GENERATIONS = {8: 86, 9: 90, 10: 90, 11: 90, 12: 86}
@@ -29,9 +31,9 @@ SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 
 @dataclass(frozen=True)
 class Key:
-    """What a configuration is chosen by. architecture: the family of cards, 80, 86 or 90. branches: computed together.
-    columns: output channels of a branch, or for "weights" its rows, rounded up to a class. singly: x is read by
-    elements."""
+    """The class of calls that share a configuration. architecture: the family of cards, 80, 86 or 90. branches: of a
+    block. columns: output channels of a branch, or for "weights" its rows, rounded up to a class. singly: x is read
+    element by element."""
 
     kernel: str
     architecture: int
@@ -47,9 +49,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Config:
-    """width: columns of a block, all branches together ("product"), or its rows ("weights"). stages: of the ring in
-    shared memory. programs: about how many blocks a weight gradient is split into; 0 for "product". cached: x comes
-    through the L1 cache, in which the next taps find most of it again; false for "weights" and elements."""
+    """width: columns of a block, of all its branches ("product"), or its rows ("weights"). stages: of the pipeline in
+    shared memory. programs: about how many blocks a weight gradient is split into; 0 for "product". cached: x is loaded
+    through the L1 cache, where the next taps find most of it; false for "weights" and where x is read element by
+    element."""
 
     width: int
     stages: int
@@ -58,20 +61,21 @@ class Config:
 
 
 def family(architecture: int) -> int:
-    """The family of a compute capability such as 89; one that is not known yet counts as having the least memory."""
+    """The family of a compute capability such as 89. An unknown one counts as having the least shared memory."""
     return FAMILIES.get(architecture, GENERATIONS.get(architecture // 10, 86))
 
 
 def stage_bytes(key: Key, width: int) -> int:
-    """Shared memory of one stage: 128 voxels and the columns of one branch, 128 bytes each; or 64 bytes' voxels of a
-    weight gradient's rows and 128 columns."""
+    """Shared memory of one stage: 128 voxels and the columns of one branch with 128 bytes of K each; or of a weight
+    gradient, 64 bytes of voxels for each of its rows and 128 columns."""
     if key.kernel == "product":
         return (128 + width // key.branches) * 128
     return 64 * (width + 128)
 
 
 def check(key: Key, config: Config) -> None:
-    """Raises ValueError for a row that no kernel serves or that has no room on its card."""
+    """Raises ValueError for a row that no kernel has been compiled for, or that does not fit into its card's shared
+    memory."""
     check_value("kernel", key.kernel, KERNELS)
     check_value("architecture", key.architecture, tuple(SHARED))
     check_value("arithmetic", key.arithmetic, ARITHMETIC)
@@ -93,7 +97,8 @@ def check(key: Key, config: Config) -> None:
 
 
 def fits(have: Key, wanted: Key) -> bool:
-    """A configuration of another card serves where it has room: those of 8.6 everywhere, 8.0's on 9.0 too."""
+    """Whether a configuration can serve another class: also on a card with more shared memory, so 8.6's serve
+    everywhere and 8.0's on 9.0 too."""
     if SHARED[have.architecture] > SHARED[wanted.architecture]:
         return False
     same = ("kernel", "arithmetic", "branches", "singly")
@@ -109,7 +114,7 @@ def distance(have: Key, wanted: Key) -> tuple[int, ...]:
 
 
 def candidates(key: Key) -> Iterator[Config]:
-    """What a search tries: every instantiation that has room."""
+    """The configurations that a search tries: every instantiation that fits."""
     programs = PROGRAMS if key.kernel == "weights" else (0,)
     for width, stages, split, cached in itertools.product(WIDTHS, STAGES, programs, (False, True)):
         config = Config(width, stages, split, cached)

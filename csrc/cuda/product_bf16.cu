@@ -1,9 +1,0 @@
-#include "product_kinds.cuh"
-
-namespace ssconv {
-
-const char* product_bf16(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream) {
-  return launch_product<Bf16>(kind, p, grid, stream);
-}
-
-}  // namespace ssconv

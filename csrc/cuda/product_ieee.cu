@@ -1,9 +1,0 @@
-#include "product_kinds.cuh"
-
-namespace ssconv {
-
-const char* product_ieee(const ProductKind& kind, const ProductParams& p, Grid grid, void* stream) {
-  return launch_product<Ieee>(kind, p, grid, stream);
-}
-
-}  // namespace ssconv
