@@ -6,6 +6,13 @@ import triton.language as tl
 from ssconv.backend.triton.kernels.common import box_of, inside, offsets_at, wide
 
 
+@triton.jit
+def tap_shift(tap, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr):
+    """Whether a branch of these extents has the tap, and its displacement from the window's centre."""
+    has = (tap >= 0) & (tap < KD * KH * KW)
+    return has, tap // (KH * KW) - (KD - 1) // 2, tap // KW % KH - (KH - 1) // 2, tap % KW - (KW - 1) // 2
+
+
 @triton.jit(
     do_not_specialize=["N", "LOW_D", "LOW_H", "LOW_W", "HIGH_D", "HIGH_H", "HIGH_W", "boxes", "boxes_per_split"]
 )
@@ -39,15 +46,11 @@ def wgrad_kernel(
     branch, shift_d, shift_h, shift_w = 0 * tap, 0 * tap, 0 * tap, 0 * tap
     for s in tl.static_range(S):
         if EXTENTS[s][0] > 0:
-            KD: tl.constexpr = EXTENTS[s][0]
-            KH: tl.constexpr = EXTENTS[s][1]
-            KW: tl.constexpr = EXTENTS[s][2]
-            own = tap - TAP_OFFSETS[s]  # the tap's number within branch s
-            in_branch = (own >= 0) & (own < KD * KH * KW)
-            branch = tl.where(in_branch, s, branch)
-            shift_d = tl.where(in_branch, own // (KH * KW) - (KD - 1) // 2, shift_d)
-            shift_h = tl.where(in_branch, own // KW % KH - (KH - 1) // 2, shift_h)
-            shift_w = tl.where(in_branch, own % KW - (KW - 1) // 2, shift_w)
+            here, d, h, w = tap_shift(tap - TAP_OFFSETS[s], EXTENTS[s][0], EXTENTS[s][1], EXTENTS[s][2])
+            branch = tl.where(here, s, branch)
+            shift_d = tl.where(here, d, shift_d)
+            shift_h = tl.where(here, h, shift_h)
+            shift_w = tl.where(here, w, shift_w)
     shift_d += FIRST[0]
     shift_h += FIRST[1]
     shift_w += FIRST[2]
