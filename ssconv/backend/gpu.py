@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssconv.spec import Geometry, Triple
+from ssconv.spec import Triple
 
 FUSED = (1, 2, 4)  # numbers of branches that one block interleaves
 MAX_VOXELS = 2**31 - 2**10  # of one sample's output: offsets have 64 bits, voxel numbers within a sample have 32
@@ -72,11 +72,6 @@ def check_size(size: Sequence[int]) -> None:
             f"x: the GPU kernels number a sample's voxels with 32 bits; got an output of {tuple(size)} voxels; "
             "cut the volume into parts"
         )
-
-
-def first(geometry: Geometry) -> Triple:
-    """Input position of the first window centre, per dimension."""
-    return geometry.first_centre()
 
 
 def power_of_two(n: int) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ssconv.backend.cuda import structs
 from ssconv.backend.cuda.structs import Companion, Divider, Geometry, Grid, Volume
-from ssconv.backend.gpu import FUSED, first, power_of_two
+from ssconv.backend.gpu import FUSED, power_of_two
 from ssconv.spec import Geometry as ConvGeometry
 from ssconv.spec import Triple
 
@@ -153,7 +153,7 @@ def dividers(extents: Sequence[int]) -> dict[str, Divider]:
 
 
 def geometry_of(spec: ConvGeometry, adjoint: bool) -> Geometry:
-    return Geometry(first(spec), spec.stride, adjoint)
+    return Geometry(spec.first_centre(), spec.stride, adjoint)
 
 
 def epilogue_of(noise: Noise | None, clamped: bool) -> structs.Epilogue:

@@ -30,7 +30,7 @@ from ssconv.backend.cuda.plan import (
 )
 from ssconv.backend.cuda.structs import BRANCHES, Branch, Divider, WgradBranch
 from ssconv.backend.cuda.table import Config, Key
-from ssconv.backend.gpu import FUSED, choose_box, count_boxes, first
+from ssconv.backend.gpu import FUSED, choose_box, count_boxes
 from ssconv.spec import ABSENT, IDENTITY, Triple
 from ssconv.spec import Geometry as ConvGeometry
 
@@ -102,7 +102,7 @@ def tap_count(kernel: Triple, parity: Triple, spec: ConvGeometry, adjoint: bool)
     """Taps that reach outputs of a parity, over all dimensions."""
     count = 1
     for d in range(3):
-        count *= len(taps(kernel[d], parity[d], first(spec)[d], spec.stride[d], adjoint))
+        count *= len(taps(kernel[d], parity[d], spec.first_centre()[d], spec.stride[d], adjoint))
     return count
 
 

@@ -45,7 +45,7 @@ from ssconv.backend.cuda.sm80 import (
     wgrad_reduce,
 )
 from ssconv.backend.cuda.structs import Branch, Divider
-from ssconv.backend.gpu import FUSED, first
+from ssconv.backend.gpu import FUSED
 from ssconv.spec import Geometry as ConvGeometry
 from ssconv.spec import Triple
 
@@ -98,7 +98,7 @@ def _unreachable(
         for d in range(3):
             step = 1 if adjoint else spec.stride[d]
             along = range(spec.stride[d] if adjoint else 1)
-            read = [taps(kernel[d], parity, first(spec)[d], spec.stride[d], adjoint) for parity in along]
+            read = [taps(kernel[d], parity, spec.first_centre()[d], spec.stride[d], adjoint) for parity in along]
             lower, last = min(r[0] for r in read if r), max(r[-1] for r in read if r)
             upper = lower + (outputs[d] - 1) * step - (x.shape[2 + d] - 1)
             if last - lower > MAX_OFFSET:

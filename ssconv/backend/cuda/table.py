@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssconv.backend.tuning import ARITHMETIC, BRANCHES, Table, check_value
-from ssconv.backend.tuning import CHANNELS as COLUMNS
-from ssconv.backend.tuning import channel_class as column_class
+from ssconv.backend.tuning import ARITHMETIC, BRANCHES, CHANNELS, Table, channel_class, check_value
 
 KERNELS = ("product", "weights")
 WIDTHS = (32, 64, 128)
@@ -44,7 +42,7 @@ class Key:
 
     @classmethod
     def of(cls, kernel: str, architecture: int, arithmetic: str, branches: int, columns: int, singly: bool) -> Key:
-        return cls(kernel, family(architecture), arithmetic, branches, column_class(columns), singly)
+        return cls(kernel, family(architecture), arithmetic, branches, channel_class(columns), singly)
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def check(key: Key, config: Config) -> None:
     check_value("architecture", key.architecture, tuple(SHARED))
     check_value("arithmetic", key.arithmetic, ARITHMETIC)
     check_value("branches", key.branches, BRANCHES if key.kernel == "product" else (1,))
-    check_value("columns", key.columns, COLUMNS)
+    check_value("columns", key.columns, CHANNELS)
     widths = SINGLY_WIDTHS if key.singly else WIDTHS
     least = 16 * key.branches if key.kernel == "product" else 32
     check_value("config width", config.width, tuple(w for w in widths if w >= least))
@@ -146,7 +144,7 @@ def starting_point() -> dict[Key, Config]:
     python -m ssconv.backend.cuda.table writes it.
     """
     table = {}
-    for architecture, arithmetic, columns in itertools.product(SHARED, ARITHMETIC, COLUMNS):
+    for architecture, arithmetic, columns in itertools.product(SHARED, ARITHMETIC, CHANNELS):
         for branches, singly in itertools.product(BRANCHES, (False, True)):
             key = Key("product", architecture, arithmetic, branches, columns, singly)
             widths = [w for w in (SINGLY_WIDTHS if singly else WIDTHS) if w >= 16 * branches]
