@@ -19,7 +19,7 @@ from ssgan.config.training import ConfigError, TrainConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta
-from ssgan.runs.log import RunError
+from ssgan.runs.config import RunError
 from ssgan.runs.progress import Progress
 from ssgan.runs.tensorboard import TensorBoardWriter
 from ssgan.training.distributed import SINGLE, Group, split_batch

@@ -17,7 +17,7 @@ from ssgan.data.dataset import VolumeDataset
 from ssgan.data.writer import DatasetWriter
 from ssgan.models.conditioning import Condition
 from ssgan.models.sampling import class_shares, latents, synthesise
-from ssgan.runs.log import RunError
+from ssgan.runs.config import RunError
 from ssgan.training import loop
 from ssgan.training.real_images import RealImages
 from ssgan.training.step import StageTrainer
