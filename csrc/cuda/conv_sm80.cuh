@@ -35,8 +35,8 @@ struct ConvSm80 {
     typename Config::Accumulators accumulators;
     clear(accumulators);
     ConvSm80Load<Config> loader(p, tile);
-    StageCounters stage{p.stages};
-    while (stage.fill < p.stages - 1) loader.fill(stage.next_fill() * STAGE);
+    int fill = 0, read = 0;  // the stages to fill and to read next
+    for (; fill < p.stages - 1; ++fill) loader.fill(fill * STAGE);
 #pragma unroll
     for (int s = 0; s < S; ++s) {
       Taps taps[3];
@@ -46,9 +46,11 @@ struct ConvSm80 {
       for (int k_tile = 0; k_tile < k_tiles; ++k_tile) {
         wait_for_oldest_stage(p.stages);
         sync_threads();  // the stage has arrived for all threads, and all have read the one before
-        loader.fill(stage.next_fill() * STAGE);
+        loader.fill(fill * STAGE);
+        fill = next_stage(fill, p.stages);
         const int chunks = k_left < Config::BK ? (k_left + Config::SIZE - 1) / Config::SIZE : Config::CHUNKS;
-        conv_sm80_multiply<Config>(stage.next_read() * STAGE, chunks, accumulators[s]);
+        conv_sm80_multiply<Config>(read * STAGE, chunks, accumulators[s]);
+        read = next_stage(read, p.stages);
         k_left -= Config::BK;
       }
     }

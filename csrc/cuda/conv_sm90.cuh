@@ -169,27 +169,37 @@ struct ConvSm90 {
 
   // -------------------------------------------------------------------------------------------------------- multiply
 
+  // The smem descriptors of the warp group's rows of A, and of B, in a stage at offset 0.
+  struct Operands {
+    int span;  // bytes of a row of A: its swizzle
+    uint64_t a, b;
+
+    SSCONV_DEVICE explicit Operands(const Params& p) : span(2 * p.box_channels) {
+      const int group = thread_index() / 128;
+      a = smem_descriptor(shared_address(group * ROWS * span), span, 0, 8 * span);
+      b = smem_descriptor(shared_address(A_BYTES), 128, 0, 1024);
+    }
+  };
+
   // A consumer warp group.
   SSCONV_DEVICE static void consume(const Params& p) {
+    const Operands operands(p);
     Pipeline pipeline;
     for_each_tile(p, [&](const Tile& tile) {
       Accumulators accumulators;
       Outputs outputs;
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        multiply_branch(p, k_tiles(p, p.mapped[tile.first_branch + s].taps[tile.parity]), accumulators, pipeline);
+        const int tiles = k_tiles(p, p.mapped[tile.first_branch + s].taps[tile.parity]);
+        multiply_branch(p, operands, tiles, accumulators, pipeline);
         store_branch(p, tile, s, accumulators, outputs);
       }
     });
   }
 
   // accumulators = the warp group's rows of A times B, over all K tiles.
-  SSCONV_DEVICE static void multiply_branch(const Params& p, int tiles, Accumulators& accumulators,
-                                            Pipeline& pipeline) {
-    const int group = thread_index() / 128;
-    const int span = 2 * p.box_channels;  // bytes of a row of A: its swizzle
-    const uint64_t a_first = smem_descriptor(shared_address(group * ROWS * span), span, 0, 8 * span);
-    const uint64_t b_first = smem_descriptor(shared_address(A_BYTES), 128, 0, 1024);
+  SSCONV_DEVICE static void multiply_branch(const Params& p, const Operands& operands, int tiles,
+                                            Accumulators& accumulators, Pipeline& pipeline) {
     int previous = -1;  // stage of the K tile before
 #pragma unroll 1
     for (int k_tile = 0; k_tile < tiles; ++k_tile) {
@@ -197,10 +207,10 @@ struct ConvSm90 {
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < BK / 16; ++k) {
-        const uint64_t b = advance_descriptor(b_first, pipeline.offset() + 32 * k);
+        const uint64_t b = advance_descriptor(operands.b, pipeline.offset() + 32 * k);
 #pragma unroll
         for (int m = 0; m < MI; ++m) {
-          const uint64_t a = advance_descriptor(a_first, pipeline.offset() + p.slices[k] + 64 * m * span);
+          const uint64_t a = advance_descriptor(operands.a, pipeline.offset() + p.slices[k] + 64 * m * operands.span);
           wgmma<T, BN>(accumulators[m], a, b, k_tile > 0 || k > 0);
         }
       }

@@ -25,19 +25,7 @@ SSCONV_DEVICE void wait_for_oldest_stage(int stages) {
     cp_async_wait<2>();
 }
 
-// The stages' numbers: the next to fill, and the next to read.
-struct StageCounters {
-  int stages, fill = 0, read = 0;
-
-  SSCONV_DEVICE int next_fill() { return step(fill); }
-  SSCONV_DEVICE int next_read() { return step(read); }
-
- private:
-  SSCONV_DEVICE int step(int& stage) const {
-    const int current = stage;
-    stage = stage + 1 == stages ? 0 : stage + 1;
-    return current;
-  }
-};
+// The number of the stage after `stage`, in the circle.
+SSCONV_DEVICE int next_stage(int stage, int stages) { return stage + 1 == stages ? 0 : stage + 1; }
 
 }  // namespace ssconv

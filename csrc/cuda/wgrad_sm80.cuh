@@ -244,14 +244,16 @@ struct WgradSm80 {
     clear(accumulators);
     WgradSm80Load<Config> loader(p);
     const uint32_t k_tiles = loader.k_end > loader.k_tile ? loader.k_end - loader.k_tile : 0;
-    StageCounters stage{p.stages};
-    while (stage.fill < p.stages - 1) loader.fill(stage.next_fill() * STAGE);
+    int fill = 0, read = 0;  // the stages to fill and to read next
+    for (; fill < p.stages - 1; ++fill) loader.fill(fill * STAGE);
 #pragma unroll 1
     for (uint32_t k_tile = 0; k_tile < k_tiles; ++k_tile) {
       wait_for_oldest_stage(p.stages);
       sync_threads();  // the stage has arrived for all threads, and all have read the one before
-      loader.fill(stage.next_fill() * STAGE);
-      WgradSm80Multiply<Config>::stage(stage.next_read() * STAGE, accumulators);
+      loader.fill(fill * STAGE);
+      fill = next_stage(fill, p.stages);
+      WgradSm80Multiply<Config>::stage(read * STAGE, accumulators);
+      read = next_stage(read, p.stages);
     }
     cp_async_wait<0>();
     wgrad_sm80_store<Config>(p, accumulators);

@@ -71,8 +71,8 @@ FAULTS = [
           "        sync_threads();  // the stage has arrived for all threads, and all have read the one before\n", ""),
     Fault("no wait for a stage", "conv_sm80.cuh", "        wait_for_oldest_stage(p.stages);\n", ""),
     Fault("a wait for a stage too few", "pipeline_sm80.cuh", "    cp_async_wait<1>();", "    cp_async_wait<2>();"),
-    Fault("a stage filled while it is read", "conv_sm80.cuh", "        loader.fill(stage.next_fill() * STAGE);\n",
-          "        loader.fill((stage.next_fill(), stage.read) * STAGE);\n"),
+    Fault("a stage filled while it is read", "conv_sm80.cuh", "        loader.fill(fill * STAGE);\n",
+          "        loader.fill(read * STAGE);\n"),
     Fault("no wait at the end", "conv_sm80.cuh", "    cp_async_wait<0>();\n    Store::store_tile(",
           "    Store::store_tile("),
     # conv_sm80: loads
