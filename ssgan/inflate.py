@@ -18,8 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssgan.config.network import ARCHITECTURES
-from ssgan.config.training import PROFILES
+from ssgan.config.network import ARCHITECTURES, PROFILES
 from ssgan.models import stylegan2
 from ssgan.runs import checkpoint
 from ssgan.runs.inflation import InflateError, inflate_source, load_pickle_source, load_run_source, target_network

@@ -21,7 +21,7 @@ from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.runs.config import RunError, is_run, load_config
 from ssgan.runs.folder import RunLock, check_folder
-from ssgan.training.cuda_graphs import check as check_graphs
+from ssgan.training import cuda_graphs
 from ssgan.training.distributed import Group, join, leave
 from ssgan.training.dry_run import dry_run
 from ssgan.training.loop import train
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cpu":
         keep_freed_memory()
     if args.cuda_graphs:
-        check_graphs(device, int(os.environ.get("WORLD_SIZE", "1")))
+        cuda_graphs.check(device, int(os.environ.get("WORLD_SIZE", "1")))
     if not args.dry_run:
         check_folder(args.out)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssgan.config.training import ConfigError
 from ssgan.data.dataset import VolumeDataset
 from ssgan.metrics import distances, prdc, voxels
 from ssgan.metrics.features import per_volume, views
 from ssgan.metrics.sliced import DistanceToData
 from ssgan.metrics.subset import subset_of
+from ssgan.utils.errors import ConfigError
 
 Compare = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # (real, generated) -> value by name
 Generate = Callable[[int], np.ndarray]  # count -> generated images (count, D, H, W), D = 1 in stage 2d

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssgan.config.training import NetworkConfig
+from ssgan.config.network import NetworkConfig
 
 
 def check_latents(z: Any, z_dim: int) -> None:

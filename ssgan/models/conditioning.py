@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssgan.config.training import NetworkConfig
+from ssgan.config.network import NetworkConfig
 
 
 class Condition(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssgan.config.training import NetworkConfig
+from ssgan.config.network import NetworkConfig
 from ssgan.models.checks import check_images, check_latents, check_styles
 from ssgan.models.conditioning import UNCONDITIONAL, Condition, check_slice_index, check_slice_range, one_hot
 from ssgan.models.layers import Conv, FullyConnected, MinibatchStd, ModulatedConv, Resampler, ToImage, kernel_stages

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssgan.config.network import plan_levels
-from ssgan.config.training import NetworkConfig
+from ssgan.config.network import NetworkConfig, plan_levels
 from ssgan.models import stylegan2
 from ssgan.models.dense_to_split import select_weights
 from ssgan.models.inflation import InflationReport, inflate_network

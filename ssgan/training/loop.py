@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ssgan.augmentation.ada import Augment
-from ssgan.config.training import ConfigError, TrainConfig
+from ssgan.config.training import TrainConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta
@@ -30,6 +30,7 @@ from ssgan.training.run import Echo, Run, RunningMeans, open_folder
 from ssgan.training.schedule import MAX_REWINDS, best_so_far, check_metrics, is_stopped_early
 from ssgan.training.start_file import load_start
 from ssgan.training.step import StageTrainer
+from ssgan.utils.errors import ConfigError
 from ssgan.utils.files import atomic_write_bytes
 from ssgan.utils.signals import StopSignals
 

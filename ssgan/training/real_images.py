@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssgan.config.training import NetworkConfig
+from ssgan.config.network import NetworkConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.models.conditioning import Condition
 from ssgan.utils.seeding import stream_seed

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from ssgan.config.network import ARCHITECTURES, plan_levels
+from ssgan.config.network import ARCHITECTURES, NetworkConfig, plan_levels
 from ssgan.config.presets import PRESETS, preset
-from ssgan.config.training import NetworkConfig, TrainConfig
+from ssgan.config.training import TrainConfig
 from ssgan.models.conditioning import Condition
 from ssgan.models.layers import Conv, MinibatchStd, ModulatedConv, kernel_stages
 from ssgan.models.networks import Discriminator, Generator

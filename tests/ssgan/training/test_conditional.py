@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ssgan import evaluate, generate, inflate, report, train
 from ssgan import latents as latents_command
-from ssgan.config.training import ConfigError
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.writer import DatasetWriter
 from ssgan.models.conditioning import Condition
@@ -21,6 +20,7 @@ from ssgan.runs.config import RunError
 from ssgan.training import loop
 from ssgan.training.real_images import RealImages
 from ssgan.training.step import StageTrainer
+from ssgan.utils.errors import ConfigError
 from tests.support import stylegan2_cases as cases
 from tests.support.tiny_runs import CONFIG, SHAPE
 

@@ -11,7 +11,6 @@ import torch
 
 from ssgan import train as train_command
 from ssgan.config.augmentation import AugmentConfig
-from ssgan.config.training import ConfigError
 from ssgan.models.conditioning import Condition
 from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.training import losses
@@ -20,6 +19,7 @@ from ssgan.training.distributed import Group
 from ssgan.training.optimiser import NonFiniteError
 from ssgan.training.precision import Execution
 from ssgan.training.step import StageTrainer
+from ssgan.utils.errors import ConfigError
 from tests.support.process_checks import CONFIG
 from tests.support.tape import HostDecides, TapeRecorder
 

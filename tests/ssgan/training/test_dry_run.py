@@ -10,7 +10,7 @@ import torch
 
 from ssconv import split_shuffle_conv3d
 from ssgan import train as train_command
-from ssgan.config.training import NetworkConfig
+from ssgan.config.network import NetworkConfig
 from ssgan.training import dry_run
 from ssgan.training.precision import Execution
 from ssgan.training.step import StageTrainer
