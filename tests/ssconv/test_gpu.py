@@ -114,7 +114,7 @@ def test_adjoints_of_a_stride_are_exact(case, monkeypatch):
     try:
         g, weights = case.tensors()
         native = [parity_checks.native(t).cuda() for t in (g, *weights)]
-        found = cuda_backend.input_grad(native[0], native[1:], None, case.spec, case.size)
+        found = cuda_backend.input_grad(native[0], native[1:], None, case.geometry, case.size)
         assert torch.equal(found.cpu().double(), case.expected(g, weights))
     finally:
         sm90.conv_unsupported.cache_clear()

@@ -31,7 +31,7 @@ from ssconv.backend.cuda import launch as cuda_backend
 from ssconv.backend.cuda import plan, structs, table
 from ssconv.backend.cuda.plan import Launch
 from ssconv.backend.cuda.table import Config, Key
-from ssconv.spec import Geometry as ConvGeometry
+from ssconv.spec import Geometry
 from tests.support import cluster_checks, emulated, gpu_checks, halo_checks, kernel_checks, parity_checks, sm90_checks
 from tests.support.gpu_checks import check_against_float64, check_compiled, deviation
 from tests.support.kernel_checks import ACS4, LARGE, SHARED
@@ -287,11 +287,11 @@ def halves() -> None:
     """A batch of more voxels than 32 bits number has its weight gradient computed in two halves."""
     native = {"memory_format": torch.channels_last_3d}
     x, g = torch.randn(3, 48, 3, 7, 9).contiguous(**native), torch.randn(3, 144, 3, 7, 9).contiguous(**native)
-    spec = ConvGeometry(WIDE["split-depth"].kernels)
-    whole = cuda_backend.weight_grad(g, x, None, spec)
+    geometry = Geometry(WIDE["split-depth"].kernels)
+    whole = cuda_backend.weight_grad(g, x, None, geometry)
     limit, plan.MAX_BATCH_VOXELS = plan.MAX_BATCH_VOXELS, 400
     try:
-        halves = cuda_backend.weight_grad(g, x, None, spec)
+        halves = cuda_backend.weight_grad(g, x, None, geometry)
     finally:
         plan.MAX_BATCH_VOXELS = limit
     for one, other in zip(whole, halves, strict=True):

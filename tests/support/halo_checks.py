@@ -17,8 +17,7 @@ import ssconv
 from ssconv.backend.cuda import clocks, sm90, sm90_halo
 from ssconv.backend.cuda import launch as cuda_backend
 from ssconv.backend.cuda.plan import Launch, Layout
-from ssconv.spec import IDENTITY
-from ssconv.spec import Geometry as ConvGeometry
+from ssconv.spec import IDENTITY, Geometry
 from tests.support.gpu_checks import check_against_float64, deviation
 from tests.support.kernel_checks import ACS4
 from tests.support.sm90_checks import FULL, SEEDS, SHARED, SPLIT, address, aligned, bits, output_and_gradient, swizzle
@@ -213,12 +212,12 @@ def no_infinity_spreads() -> None:
 
 def unsupported_calls() -> None:
     """It says which calls it does not compute; the plan chooses the kernel that is expected to be faster."""
-    spec = ConvGeometry(SPLIT)
+    geometry = Geometry(SPLIT)
     x = Layout.native(torch.bfloat16, (2, 64, 16, 16, 16))
 
     def reason_for(**changes: Any) -> str | None:
         call: dict[str, Any] = {
-            "x": x, "spec": spec, "adjoint": False, "size": (16, 16, 16), "out_channels": 32, "groups": 2,
+            "x": x, "geometry": geometry, "adjoint": False, "size": (16, 16, 16), "out_channels": 32, "groups": 2,
             "swizzled": False, "multiprocessors": 132,
         }  # fmt: skip
         return sm90_halo.unsupported(**(call | changes))
@@ -228,16 +227,16 @@ def unsupported_calls() -> None:
     few = Layout.native(torch.bfloat16, (2, 16, 16, 16, 16))
     for text, reason in {
         "float32, not of 16": reason_for(x=Layout.native(torch.float32, (2, 64, 16, 16, 16))),
-        "a stride": reason_for(spec=ConvGeometry(SPLIT, stride=(1, 2, 1)), size=(16, 8, 16)),
-        "without weights": reason_for(spec=ConvGeometry(((3, 3, 3), IDENTITY))),
+        "a stride": reason_for(geometry=Geometry(SPLIT, stride=(1, 2, 1)), size=(16, 8, 16)),
+        "without weights": reason_for(geometry=Geometry(((3, 3, 3), IDENTITY))),
         "8 branches": reason_for(
-            spec=ConvGeometry(((1, 3, 3),) * 8), groups=8, x=Layout.native(torch.bfloat16, (1, 256, 8, 8, 8))
+            geometry=Geometry(((1, 3, 3),) * 8), groups=8, x=Layout.native(torch.bfloat16, (1, 256, 8, 8, 8))
         ),
         "8 channels to 32": reason_for(x=few),
         "32 channels to 8": reason_for(out_channels=8),
         "strides that": reason_for(x=dataclasses.replace(x, stride=(2**18, 1, 0, 1024, 64))),
         "side by side": reason_for(x=dataclasses.replace(x, aligned=False)),
-        "more than 27 taps": reason_for(spec=ConvGeometry(((3, 3, 5), (1, 1, 3)))),
+        "more than 27 taps": reason_for(geometry=Geometry(((3, 3, 5), (1, 1, 3)))),
         "im2col copies": reason_for(
             x=Layout.native(torch.bfloat16, (64, 64, 1, 4, 1)), size=(1, 4, 1), multiprocessors=4
         ),

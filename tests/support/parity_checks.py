@@ -22,7 +22,7 @@ from benchmarks.operator.cases import KERNELS
 from ssconv.backend.cuda import launch as cuda_backend
 from ssconv.backend.cuda import sm80, sm90
 from ssconv.backend.cuda.plan import Launch, Layout
-from ssconv.spec import Geometry as ConvGeometry
+from ssconv.spec import Geometry
 from tests.support.gpu_checks import check_against_float64
 from tests.support.kernel_checks import ACS4
 from tests.support.sm90_checks import MODULES, on_sm90
@@ -60,19 +60,19 @@ class Adjoint:
     seed: int = 0
 
     @property
-    def spec(self) -> ConvGeometry:
-        return ConvGeometry(self.kernels, self.stride, self.padding)
+    def geometry(self) -> Geometry:
+        return Geometry(self.kernels, self.stride, self.padding)
 
     def tensors(self) -> tuple[Tensor, list[Tensor]]:
         """The gradient of the output, in branch order, and the weights."""
-        small = self.spec.output_size(self.size)
+        small = self.geometry.output_size(self.size)
         g = integers((self.batch, self.cout * len(self.kernels), *small), self.seed)
         return g, [integers((self.cout, self.cin, *k), self.seed + 1 + n) for n, k in enumerate(self.kernels)]
 
     def expected(self, g: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """By torch's autograd through torch's convolution."""
         x = torch.zeros(self.batch, self.cin * len(weights), *self.size, dtype=torch.float64, requires_grad=True)
-        window = self.spec.window
+        window = self.geometry.window
         padding = [(k - 1) // 2 if self.padding == "same" else 0 for k in window]
         parts = [
             functional.conv3d(part, widened(w, window), stride=self.stride, padding=padding)
@@ -129,10 +129,10 @@ def check(case: Adjoint, name: str) -> None:
     assert expected.abs().max() <= 256, f"{name}: bf16 does not hold these sums"
     small = [native(w) for w in weights]
     with on_sm90() as used:
-        found = cuda_backend.input_grad(native(g), small, None, case.spec, case.size)
+        found = cuda_backend.input_grad(native(g), small, None, case.geometry, case.size)
     assert len(used) == 1, f"{name}: sm_80's kernel ran"
     assert torch.equal(found.double(), expected), f"{name}: the input gradient is wrong"
-    transposed = dataclasses.replace(case.spec, transposed=True)
+    transposed = dataclasses.replace(case.geometry, transposed=True)
     if transposed.output_size(g.shape[2:]) != case.size:
         return
     with on_sm90() as used:
@@ -205,7 +205,7 @@ def schedules() -> None:
     for count in (1, 2, 3, 5, 7, 64):
         with on_sm90() as used:
             cuda_backend.multiprocessors = lambda device, count=count: count
-            found = cuda_backend.input_grad(native(g), small, None, case.spec, case.size)
+            found = cuda_backend.input_grad(native(g), small, None, case.geometry, case.size)
         assert len(used) == 1
         assert torch.equal(found.double(), expected), f"{count} blocks"
 
@@ -217,13 +217,13 @@ def served() -> None:
         count = len(kernels)
         if min(layer.channels, layer.out) // count < sm90.MIN_CHANNELS:
             continue
-        spec = ConvGeometry(kernels, (layer.stride,) * 3, transposed=layer.transposed)
+        geometry = Geometry(kernels, (layer.stride,) * 3, transposed=layer.transposed)
         x, y = (Layout.native(torch.bfloat16, shape) for shape in (layer.shape, layer.out_shape))
         low, high = (x, y) if layer.transposed else (y, x)
         reasons = (
-            sm90.conv_unsupported(x, spec, layer.transposed, y.shape[2:], layer.out // count, count),
-            sm90.conv_unsupported(y, spec, not layer.transposed, x.shape[2:], layer.channels // count, 1),
-            sm90.wgrad_unsupported(low, high, tuple(range(count)), spec),
+            sm90.conv_unsupported(x, geometry, layer.transposed, y.shape[2:], layer.out // count, count),
+            sm90.conv_unsupported(y, geometry, not layer.transposed, x.shape[2:], layer.channels // count, 1),
+            sm90.wgrad_unsupported(low, high, tuple(range(count)), geometry),
         )
         assert reasons == (None, None, None), f"{layer.name}, {name}: {reasons}"
 
@@ -231,10 +231,10 @@ def served() -> None:
 def plans() -> None:
     """Every output has one parity; the taps of all parities are the kernel's; what they read is inside the map."""
     for case in ADJOINTS.values():
-        every_parity = sm80.parities(case.spec, True)
+        every_parity = sm80.parities(case.geometry, True)
         assert len(every_parity) == case.stride[0] * case.stride[1] * case.stride[2]
         for kernel in case.kernels:
-            count = sum(sm80.tap_count(kernel, parity, case.spec, True) for parity in every_parity)
+            count = sum(sm80.tap_count(kernel, parity, case.geometry, True) for parity in every_parity)
             assert count == kernel[0] * kernel[1] * kernel[2], case
-        outputs = sm80.parity_size(case.spec, True, case.size)
+        outputs = sm80.parity_size(case.geometry, True, case.size)
         assert all(w * s >= n > (w - 1) * s for w, s, n in zip(outputs, case.stride, case.size, strict=True))

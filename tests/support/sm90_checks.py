@@ -20,8 +20,7 @@ from ssconv.backend import reference
 from ssconv.backend.cuda import launch as cuda_backend
 from ssconv.backend.cuda import sm90, sm90_halo
 from ssconv.backend.cuda.plan import Launch, Layout
-from ssconv.spec import IDENTITY
-from ssconv.spec import Geometry as ConvGeometry
+from ssconv.spec import IDENTITY, Geometry
 from tests.support.gpu_checks import check_against_float64, deviation
 from tests.support.kernel_checks import ACS4
 from tests.support.strategies import ConvCase, Epilogue, tensors_of
@@ -396,11 +395,11 @@ def split_sums() -> None:
     case = dataclasses.replace(CONVOLUTIONS["dense-few"], epilogue=Epilogue(), size=(4, 9, 10), batch=3)
     tensors = tensors_of(case, torch.bfloat16)
     g = torch.randn(3, 48, 4, 9, 10).bfloat16().contiguous(memory_format=torch.channels_last_3d)
-    spec = ConvGeometry(case.kernels)
-    (exact,) = reference.weight_grad(g.double(), tensors["x"].double(), None, spec)
+    geometry = Geometry(case.kernels)
+    (exact,) = reference.weight_grad(g.double(), tensors["x"].double(), None, geometry)
     with on_sm90() as used:
         for _ in range(2):
-            (found,) = cuda_backend.weight_grad(g, tensors["x"], None, spec)
+            (found,) = cuda_backend.weight_grad(g, tensors["x"], None, geometry)
             off = deviation(found, exact)
             assert off < 1e-5, f"off by {off:.3g} of its norm"
     assert {row[3] for row in used} == {"split", "whole"}
@@ -433,12 +432,12 @@ def no_infinity_spreads() -> None:
 
 def unsupported_calls() -> None:
     """The kernels of sm_90a say which calls they do not compute."""
-    spec = ConvGeometry(SPLIT)
+    geometry = Geometry(SPLIT)
     x = Layout.native(torch.bfloat16, (2, 64, 8, 8, 8))
 
     def reason_for(**changes: Any) -> str | None:
         call: dict[str, Any] = {
-            "x": x, "spec": spec, "adjoint": False, "size": (8, 8, 8), "out_channels": 32, "groups": 2,
+            "x": x, "geometry": geometry, "adjoint": False, "size": (8, 8, 8), "out_channels": 32, "groups": 2,
         }  # fmt: skip
         return sm90.conv_unsupported(**(call | changes))
 
@@ -446,17 +445,17 @@ def unsupported_calls() -> None:
     views = dataclasses.replace(x, stride=(2**18, 1, 0, 512, 64)), dataclasses.replace(x, aligned=False)
     for text, reason in {
         "float32, not of 16": reason_for(x=Layout.native(torch.float32, (2, 64, 8, 8, 8))),
-        "without weights": reason_for(spec=ConvGeometry(((3, 3, 3), IDENTITY))),
+        "without weights": reason_for(geometry=Geometry(((3, 3, 3), IDENTITY))),
         "8 branches": reason_for(
-            spec=ConvGeometry(((1, 3, 3),) * 8), groups=8, x=Layout.native(torch.bfloat16, (1, 256, 8, 8, 8))
+            geometry=Geometry(((1, 3, 3),) * 8), groups=8, x=Layout.native(torch.bfloat16, (1, 256, 8, 8, 8))
         ),
         "8 channels to 32": reason_for(x=Layout.native(torch.bfloat16, (2, 16, 8, 8, 8))),
         "32 channels to 16": reason_for(out_channels=16),
         "strides that": reason_for(x=views[0]),
         "side by side": reason_for(x=views[1]),
-        "a kernel that reaches": reason_for(spec=ConvGeometry(((1, 1, 33), (1, 1, 3)))),
+        "a kernel that reaches": reason_for(geometry=Geometry(((1, 1, 33), (1, 1, 3)))),
         "too far outside": reason_for(
-            spec=ConvGeometry(((1, 1, 3), (1, 1, 31)), padding="valid"), adjoint=True, size=(8, 8, 38)
+            geometry=Geometry(((1, 1, 3), (1, 1, 31)), padding="valid"), adjoint=True, size=(8, 8, 38)
         ),
         "more outputs": reason_for(x=Layout.native(torch.bfloat16, (8, 64, 1024, 512, 512)), size=(1024, 512, 512)),
     }.items():

@@ -32,8 +32,7 @@ from ssconv.backend.gpu import (
     on,
     per_sample,
 )
-from ssconv.spec import ABSENT, IDENTITY, Epilogue, Triple
-from ssconv.spec import Geometry as ConvGeometry
+from ssconv.spec import ABSENT, IDENTITY, Epilogue, Geometry, Triple
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEVICES: tuple[str, ...] = ("cuda",)
@@ -94,7 +93,7 @@ def _convolve(
     in_scale: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-    spec: ConvGeometry,
+    geometry: Geometry,
     adjoint: bool,
     size: Sequence[int],
     settings: Epilogue,
@@ -102,7 +101,7 @@ def _convolve(
 ) -> tuple[Tensor, Tensor | None]:
     """The branches' convolutions of x, or their adjoints, to an output of extents `size`, with the epilogue."""
     groups, slope, gain, clamp = settings
-    count = len(spec.branches)
+    count = len(geometry.branches)
     in_channels = x.shape[1] // count
     out_channels = weights[0].shape[1 if swap else 0] if len(weights) else in_channels
     check_size(size)
@@ -112,7 +111,7 @@ def _convolve(
         return y, z
     kind = arithmetic(x.dtype)
     key, packs_input = sm80.conv_key(
-        Layout.of(x), in_scale is not None, out_channels, spec, groups, architecture(x.device), kind
+        Layout.of(x), in_scale is not None, out_channels, geometry, groups, architecture(x.device), kind
     )
     if packs_input:
         x, in_scale = _pack_input(x, in_scale, count), None
@@ -121,7 +120,7 @@ def _convolve(
         "x": x, "in_scale": _float32(in_scale), "out_scale": _float32(out_scale), "bias": _float32(bias),
         "noise": noise, "y": y, "z": z,
     }  # fmt: skip
-    numbers = (n for n, kernel in enumerate(spec.branches) if sm80.has_weights(kernel))
+    numbers = (n for n, kernel in enumerate(geometry.branches) if sm80.has_weights(kernel))
     tensors |= {f"weight{n}": w for n, w in zip(numbers, weights, strict=True)}
     floats = _epilogue_floats(slope, gain, clamp)
     described = ConvCall(
@@ -130,7 +129,7 @@ def _convolve(
         weight_strides=tuple(w.stride() for w in weights),
         swap=swap,
         noise=_noise(noise),
-        spec=spec,
+        geometry=geometry,
         adjoint=adjoint,
         size=tuple(size),
         out_channels=out_channels,
@@ -146,10 +145,10 @@ def _convolve(
                 _run(pack, tensors)
             _run(conv, tensors, floats)
 
-    if not key.singly and halo_unsupported(x, spec, adjoint, size, out_channels, groups) is None:
+    if not key.singly and halo_unsupported(x, geometry, adjoint, size, out_channels, groups) is None:
         swizzled = sm90_halo.layout() == "swizzled"
         launch(sm90_halo.conv_sm90_halo(described, swizzled, multiprocessors(x.device)))
-    elif not key.singly and im2col_unsupported(x, spec, adjoint, size, out_channels, groups) is None:
+    elif not key.singly and im2col_unsupported(x, geometry, adjoint, size, out_channels, groups) is None:
         launch(sm90.conv_sm90(described, multiprocessors(x.device), sm90.cluster_wanted()))
     else:
         _configured(key, lambda config: launch(sm80.conv_sm80(described, key, config)), x.device)
@@ -167,16 +166,16 @@ def sm90_unavailable(device: torch.device) -> str | None:
 
 
 def im2col_unsupported(
-    x: Tensor, spec: ConvGeometry, adjoint: bool, size: Sequence[int], out_channels: int, groups: int
+    x: Tensor, geometry: Geometry, adjoint: bool, size: Sequence[int], out_channels: int, groups: int
 ) -> str | None:
     """Why conv_sm90 does not compute a call, or None. x: as it is read; out_channels: of a branch."""
     return sm90_unavailable(x.device) or sm90.conv_unsupported(
-        Layout.of(x), spec, adjoint, tuple(size), out_channels, groups
+        Layout.of(x), geometry, adjoint, tuple(size), out_channels, groups
     )
 
 
 def halo_unsupported(
-    x: Tensor, spec: ConvGeometry, adjoint: bool, size: Sequence[int], out_channels: int, groups: int
+    x: Tensor, geometry: Geometry, adjoint: bool, size: Sequence[int], out_channels: int, groups: int
 ) -> str | None:
     """Why conv_sm90_halo does not compute a call, or None. x: as it is read; out_channels: of a branch."""
     if reason := sm90_unavailable(x.device):
@@ -185,7 +184,14 @@ def halo_unsupported(
     if layout is None:
         return f"{sm90_halo.SWITCH}=0"
     return sm90_halo.unsupported(
-        Layout.of(x), spec, adjoint, tuple(size), out_channels, groups, layout == "swizzled", multiprocessors(x.device)
+        Layout.of(x),
+        geometry,
+        adjoint,
+        tuple(size),
+        out_channels,
+        groups,
+        layout == "swizzled",
+        multiprocessors(x.device),
     )
 
 
@@ -196,48 +202,48 @@ def convolve(
     in_scale: Tensor | None,
     out_scale: Tensor | None,
     noise: Tensor | None,
-    spec: ConvGeometry,
+    geometry: Geometry,
     settings: Epilogue,
     save_z: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order where it is asked for."""
     return _convolve(
-        x, weights, False, bias, in_scale, out_scale, noise, spec, spec.transposed, spec.output_size(x.shape[2:]),
-        settings, save_z,
+        x, weights, False, bias, in_scale, out_scale, noise, geometry, geometry.transposed,
+        geometry.output_size(x.shape[2:]), settings, save_z,
     )  # fmt: skip
 
 
 def input_grad(
-    g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, spec: ConvGeometry, size: Sequence[int]
+    g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, geometry: Geometry, size: Sequence[int]
 ) -> Tensor:
     """in_scale * A^T g, (N, Cin, *size), for g in branch order: the same kernels with the adjoint."""
-    return _convolve(g, weights, True, None, None, in_scale, None, spec, not spec.transposed, size, Epilogue(), False)[
-        0
-    ]
+    return _convolve(
+        g, weights, True, None, None, in_scale, None, geometry, not geometry.transposed, size, Epilogue(), False
+    )[0]
 
 
 # -------------------------------------------------------------------------------------------------- weight gradient
 
 
-def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, spec: ConvGeometry) -> list[Tensor]:
+def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, geometry: Geometry) -> list[Tensor]:
     """Gradients of the weights, float32, one per branch that has one, for g in branch order."""
-    count = len(spec.branches)
-    rows = (x if spec.transposed else g).shape[1] // count
-    columns = (g if spec.transposed else x).shape[1] // count
-    extents = (columns, rows) if spec.transposed else (rows, columns)
-    with_weights = [n for n, kernel in enumerate(spec.branches) if kernel not in (IDENTITY, ABSENT)]
+    count = len(geometry.branches)
+    rows = (x if geometry.transposed else g).shape[1] // count
+    columns = (g if geometry.transposed else x).shape[1] // count
+    extents = (columns, rows) if geometry.transposed else (rows, columns)
+    with_weights = [n for n, kernel in enumerate(geometry.branches) if kernel not in (IDENTITY, ABSENT)]
     if not x.numel() or not g.numel():
-        return [x.new_zeros((*extents, *spec.branches[n]), dtype=torch.float32) for n in with_weights]
-    out = [x.new_empty((*extents, *spec.branches[n]), dtype=torch.float32) for n in with_weights]
+        return [x.new_zeros((*extents, *geometry.branches[n]), dtype=torch.float32) for n in with_weights]
+    out = [x.new_empty((*extents, *geometry.branches[n]), dtype=torch.float32) for n in with_weights]
     if in_scale is not None or not Layout.of(x).in_chunks(x.shape[1] // count):
         x = _pack_input(x, in_scale, count)
     if not Layout.of(g).in_chunks(g.shape[1] // count):
         g = _pack_input(g, None, count)
-    low, high = (x, g) if spec.transposed else (g, x)
+    low, high = (x, g) if geometry.transposed else (g, x)
     check_size(low.shape[2:])
     for start in range(0, len(with_weights), sm80.BRANCHES):
         group = slice(start, start + sm80.BRANCHES)
-        _weight_grad(low, high, tuple(with_weights[group]), spec, rows, columns, out[group])
+        _weight_grad(low, high, tuple(with_weights[group]), geometry, rows, columns, out[group])
     return out
 
 
@@ -245,7 +251,7 @@ def _weight_grad(
     low: Tensor,
     high: Tensor,
     numbers: tuple[int, ...],
-    spec: ConvGeometry,
+    geometry: Geometry,
     rows: int,
     columns: int,
     out: Sequence[Tensor],
@@ -256,13 +262,13 @@ def _weight_grad(
         half = low.shape[0] // 2
         halves = [[torch.empty_like(t) for t in out] for _ in range(2)]
         for sums, at in zip(halves, (slice(0, half), slice(half, None)), strict=True):
-            _weight_grad(low[at], high[at], numbers, spec, rows, columns, sums)
+            _weight_grad(low[at], high[at], numbers, geometry, rows, columns, sums)
         for t, a, b in zip(out, *halves, strict=True):
             torch.add(a, b, out=t)
         return
     kind = arithmetic(low.dtype)
     described = WgradCall(
-        Layout.of(low), Layout.of(high), numbers, spec, rows, columns, sm80.arithmetic_of(low.dtype, kind)
+        Layout.of(low), Layout.of(high), numbers, geometry, rows, columns, sm80.arithmetic_of(low.dtype, kind)
     )
     tensors: Tensors = {"low": low, "high": high, **{f"out{i}": t for i, t in enumerate(out)}}
 

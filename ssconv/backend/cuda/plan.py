@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from ssconv.backend.cuda import structs
-from ssconv.backend.cuda.structs import Companion, Divider, Geometry, Grid, Volume
+from ssconv.backend.cuda.structs import Companion, Divider, Grid, Volume
 from ssconv.backend.gpu import FUSED, power_of_two
-from ssconv.spec import Geometry as ConvGeometry
-from ssconv.spec import Triple
+from ssconv.spec import Geometry, Triple
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 THREADS = 128  # of every block
@@ -152,8 +151,8 @@ def dividers(extents: Sequence[int]) -> dict[str, Divider]:
     return dict(zip("dhw", map(Divider.by, extents), strict=True))
 
 
-def geometry_of(spec: ConvGeometry, adjoint: bool) -> Geometry:
-    return Geometry(spec.first_centre(), spec.stride, adjoint)
+def geometry_of(geometry: Geometry, adjoint: bool) -> structs.Geometry:
+    return structs.Geometry(geometry.first_centre(), geometry.stride, adjoint)
 
 
 def epilogue_of(noise: Noise | None, clamped: bool) -> structs.Epilogue:

@@ -31,8 +31,7 @@ from ssconv.backend.cuda.plan import (
 from ssconv.backend.cuda.structs import BRANCHES, Branch, Divider, WgradBranch
 from ssconv.backend.cuda.table import Config, Key
 from ssconv.backend.gpu import FUSED, choose_box, count_boxes
-from ssconv.spec import ABSENT, IDENTITY, Triple
-from ssconv.spec import Geometry as ConvGeometry
+from ssconv.spec import ABSENT, IDENTITY, Geometry, Triple
 
 ARITHMETIC = {"bf16": 0, "f16": 1, "tf32": 2, "ieee": 3}
 TILE_M = 128  # voxels of a convolution's block; columns of a weight gradient's tile
@@ -60,7 +59,7 @@ class ConvCall(NamedTuple):
     weight_strides: tuple[tuple[int, ...], ...]
     swap: bool
     noise: Noise | None
-    spec: ConvGeometry
+    geometry: Geometry
     adjoint: bool
     size: tuple[int, ...]
     out_channels: int
@@ -81,10 +80,10 @@ def has_weights(kernel: Triple) -> bool:
     return kernel not in (IDENTITY, ABSENT)
 
 
-def parities(spec: ConvGeometry, adjoint: bool) -> list[Triple]:
+def parities(geometry: Geometry, adjoint: bool) -> list[Triple]:
     """The parities of outputs that different taps reach, in the order in which weights are packed: the adjoint of a
     stride has 2, 4 or 8, everything else one."""
-    return list(itertools.product(*(range(s if adjoint else 1) for s in spec.stride)))  # type: ignore[arg-type]
+    return list(itertools.product(*(range(s if adjoint else 1) for s in geometry.stride)))  # type: ignore[arg-type]
 
 
 def taps(extent: int, parity: int, begin: int, stride: int, adjoint: bool) -> range:
@@ -98,17 +97,17 @@ def taps(extent: int, parity: int, begin: int, stride: int, adjoint: bool) -> ra
     return range(last - (extent - tap + stride - 1) // stride + 1, last + 1)
 
 
-def tap_count(kernel: Triple, parity: Triple, spec: ConvGeometry, adjoint: bool) -> int:
+def tap_count(kernel: Triple, parity: Triple, geometry: Geometry, adjoint: bool) -> int:
     """Taps that reach outputs of a parity, over all dimensions."""
     count = 1
     for d in range(3):
-        count *= len(taps(kernel[d], parity[d], spec.first_centre()[d], spec.stride[d], adjoint))
+        count *= len(taps(kernel[d], parity[d], geometry.first_centre()[d], geometry.stride[d], adjoint))
     return count
 
 
-def parity_size(spec: ConvGeometry, adjoint: bool, size: Sequence[int]) -> Triple:
+def parity_size(geometry: Geometry, adjoint: bool, size: Sequence[int]) -> Triple:
     """Outputs of a parity along D, H and W, all of them having extents `size`; some parities' last may lie outside."""
-    d, h, w = (ceil_div(n, s) if adjoint else n for n, s in zip(size, spec.stride, strict=True))
+    d, h, w = (ceil_div(n, s) if adjoint else n for n, s in zip(size, geometry.stride, strict=True))
     return d, h, w
 
 
@@ -124,7 +123,7 @@ def pack_weights(
     swizzled: int,
 ) -> Launch:
     """Packs the weights of some branches, `chunks` of 16 bytes in all."""
-    with_weights = [n for n, kernel in enumerate(call.spec.branches) if has_weights(kernel)]
+    with_weights = [n for n, kernel in enumerate(call.geometry.branches) if has_weights(kernel)]
     strides = dict(zip(with_weights, call.weight_strides, strict=True))
     params = structs.PackWeightsParams(
         grid=grid(min(256, ceil_div(chunks, THREADS)), len(branches), parity_count),
@@ -135,7 +134,7 @@ def pack_weights(
         tile_n=tile_n,
         lane_columns=lane_columns,
         swizzled=swizzled,
-        geometry=geometry_of(call.spec, call.adjoint),
+        geometry=geometry_of(call.geometry, call.adjoint),
         branch=tuple(branches),
     )
     reads = {}
@@ -149,10 +148,10 @@ def pack_weights(
 
 @functools.lru_cache(KEPT)
 def conv_key(
-    x: Layout, scaled: bool, out_channels: int, spec: ConvGeometry, groups: int, architecture: int, arithmetic: str
+    x: Layout, scaled: bool, out_channels: int, geometry: Geometry, groups: int, architecture: int, arithmetic: str
 ) -> tuple[Key, bool]:
     """The class of a convolution of sm_80, and whether its input has to be packed before."""
-    count = len(spec.branches)
+    count = len(geometry.branches)
     channels = x.shape[1] // count
     in_chunks = not scaled and x.in_chunks(channels)
     elementwise = not in_chunks and channels <= MAX_ELEMENTWISE
@@ -164,7 +163,7 @@ def conv_key(
 @functools.lru_cache(KEPT)
 def conv_sm80(call: ConvCall, key: Key, config: Config) -> ConvPlan:
     """What a convolution launches on sm_80 and later."""
-    plans = [_conv_sm80_group(call, key, config, group) for group in _groups(call.spec.branches)]
+    plans = [_conv_sm80_group(call, key, config, group) for group in _groups(call.geometry.branches)]
     return ConvPlan(tuple(p[:2] for p in plans), tuple(p[2] for p in plans))
 
 
@@ -179,12 +178,12 @@ def _conv_sm80_group(
     call: ConvCall, key: Key, config: Config, group: Sequence[tuple[int, Triple]]
 ) -> tuple[Launch | None, Launch, int]:
     """Launches for some branches, and the elements of their packed weights."""
-    x, spec, adjoint = call.x, call.spec, call.adjoint
-    count = len(spec.branches)
+    x, geometry, adjoint = call.x, call.geometry, call.adjoint
+    count = len(geometry.branches)
     padded = x.shape[1] // count
     fused, tile_n = key.branches, config.width // key.branches
-    every_parity = parities(spec, adjoint)
-    outputs = parity_size(spec, adjoint, call.size)
+    every_parity = parities(geometry, adjoint)
+    outputs = parity_size(geometry, adjoint, call.size)
     box = choose_box(TILE_M, outputs)
     n_tiles = ceil_div(call.out_channels, tile_n)
     branches, chunks = [], 0
@@ -193,7 +192,7 @@ def _conv_sm80_group(
         for parity in every_parity:
             starts.append(chunks)
             if has_weights(kernel):
-                bytes_of_k = tap_count(kernel, parity, spec, adjoint) * padded * x.dtype.itemsize
+                bytes_of_k = tap_count(kernel, parity, geometry, adjoint) * padded * x.dtype.itemsize
                 chunks += n_tiles * ceil_div(bytes_of_k, ROW_BYTES) * tile_n * (ROW_BYTES // 16)
         branches.append(Branch(kernel, number, tuple(starts)))
     params = structs.ConvSm80Params(
@@ -214,7 +213,7 @@ def _conv_sm80_group(
         out_channels=call.out_channels,
         branches=count,
         shuffle=call.groups > 1,
-        geometry=geometry_of(spec, adjoint),
+        geometry=geometry_of(geometry, adjoint),
         epilogue=epilogue_of(call.noise, call.clamped),
         box_bits=tuple(b.bit_length() - 1 for b in box),
         m_tiles=tuple(Divider.by(ceil_div(n, b)) for n, b in zip(outputs, box[1:], strict=True)),
@@ -251,7 +250,7 @@ class WgradCall(NamedTuple):
     low: Layout
     high: Layout
     numbers: tuple[int, ...]
-    spec: ConvGeometry
+    geometry: Geometry
     rows: int
     columns: int
     arithmetic: int
@@ -269,7 +268,7 @@ def wgrad_branches(call: WgradCall, columns_per_tap: int, multiple: int = 1) -> 
     """The branches with their tiles of 128 columns, each with a multiple of tiles; and the number of all tiles."""
     branches, tiles = [], 0
     for number in call.numbers:
-        kernel = call.spec.branches[number]
+        kernel = call.geometry.branches[number]
         branches.append(WgradBranch(kernel, number, tiles))
         columns = kernel[0] * kernel[1] * kernel[2] * columns_per_tap
         tiles += ceil_div(columns, TILE_M * multiple) * multiple
@@ -291,7 +290,7 @@ def wgrad_reduce(
         columns=call.columns,
         chunk=chunk,
         chunks=chunks,
-        transposed=call.spec.transposed,
+        transposed=call.geometry.transposed,
         branches=len(branches),
         taps=tuple(b.extent[0] * b.extent[1] * b.extent[2] for b in branches),
         first_tile=(*(b.first_tile for b in branches), tiles),
@@ -311,7 +310,7 @@ def wgrad_key(rows: int, architecture: int, arithmetic: str) -> Key:
 def wgrad_sm80(call: WgradCall, config: Config) -> WgradPlan:
     """What a weight gradient launches on sm_80 and later."""
     low, high = call.low, call.high
-    count = len(call.spec.branches)
+    count = len(call.geometry.branches)
     low_channels, high_channels = low.shape[1] // count, high.shape[1] // count
     voxels = low.shape[0] * low.voxels
     m_tiles = ceil_div(call.rows, config.width)
@@ -328,7 +327,7 @@ def wgrad_sm80(call: WgradCall, config: Config) -> WgradPlan:
         high=high.volume(),
         low_channels=low_channels,
         high_channels=high_channels,
-        geometry=geometry_of(call.spec, False),
+        geometry=geometry_of(call.geometry, False),
         m_tiles=m_tiles,
         voxels=voxels,
         steps=steps,

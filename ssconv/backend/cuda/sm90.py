@@ -46,8 +46,7 @@ from ssconv.backend.cuda.sm80 import (
 )
 from ssconv.backend.cuda.structs import Branch, Divider
 from ssconv.backend.gpu import FUSED
-from ssconv.spec import Geometry as ConvGeometry
-from ssconv.spec import Triple
+from ssconv.spec import Geometry, Triple
 
 SWITCH = "SSCONV_HOPPER"
 CLUSTER_SWITCH = "SSCONV_CLUSTER"
@@ -90,15 +89,17 @@ def unreadable(x: Layout, channels: int) -> str | None:
 
 
 def _unreachable(
-    x: Layout, branches: Sequence[Triple], spec: ConvGeometry, adjoint: bool, outputs: tuple[int, ...]
+    x: Layout, branches: Sequence[Triple], geometry: Geometry, adjoint: bool, outputs: tuple[int, ...]
 ) -> str | None:
     """Why no im2col box covers the inputs of `outputs` (of a parity, along D, H, W), or None. One map serves all
     parities."""
     for kernel in branches:
         for d in range(3):
-            step = 1 if adjoint else spec.stride[d]
-            along = range(spec.stride[d] if adjoint else 1)
-            read = [taps(kernel[d], parity, spec.first_centre()[d], spec.stride[d], adjoint) for parity in along]
+            step = 1 if adjoint else geometry.stride[d]
+            along = range(geometry.stride[d] if adjoint else 1)
+            read = [
+                taps(kernel[d], parity, geometry.first_centre()[d], geometry.stride[d], adjoint) for parity in along
+            ]
             lower, last = min(r[0] for r in read if r), max(r[-1] for r in read if r)
             upper = lower + (outputs[d] - 1) * step - (x.shape[2 + d] - 1)
             if last - lower > MAX_OFFSET:
@@ -112,24 +113,26 @@ def _unreachable(
 
 @functools.lru_cache(KEPT)
 def conv_unsupported(
-    x: Layout, spec: ConvGeometry, adjoint: bool, size: tuple[int, ...], out_channels: int, groups: int
+    x: Layout, geometry: Geometry, adjoint: bool, size: tuple[int, ...], out_channels: int, groups: int
 ) -> str | None:
     """Why conv_sm90 cannot compute a call, or None. x: as convolutions read it."""
-    count = len(spec.branches)
+    count = len(geometry.branches)
     channels = x.shape[1] // count
-    if not all(map(has_weights, spec.branches)):
+    if not all(map(has_weights, geometry.branches)):
         return "a branch without weights"
     if count > BRANCHES or (groups > 1 and count not in FUSED):
         return f"{count} branches"
     if channels < MIN_CHANNELS or out_channels < MIN_CHANNELS:
         return f"{channels} channels to {out_channels} of a branch, fewer than {MIN_CHANNELS}"
-    return unreadable(x, channels) or _unreachable(x, spec.branches, spec, adjoint, parity_size(spec, adjoint, size))
+    return unreadable(x, channels) or _unreachable(
+        x, geometry.branches, geometry, adjoint, parity_size(geometry, adjoint, size)
+    )
 
 
 @functools.lru_cache(KEPT)
-def wgrad_unsupported(low: Layout, high: Layout, numbers: tuple[int, ...], spec: ConvGeometry) -> str | None:
+def wgrad_unsupported(low: Layout, high: Layout, numbers: tuple[int, ...], geometry: Geometry) -> str | None:
     """Why wgrad_sm90 cannot compute the weight gradients of the branches `numbers`, or None."""
-    count = len(spec.branches)
+    count = len(geometry.branches)
     channels = low.shape[1] // count, high.shape[1] // count
     if len(numbers) > BRANCHES:
         return f"{len(numbers)} branches"
@@ -138,8 +141,8 @@ def wgrad_unsupported(low: Layout, high: Layout, numbers: tuple[int, ...], spec:
     return (
         unreadable(low, channels[0])
         or unreadable(high, channels[1])
-        or _unreachable(low, [], spec, False, low.shape[2:])
-        or _unreachable(high, [spec.branches[n] for n in numbers], spec, False, low.shape[2:])
+        or _unreachable(low, [], geometry, False, low.shape[2:])
+        or _unreachable(high, [geometry.branches[n] for n in numbers], geometry, False, low.shape[2:])
     )
 
 
@@ -177,15 +180,15 @@ def cluster_blocks(m_tiles: int, times: int, columns: int, multiprocessors: int)
 @functools.lru_cache(KEPT)
 def conv_sm90(call: ConvCall, multiprocessors: int, cluster: int = 0) -> ConvPlan:
     """What a convolution launches that `conv_unsupported` lets through. cluster: its blocks; 0 for `cluster_blocks`."""
-    x, spec, adjoint = call.x, call.spec, call.adjoint
-    count = len(spec.branches)
+    x, geometry, adjoint = call.x, call.geometry, call.adjoint
+    count = len(geometry.branches)
     fused = count if call.groups > 1 else 1
     columns = tile_n(call.out_channels, fused)
     channels = x.shape[1] // count
     box = box_channels(channels)
     padded = ceil_div(channels, box) * box
-    every_parity = parities(spec, adjoint)
-    of_parity = parity_size(spec, adjoint, call.size)
+    every_parity = parities(geometry, adjoint)
+    of_parity = parity_size(geometry, adjoint, call.size)
     outputs = x.shape[0] * of_parity[0] * of_parity[1] * of_parity[2]
     n_tiles, m_tiles = ceil_div(call.out_channels, columns), ceil_div(outputs, TILE_M)
     times = n_tiles * count // fused  # that each tile of outputs is computed, for other columns and branches
@@ -194,11 +197,11 @@ def conv_sm90(call: ConvCall, multiprocessors: int, cluster: int = 0) -> ConvPla
     slots = times * tiles
     work = slots * len(every_parity)
     branches, chunks = [], 0
-    for number, kernel in enumerate(spec.branches):
+    for number, kernel in enumerate(geometry.branches):
         starts = []
         for parity in every_parity:
             starts.append(chunks)
-            steps = ceil_div(tap_count(kernel, parity, spec, adjoint) * padded, TILE_K)
+            steps = ceil_div(tap_count(kernel, parity, geometry, adjoint) * padded, TILE_K)
             chunks += n_tiles * steps * columns * TILE_K // x.per_chunk
         branches.append(Branch(kernel, number, tuple(starts)))
     params = structs.ConvSm90Call(
@@ -214,7 +217,7 @@ def conv_sm90(call: ConvCall, multiprocessors: int, cluster: int = 0) -> ConvPla
         padded_channels=padded,
         out_channels=call.out_channels,
         branches=count,
-        geometry=geometry_of(spec, adjoint),
+        geometry=geometry_of(geometry, adjoint),
         epilogue=epilogue_of(call.noise, call.clamped),
         outputs=outputs,
         slots=slots,
@@ -245,7 +248,7 @@ def wgrad_sm90(call: WgradCall, multiprocessors: int) -> WgradPlan:
     """What a weight gradient launches that `wgrad_unsupported` lets through. There are as many splits as give every
     multiprocessor a block."""
     low, high = call.low, call.high
-    count = len(call.spec.branches)
+    count = len(call.geometry.branches)
     low_channels, high_channels = low.shape[1] // count, high.shape[1] // count
     low_box, high_box = box_channels(low_channels), box_channels(high_channels)
     boxes = ceil_div(high_channels, high_box)
@@ -263,7 +266,7 @@ def wgrad_sm90(call: WgradCall, multiprocessors: int) -> WgradPlan:
         tile_m=tile_m,
         low=low.volume(),
         high=high.volume(),
-        geometry=geometry_of(call.spec, False),
+        geometry=geometry_of(call.geometry, False),
         low_channels=low_channels,
         high_channels=high_channels,
         low_box=low_box,

@@ -29,8 +29,7 @@ from ssconv.backend.cuda.plan import (
 from ssconv.backend.cuda.sm80 import ConvCall, ConvPlan, has_weights, pack_weights
 from ssconv.backend.cuda.structs import Branch, Divider
 from ssconv.backend.gpu import FUSED
-from ssconv.spec import Geometry as ConvGeometry
-from ssconv.spec import Triple
+from ssconv.spec import Geometry, Triple
 
 SWITCH = "SSCONV_HALO"
 LAYOUTS = ("plain", "swizzled")
@@ -145,22 +144,24 @@ def tiling(*call: Any) -> Tiling | None:
 
 def _tiling_of(
     x: Layout,
-    spec: ConvGeometry,
+    geometry: Geometry,
     size: tuple[int, ...],
     out_channels: int,
     groups: int,
     swizzled: bool,
     multiprocessors: int,
 ) -> Tiling | None:
-    count = len(spec.branches)
+    count = len(geometry.branches)
     fused = count if groups > 1 else 1
-    return tiling(spec.branches, x.shape[1] // count, out_channels, fused, x.shape[0], size, swizzled, multiprocessors)
+    return tiling(
+        geometry.branches, x.shape[1] // count, out_channels, fused, x.shape[0], size, swizzled, multiprocessors
+    )
 
 
 @functools.lru_cache(KEPT)
 def unsupported(
     x: Layout,
-    spec: ConvGeometry,
+    geometry: Geometry,
     adjoint: bool,
     size: tuple[int, ...],
     out_channels: int,
@@ -169,28 +170,28 @@ def unsupported(
     multiprocessors: int,
 ) -> str | None:
     """Why this kernel does not compute a call, or None. x: as convolutions read it."""
-    count = len(spec.branches)
+    count = len(geometry.branches)
     channels = x.shape[1] // count
-    if spec.stride != (1, 1, 1):
+    if geometry.stride != (1, 1, 1):
         return "a stride"
-    if not all(map(has_weights, spec.branches)):
+    if not all(map(has_weights, geometry.branches)):
         return "a branch without weights"
     if count > sm90.BRANCHES or (groups > 1 and count not in FUSED):
         return f"{count} branches"
     if channels < MIN_CHANNELS or out_channels < MIN_CHANNELS:
         return f"{channels} channels to {out_channels} of a branch, fewer than {MIN_CHANNELS}"
-    if any(d * h * w > MAX_TAPS for d, h, w in spec.branches):
+    if any(d * h * w > MAX_TAPS for d, h, w in geometry.branches):
         return f"a kernel of more than {MAX_TAPS} taps"
     if reason := sm90.unreadable(x, channels):
         return reason
-    found = _tiling_of(x, spec, size, out_channels, groups, swizzled, multiprocessors)
+    found = _tiling_of(x, geometry, size, out_channels, groups, swizzled, multiprocessors)
     if found is None:
         return "no tile whose input fits into shared memory"
-    if sm90.conv_unsupported(x, spec, adjoint, size, out_channels, groups) is not None:
+    if sm90.conv_unsupported(x, geometry, adjoint, size, out_channels, groups) is not None:
         return None
     outputs = x.shape[0] * size[0] * size[1] * size[2]
     other = clocks.im2col(
-        spec.branches, channels, out_channels, outputs, count if groups > 1 else 1, multiprocessors
+        geometry.branches, channels, out_channels, outputs, count if groups > 1 else 1, multiprocessors
     )  # fmt: skip
     if not faster(found.clocks, other):
         return f"{found.clocks:.0f} clocks expected, and {other:.0f} by im2col copies"
@@ -205,19 +206,19 @@ def faster(halo: float, im2col: float) -> bool:
 @functools.lru_cache(KEPT)
 def conv_sm90_halo(call: ConvCall, swizzled: bool, multiprocessors: int) -> ConvPlan:
     """What a convolution launches that `unsupported` lets through."""
-    x, spec = call.x, call.spec
-    count = len(spec.branches)
+    x, geometry = call.x, call.geometry
+    count = len(geometry.branches)
     fused = count if call.groups > 1 else 1
     columns = tile_n(call.out_channels, fused)
     channels = x.shape[1] // count
-    found = _tiling_of(x, spec, call.size, call.out_channels, call.groups, swizzled, multiprocessors)
+    found = _tiling_of(x, geometry, call.size, call.out_channels, call.groups, swizzled, multiprocessors)
     assert found is not None, "unsupported"
     chunks_of_k, n_tiles = ceil_div(channels, found.chunk), ceil_div(call.out_channels, columns)
     along = _tiles(call.size, found.tile)
     tiles = x.shape[0] * along[0] * along[1] * along[2]
     work = n_tiles * tiles * count // fused
     branches, chunks = [], 0
-    for number, kernel in enumerate(spec.branches):
+    for number, kernel in enumerate(geometry.branches):
         branches.append(Branch(kernel, number, (chunks,)))
         steps = ceil_div(kernel[0] * kernel[1] * kernel[2] * found.chunk, sm90.TILE_K)
         chunks += n_tiles * chunks_of_k * steps * columns * sm90.TILE_K // x.per_chunk
@@ -233,7 +234,7 @@ def conv_sm90_halo(call: ConvCall, swizzled: bool, multiprocessors: int) -> Conv
         swizzled=swizzled,
         out_channels=call.out_channels,
         branches=count,
-        geometry=geometry_of(spec, call.adjoint),
+        geometry=geometry_of(geometry, call.adjoint),
         epilogue=epilogue_of(call.noise, call.clamped),
         tile=found.tile,
         work=work,
