@@ -169,7 +169,7 @@ def test_every_class_of_a_seed(conditional, tmp_path, capsys):
     source = load_generator(conditional / "run")
     G, info = source.G, source.info
     with torch.no_grad():
-        expected = G(generate.latents([1], 6), Condition(torch.tensor([2])), noise="const")[0, 0].numpy()
+        expected = G(latents([1], 6), Condition(torch.tensor([2])), noise="const")[0, 0].numpy()
     values = np.asarray(to_nifti(expected, info).dataobj)
     found = volumes(tmp_path)
     np.testing.assert_allclose(found["class2-seed0001"], values, atol=1e-3 * np.ptp(values))

@@ -22,7 +22,7 @@ from benchmarks.operator.cases import KERNELS
 from ssconv.backend.cuda import launch as cuda_backend
 from ssconv.backend.cuda import sm80, sm90
 from ssconv.backend.cuda.plan import Launch, Layout
-from ssconv.spec import Geometry
+from ssconv.spec import Geometry, window_of
 from tests.support.gpu_checks import check_against_float64
 from tests.support.kernel_checks import ACS4
 from tests.support.sm90_checks import MODULES, on_sm90
@@ -72,7 +72,7 @@ class Adjoint:
     def expected(self, g: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """By torch's autograd through torch's convolution."""
         x = torch.zeros(self.batch, self.cin * len(weights), *self.size, dtype=torch.float64, requires_grad=True)
-        window = self.geometry.window
+        window = window_of(self.geometry.branches)
         padding = [(k - 1) // 2 if self.padding == "same" else 0 for k in window]
         parts = [
             functional.conv3d(part, widened(w, window), stride=self.stride, padding=padding)

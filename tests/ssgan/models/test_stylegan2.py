@@ -87,9 +87,9 @@ def test_grey_networks_are_means_and_repeats(published):
     assert grey.network.image_channels == 1 and grey.network.arch == "dense"
     if maker.clamp is None:
         expected = cases.images(maker, data["G_ema"], z.double(), onehot).mean(1, keepdim=True)
-        close(grey.build("G_ema")(z, c, noise="const")[:, :, 0], expected)
+        close(grey.build("G_ema")(z, Condition(c), noise="const")[:, :, 0], expected)
     repeated = x[:, :1].double().expand(-1, maker.channels, -1, -1)
-    close(grey.build("D")(x[:, :1, None], c), cases.logits(maker, data["D"], repeated, onehot))
+    close(grey.build("D")(x[:, :1, None], Condition(c)), cases.logits(maker, data["D"], repeated, onehot))
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 5])
