@@ -132,7 +132,7 @@ def check(case: Adjoint, name: str) -> None:
         found = cuda_backend.input_grad(native(g), small, None, case.geometry, case.size)
     assert len(used) == 1, f"{name}: sm_80's kernel ran"
     assert torch.equal(found.double(), expected), f"{name}: the input gradient is wrong"
-    transposed = dataclasses.replace(case.geometry, transposed=True)
+    transposed = case.geometry._replace(transposed=True)
     if transposed.output_size(g.shape[2:]) != case.size:
         return
     with on_sm90() as used:
