@@ -459,16 +459,8 @@ CONV_CASES: dict[str, ConvCase] = {
         ((1, 3, 1), None), 1, 1, 2, (1, 3, 2), in_scale=True, epilogue=replace(_FULL, clamp=None), seed=23
     ),
     "tiny-constant-scales": ConvCase(
-        ((1, 1, 3), (1, 1, 1)),
-        1,
-        2,
-        2,
-        (1, 1, 4),
-        (1, 1, 2),
-        in_scale=True,
-        epilogue=_FULL,
-        frozen=("in_scale", "out_scale"),
-        seed=24,
+        ((1, 1, 3), (1, 1, 1)), 1, 2, 2, (1, 1, 4), (1, 1, 2), in_scale=True, epilogue=_FULL,
+        frozen=("in_scale", "out_scale"), seed=24,
     ),
     "extents-5-and-1": ConvCase(((5, 1, 3), (1, 5, 1)), size=(4, 6, 3), stride=(2, 1, 2), seed=14),
     "identity": ConvCase(((3, 3, 3), None), 2, 2, in_scale=True, epilogue=_FULL, seed=15),
@@ -477,7 +469,7 @@ CONV_CASES: dict[str, ConvCase] = {
     "shared-noise-negative-gain": ConvCase(epilogue=Epilogue(True, False, "shared", "lrelu", 0.2, -0.7, 0.7), seed=18),
     "linear-clamp": ConvCase(epilogue=Epilogue(out_scale=True, gain=3.0, clamp=0.7), seed=19),
     "relu-shared-noise-scale": ConvCase(epilogue=Epilogue(True, True, "shared", "lrelu", 0.0, 3.0, None), seed=20),
-}
+}  # fmt: skip
 UPFIRDN_CASES: dict[str, UpfirdnCase] = {
     "smooth": UpfirdnCase(4, padding=(2, 1, 2, 1, 2, 1), seed=1),
     "up-2": UpfirdnCase(4, up=(2, 2, 2), padding=(2, 1, 2, 1, 2, 1), epilogue=Epilogue(gain=8.0), seed=2),
@@ -494,10 +486,7 @@ UPFIRDN_CASES: dict[str, UpfirdnCase] = {
     "up-3-down-2": UpfirdnCase((5, 6, 2), up=(3, 2, 1), down=(2, 3, 2), padding=3, epilogue=_FULL, seed=8),
     "epilogue-only": UpfirdnCase((None, None, None), padding=0, epilogue=_FULL, seed=9),
     "linear-shared-noise": UpfirdnCase(
-        (3, 3, 3),
-        padding=1,
-        epilogue=Epilogue(True, True, "shared", "linear", 0.2, -0.7, 0.7),
-        layout="sliced",
+        (3, 3, 3), padding=1, epilogue=Epilogue(True, True, "shared", "linear", 0.2, -0.7, 0.7), layout="sliced",
         seed=10,
     ),
-}
+}  # fmt: skip

@@ -4,11 +4,7 @@ import dataclasses
 import errno
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +21,6 @@ from ssgan.runs import checkpoint
 from ssgan.runs.config import RunError
 from ssgan.runs.folder import LOCK_NAME, RunLock, check_folder
 from ssgan.runs.log import JsonLog
-from ssgan.runs.progress import Progress
 from ssgan.training import loop, run
 from ssgan.training.optimiser import NonFiniteError
 from ssgan.training.real_images import RealImages
@@ -473,108 +468,3 @@ def test_inflation_starts_3d_from_the_2d_weights(data, finished):
         assert copied and all(torch.equal(before[n], after[n]) for n in copied)
     assert float(deep.pl_mean) == float(flat.pl_mean) > 0
     assert deep.images == 0 and deep.images_before == 40
-
-
-COMMAND = ["--preset", "demo", "--no-progress", "--threads", "1", "--device", "cpu", "--snapshot-kimg", "0.016"]
-COMMAND += ["--kimg-2d", "0.048", "--batch-2d", "8", "--kimg-3d", "0.032", "--batch-3d", "4"]
-
-
-def command(data_path, out):
-    arguments = ["--data", str(data_path), "--out", str(out), *COMMAND]
-    return [sys.executable, "-m", "ssgan.train", *arguments]
-
-
-def environment():
-    root = str(Path(loop.__file__).parents[2])
-    return os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-
-
-def kill_and_resume(tmp_path, moments):
-    """Kills the command where each function of `moments` says so (it sees the run's folder), then lets it finish."""
-    data_path = tmp_path / "data"
-    write_phantom_dataset(data_path, count=5, shape=(4, 8, 6), seed=1)
-    out = tmp_path / "run"
-    for moment in moments:
-        process = subprocess.Popen(command(data_path, out), env=environment(), stdout=subprocess.DEVNULL)
-        while process.poll() is None and not moment(out):
-            time.sleep(0.002)
-        process.kill()
-        process.wait()
-    done = subprocess.run(command(data_path, out), env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    straight = tmp_path / "straight"
-    assert train_command.main(command(data_path, straight)[3:]) == 0
-    assert_same_run(out, straight)
-    assert losses_of(out) == losses_of(straight)
-    assert not [p for p in out.rglob(".*") if ".tmp" in p.name]
-    return done
-
-
-def test_kill_9_then_the_same_command(tmp_path):
-    def after_the_second_row(out):
-        log = out / "log.jsonl"
-        return log.exists() and log.read_text().count("\n") >= 4
-
-    done = kill_and_resume(tmp_path, [after_the_second_row])
-    assert "resuming" in done.stdout and "sliced Wasserstein distance to the data: start" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_kill_9_at_many_random_moments(tmp_path, seed):
-    draw = random.Random(seed)
-
-    def moment():
-        rows_seen, delay = draw.randrange(0, 8), draw.uniform(0, 0.5)
-        begun = []
-
-        def reached(out):
-            log = out / "log.jsonl"
-            if log.exists() and log.read_text(errors="replace").count("\n") >= rows_seen:
-                begun.append(time.monotonic())
-            return bool(begun) and time.monotonic() - begun[0] > delay
-
-        return reached
-
-    kill_and_resume(tmp_path, [moment() for _ in range(5)])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        (["--preset", "giant"], "preset: expected one of demo"),
-        (["--init", "x.safetensors"], "--init"),
-        (["--stage", "3d", "--init", "absent.safetensors"], "no such file"),
-        (["--seed", "-1"], "--seed: expected 0"),
-        (["--data", "absent"], "absent"),
-    ],
-    ids=["preset", "init-both", "init-absent", "seed", "data"],
-)
-def test_bad_arguments_are_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments, match):
-    monkeypatch.chdir(tmp_path)
-    assert train_command.main(["--out", "run", *arguments]) == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("ssgan train: error: ") and match in error and "\n" not in error
-    assert not (tmp_path / "run" / "config.json").exists()
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--kimg-2d", "0"], ["--batch-3d", "1.5"], ["--lr", "nan"], ["--r1-gamma-2d", "-1"]]
-)
-def test_numbers_out_of_range_are_refused(tmp_path, arguments):
-    with pytest.raises(SystemExit) as caught:
-        train_command.main(["--out", str(tmp_path / "run"), *arguments])
-    assert caught.value.code == 2
-
-
-def test_progress_without_a_terminal_is_a_line_now_and_then(capsys):
-    bar = Progress("2d", total=40, done=8, every=1e9)
-    bar.update(16, [("loss_g", 1.25)])
-    assert capsys.readouterr().err == ""
-    bar.update(40, [("loss_g", 1.25)])
-    bar.close()
-    line = capsys.readouterr().err
-    assert line.startswith("stage 2d: 40/40 images (100 %)") and "loss_g 1.25" in line and "\r" not in line
-    silent = Progress("2d", total=40, done=8, enabled=False)
-    silent.update(40, [])
-    assert capsys.readouterr().err == ""
