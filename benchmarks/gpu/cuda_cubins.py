@@ -1,6 +1,6 @@
 """Reads registers, memory and instructions of the CUDA kernels from the compiled module, and checks their budget.
 
-    python -m benchmarks.gpu.cuda_cubins [--architecture 80 86 89 90] [--out benchmarks/results/cuda_cubins.md]
+    python -m benchmarks.gpu.cuda_cubins [--architecture 80 86 89 90] [--out FILE.md]
     python -m benchmarks.gpu.cuda_cubins --update        lowers tests/csrc/cuda_budget.json to the kernels' needs
     python -m benchmarks.gpu.cuda_cubins --accept        raises it too; give the reason in the commit
 

@@ -1,17 +1,15 @@
 """Faults to plant in the CUDA kernels and their plans, each of which the checks on the emulator must notice.
 
-python tests/support/cuda_faults.py benchmarks/results/cuda_faults.md      plants them all, writes what noticed each
+`make faults` plants them all, one at a time (tests/csrc/test_cuda_kernels.py).
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import emulated, forked
+from tests.support import emulated
 from tests.support.forked import ROOT, Done, Server
 
 
@@ -343,32 +341,3 @@ def check(fault: Fault, folder: Path, clean: Path, server: Server) -> Done:
     """Runs the fault's check with the fault planted."""
     module, package = planted(fault, folder, clean)
     return server.run("cuda_checks.py", str(module), fault.check, package=package)
-
-
-def report(path: Path) -> int:
-    """Plants all faults and writes a table; returns how many went unnoticed."""
-    missed = 0
-    rows = ["| fault | in | check | noticed by |", "|---|---|---|---|"]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        clean = build(folder / "clean")
-        with forked.server(folder / "stderr") as server:
-            for number, fault in enumerate(FAULTS):
-                done = check(fault, folder / str(number), clean, server)
-                missed += done.returncode != 3
-                lines = [line for line in done.stderr.splitlines() if "Error: " in line]
-                noticed = "**nothing**"
-                if lines and done.returncode == 3:
-                    noticed = lines[-1].split("Error: ", 1)[1].split("; torch.")[0]
-                rows.append(f"| {fault.what} | {fault.file} | {fault.check} | {noticed[:150].replace('|', ' ')} |")
-                print(f"{number + 1}/{len(FAULTS)}: {fault.what}: {noticed[:80]}", flush=True)
-    found = len(FAULTS) - missed
-    path.write_text(
-        f"Planted in the sources of the CUDA backend, one at a time: {found} of {len(FAULTS)} were noticed. "
-        "`python tests/support/cuda_faults.py FILE` writes this table.\n\n" + "\n".join(rows) + "\n"
-    )
-    return missed
-
-
-if __name__ == "__main__":
-    sys.exit(report(Path(sys.argv[1])))
