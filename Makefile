@@ -24,7 +24,7 @@ setup: $(STAMP) ## create .venv and install the project and its test tools into 
 
 # 3.11 first: the versions of constraints.txt were tried with it. Each candidate is run, since a version manager's
 # launcher can be on the PATH without the interpreter behind it.
-$(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/* csrc/*/*)
+$(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 	@set -e; \
 	if [ ! -x $(BIN)/python ]; then \
 	  chosen=; \
