@@ -6,9 +6,12 @@ convert, from_conv3d                replace the nn.Conv3d layers of a model by i
 inflate_model                       makes a 2D network 3D, its weights spread along depth
 inflate_weight, depth_profile       the same for one weight
 backends                            the backends, which are available, and why others are not
+verify, choices                     on a GPU: checks the kernels; lists what serves each kind of call, and its rivals
 """
 
+from ssconv.backend.choice import choices
 from ssconv.backend.dispatch import backends
+from ssconv.backend.trust import VerifyReport, verify
 from ssconv.convert import ConvertReport, convert, from_conv3d
 from ssconv.functional import replicate_depth, split_shuffle_conv3d, upfirdn3d
 from ssconv.inflate import depth_profile, inflate_weight
@@ -23,7 +26,9 @@ __all__ = [
     "ConvertReport",
     "InflateReport",
     "SplitShuffleConv3d",
+    "VerifyReport",
     "backends",
+    "choices",
     "convert",
     "depth_profile",
     "from_conv3d",
@@ -32,4 +37,5 @@ __all__ = [
     "replicate_depth",
     "split_shuffle_conv3d",
     "upfirdn3d",
+    "verify",
 ]

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Builds, tests and measures ssconv on a GPU, in under nine minutes.
 #
-#     bash benchmarks/gpu/acceptance.sh [build] [tests] [layers] [training] [report]      (default: all parts)
+#     bash benchmarks/gpu/acceptance.sh [build] [verify] [tests] [layers] [training] [report]      (default: all parts)
 #
 # Environment:
 #     OUT       folder of the results (default: benchmarks/results/gpu-<name>-<commit>)
 #     PYTHON    interpreter that has torch (default: python3)
 #     COMMIT    the name of this tree where it has no git
 #     WORKERS   test processes, where pytest-xdist is installed (default: 6)
-#     BUILD_SECONDS, TESTS_SECONDS, LAYERS_SECONDS, TRAINING_SECONDS, REPORT_SECONDS      time limits of the parts
+#     BUILD_SECONDS, VERIFY_SECONDS, TESTS_SECONDS, LAYERS_SECONDS, TRAINING_SECONDS, REPORT_SECONDS      time limits of
+#                                           the parts
 #     SSCONV_CUDA_ARCHS                     architectures of the CUDA kernels (default: this card's)
 #     LAYERS_OPTIONS, TRAINING_OPTIONS      more options, such as "--part 1/3 --dtype fp16", "--presets heart"
 #
@@ -17,17 +18,18 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-PARTS=(build tests layers training report)
+PARTS=(build verify tests layers training report)
 PYTHON=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1
 export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8} # makes cuBLAS deterministic in the tests
 
-limit_of() { # in seconds; 537 in all
+limit_of() { # in seconds; 535 in all
   case $1 in
     build) echo "${BUILD_SECONDS:-75}" ;;
-    tests) echo "${TESTS_SECONDS:-160}" ;;
-    layers) echo "${LAYERS_SECONDS:-170}" ;;
-    training) echo "${TRAINING_SECONDS:-112}" ;;
+    verify) echo "${VERIFY_SECONDS:-60}" ;;
+    tests) echo "${TESTS_SECONDS:-130}" ;;
+    layers) echo "${LAYERS_SECONDS:-150}" ;;
+    training) echo "${TRAINING_SECONDS:-100}" ;;
     report) echo "${REPORT_SECONDS:-20}" ;;
     *) return 1 ;;
   esac
@@ -50,6 +52,10 @@ part_build() {
   [ -n "$how" ] || { echo "build: pip and setup.py both failed" >&2; return 1; }
 }
 
+part_verify() { # every family of kernels against float64; what fails here does not serve in the parts after it
+  "$PYTHON" -m ssconv verify --report "$OUT/verify.json"
+}
+
 part_tests() {
   local package files=() options=()
   for package in pytest hypothesis; do
@@ -68,6 +74,7 @@ part_layers() { # the budgets leave time for the last layer
   read -ra options <<<"${LAYERS_OPTIONS:-}"
   "$PYTHON" -m benchmarks.gpu.layers --out "$OUT/layers.jsonl" --budget "$((LIMIT - 60))" ${options[@]+"${options[@]}"} || status=$?
   "$PYTHON" -m benchmarks.gpu.memory_bound --out "$OUT/memory-bound.jsonl" --budget 6 || status=$?
+  "$PYTHON" -m ssconv choices >"$OUT/choices.txt" || status=$?
   return "$status"
 }
 
@@ -75,7 +82,7 @@ part_training() { # first the presets that have a target
   local options=() status=0 first=$((LIMIT * 2 / 5))
   read -ra options <<<"${TRAINING_OPTIONS:-}"
   "$PYTHON" -m benchmarks.gpu.training --out "$OUT/training.jsonl" --budget "$first" \
-    --presets brain --edges 64 128 --precision bf16 --backends cuda --compared || status=$?
+    --presets brain --edges 64 128 --precision bf16 --backends auto --compared || status=$?
   "$PYTHON" -m benchmarks.gpu.training --out "$OUT/training.jsonl" --budget "$((LIMIT - first - 25))" \
     ${options[@]+"${options[@]}"} || status=$?
   return "$status"

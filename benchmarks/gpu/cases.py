@@ -73,24 +73,31 @@ def serving(device: str) -> list[str]:
 
 
 def gpu_backends() -> list[str]:
-    """Lists the backends made for GPUs. "reference" serves there too, but it defines the operator and is not fast."""
-    return [name for name in serving("cuda") if name != "reference"]
+    """Lists "auto" and the backends made for GPUs. "reference" serves there too, but it defines the operator."""
+    return ["auto", *(name for name in serving("cuda") if name != "reference")]
 
 
 def hopper_state(device: str) -> str:
     """Says whether the cuda backend has its sm_90a kernels there: "available", or why not."""
     if ssconv.backends()["cuda"] != "available":
         return ssconv.backends()["cuda"]
-    from ssconv.backend.cuda import launch  # imports only where it can serve
+    from ssconv.backend.cuda import conv
 
-    reason = launch.sm90_unavailable(torch.device(device))
+    reason = conv.sm90_unavailable(torch.device(device))
     return "available" if reason is None else f"not available: {reason}"
 
 
-# The cuda backend's other kernels for a layer that sm_90a serves, and the variables that choose each.
-SM80 = {"SSCONV_HOPPER": "0"}
-HALO_VARIANTS = {"halo swizzled": {"SSCONV_HALO": "swizzled"}, "im2col": {"SSCONV_HALO": "0"}}
-CLUSTERS = {f"cluster {n}": {"SSCONV_CLUSTER": str(n), "SSCONV_HALO": "0"} for n in (1, 2)}
+# The families of the cuda backend's convolutions by the label of their contender. "sm_80" computes every layer.
+FAMILIES = {
+    "im2col": "sm90_im2col", "cluster": "sm90_cluster", "halo": "sm90_halo", "halo swizzled": "sm90_halo_swizzled",
+    "sm_80": "sm80_conv",
+}  # fmt: skip
+
+
+def family_alone(name: str) -> dict[str, str]:
+    """The environment in which one family serves, and sm_80's what it cannot compute."""
+    others = ["sm80_conv", "sm80_wgrad"] if name == "sm80_conv" else ["sm80_conv", "sm90_wgrad", "sm80_wgrad"]
+    return {"SSCONV_FAMILIES": ",".join(dict.fromkeys([name, *others]))}
 
 
 def gpu_contenders(
@@ -103,8 +110,7 @@ def gpu_contenders(
     """Lists everything that computes the layer: PyTorch's own ways, and ssconv with each of `backends`.
 
     compiled: also the grouped convolution under torch.compile, whose first call takes seconds. Where the cuda backend
-    has its sm_90a kernels, its other kernels are contenders too: those of sm_80, the halo's other layout and im2col
-    (stride 1), and clusters of one and two blocks (split_depth).
+    has its sm_90a kernels, each of its families is a contender too; those with a halo only at stride 1.
     """
     options = {"dtype": dtype, "device": device}
     found = [torch_conv(layer, "dense", layout, **options) for layout in LAYOUTS]
@@ -115,15 +121,11 @@ def gpu_contenders(
         found.append(torch_conv(layer, "grouped", "channels_last", compiled=True, **options))
     found += [split_shuffle(layer, kernels, backend, **options) for backend in backends for kernels in KERNELS]
     if "cuda" in backends and dtype.itemsize == 2 and hopper_state(device) == "available":
-        others = {"sm_80": SM80} | (HALO_VARIANTS if layer.stride == 1 else {})
+        able = {n: f for n, f in FAMILIES.items() if layer.stride == 1 or not n.startswith("halo")}
         found += [
-            split_shuffle(layer, kernels, "cuda", label=label, environment=environment, **options)
-            for label, environment in others.items()
+            split_shuffle(layer, kernels, "cuda", label=label, environment=family_alone(family), **options)
+            for label, family in able.items()
             for kernels in KERNELS
-        ]
-        found += [
-            split_shuffle(layer, "split_depth", "cuda", label=label, environment=environment, **options)
-            for label, environment in CLUSTERS.items()
         ]
     return found
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.report FOLDER
 
-Reads environment.json, tests.xml, layers.jsonl, memory-bound.jsonl and training.jsonl, as far as they are there; writes
-summary.md, layers.png and training.png. Exit code 1 where the folder has none of them.
+Reads environment.json, verify.json, choices.txt, tests.xml, layers.jsonl, memory-bound.jsonl and training.jsonl, as far
+as they are there; writes summary.md, layers.png and training.png. Exit code 1 where the folder has none of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import targets
+from benchmarks.gpu import questions, targets
 from benchmarks.gpu.figures import (
     MEMORY,
     Record,
@@ -197,6 +197,25 @@ def environment_report(about: Record) -> list[str]:
     return [text + ("\n\n" + "\n".join(extra) if extra else "")]
 
 
+def verify_report(folder: Path) -> list[str]:
+    """Writes the table of `python -m ssconv verify`."""
+    path = folder / "verify.json"
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    rows = ["| family | checks | largest error | seconds | verdict |", "|---|---|---|---|---|"]
+    for name, v in content["verdicts"].items():
+        said = f"{v['verdict']}: {v['reason']}" if v["reason"] else v["verdict"]
+        rows.append(_row([name, str(v["checks"]), f"{v['largest_error']:.1e}", f"{v['seconds']:.1f}", said]))
+    return ["## Families of kernels", "\n".join(rows)]
+
+
+def choices_report(folder: Path) -> list[str]:
+    """Writes what `backend="auto"` chose per kind of call."""
+    path = folder / "choices.txt"
+    return ["## What serves", f"```\n{path.read_text().rstrip()}\n```"] if path.exists() else []
+
+
 def targets_report(folder: Path) -> list[str]:
     """Writes the section of the targets, where anything was measured."""
     found = [load(folder / f"{name}.jsonl") for name in ("layers", "training", "memory-bound")]
@@ -274,6 +293,8 @@ def write(folder: Path) -> int:
     for file, report in sources:
         if file not in absent:
             parts += report(folder / file)
+        if file == "environment.json":
+            parts += questions.report(folder) + verify_report(folder) + choices_report(folder)
         if file == "tests.xml":
             parts += targets_report(folder)
     if absent:

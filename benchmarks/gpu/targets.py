@@ -1,7 +1,7 @@
 """What the project wants of its kernels on an H200 (bf16, one run): each target is met, missed, or has no figure.
 
 Layers are those of `benchmarks.gpu.cases`, with and without scales; the rival is the better layout of dense nn.Conv3d;
-ours is the cuda backend as it chooses by itself. `python -m benchmarks.gpu.report FOLDER` puts the table into its
+ours is backend="auto", which chooses by measurement. `python -m benchmarks.gpu.report FOLDER` puts the table into its
 summary.
 """
 
@@ -15,7 +15,7 @@ from benchmarks.gpu.cases import GPU_LAYERS
 from benchmarks.gpu.figures import Record, bandwidth_share, ratios, roofline_share, training_figures, with_memory
 from benchmarks.operator.cases import Layer
 
-OURS = "ssconv cuda"
+OURS = "ssconv auto"
 DTYPE = "bf16"
 COMPILED = "nn.Conv3d channels_last compiled"
 FORWARD, STEP = "forward", "full step"

@@ -308,7 +308,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
     parser.add_argument("--edges", nargs="+", type=int, default=[], help="train on cubes instead of a preset's shape")
     parser.add_argument("--precision", choices=list(DTYPES), default="tf32", help="of products (default: tf32)")
-    parser.add_argument("--backends", nargs="+", choices=list(ssconv.backends()), help="default: those made for GPUs")
+    parser.add_argument(
+        "--backends", nargs="+", choices=["auto", *ssconv.backends()], help="default: auto and those made for GPUs"
+    )
     parser.add_argument("--compared", action="store_true", help="leave out CUDA graphs and dense on ssconv")
     parser.add_argument("--budget", type=float, default=90.0, help="seconds for all of them (default: 90)")
     args = parser.parse_args(argv)

@@ -58,10 +58,10 @@ def _cuda() -> tuple[ModuleType | None, str]:
         return None, "not available: this torch is built without CUDA"
     if torch.cuda.device_count() == 0:  # does not initialise the GPU, which would forbid the process to fork
         return None, "not available: no NVIDIA GPU"
-    module = importlib.import_module("ssconv.backend.cuda.launch")
-    module.call = _COMPILED.cuda_call
-    module.has_sm90a = "90" in (a.removesuffix("+PTX") for a in info["cuda_arch_list"])
-    return module, "available"
+    runner = importlib.import_module("ssconv.backend.cuda.runner")
+    runner.call = _COMPILED.cuda_call
+    runner.has_sm90a = "90" in (a.removesuffix("+PTX") for a in info["cuda_arch_list"])
+    return importlib.import_module("ssconv.backend.cuda.launch"), "available"
 
 
 def _triton() -> tuple[ModuleType | None, str]:
@@ -105,8 +105,17 @@ def _fits(module: ModuleType | None, x: Tensor) -> bool:
     return module is not None and x.device.type in module.DEVICES and x.dtype in module.DTYPES
 
 
+def serves(name: str, device: torch.device) -> bool:
+    """Whether a GPU backend takes tensors on a device."""
+    module = {"triton": _TRITON, "cuda": _CUDA}[name]
+    return module is not None and device.type in module.DEVICES
+
+
 def resolve(name: str, x: Tensor) -> str:
-    """The name of the backend that serves a call on x: `name` itself, or for "auto" the fastest that can.
+    """The name of the backend that serves a call on x: `name` itself, or for "auto" the one of the device.
+
+    On a CPU that is the compiled kernels where they can, else the reference. On a GPU it is "choice", which finds by
+    measurement what serves each call (ssconv.choices() lists it).
 
     Raises:
         ValueError: the name is unknown.
@@ -118,7 +127,7 @@ def resolve(name: str, x: Tensor) -> str:
             return "cpu"
         if x.device.type == "cpu":
             return "reference"
-        return next((b for b, module in (("cuda", _CUDA), ("triton", _TRITON)) if _fits(module, x)), "reference")
+        return "choice" if any(_fits(module, x) for module in (_CUDA, _TRITON)) else "reference"
     if name not in NAMES:
         raise ValueError(f"backend: expected auto or one of {', '.join(NAMES)}; got {name!r}")
     state = _STATES[name]
@@ -140,6 +149,8 @@ def resolve(name: str, x: Tensor) -> str:
 
 def implementation(name: str) -> ModuleType:
     """The module that computes for a resolved backend name."""
+    if name == "choice":
+        return importlib.import_module("ssconv.backend.choice")
     module = {"reference": reference, "cpu": cpu, "triton": _TRITON, "cuda": _CUDA}[name]
     assert module is not None, f"resolve returned {name}, which is not available"
     return module

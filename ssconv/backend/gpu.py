@@ -6,8 +6,7 @@ import contextlib
 import functools
 import itertools
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +23,11 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     if device.type == "cpu" or torch.accelerator.current_device_index() == device.index:
         return contextlib.nullcontext()
     return torch.accelerator.device_index(device.index)
+
+
+def capturing() -> bool:
+    """Whether the current stream is being captured by a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 @functools.cache
@@ -65,9 +69,14 @@ def per_sample(noise: Tensor | None) -> int:
     return 0 if noise is None or noise.shape[0] == 1 else noise.stride(0)
 
 
+def too_large(size: Sequence[int]) -> bool:
+    """Whether an output sample of extents `size` has more voxels than 32 bits can number."""
+    return size[0] * size[1] * size[2] > MAX_VOXELS
+
+
 def check_size(size: Sequence[int]) -> None:
     """Raises ValueError if an output sample of extents `size` has more voxels than 32 bits can number."""
-    if size[0] * size[1] * size[2] > MAX_VOXELS:
+    if too_large(size):
         raise ValueError(
             f"x: the GPU kernels number a sample's voxels with 32 bits; got an output of {tuple(size)} voxels; "
             "cut the volume into parts"
@@ -105,27 +114,3 @@ def choose_box(voxels: int, counts: Triple) -> tuple[int, int, int, int]:
 def count_boxes(counts: Sequence[int], box: Sequence[int]) -> int:
     """Number of boxes that cover `counts`."""
     return math.prod(-(-n // b) for n, b in zip(counts, box, strict=True))
-
-
-def median_seconds(function: Callable[[], None], device: torch.device, repeats: int = 20) -> float:
-    """Median time of a function's kernels in seconds, for a search among configurations.
-
-    Raises:
-        RuntimeError: a CUDA graph is being captured, and nothing can be timed.
-    """
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "SSCONV_AUTOTUNE: a search cannot run while a CUDA graph is captured; make the call once before"
-        )
-    with on(device):
-        for _ in range(3):
-            function()
-        times = []
-        for _ in range(repeats):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            function()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times)

@@ -1,8 +1,7 @@
-"""Tables of kernel configurations by shape class, for any backend: files, choice, search.
+"""Tables of kernel configurations by shape class: files, the nearest class, the other candidates.
 
-A backend commits one table beside its code. With SSCONV_AUTOTUNE=1 every shape class is searched at its first call, on
-that call's own tensors. The fastest configuration is saved to the table of this machine (a file in the user's cache
-folder, or the one that the backend's environment variable names), which from then on comes before the committed one.
+A backend commits one table beside its code. Its configurations are what a family of kernels begins with; `choice`
+measures them and others where it may.
 """
 
 from __future__ import annotations
@@ -39,34 +38,19 @@ def check_value(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 class Table(Generic[Key, Config]):
     """One backend's configurations. Key and Config are frozen dataclasses of numbers and words.
 
-    name: of the file on a machine, and in messages. backend: its name in messages. committed: the table beside the
-    code. variable: the environment variable that names the machine's file. check: raises ValueError for an impossible
-    row. fits: whether the first key's configuration can serve the second. distance: between two keys, the most
-    important difference first. candidates: the configurations that a search tries. too_much: names of the exceptions
-    that say that a GPU has no room for a configuration.
+    backend: its name in messages. committed: the file beside the code. check: raises ValueError for an impossible row.
+    fits: whether the first key's configuration can serve the second. distance: between two keys, the most important
+    difference first. candidates: the configurations that can serve a key.
     """
 
-    name: str
     backend: str
     committed: Path
-    variable: str
     key: type[Key]
     config: type[Config]
     check: Callable[[Key, Config], None]
     fits: Callable[[Key, Key], bool]
     distance: Callable[[Key, Key], tuple[int, ...]]
     candidates: Callable[[Key], Iterator[Config]]
-    too_much: tuple[str, ...] = ()
-    _found: dict[tuple[Path, Key], Config] = dataclasses.field(default_factory=dict)
-    _files: dict[Path, dict[Key, Config]] = dataclasses.field(default_factory=dict)
-
-    # ---------------------------------------------------------------------------------------------------------- files
-
-    def machine_table(self) -> Path:
-        """The file of this machine, which a search writes and which is read before the committed table."""
-        if named := os.environ.get(self.variable):
-            return Path(named)
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssconv" / f"{self.name}.json"
 
     def _row(self, entry: Any) -> tuple[Key, Config]:
         """One entry of a file as key and configuration, checked."""
@@ -115,62 +99,24 @@ class Table(Generic[Key, Config]):
             file.write("[\n" + ",\n".join(lines) + "\n]\n")
         os.replace(file.name, path)
 
-    # --------------------------------------------------------------------------------------------------------- choice
+    @functools.cached_property
+    def _rows(self) -> dict[Key, Config]:
+        return self.read(self.committed)
 
-    def forget(self) -> None:
-        """Reads the files anew at the next call."""
-        self._found.clear()
-        self._files.clear()
-
-    def _file(self, path: Path) -> dict[Key, Config]:
-        """The table of a file, read once; empty if there is no file."""
-        if path not in self._files:
-            self._files[path] = self.read(path) if path.exists() else {}
-        return self._files[path]
-
+    @functools.cache  # noqa: B019 - tables live as long as the process
     def lookup(self, key: Key) -> Config:
-        """The configuration for a shape class: from this machine's table, else the nearest committed one that fits.
+        """The committed configuration of the nearest shape class that fits.
 
         Raises:
-            LookupError: neither table has one.
+            LookupError: there is none.
         """
-        at = self.machine_table(), key
-        if at not in self._found:
-            own = self._file(self.machine_table())
-            if key in own:
-                self._found[at] = own[key]
-            else:
-                committed = self._file(self.committed)
-                fitting = [k for k in committed if self.fits(k, key)]
-                if not fitting:
-                    raise LookupError(f"{self.name}: no configuration for {key}")
-                self._found[at] = committed[min(fitting, key=lambda k: self.distance(k, key))]
-        return self._found[at]
+        fitting = [k for k in self._rows if self.fits(k, key)]
+        if not fitting:
+            raise LookupError(f"{self.committed}: no configuration for {key}")
+        return self._rows[min(fitting, key=lambda k: self.distance(k, key))]
 
-    def choose(self, key: Key, run: Callable[[Config], None], seconds: Callable[[Callable[[], None]], float]) -> Config:
-        """The configuration to run a call with; with SSCONV_AUTOTUNE=1 the fastest of `candidates`, which is saved.
-
-        run: makes the call with a configuration. seconds: times a function. Candidates for which the GPU has no room
-        are skipped.
-        """
-        if os.environ.get("SSCONV_AUTOTUNE", "0") != "1":
-            return self.lookup(key)
-        own = self._file(self.machine_table())
-        if key not in own:
-            times = {}
-            for config in self.candidates(key):
-                try:
-                    run(config)
-                except Exception as error:
-                    if type(error).__name__ not in self.too_much:
-                        raise
-                    continue
-                times[config] = seconds(functools.partial(run, config))
-            if not times:
-                raise LookupError(f"{self.name}: no candidate runs for {key}")
-            own[key] = min(times, key=times.__getitem__)
-            path = self.machine_table()
-            saved = self.read(path) if path.exists() else {}  # another process may have saved since
-            self.write(path, saved | own)
-            self._found.clear()
-        return own[key]
+    def configs(self, key: Key) -> Iterator[Config]:
+        """The committed configuration of a shape class, then the other candidates."""
+        default = self.lookup(key)
+        yield default
+        yield from (config for config in self.candidates(key) if config != default)

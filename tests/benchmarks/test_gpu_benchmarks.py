@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import ssconv
-from benchmarks.gpu import environment, figures, layers, memory_bound, report, targets, training
+from benchmarks.gpu import environment, figures, layers, memory_bound, questions, report, targets, training
 from benchmarks.gpu.cases import GPU_LAYERS, gpu_contenders, serving
 from benchmarks.gpu.roofline import PASSES, Peaks, Work, table, work
 from benchmarks.gpu.timing import HostTimer
@@ -94,16 +94,17 @@ def test_the_script_calls_each_part(tmp_path):
     assert done.returncode == 0, done.stderr
     for call in (
         "pip install --quiet --no-build-isolation --no-deps -e .",
+        f"ssconv verify --report {out}/verify.json",
         "pytest -m gpu",
-        f"benchmarks.gpu.layers --out {out}/layers.jsonl --budget 110 --part 1/3 --dtype fp16",
+        f"benchmarks.gpu.layers --out {out}/layers.jsonl --budget 90 --part 1/3 --dtype fp16",
         f"benchmarks.gpu.memory_bound --out {out}/memory-bound.jsonl --budget 6",
-        "--budget 44 --presets brain --edges 64 128 --precision bf16 --backends cuda --compared",
+        "--budget 40 --presets brain --edges 64 128 --precision bf16 --backends auto --compared",
         f"benchmarks.gpu.report {out}",
     ):
         assert call in calls
     assert "tests/ssconv/test_gpu.py" in calls and "tests/ssgan/training/test_loop.py" not in calls
     limits = re.findall(r"_SECONDS:-(\d+)", SCRIPT.read_text())
-    assert len(limits) == 5 and sum(map(int, limits)) < 9 * 60
+    assert len(limits) == 6 and sum(map(int, limits)) < 9 * 60
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,7 @@ def test_the_script_calls_each_part(tmp_path):
         ("--compared", "training"),
         ("junitxml", "tests"),
         ("install setup.py", "build"),
+        ("verify.json", "verify"),
     ],
 )
 def test_a_failed_part_is_named_and_the_others_still_run(fails, part, tmp_path):
@@ -322,7 +324,7 @@ def test_the_other_kernels_are_contenders_too(monkeypatch):
     monkeypatch.setattr("benchmarks.gpu.cases.hopper_state", lambda device: "available")
     found = gpu_contenders(TINY[0], torch.bfloat16, "cpu", ("cuda",), compiled=False)
     names = {c.implementation for c in found if c.implementation.startswith("ssconv cuda, ")}
-    assert names == {f"ssconv cuda, {v}" for v in ("sm_80", "halo swizzled", "im2col", "cluster 1", "cluster 2")}
+    assert names == {f"ssconv cuda, {v}" for v in ("sm_80", "im2col", "cluster", "halo", "halo swizzled")}
 
 
 @pytest.mark.parametrize("case", [c for c in CONV_CASES.values() if len(c.kernels) == 1 and None not in c.kernels])
@@ -378,3 +380,27 @@ def test_targets_of_layers_are_judged():
     assert found["split_depth, forward, against dense"].met is None, "a layer is missing"
     assert found["dense, no layer slower than dense"].met is False, "a least that fails is judged"
     assert all(t.met is None for t in targets.layer_targets([]))
+
+
+def test_the_first_table_answers_what_only_a_card_can_say(tmp_path):
+    assert questions.report(tmp_path) == []
+    ms = {"im2col": 4.0, "halo": 2.0, "halo swizzled": 1.0}
+    layers_found = [
+        {**r, "implementation": f"ssconv cuda, {label}", "seconds": {"median": cost / 1e3}}
+        for label, cost in ms.items()
+        for r in target_records({"split_depth": 1.0})
+        if r["implementation"] == targets.OURS
+    ]
+    (tmp_path / "layers.jsonl").write_text("\n".join(map(json.dumps, layers_found)) + "\n")
+    _, before = questions.report(tmp_path)
+    assert before.splitlines()[2].count(questions.OPEN) == 1, "without a verdict"
+    trusted = {"verdict": "trusted", "reason": "", "checks": 40, "largest_error": 0.0, "seconds": 1.0}
+    wrong = trusted | {"verdict": "failed", "reason": "convolve, bf16: off"}
+    verdicts = {"sm90_im2col": trusted, "sm90_halo": trusted, "sm90_halo_swizzled": wrong}
+    (tmp_path / "verify.json").write_text(json.dumps({"identity": {}, "verdicts": verdicts}))
+    _, text = questions.report(tmp_path)
+    rows = text.splitlines()[2:]
+    assert len(rows) == 5 and questions.OPEN not in text
+    assert "trusted (40 checks)" in rows[0] and "halo 2.00 times im2col" in rows[0]
+    assert "failed (convolve, bf16: off)" in rows[1] and "halo swizzled 4.00 times im2col" in rows[1]
+    assert "halo 0.50 times halo swizzled" in rows[3] and "im2col: " in rows[4] and "75 %" in rows[4]

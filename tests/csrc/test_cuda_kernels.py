@@ -46,9 +46,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ("halo_quick",), ("halo_convolutions",),
         ("every_kernel",), ("drawn_convolutions",), ("named", "tf32"), ("tiles", "orders"), ("configurations",),
         ("drawn_filters", "filters", "second_derivatives"),
-        ("serving", "surroundings", "kinks", "batches", "halves"), ("quick", "quick_filters"),
+        ("accepted", "surroundings", "kinks", "batches", "halves"), ("quick", "quick_filters"),
         ("sm90_primitives", "sm90_quick"), ("sm90_convolutions",), ("parities", "parity_layers", "parity_quick"),
-        ("clusters", "cluster_quick"), ("cluster_convolutions",),
+        ("clusters", "cluster_quick"), ("cluster_convolutions",), ("proving",),
     ],
     ids="-".join,
 )  # fmt: skip

@@ -23,7 +23,6 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
-import os
 import torch, ssconv
 from tests.support import halo_checks
 from tests.support.sm90_checks import CONVOLUTIONS
@@ -31,7 +30,8 @@ from tests.support.kernel_checks import LARGE
 from tests.support.parity_checks import LAYERS
 from ssconv.backend.cuda import sm90
 from tests.support.strategies import CONV_CASES, UPFIRDN_CASES, tensors_of
-from ssconv.backend.cuda import launch as cuda_backend
+from ssconv.backend.cuda import conv
+from tests.support.serving import only
 
 sm90.MIN_CHANNELS = 8
 sm90_cases = [CONVOLUTIONS[name] for name in ("split-depth-narrow", "grouped-stride", "dense-few", "many-samples")]
@@ -48,14 +48,14 @@ def run(case, dtype):
     torch.autograd.grad(y, leaves, torch.ones_like(y))
 
 
-os.environ["SSCONV_HALO"] = "0"
 for number, case in enumerate(cases):
     for dtype in (torch.bfloat16, torch.float32):
         torch.backends.cudnn.allow_tf32 = number % 2 == 0
-        run(case, dtype)
-if cuda_backend.sm90_unavailable(torch.device("cuda")) is None:
+        with only(("sm90_im2col", "sm90_cluster")[number % 2], "sm90_wgrad"):
+            run(case, dtype)
+if conv.sm90_unavailable(torch.device("cuda")) is None:
     for number, case in enumerate(halo):
-        with halo_checks.on_halo(("plain", "swizzled")[number % 2]) as used:
+        with halo_checks.on_halo(halo_checks.LAYOUTS[number % 2]) as used:
             run(case, torch.bfloat16)
         assert used
 torch.cuda.synchronize()

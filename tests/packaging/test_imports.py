@@ -18,6 +18,7 @@ ORDER = {
         "convert",
         "inflate_model",
         "__init__",
+        "__main__",
     ],
     "ssgan": [
         "__init__",

@@ -84,20 +84,22 @@ def test_convolutions_of_sm_90a(case, dtype, monkeypatch):
     if (state := hopper_state("cuda")) != "available":
         pytest.skip(f"the products of sm_90a are {state}")
     from ssconv.backend.cuda import sm90
+    from tests.support.serving import only
 
     monkeypatch.setattr(sm90, "MIN_CHANNELS", 8)
-    monkeypatch.setenv("SSCONV_HALO", "0")
     sm90.conv_unsupported.cache_clear()
     try:
-        check_against_float64(case, dtype, "cuda", "cuda")
         tensors = tensors_of(case, dtype, "cuda")
-        first, second = (case.call(ssconv, tensors, "cuda") for _ in range(2))
-        assert torch.equal(first, second)
-        for blocks in ("1", "2"):
-            monkeypatch.setenv(sm90.CLUSTER_SWITCH, blocks)
-            assert torch.equal(first, case.call(ssconv, tensors, "cuda")), f"clusters of {blocks}"
-        monkeypatch.setenv(sm90.SWITCH, "0")
-        assert gpu_checks.deviation(first, case.call(ssconv, tensors, "cuda").double()) < gpu_checks.NORMS[dtype]
+        found = {}
+        for family in ("sm90_im2col", "sm90_cluster"):
+            with only(family, "sm90_wgrad"):
+                check_against_float64(case, dtype, "cuda", "cuda")
+                first, second = (case.call(ssconv, tensors, "cuda") for _ in range(2))
+                assert torch.equal(first, second)
+                found[family] = first
+        assert torch.equal(*found.values()), "clusters give other bits"
+        with only():
+            assert gpu_checks.deviation(first, case.call(ssconv, tensors, "cuda").double()) < gpu_checks.NORMS[dtype]
     finally:
         sm90.conv_unsupported.cache_clear()
 
@@ -133,19 +135,19 @@ def test_a_repeated_call_gives_the_same_bits(backend):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("layout", ["plain", "swizzled"])
+@pytest.mark.parametrize("family", halo_checks.LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("case", halo_checks.CONVOLUTIONS.values(), ids=halo_checks.CONVOLUTIONS)
-def test_convolutions_with_the_halo_in_shared_memory(case, dtype, layout):
-    """Every instantiation in both layouts, in all tilings in turn; and the same bits as the other layout. A failure of
-    "swizzled" alone says that a swizzled matrix may not begin in any row: the notes say what to try."""
+def test_convolutions_with_the_halo_in_shared_memory(case, dtype, family):
+    """Every instantiation in both layouts, in all tilings in turn; and nearly the same as the other layout. A failure
+    of "sm90_halo_swizzled" alone says that a swizzled matrix may not begin in any row."""
     if (state := hopper_state("cuda")) != "available":
         pytest.skip(f"the products of sm_90a are {state}")
-    with halo_checks.on_halo(layout) as used:
+    with halo_checks.on_halo(family) as used:
         check_against_float64(case, dtype, "cuda", "cuda")
-    assert used and all(row[4] == (layout == "swizzled") for row in used)
+    assert used and all(row[4] == (family == "sm90_halo_swizzled") for row in used)
     tensors, results = tensors_of(case, dtype, "cuda"), []
-    for one in (layout, layout, "plain"):
+    for one in (family, family, "sm90_halo"):
         with halo_checks.on_halo(one, fixed=True):
             results.append(case.call(ssconv, tensors, "cuda"))
     assert torch.equal(results[0], results[1]), "not the same bits twice"

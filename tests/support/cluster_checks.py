@@ -4,7 +4,6 @@ clusters of two blocks, which load weights for each other. Run by cuda_checks.py
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -13,9 +12,8 @@ import numpy as np
 import torch
 
 import ssconv
-from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm90
-from tests.support import parity_checks, sm90_checks
+from ssconv.backend.cuda import conv
+from tests.support import parity_checks, serving, sm90_checks
 from tests.support.sm90_checks import CONVOLUTIONS, SEEDS, address, aligned, must_fail, on_sm90
 from tests.support.strategies import tensors_of
 
@@ -24,12 +22,14 @@ ROUNDS = 3
 
 @contextmanager
 def clusters(blocks: int) -> Iterator[None]:
-    """Asks for clusters of so many blocks."""
-    os.environ[sm90.CLUSTER_SWITCH] = str(blocks)
+    """Lets conv_sm90 serve in clusters of so many blocks, within `on_sm90` or around it."""
+    family = {1: "sm90_im2col", 2: "sm90_cluster"}[blocks]
+    sm90_checks.FAMILIES.append((family, "sm90_wgrad"))
     try:
-        yield
+        with serving.only(*sm90_checks.FAMILIES[-1]):
+            yield
     finally:
-        del os.environ[sm90.CLUSTER_SWITCH]
+        sm90_checks.FAMILIES.pop()
 
 
 def share(module: ModuleType, rounds: int = ROUNDS, faults: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +104,7 @@ def agree() -> None:
         found = []
         for blocks, count in ((1, 5), (2, 2), (2, 4), (2, 7), (2, 64)):
             with on_sm90() as used, clusters(blocks):
-                cuda_backend.multiprocessors = lambda device, count=count: count
+                conv.multiprocessors = lambda device, count=count: count
                 found.append(case.call(ssconv, tensors, "cuda"))
             assert used, f"sm_80's kernel ran for {name}"
         assert all(torch.equal(found[0], other) for other in found[1:]), f"{name}: clusters give other bits"
@@ -121,25 +121,3 @@ def quick() -> None:
         for name in ("same-222", "dense-valid", "many-samples"):
             parity_checks.check(parity_checks.ADJOINTS[name], name)
         sm90_checks.quick()
-
-
-def choice() -> None:
-    """Chooses clusters where they load less, single blocks where pairs would leave multiprocessors idle."""
-    choose = sm90.cluster_blocks
-    assert choose(8192, 1, 128, 132) == 2 and choose(8192, 1, 64, 132) == 2 and choose(8192, 8, 32, 132) == 2
-    assert choose(133, 1, 64, 132) == 2, "two waves in either case"
-    assert choose(132 + 1, 1, 128, 133) == 1, "a pair leaves one multiprocessor idle"
-    assert choose(3, 44, 128, 132) == 1, "one void tile of four"
-    assert choose(8192, 1, 128, 1) == 1
-    with clusters(2):
-        assert sm90.cluster_wanted() == 2
-    assert sm90.cluster_wanted() == 0
-    os.environ[sm90.CLUSTER_SWITCH] = "4"
-    try:
-        sm90.cluster_wanted()
-    except ValueError as error:
-        assert "SSCONV_CLUSTER: expected 1 or 2" in str(error)
-    else:
-        raise AssertionError("clusters of four were not refused")
-    finally:
-        del os.environ[sm90.CLUSTER_SWITCH]

@@ -13,6 +13,7 @@ import ctypes
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import sys
 import tempfile
@@ -27,12 +28,23 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 import ssconv
+from ssconv.backend import choice, reference, trust
+from ssconv.backend.cuda import conv, plan, runner, structs, table
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import plan, structs, table
 from ssconv.backend.cuda.plan import Launch
 from ssconv.backend.cuda.table import Config, Key
+from ssconv.backend.tuning import Table
 from ssconv.spec import Geometry
-from tests.support import cluster_checks, emulated, gpu_checks, halo_checks, kernel_checks, parity_checks, sm90_checks
+from tests.support import (
+    cluster_checks,
+    emulated,
+    gpu_checks,
+    halo_checks,
+    kernel_checks,
+    parity_checks,
+    serving,
+    sm90_checks,
+)
 from tests.support.gpu_checks import check_against_float64, check_compiled, deviation
 from tests.support.kernel_checks import ACS4, LARGE, SHARED
 from tests.support.strategies import (
@@ -87,12 +99,9 @@ def precision(name: str) -> Iterator[None]:
 
 
 def configure(change: Callable[[Key, Config], Config]) -> None:
-    """Makes the committed table of 8.0, with a change, this machine's own from now on."""
+    """Makes the committed table of 8.0, with a change, that of the kernels from now on."""
     rows = table.TABLE.read(table.TABLE.committed).items()
-    table.TABLE.write(
-        table.TABLE.machine_table(), {key: change(key, config) for key, config in rows if key.architecture == 80}
-    )
-    table.TABLE.forget()
+    serving.configure({key: change(key, config) for key, config in rows if key.architecture == 80})
 
 
 def few_splits(key: Key, config: Config) -> Config:
@@ -142,7 +151,7 @@ def tiles() -> None:
 def every_kernel() -> None:
     """Every instantiation runs, in every arithmetic, on sizes that no tile divides: first and second derivatives."""
     used = set()
-    real = cuda_backend._run
+    real = runner.run
     configure(lambda key, config: dataclasses.replace(few_splits(key, config), stages=2 + key.columns // 16 % 3 % 2))
 
     def run(launch: Launch, *rest: object) -> None:
@@ -153,7 +162,7 @@ def every_kernel() -> None:
             used.add((launch.kernel, p.arithmetic, p.tile_m))
         real(launch, *rest)
 
-    cuda_backend._run = run
+    runner.run = run
     allowed = dict(gpu_checks.NORMS)
     try:
         for case in WIDE.values():
@@ -166,7 +175,7 @@ def every_kernel() -> None:
                 gpu_checks.NORMS[torch.float32] = allowed[torch.float32]
                 gpu_checks.KINK[torch.float32] = 1e-5
     finally:
-        cuda_backend._run = real
+        runner.run = real
         configure(few_splits)
     products = {
         *((s, w, 0) for s, w in itertools.product((1, 2, 4), (32, 64, 128)) if w >= 16 * s),
@@ -182,9 +191,11 @@ def configurations() -> None:
     of weights but for the order in which splits are added."""
     for name in ("split-depth", "dense", "acs4-half", "two-branches-of-five"):
         case = dataclasses.replace(WIDE[name], size=(2, 3, 5))
-        table.TABLE.forget()
+        used: list[Key] = []
+        keys, conv.TABLE = conv.TABLE, Noted(conv.TABLE, used)
         expected = _outputs(case)
-        for _, key in list(table.TABLE._found):
+        conv.TABLE = keys
+        for key in dict.fromkeys(used):
             for config in table.candidates(key):
                 if config.programs not in (0, 128):
                     continue
@@ -194,6 +205,17 @@ def configurations() -> None:
                 for one, other in zip(found[2:], expected[2:], strict=True):
                     assert deviation(one, other) < 1e-2, f"{key}: {config}"
         configure(few_splits)
+
+
+class Noted:
+    """A table that notes the keys that it is asked for."""
+
+    def __init__(self, real: Table, used: list[Key]) -> None:
+        self.real, self.used = real, used
+
+    def configs(self, key: Key) -> Iterator[Config]:
+        self.used.append(key)
+        return self.real.configs(key)
 
 
 def _one_differs(chosen: Key, config: Config, key: Key, before: Config) -> Config:
@@ -298,7 +320,7 @@ def halves() -> None:
         assert deviation(other, one) < 1e-6
 
 
-def serving() -> None:
+def accepted() -> None:
     """Which calls the backend accepts and refuses; torch.compile sees one graph."""
     assert ssconv.backends()["cuda"] == "available"
     x, weights = torch.zeros(1, 2, 2, 2, 2), [torch.zeros(1, 1, 1, 1, 1)] * 2
@@ -397,7 +419,6 @@ def parity_quick() -> None:
 def clusters() -> None:
     sm90_checks.MODULES.append(EMULATOR)
     cluster_checks.primitives(EMULATOR)
-    cluster_checks.choice()
     cluster_checks.agree()
     cluster_checks.adjoints()
 
@@ -410,14 +431,42 @@ def cluster_quick() -> None:
     cluster_checks.quick()
 
 
+def proving() -> None:
+    """Every family proves itself by the user's own checks, in processes; then all are candidates for a call, and what
+    serves gives the reference's result."""
+    os.environ["SSCONV_EMULATOR"] = str(EMULATOR.__file__)
+    trust.PROVIDER = "tests.support.emulated_families"
+    choice.SECONDS, choice.REPEATS, choice.BEHIND = math.inf, 1, math.inf
+    conv.TABLE = dataclasses.replace(table.TABLE, candidates=lambda key: itertools.islice(table.candidates(key), 2))
+    cpu = torch.device("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        report = trust.verify(cpu)
+        assert all(v.verdict == trust.TRUSTED and v.checks for v in report.verdicts.values()), str(report)
+        x = torch.randn(1, 64, 2, 3, 5).bfloat16().contiguous(memory_format=torch.channels_last_3d)
+        weights = [torch.randn(32, 32, *k).bfloat16() for k in SPLIT]
+        args = x, weights, None, None, None, None, Geometry(SPLIT), ssconv.spec.Epilogue(2), False
+        torch.use_deterministic_algorithms(False)
+        y, _ = choice.convolve(*args)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        expected, _ = reference.convolve(*args)
+        assert deviation(y, expected.double()) < 1e-2
+        times = next(times for kind, _, times in ssconv.choices() if kind.startswith("convolve"))
+        found = {label.partition("[")[0] for label in times}
+        wanted = {*conv.CONV_FAMILIES, "pytorch"}
+        assert found == wanted, f"candidates: {sorted(found)}, not {sorted(wanted)}"
+        assert sum(label.startswith("sm90_halo[") for label in times) > 1, "one tiling only"
+        assert sum(label.startswith("sm80_conv[") for label in times) > 1, "one configuration only"
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     c.__name__: c
     for c in (
-        serving, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters, halo_convolutions,
-        halo_quick,
+        accepted, named, tiles, every_kernel, configurations, tf32, drawn_convolutions, drawn_filters,
+        halo_convolutions, halo_quick,
         second_derivatives, filters, surroundings, kinks, batches, orders, halves, quick, quick_filters,
         sm90_primitives, sm90_convolutions, sm90_quick, parities, parity_layers, parity_quick,
-        clusters, cluster_convolutions, cluster_quick,
+        clusters, cluster_convolutions, cluster_quick, proving,
     )
 }  # fmt: skip
 
@@ -428,8 +477,7 @@ def main(emulator: str, *names: str) -> int:
     emulated.use(EMULATOR)
     torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder, precision("ieee"):
-        os.environ["SSCONV_CUDA_TABLE"] = str(Path(folder, "table.json"))
+    with precision("ieee"):
         configure(few_splits)
         for name in names or CHECKS:
             try:

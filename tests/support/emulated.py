@@ -17,7 +17,7 @@ import pybind11
 import torch
 from torch import Tensor
 
-from ssconv.backend.cuda import launch as cuda_backend
+from ssconv.backend.cuda import launch, runner
 from ssconv.backend.cuda.plan import Launch
 
 backends = importlib.import_module("ssconv.backend.dispatch")  # the package's name is the function
@@ -88,18 +88,16 @@ def _range(t: Tensor, writable: bool) -> tuple[int, int, bool]:
 def use(module: ModuleType) -> None:
     """Makes backend="cuda" serve CPU tensors, by the emulator, from now on. Kernels may touch only the tensors of their
     call, and write only its results."""
-    run = cuda_backend._run
+    run = runner.run
 
-    def checked(launch: Launch, tensors: dict[str, Tensor | None], *floats: Mapping[str, float]) -> None:
-        named = [
-            (t, name in launch.writes) for name in (*launch.writes, *launch.reads) if (t := tensors[name]) is not None
-        ]
+    def checked(call: Launch, tensors: dict[str, Tensor | None], *floats: Mapping[str, float]) -> None:
+        named = [(t, name in call.writes) for name in (*call.writes, *call.reads) if (t := tensors[name]) is not None]
         module.set_ranges([_range(t, writable) for t, writable in named])
-        run(launch, tensors, *floats)
+        run(call, tensors, *floats)
 
-    cuda_backend._run = checked
-    cuda_backend.call = module.call
-    cuda_backend.DEVICES = ("cpu",)
-    backends._CUDA = cuda_backend
+    runner.run = checked
+    runner.call = module.call
+    launch.DEVICES = ("cpu",)
+    backends._CUDA = launch
     backends._STATES["cuda"] = "available"
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -14,10 +13,11 @@ import numpy as np
 import torch
 
 import ssconv
-from ssconv.backend.cuda import clocks, sm90, sm90_halo
-from ssconv.backend.cuda import launch as cuda_backend
+from ssconv.backend.cuda import conv, runner, sm90, sm90_halo
 from ssconv.backend.cuda.plan import Launch, Layout
+from ssconv.backend.cuda.sm80 import ConvCall
 from ssconv.spec import IDENTITY, Geometry
+from tests.support import serving
 from tests.support.gpu_checks import check_against_float64, deviation
 from tests.support.kernel_checks import ACS4
 from tests.support.sm90_checks import FULL, SEEDS, SHARED, SPLIT, address, aligned, bits, output_and_gradient, swizzle
@@ -63,19 +63,19 @@ def shifted_matrices(module: ModuleType) -> None:
 
 # ---------------------------------------------------------------------------------------------- convolutions
 
+LAYOUTS = tuple(sm90_halo.LAYOUTS)
+
 
 @contextmanager
-def on_halo(layout: str = "plain", least: int = 8, fixed: bool = False) -> Iterator[list[tuple[Any, ...]]]:
+def on_halo(family: str = "sm90_halo", least: int = 8, fixed: bool = False) -> Iterator[list[tuple[Any, ...]]]:
     """Lets the emulator stand for a card of 9.0 that runs conv_sm90_halo wherever it can, also for few channels.
 
     The list fills with its launches: (arithmetic, branches and columns of a block, channels of a chunk, swizzled,
-    tile). Blocks compute all tiles or a few; tiles and chunks are in turn all that fit; fixed: those that the plan
-    chooses.
+    tile). Blocks compute all tiles or a few; tiles and chunks are in turn all that fit; fixed: the default.
     """
     used: list[tuple[Any, ...]] = []
-    run, before, smallest = cuda_backend._run, cuda_backend.architecture, (sm90_halo.MIN_CHANNELS, sm90.MIN_CHANNELS)
-    multiprocessors, tiling, quicker = cuda_backend.multiprocessors, sm90_halo.tiling, sm90_halo.faster
-    turn, outside = [0], os.environ.get(sm90_halo.SWITCH)
+    run, before, smallest = runner.run, conv.architecture, (sm90_halo.MIN_CHANNELS, sm90.MIN_CHANNELS)
+    multiprocessors, configs, turn = conv.multiprocessors, sm90_halo.configs, [0]
 
     def noted(launch: Launch, *rest: Any) -> None:
         if launch.kernel == "conv_sm90_halo":
@@ -84,27 +84,25 @@ def on_halo(layout: str = "plain", least: int = 8, fixed: bool = False) -> Itera
             turn[0] += 1
         run(launch, *rest)
 
-    def chosen(*call: Any) -> sm90_halo.Tiling | None:
-        fitting = sm90_halo.tilings(*call)
-        return fitting[(turn[0] * 5 + 3) % len(fitting)] if fitting else None
+    def chosen(call: ConvCall, name: str) -> Iterator[sm90_halo.Tiling]:
+        if sm90_halo.unsupported(*call.question()) is None:
+            fitting = sm90_halo.tilings_of(call, sm90_halo.LAYOUTS[name])
+            if fitting:
+                yield fitting[(turn[0] * 5 + 3) % len(fitting)]
 
-    cuda_backend._run, cuda_backend.architecture = noted, lambda device: 90
+    runner.run, conv.architecture = noted, lambda device: 90
     sm90_halo.MIN_CHANNELS = sm90.MIN_CHANNELS = least
-    cuda_backend.multiprocessors = lambda device: (1, 3)[turn[0] % 2]
-    sm90_halo.faster = lambda halo, im2col: True
+    conv.multiprocessors = lambda device: (1, 3)[turn[0] % 2]
     if not fixed:
-        sm90_halo.tiling = chosen
-    os.environ[sm90_halo.SWITCH] = layout
+        sm90_halo.configs = chosen
     forget()
     try:
-        yield used
+        with serving.only(family, "sm90_wgrad"):
+            yield used
     finally:
-        cuda_backend._run, cuda_backend.architecture = run, before
+        runner.run, conv.architecture = run, before
         sm90_halo.MIN_CHANNELS, sm90.MIN_CHANNELS = smallest
-        cuda_backend.multiprocessors, sm90_halo.tiling, sm90_halo.faster = multiprocessors, tiling, quicker
-        os.environ.pop(sm90_halo.SWITCH)
-        if outside is not None:
-            os.environ[sm90_halo.SWITCH] = outside
+        conv.multiprocessors, sm90_halo.configs = multiprocessors, configs
         forget()
 
 
@@ -138,7 +136,7 @@ def convolutions() -> None:
     every = set()
     for number, case in enumerate(CONVOLUTIONS.values()):
         for dtype, turned in ((torch.bfloat16, 0), (torch.float16, 1)):
-            with on_halo(sm90_halo.LAYOUTS[(number + turned) % 2]) as used:
+            with on_halo(LAYOUTS[(number + turned) % 2]) as used:
                 check_against_float64(case, dtype, "cuda", "cpu")
             assert used, f"another kernel ran {case}"
             every |= set(used)
@@ -158,7 +156,7 @@ def agreement() -> None:
         other = case.call(ssconv, tensors, "cuda")
         one = {n: t[1:2] if n in ("x", "noise") or n.endswith("scale") else t for n, t in tensors.items()}
         runs, alone = [], []
-        for layout in sm90_halo.LAYOUTS:
+        for layout in LAYOUTS:
             with on_halo(layout, fixed=True) as used:
                 for seed in (1, 2):
                     MODULES[-1].set_seed(seed)
@@ -184,7 +182,7 @@ def quick() -> None:
         case = CONVOLUTIONS[name]
         tensors = tensors_of(case, torch.bfloat16, requires_grad=True)
         wide = {n: t.detach().double().requires_grad_() for n, t in tensors.items()}
-        with on_halo(sm90_halo.LAYOUTS[number % 2]) as used:
+        with on_halo(LAYOUTS[number % 2]) as used:
             found = output_and_gradient(case, tensors, "cuda")
         assert used, f"another kernel ran {name}"
         every |= {row[3:5] for row in used}
@@ -192,7 +190,7 @@ def quick() -> None:
             off = deviation(one, exact)
             assert off < 1e-2, f"{name}: off by {off:.3g} of its norm"
     assert {(32, 0), (32, 1)} <= every, f"chunks and layouts are only {every}"
-    for layout in sm90_halo.LAYOUTS:
+    for layout in LAYOUTS:
         with on_halo(layout):
             no_infinity_spreads()
 
@@ -211,14 +209,13 @@ def no_infinity_spreads() -> None:
 
 
 def unsupported_calls() -> None:
-    """It says which calls it does not compute; the plan chooses the kernel that is expected to be faster."""
+    """It says which calls it does not compute."""
     geometry = Geometry(SPLIT)
     x = Layout.native(torch.bfloat16, (2, 64, 16, 16, 16))
 
     def reason_for(**changes: Any) -> str | None:
         call: dict[str, Any] = {
             "x": x, "geometry": geometry, "adjoint": False, "size": (16, 16, 16), "out_channels": 32, "groups": 2,
-            "swizzled": False, "multiprocessors": 132,
         }  # fmt: skip
         return sm90_halo.unsupported(**(call | changes))
 
@@ -237,29 +234,11 @@ def unsupported_calls() -> None:
         "strides that": reason_for(x=dataclasses.replace(x, stride=(2**18, 1, 0, 1024, 64))),
         "side by side": reason_for(x=dataclasses.replace(x, aligned=False)),
         "more than 27 taps": reason_for(geometry=Geometry(((3, 3, 5), (1, 1, 3)))),
-        "im2col copies": reason_for(
-            x=Layout.native(torch.bfloat16, (64, 64, 1, 4, 1)), size=(1, 4, 1), multiprocessors=4
-        ),
     }.items():
         assert reason is not None and text in reason, f"{text}: {reason}"
     for own in (32, 64, 128):
         assert sm90_halo.shared_bytes(own) <= 227 * 1024
-    assert sm90_halo.tilings(((27, 1, 1),), 64, 128, 1, 1, (64, 8, 8), False, 132), "no tile for a long kernel"
-    least = [clocks.halo_chunk((3, 3, 3), 64, (4, 8, 8), 128, plain)[2] for plain in (False, True)]
-    assert least[0] > least[1], "plain copies are expected to take longer"
-    os.environ[sm90_halo.SWITCH] = "maybe"
-    try:
-        sm90_halo.layout()
-    except ValueError as error:
-        assert "SSCONV_HALO: expected 0, plain or swizzled" in str(error)
-    else:
-        raise AssertionError("SSCONV_HALO=maybe was not refused")
-    finally:
-        del os.environ[sm90_halo.SWITCH]
-    with on_halo("0") as used:
-        case = CONVOLUTIONS["many-samples"]
-        case.call(ssconv, tensors_of(case, torch.bfloat16), "cuda")
-        assert not used, "SSCONV_HALO=0 does not turn it off"
+    assert sm90_halo.tilings(((27, 1, 1),), 64, 128, 1, 1, (64, 8, 8), False), "no tile for a long kernel"
 
 
 MODULES: list[ModuleType] = []  # the emulator, where agreement finds it

@@ -19,8 +19,8 @@ from torch.nn import functional
 import ssconv
 from benchmarks.gpu.cases import PLAIN_LAYERS
 from benchmarks.operator.cases import KERNELS
+from ssconv.backend.cuda import conv, runner, sm80, sm90
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm80, sm90
 from ssconv.backend.cuda.plan import Launch, Layout
 from ssconv.spec import Geometry, window_of
 from tests.support.gpu_checks import check_against_float64
@@ -156,17 +156,17 @@ def adjoints() -> None:
 def launched() -> Iterator[set[str]]:
     """The names of the kernels that run."""
     names: set[str] = set()
-    run = cuda_backend._run
+    run = runner.run
 
     def noted(launch: Launch, *rest: Any) -> None:
         names.add(launch.kernel)
         run(launch, *rest)
 
-    cuda_backend._run = noted
+    runner.run = noted
     try:
         yield names
     finally:
-        cuda_backend._run = run
+        runner.run = run
 
 
 def layers() -> None:
@@ -204,7 +204,7 @@ def schedules() -> None:
     expected, small = case.expected(g, weights), [native(w) for w in weights]
     for count in (1, 2, 3, 5, 7, 64):
         with on_sm90() as used:
-            cuda_backend.multiprocessors = lambda device, count=count: count
+            conv.multiprocessors = lambda device, count=count: count
             found = cuda_backend.input_grad(native(g), small, None, case.geometry, case.size)
         assert len(used) == 1
         assert torch.equal(found.double(), expected), f"{count} blocks"

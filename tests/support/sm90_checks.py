@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -17,10 +16,11 @@ import torch
 
 import ssconv
 from ssconv.backend import reference
+from ssconv.backend.cuda import conv, runner, sm90
 from ssconv.backend.cuda import launch as cuda_backend
-from ssconv.backend.cuda import sm90, sm90_halo
 from ssconv.backend.cuda.plan import Launch, Layout
 from ssconv.spec import IDENTITY, Geometry
+from tests.support import serving
 from tests.support.gpu_checks import check_against_float64, deviation
 from tests.support.kernel_checks import ACS4
 from tests.support.strategies import ConvCase, Epilogue, tensors_of
@@ -280,16 +280,17 @@ def matrix_faults(module: ModuleType) -> None:
 # ---------------------------------------------------------------------------------------------- convolutions
 
 
+# Those that `on_sm90` lets serve; clusters add others.
+FAMILIES: list[tuple[str, ...]] = [("sm90_im2col", "sm90_wgrad")]
+
+
 @contextmanager
 def on_sm90(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, ...]]]:
     """Lets the emulator stand for a card of 9.0 without conv_sm90_halo, also for few channels. The list fills with the
     launches of conv_sm90 (arithmetic, branches and columns of a block, channels of a copy) and of wgrad_sm90."""
     used: list[tuple[Any, ...]] = []
-    run, before, smallest = cuda_backend._run, cuda_backend.architecture, sm90.MIN_CHANNELS
-    multiprocessors, counts = (
-        cuda_backend.multiprocessors,
-        itertools.cycle((1, 9)),
-    )  # all tiles by one block, and splits
+    run, before, smallest = runner.run, conv.architecture, sm90.MIN_CHANNELS
+    multiprocessors, counts = conv.multiprocessors, itertools.cycle((1, 9))  # all tiles by one block, and splits
 
     def noted(launch: Launch, *rest: Any) -> None:
         p: Any = launch.params
@@ -299,16 +300,15 @@ def on_sm90(least: int = 8, architecture: int = 90) -> Iterator[list[tuple[Any, 
             used.append((p.arithmetic, "rows", p.tile_m, "split" if p.grid.y > 1 else "whole"))
         run(launch, *rest)
 
-    cuda_backend._run, cuda_backend.architecture, sm90.MIN_CHANNELS = noted, lambda device: architecture, least
-    cuda_backend.multiprocessors = lambda device: next(counts)
-    os.environ[sm90_halo.SWITCH] = "0"
+    runner.run, conv.architecture, sm90.MIN_CHANNELS = noted, lambda device: architecture, least
+    conv.multiprocessors = lambda device: next(counts)
     _forget()
     try:
-        yield used
+        with serving.only(*FAMILIES[-1]):
+            yield used
     finally:
-        cuda_backend._run, cuda_backend.architecture, sm90.MIN_CHANNELS = run, before, smallest
-        cuda_backend.multiprocessors = multiprocessors
-        del os.environ[sm90_halo.SWITCH]
+        runner.run, conv.architecture, sm90.MIN_CHANNELS = run, before, smallest
+        conv.multiprocessors = multiprocessors
         _forget()
 
 
@@ -462,16 +462,13 @@ def unsupported_calls() -> None:
         assert reason is not None and text in reason, f"{text}: {reason}"
     with on_sm90():
         cpu = torch.device("cpu")
-        assert cuda_backend.sm90_unavailable(cpu) is None
-        os.environ[sm90.SWITCH] = "0"
-        assert cuda_backend.sm90_unavailable(cpu) == "SSCONV_HOPPER=0"
-        del os.environ[sm90.SWITCH]
-        cuda_backend.has_sm90a = False
-        assert "no code for sm_90a" in str(cuda_backend.sm90_unavailable(cpu))
-        cuda_backend.has_sm90a = True
+        assert conv.sm90_unavailable(cpu) is None
+        runner.has_sm90a = False
+        assert "no code for sm_90a" in str(conv.sm90_unavailable(cpu))
+        runner.has_sm90a = True
     for architecture in (80, 100, 120):
         with on_sm90(architecture=architecture):
-            assert "not 9.0" in str(cuda_backend.sm90_unavailable(cpu))
+            assert "not 9.0" in str(conv.sm90_unavailable(cpu))
 
 
 MODULES: list[ModuleType] = []  # the emulator, where agreement finds it

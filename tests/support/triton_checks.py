@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 import sys
 import tempfile
 import traceback
@@ -46,13 +45,13 @@ def table(conv: tuple[int, int, int], wgrad: tuple[int, int, int], descriptors: 
             key = Key(kernel, 80, arithmetic, branches, channels, describable)
             rows[key] = Config(*tile, 4, 2, descriptors and describable)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.json"
-        triton_table.TABLE.write(path, rows)
-        os.environ["SSCONV_TRITON_TABLE"] = str(path)
+        changed = dataclasses.replace(triton_table.TABLE, committed=Path(folder) / "table.json")
+        changed.write(changed.committed, rows)
+        triton_backend.TABLE = changed
         try:
             yield
         finally:
-            del os.environ["SSCONV_TRITON_TABLE"]
+            triton_backend.TABLE = triton_table.TABLE
 
 
 def whole_volumes():

@@ -169,6 +169,17 @@ EPILOGUE_FLOATS = {f"epilogue.{name}": name for name in ("slope", "gain", "clamp
 # ---------------------------------------------------------------------------------------------------- packing the input
 
 
+def packed_layout(x: Layout, branches: int) -> Layout:
+    """The layout of `packed_input`."""
+    padded = ceil_div(x.shape[1] // branches, x.per_chunk) * x.per_chunk
+    return Layout.native(x.dtype, (x.shape[0], branches * padded, *x.shape[2:]))
+
+
+def readable_layout(x: Layout, branches: int) -> Layout:
+    """The layout in which copies of 16 bytes read a tensor: its own, or that of `packed_input`."""
+    return x if x.in_chunks(x.shape[1] // branches) else packed_layout(x, branches)
+
+
 @functools.lru_cache(KEPT)
 def pack_input(x: Layout, branches: int) -> tuple[Launch, int]:
     """Copies `source` times `in_scale` to `packed_input`, where the channels of each branch lie side by side in whole

@@ -67,6 +67,10 @@ class ConvCall(NamedTuple):
     clamped: bool
     arithmetic: int
 
+    def question(self) -> tuple[Layout, Geometry, bool, tuple[int, ...], int, int]:
+        """What decides whether a kernel of sm_90 can compute it."""
+        return self.x, self.geometry, self.adjoint, self.size, self.out_channels, self.groups
+
 
 class ConvPlan(NamedTuple):
     """What a convolution launches, for each group of branches: weights packed (None where no branch has any), then

@@ -1,18 +1,14 @@
 """The kernels of sm_90a with im2col copies: which calls they can compute, and what those launch.
 
 They multiply in bf16 and fp16, by wgmma, what bulk copies (TMA) load: forward, input gradient and their transposes
-(csrc/cuda/conv_sm90.cuh), weight gradient (csrc/cuda/wgrad_sm90.cuh). The kernels of sm_80 compute the rest, and
-everything with SSCONV_HOPPER=0 in the environment.
-
-Two blocks of a convolution may form a cluster, which loads weights once for both: `cluster_blocks` decides, or
-SSCONV_CLUSTER=1 or 2 in the environment.
+(csrc/cuda/conv_sm90.cuh), weight gradient (csrc/cuda/wgrad_sm90.cuh). Two blocks of a convolution may form a cluster,
+which loads weights once for both: a family of its own.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Sequence
 
 import torch
@@ -48,8 +44,7 @@ from ssconv.backend.cuda.structs import Branch, Divider
 from ssconv.backend.gpu import FUSED
 from ssconv.spec import Geometry, Triple
 
-SWITCH = "SSCONV_HOPPER"
-CLUSTER_SWITCH = "SSCONV_CLUSTER"
+CLUSTERS = {"sm90_im2col": 1, "sm90_cluster": 2}  # blocks of a cluster, by family
 ARCHITECTURE = 90  # wgmma is in no other
 DTYPES = (torch.bfloat16, torch.float16)
 BRANCHES = 4  # of a launch, at most
@@ -146,40 +141,9 @@ def wgrad_unsupported(low: Layout, high: Layout, numbers: tuple[int, ...], geome
     )
 
 
-def switched_off() -> str | None:
-    """The setting in the environment that turns these kernels off, or None."""
-    return f"{SWITCH}=0" if os.environ.get(SWITCH) == "0" else None
-
-
-def cluster_wanted() -> int:
-    """Blocks of a cluster that the environment asks for; 0 leaves it to `cluster_blocks`.
-
-    Raises:
-        ValueError: it asks for another number than 1 or 2.
-    """
-    wanted = os.environ.get(CLUSTER_SWITCH, "0")
-    if wanted not in ("0", "1", "2"):
-        raise ValueError(
-            f"{CLUSTER_SWITCH}: expected 1 or 2 blocks, or 0 for what is expected to be faster; got {wanted!r}"
-        )
-    return int(wanted)
-
-
-def cluster_blocks(m_tiles: int, times: int, columns: int, multiprocessors: int) -> int:
-    """Blocks of a cluster, 1 or 2, whichever lets a block load less: of a pair, each loads half of the weights.
-
-    m_tiles: of outputs; a cluster of two computes two. times: how often each is computed, for other columns, branches
-    and parities. columns: of a block.
-    """
-    alone = ceil_div(m_tiles * times, multiprocessors) * (TILE_M + columns)
-    pairs = ceil_div(m_tiles, 2) * times
-    both = ceil_div(pairs, max(1, multiprocessors // 2)) * (TILE_M + columns / 2)
-    return 2 if multiprocessors > 1 and both < alone else 1
-
-
 @functools.lru_cache(KEPT)
-def conv_sm90(call: ConvCall, multiprocessors: int, cluster: int = 0) -> ConvPlan:
-    """What a convolution launches that `conv_unsupported` lets through. cluster: its blocks; 0 for `cluster_blocks`."""
+def conv_sm90(call: ConvCall, multiprocessors: int, cluster: int) -> ConvPlan:
+    """What a convolution launches that `conv_unsupported` lets through. cluster: its blocks, 1 or 2."""
     x, geometry, adjoint = call.x, call.geometry, call.adjoint
     count = len(geometry.branches)
     fused = count if call.groups > 1 else 1
@@ -192,7 +156,6 @@ def conv_sm90(call: ConvCall, multiprocessors: int, cluster: int = 0) -> ConvPla
     outputs = x.shape[0] * of_parity[0] * of_parity[1] * of_parity[2]
     n_tiles, m_tiles = ceil_div(call.out_channels, columns), ceil_div(outputs, TILE_M)
     times = n_tiles * count // fused  # that each tile of outputs is computed, for other columns and branches
-    cluster = cluster or cluster_blocks(m_tiles, times * len(every_parity), columns, multiprocessors)
     tiles = ceil_div(m_tiles, cluster)
     slots = times * tiles
     work = slots * len(every_parity)

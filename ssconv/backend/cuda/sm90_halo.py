@@ -1,19 +1,18 @@
 """The convolution of sm_90a that keeps a tile's input with its halo in shared memory: which calls it computes, and what
-they launch (csrc/cuda/conv_sm90_halo.cuh). It computes those that it is expected to finish in fewer clocks than the
-kernel with im2col copies (sm90.py).
+they launch (csrc/cuda/conv_sm90_halo.cuh).
 
-SSCONV_HALO in the environment says how pixels lie in shared memory: "plain" (the default), or "swizzled", which is
-expected to be faster and relies on a reading of the PTX ISA that no GPU has confirmed yet; 0 turns the kernel off.
+Two families differ in how pixels lie in shared memory: "sm90_halo", and "sm90_halo_swizzled", which relies on a reading
+of the PTX ISA that no GPU has confirmed yet.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from ssconv.backend.cuda import clocks, sm90, structs
+from ssconv.backend.cuda import sm90, structs
 from ssconv.backend.cuda.plan import (
     EPILOGUE_FLOATS,
     EPILOGUE_READS,
@@ -31,8 +30,8 @@ from ssconv.backend.cuda.structs import Branch, Divider
 from ssconv.backend.gpu import FUSED
 from ssconv.spec import Geometry, Triple
 
-SWITCH = "SSCONV_HALO"
-LAYOUTS = ("plain", "swizzled")
+LAYOUTS = {"sm90_halo": False, "sm90_halo_swizzled": True}  # whether pixels are swizzled, by family
+SEARCHED = 4  # tilings that are candidates
 TILE_N = {1: (32, 64, 128), 2: (32, 64, 128), 4: (32, 64)}  # columns of each branch of a block, by its branches
 CHUNKS = (64, 32, 16)  # channels that are in shared memory at a time
 MIN_CHANNELS = 16  # of a branch, in and out, below which most of a tile is padding [estimate]
@@ -42,25 +41,10 @@ MAX_TILES = 2**31 - 1
 
 
 class Tiling(NamedTuple):
-    """Outputs of a tile (D, H, W), and channels of a chunk. clocks: that the call is expected to take. loading: clocks
-    of its copies, hidden or not, which decide between equals."""
+    """Outputs of a tile (D, H, W), and channels of a chunk."""
 
     tile: Triple
     chunk: int
-    clocks: float
-    loading: float
-
-
-def layout() -> str | None:
-    """How pixels lie in shared memory, None where the kernel is turned off.
-
-    Raises:
-        ValueError: SSCONV_HALO is none of its values.
-    """
-    asked = os.environ.get(SWITCH, LAYOUTS[0])
-    if asked not in ("0", *LAYOUTS):
-        raise ValueError(f"{SWITCH}: expected 0, plain or swizzled; got {asked!r}")
-    return None if asked == "0" else asked
 
 
 def tile_n(out_channels: int, fused: int) -> int:
@@ -103,6 +87,7 @@ def _tiles(size: tuple[int, ...], tile: Triple) -> Triple:
     return d, h, w
 
 
+@functools.lru_cache(KEPT)
 def tilings(
     branches: tuple[Triple, ...],
     channels: int,
@@ -111,65 +96,49 @@ def tilings(
     batch: int,
     size: tuple[int, ...],
     swizzled: bool,
-    multiprocessors: int,
-) -> list[Tiling]:
-    """Every tile and chunk whose input fits. channels, out_channels: of a branch; size: of the output; fused: branches
-    of a block."""
+) -> tuple[Tiling, ...]:
+    """Every tile and chunk whose input fits, those that load the fewest elements first and then the widest chunks.
+
+    channels, out_channels: of a branch; size: of the output; fused: branches of a block.
+    """
     columns = tile_n(out_channels, fused)
     count = row_groups(fused, columns)
     widest = next((c for c in reversed(CHUNKS) if c >= channels), CHUNKS[0])  # wider ones are padding
-    found = []
+    found = {}
     for d, down in itertools.product((1, 2, 4, 8), repeat=2):
         if count % (d * down):
             continue
         tile = (d, down * GROUP, count // d // down * GROUP)
         along = _tiles(size, tile)
-        tiles = batch * along[0] * along[1] * along[2]
-        work = tiles * ceil_div(out_channels, columns) * len(branches) // fused
+        work = batch * along[0] * along[1] * along[2] * ceil_div(out_channels, columns) * len(branches) // fused
+        pixels = sum((d + k - 1) * (tile[1] + j - 1) * (tile[2] + i - 1) for k, j, i in branches)
         for chunk in CHUNKS:
             fits = all(_input_bytes(kernel, tile, chunk, swizzled) <= buffer_bytes(columns) for kernel in branches)
             if chunk <= widest and fits and work <= MAX_TILES:
-                expected = clocks.halo(
-                    branches, channels, chunk, tile, columns, swizzled, work, fused, multiprocessors
-                )  # fmt: skip
-                found.append(Tiling(tile, chunk, *expected))
-    return found
+                found[Tiling(tile, chunk)] = work * pixels * ceil_div(channels, chunk) * chunk, -chunk
+    return tuple(sorted(found, key=found.__getitem__))
 
 
-@functools.lru_cache(KEPT)
-def tiling(*call: Any) -> Tiling | None:
-    """The one of `tilings` that is expected to be fastest, or None."""
-    return min(tilings(*call), key=lambda t: (t.clocks, t.loading), default=None)
-
-
-def _tiling_of(
-    x: Layout,
-    geometry: Geometry,
-    size: tuple[int, ...],
-    out_channels: int,
-    groups: int,
-    swizzled: bool,
-    multiprocessors: int,
-) -> Tiling | None:
-    count = len(geometry.branches)
-    fused = count if groups > 1 else 1
-    return tiling(
-        geometry.branches, x.shape[1] // count, out_channels, fused, x.shape[0], size, swizzled, multiprocessors
+def tilings_of(call: ConvCall, swizzled: bool) -> tuple[Tiling, ...]:
+    """`tilings` of a call."""
+    count = len(call.geometry.branches)
+    fused = count if call.groups > 1 else 1
+    return tilings(
+        call.geometry.branches, call.x.shape[1] // count, call.out_channels, fused, call.x.shape[0], call.size, swizzled
     )
+
+
+def configs(call: ConvCall, family: str) -> Iterator[Tiling]:
+    """The tilings with which a family can compute a call, the default first."""
+    if unsupported(*call.question()) is None:
+        yield from tilings_of(call, LAYOUTS[family])[:SEARCHED]
 
 
 @functools.lru_cache(KEPT)
 def unsupported(
-    x: Layout,
-    geometry: Geometry,
-    adjoint: bool,
-    size: tuple[int, ...],
-    out_channels: int,
-    groups: int,
-    swizzled: bool,
-    multiprocessors: int,
+    x: Layout, geometry: Geometry, adjoint: bool, size: tuple[int, ...], out_channels: int, groups: int
 ) -> str | None:
-    """Why this kernel does not compute a call, or None. x: as convolutions read it."""
+    """Why this kernel cannot compute a call, whatever the tiling, or None. x: as convolutions read it."""
     count = len(geometry.branches)
     channels = x.shape[1] // count
     if geometry.stride != (1, 1, 1):
@@ -182,37 +151,17 @@ def unsupported(
         return f"{channels} channels to {out_channels} of a branch, fewer than {MIN_CHANNELS}"
     if any(d * h * w > MAX_TAPS for d, h, w in geometry.branches):
         return f"a kernel of more than {MAX_TAPS} taps"
-    if reason := sm90.unreadable(x, channels):
-        return reason
-    found = _tiling_of(x, geometry, size, out_channels, groups, swizzled, multiprocessors)
-    if found is None:
-        return "no tile whose input fits into shared memory"
-    if sm90.conv_unsupported(x, geometry, adjoint, size, out_channels, groups) is not None:
-        return None
-    outputs = x.shape[0] * size[0] * size[1] * size[2]
-    other = clocks.im2col(
-        geometry.branches, channels, out_channels, outputs, count if groups > 1 else 1, multiprocessors
-    )  # fmt: skip
-    if not faster(found.clocks, other):
-        return f"{found.clocks:.0f} clocks expected, and {other:.0f} by im2col copies"
-    return None
-
-
-def faster(halo: float, im2col: float) -> bool:
-    """Whether to take this kernel, by the clocks expected of both."""
-    return halo < im2col
+    return sm90.unreadable(x, channels)
 
 
 @functools.lru_cache(KEPT)
-def conv_sm90_halo(call: ConvCall, swizzled: bool, multiprocessors: int) -> ConvPlan:
-    """What a convolution launches that `unsupported` lets through."""
+def conv_sm90_halo(call: ConvCall, family: str, found: Tiling, multiprocessors: int) -> ConvPlan:
+    """What a convolution launches with one of its `configs`."""
     x, geometry = call.x, call.geometry
     count = len(geometry.branches)
     fused = count if call.groups > 1 else 1
     columns = tile_n(call.out_channels, fused)
     channels = x.shape[1] // count
-    found = _tiling_of(x, geometry, call.size, call.out_channels, call.groups, swizzled, multiprocessors)
-    assert found is not None, "unsupported"
     chunks_of_k, n_tiles = ceil_div(channels, found.chunk), ceil_div(call.out_channels, columns)
     along = _tiles(call.size, found.tile)
     tiles = x.shape[0] * along[0] * along[1] * along[2]
@@ -231,7 +180,7 @@ def conv_sm90_halo(call: ConvCall, swizzled: bool, multiprocessors: int) -> Conv
         size=call.size,
         channels=channels,
         chunk_channels=found.chunk,
-        swizzled=swizzled,
+        swizzled=LAYOUTS[family],
         out_channels=call.out_channels,
         branches=count,
         geometry=geometry_of(geometry, call.adjoint),

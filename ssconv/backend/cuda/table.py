@@ -1,9 +1,7 @@
-"""The configurations of sm_80's kernels (block sizes, stages, splits) by architecture and shape class, and their
-search.
+"""The configurations of sm_80's kernels (block sizes, stages, splits) by architecture and shape class.
 
-`table.json`, beside this file, is the committed table; `tuning` describes which table comes before it and how to ask
-for a search. SSCONV_CUDA_TABLE names the table of this machine. The names of keys and values are those of the files:
-kernel "product" is conv_sm80, "weights" wgrad_sm80; "singly" means that x is read element by element.
+`table.json`, beside this file, is the committed table. The names of keys and values are those of the file: kernel
+"product" is conv_sm80, "weights" wgrad_sm80; "singly" means that x is read element by element.
 """
 
 from __future__ import annotations
@@ -124,10 +122,8 @@ def candidates(key: Key) -> Iterator[Config]:
 
 
 TABLE = Table(
-    name="cuda_table",
     backend="CUDA",
     committed=Path(__file__).with_name("table.json"),
-    variable="SSCONV_CUDA_TABLE",
     key=Key,
     config=Config,
     check=check,

@@ -116,25 +116,29 @@ def _launch(
     kernel: Any,
     prepare: Callable[[Config], tuple[tuple[int, int, int], Arguments]],
     device: torch.device,
+    config: Config | None,
 ) -> None:
-    """Launches a kernel with the table's configuration, or with SSCONV_AUTOTUNE=1 with the fastest of a search.
+    """Launches a kernel with a configuration, or with the table's.
 
     prepare: a configuration -> grid and arguments.
     """
-
-    def run(config: Config) -> None:
-        grid, arguments = prepare(config)
-        with on(device):
-            _run(kernel, grid, arguments, num_warps=config.warps)
-
-    def seconds(function: Callable[[], None]) -> float:
-        with on(device):
-            return triton.testing.do_bench(function, warmup=5, rep=20, return_mode="median")
-
-    run(TABLE.choose(key, run, seconds))
+    config = config or TABLE.lookup(key)
+    grid, arguments = prepare(config)
+    with on(device):
+        _run(kernel, grid, arguments, num_warps=config.warps)
 
 
 # -------------------------------------------------------------------------------------- forward and input gradient
+
+
+def conv_key(x: Tensor, geometry: Geometry, groups: int, adjoint: bool, out_channels: int) -> Key:
+    """The class of a convolution's configuration. out_channels: of a branch."""
+    count = len(geometry.branches)
+    fused = count in FUSED and (count == 1 or groups > 1)
+    unstrided = adjoint or geometry.stride == (1, 1, 1)  # neighbouring outputs read neighbouring inputs
+    describable = unstrided and _describable(x, x.shape[1] // count)
+    together = count if fused else 1
+    return Key.of("conv", architecture(x.device), arithmetic(x.dtype), together, out_channels, describable)
 
 
 def _conv(
@@ -151,6 +155,7 @@ def _conv(
     adjoint: bool,
     swap: bool = False,
     save_z: bool = False,
+    config: Config | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The branches' convolutions of x, or their adjoints, to an output of extents `size`, with the epilogue.
 
@@ -168,11 +173,8 @@ def _conv(
     noise = contiguous(noise)
     phases = geometry.stride if adjoint else (1, 1, 1)
     counts = tuple(-(-n // p) for n, p in zip(size, phases, strict=True))  # voxels of one phase
-    fused = count in FUSED and (count == 1 or settings.groups > 1)
-    unstrided = adjoint or geometry.stride == (1, 1, 1)  # neighbouring outputs read neighbouring inputs
-    describable = unstrided and _describable(x, cin)
-    together = count if fused else 1
-    key = Key.of("conv", architecture(x.device), arithmetic(x.dtype), together, cout, describable)
+    key = conv_key(x, geometry, settings.groups, adjoint, cout)
+    fused = key.branches == count
     arguments = {
         "x_ptr": x, "w_ptr": packed, "in_scale_ptr": contiguous(in_scale), "bias_ptr": contiguous(bias),
         "out_scale_ptr": contiguous(out_scale), "noise_ptr": noise, "y_ptr": y, "z_ptr": z,
@@ -199,7 +201,7 @@ def _conv(
             "STAGES": c.stages,
         }
 
-    _launch(key, kernels.conv_kernel, prepare, x.device)
+    _launch(key, kernels.conv_kernel, prepare, x.device, config)
     return y, z
 
 
@@ -213,21 +215,29 @@ def convolve(
     geometry: Geometry,
     settings: Epilogue,
     save_z: bool,
+    *,
+    config: Config | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order if save_z."""
     return _conv(
         x, weights, bias, in_scale, out_scale, noise, geometry, settings,
-        size=geometry.output_size(x.shape[2:]), adjoint=geometry.transposed, save_z=save_z,
+        size=geometry.output_size(x.shape[2:]), adjoint=geometry.transposed, save_z=save_z, config=config,
     )  # fmt: skip
 
 
 def input_grad(
-    g: Tensor, weights: Sequence[Tensor], in_scale: Tensor | None, geometry: Geometry, size: Sequence[int]
+    g: Tensor,
+    weights: Sequence[Tensor],
+    in_scale: Tensor | None,
+    geometry: Geometry,
+    size: Sequence[int],
+    *,
+    config: Config | None = None,
 ) -> Tensor:
     """in_scale * A^T g, (N, Cin, *size), for g in branch order: the same kernel in the other direction."""
     gx, _ = _conv(
         g, weights, None, None, in_scale, None, geometry, Epilogue(),
-        size=size, adjoint=not geometry.transposed, swap=True,
+        size=size, adjoint=not geometry.transposed, swap=True, config=config,
     )  # fmt: skip
     return gx
 
@@ -235,7 +245,9 @@ def input_grad(
 # -------------------------------------------------------------------------------------------------- weight gradient
 
 
-def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, geometry: Geometry) -> list[Tensor]:
+def weight_grad(
+    g: Tensor, x: Tensor, in_scale: Tensor | None, geometry: Geometry, *, config: Config | None = None
+) -> list[Tensor]:
     """Gradients of the weights, float32, one per branch that has one, for g in branch order."""
     count = len(geometry.branches)
     in_scale = contiguous(in_scale)
@@ -244,7 +256,7 @@ def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, geometry: Geometr
     offsets = _geometry_arguments(geometry)["TAP_OFFSETS"]
     sums = low.new_zeros((1, offsets[-1], low_channels, high_channels), dtype=torch.float32)
     if sums.numel() and low.numel() and high.numel():
-        sums = _wgrad(low, low_scale, high, high_scale, geometry)
+        sums = _wgrad(low, low_scale, high, high_scale, geometry, config)
     total = sums[0] if sums.shape[0] == 1 else sums.sum(0)
     grads = []
     for s, branch in enumerate(geometry.branches):
@@ -254,8 +266,20 @@ def weight_grad(g: Tensor, x: Tensor, in_scale: Tensor | None, geometry: Geometr
     return grads
 
 
+def wgrad_key(low: Tensor, high: Tensor, geometry: Geometry) -> Key:
+    """The class of a weight gradient's configuration."""
+    low_channels, high_channels = (t.shape[1] // len(geometry.branches) for t in (low, high))
+    describable = geometry.stride == (1, 1, 1) and _describable(low, low_channels) and _describable(high, high_channels)
+    return Key.of("wgrad", architecture(low.device), arithmetic(low.dtype), 1, high_channels, describable)
+
+
 def _wgrad(
-    low: Tensor, low_scale: Tensor | None, high: Tensor, high_scale: Tensor | None, geometry: Geometry
+    low: Tensor,
+    low_scale: Tensor | None,
+    high: Tensor,
+    high_scale: Tensor | None,
+    geometry: Geometry,
+    config: Config | None,
 ) -> Tensor:
     """(splits, taps of all branches, channels of a branch of low, of high), float32, to be summed over the splits."""
     count = len(geometry.branches)
@@ -263,8 +287,7 @@ def _wgrad(
     taps = _geometry_arguments(geometry)["TAP_OFFSETS"][-1]
     low_size = (low.shape[2], low.shape[3], low.shape[4])
     check_size(low_size)
-    describable = geometry.stride == (1, 1, 1) and _describable(low, low_channels) and _describable(high, high_channels)
-    key = Key.of("wgrad", architecture(low.device), arithmetic(low.dtype), 1, high_channels, describable)
+    key = wgrad_key(low, high, geometry)
     arguments = {
         "low_ptr": low, "low_scale_ptr": low_scale, "high_ptr": high, "high_scale_ptr": high_scale,
         "N": low.shape[0], "LOW_D": low.shape[2], "LOW_H": low.shape[3], "LOW_W": low.shape[4],
@@ -299,7 +322,7 @@ def _wgrad(
             "STAGES": c.stages,
         }
 
-    _launch(key, kernels.wgrad_kernel, prepare, low.device)
+    _launch(key, kernels.wgrad_kernel, prepare, low.device, config)
     return sums
 
 

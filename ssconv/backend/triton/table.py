@@ -1,7 +1,6 @@
-"""Tiles, warps and stages of the Triton kernels: a table per architecture and shape class, and the search.
+"""Tiles, warps and stages of the Triton kernels by architecture and shape class.
 
-`table.json`, beside this file, is the committed table; see `tuning` for what comes before it and for the search. The
-environment variable SSCONV_TRITON_TABLE names this machine's file.
+`table.json`, beside this file, is the committed table.
 """
 
 from __future__ import annotations
@@ -106,15 +105,12 @@ def candidates(key: Key) -> Iterator[Config]:
 
 
 TABLE = Table(
-    name="triton_table",
     backend="Triton",
     committed=COMMITTED,
-    variable="SSCONV_TRITON_TABLE",
     key=Key,
     config=Config,
     check=check,
     fits=fits,
     distance=distance,
     candidates=candidates,
-    too_much=("OutOfResources", "PTXASError"),
 )

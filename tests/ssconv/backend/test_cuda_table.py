@@ -12,17 +12,6 @@ from ssconv.backend.tuning import ARITHMETIC, BRANCHES, Table
 KEY = Key.of("product", 89, "16bit", 2, 50, False)
 
 
-@pytest.fixture(autouse=True)
-def own_table(tmp_path, monkeypatch):
-    """A machine without a table of its own, and no search."""
-    path = tmp_path / "table.json"
-    monkeypatch.setenv("SSCONV_CUDA_TABLE", str(path))
-    monkeypatch.delenv("SSCONV_AUTOTUNE", raising=False)
-    TABLE.forget()
-    yield path
-    TABLE.forget()
-
-
 @pytest.mark.parametrize(
     ("architecture", "expected"),
     [(80, 80), (86, 86), (87, 80), (89, 86), (90, 90), (100, 90), (103, 90), (120, 86), (130, 86)],
@@ -51,7 +40,7 @@ def test_a_class_without_a_row_takes_one_that_has_room(tmp_path):
     def only(architecture: int, columns: int) -> Table[Key, Config]:
         path = tmp_path / f"{architecture}.json"
         TABLE.write(path, {k: c for k, c in rows.items() if k.architecture == architecture and k.columns == columns})
-        return dataclasses.replace(TABLE, committed=path, _found={}, _files={})
+        return dataclasses.replace(TABLE, committed=path)
 
     with pytest.raises(LookupError, match="no configuration for"):
         only(90, 64).lookup(KEY)
@@ -75,25 +64,15 @@ BAD = {
 
 
 @pytest.mark.parametrize(("key", "config", "message"), BAD.values(), ids=BAD)
-def test_an_invalid_row_is_named(key, config, message, own_table):
+def test_an_invalid_row_is_named(key, config, message, tmp_path):
+    path = tmp_path / "table.json"
     row = dataclasses.replace(KEY, **key)
-    TABLE.write(own_table, {row: dataclasses.replace(Config(64, 2), **config)})
+    TABLE.write(path, {row: dataclasses.replace(Config(64, 2), **config)})
     with pytest.raises(ValueError, match=f"table.json: entry 1: not a table of CUDA configurations: {message}"):
-        TABLE.lookup(KEY)
+        dataclasses.replace(TABLE, committed=path).lookup(KEY)
 
 
-def test_a_search_saves_the_fastest(own_table, monkeypatch):
-    monkeypatch.setenv("SSCONV_AUTOTUNE", "1")
-    ran: list[Config] = []
-    wanted = list(candidates(KEY))[2]
-    assert len(list(candidates(KEY))) > 3
-
-    def seconds(function) -> float:
-        function()
-        return 1.0 if ran[-1] == wanted else 2.0
-
-    assert TABLE.choose(KEY, ran.append, seconds) == wanted
-    monkeypatch.delenv("SSCONV_AUTOTUNE")
-    TABLE.forget()
-    assert TABLE.lookup(KEY) == wanted
-    assert set(ran) == set(candidates(KEY))
+def test_the_committed_configuration_is_the_first_candidate():
+    found = list(TABLE.configs(KEY))
+    assert found[0] == TABLE.lookup(KEY) and len(found) == len(set(found)) > 3
+    assert set(found) == set(candidates(KEY)) | {found[0]}
