@@ -41,6 +41,7 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/* csrc/*/* csrc
 	fi
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) 'setuptools>=77' ninja torch
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c $(CONSTRAINTS) -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) 'nvidia-cutlass>=4.2'
 	@touch $@
 	@$(BIN)/python -c 'import sys, torch; print(f"installed in $(VENV): Python {sys.version.split()[0]}, torch {torch.__version__}")'
 

@@ -246,6 +246,8 @@ def faults(cubin: Cubin) -> list[str]:
                 found.append("a barrier of all memory besides the cluster's own (MEMBAR.ALL.GPU)")
         if cubin.count("WARPGROUP.DEPBAR") >= cubin.count("HGMMA") > 0:
             found.append("a wait after every HGMMA: the compiler serialised them")
+        if cubin.kind != "ConvSm90Halo" and cubin.count("R2UR") >= 2 * cubin.count("HGMMA") > 0:
+            found.append("moves to uniform registers at every HGMMA (R2UR): its descriptors are not warp-uniform")
     if stores_whole_chunks(cubin) and not cubin.count("STG.E.128"):
         found.append("no store of 16 bytes (STG.E.128)")
     epilogue = cubin.kind in ("EpilogueForward", "EpilogueBackward")

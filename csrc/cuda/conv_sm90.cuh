@@ -175,7 +175,7 @@ struct ConvSm90 {
     uint64_t a, b;
 
     SSCONV_DEVICE explicit Operands(const Params& p) : span(2 * p.box_channels) {
-      const int group = thread_index() / 128;
+      const int group = warp_uniform(thread_index() / 128);
       a = smem_descriptor(shared_address(group * ROWS * span), span, 0, 8 * span);
       b = smem_descriptor(shared_address(A_BYTES), 128, 0, 1024);
     }
@@ -229,7 +229,7 @@ struct ConvSm90 {
   // Applies the epilogue to branch s of the tile. A parity that no tap reaches has no accumulators: zeros.
   SSCONV_DEVICE static void store_branch(const Params& p, const Tile& tile, int s, const Accumulators& accumulators,
                                          Outputs& outputs) {
-    const int warp = thread_index() / 32, lane = thread_index() % 32;
+    const int warp = warp_uniform(thread_index() / 32), lane = thread_index() % 32;
     const Params::ParityTaps& taps = p.mapped[tile.first_branch + s].taps[tile.parity];
     const uint32_t first_row = tile.output + warp / 4 * ROWS + warp % 4 * 16 + lane / 4;
     Store::run(

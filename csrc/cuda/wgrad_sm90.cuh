@@ -70,8 +70,8 @@ struct WgradSm90 {
   };
 
   // A consumer's part of the block's tile.
-  SSCONV_DEVICE static int first_row() { return ROWS == 64 ? 0 : 64 * (thread_index() / 128); }
-  SSCONV_DEVICE static int first_column_tile() { return ROWS == 64 ? NI * (thread_index() / 128) : 0; }
+  SSCONV_DEVICE static int first_row() { return ROWS == 64 ? 0 : 64 * warp_uniform(thread_index() / 128); }
+  SSCONV_DEVICE static int first_column_tile() { return ROWS == 64 ? NI * warp_uniform(thread_index() / 128) : 0; }
 
   // The producer thread: fills the stages.
   SSCONV_DEVICE static void produce(const Params& p, const Tile& tile) {

@@ -184,6 +184,9 @@ BAD = {
         dataclasses.replace(CONV_SM90, instructions=CONV_SM90.instructions + Counter({"WARPGROUP.DEPBAR.LE": 9})),
         "serialised",
     ),
+    "descriptors that are not warp-uniform": (
+        dataclasses.replace(CONV_SM90, instructions=CONV_SM90.instructions + Counter({"R2UR": 19})), "R2UR"
+    ),
     "no tile": (without(GOOD["ConvSm90Halo<Bf16, 2, 64>"], "UTMALDG"), "UTMALDG.5D"),
     "too many registers for three warpgroups": (dataclasses.replace(CONV_SM90, registers=176), "176 registers"),
     "narrow loads": (without(BACKWARD, "LDG"), "LDG.E.128"),

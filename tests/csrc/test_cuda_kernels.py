@@ -5,38 +5,10 @@ Each check of cuda_checks.py runs in a process of its own: the emulator stands i
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from tests.support import cuda_faults, emulated, forked
+from tests.support import cuda_faults
 from tests.support.cuda_faults import FAULTS
-from tests.support.forked import Server
-
-
-@pytest.fixture(scope="session")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The emulator's module as the sources are, built once for all test processes."""
-    try:
-        emulated.compiler()
-    except FileNotFoundError:
-        pytest.skip("needs a C++ compiler")
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    module = shared / "emulator" / "emulated.so"
-    with (shared / "emulator.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return module if module.exists() else cuda_faults.build(module.parent)
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with forked.server(tmp_path_factory.mktemp("checks") / "log") as running:
-        yield running
 
 
 @pytest.mark.slow

@@ -254,16 +254,21 @@ void tma_load(uint32_t at, const Map& map, uint32_t barrier, const int32_t (&coo
   Transfer& t = begin_transfer(*active, at, barrier);
   begin_write(*active, at, rows * row, barrier);
   t.bytes.assign(rows * row, 0);
+  Trace* const trace = settings().trace.get();
+  if (trace != nullptr) trace->copies.push_back({map, {coordinate, coordinate + 5}, {offset, offset + 3}, {}});
   int32_t base[4] = {coordinate[1], coordinate[2], coordinate[3],
                      coordinate[4]};  // of the pixel: W, H, D, N, before offsets
   for (uint32_t r = 0; r < rows; ++r) {
     bool inside = true;
     const char* from = map.base;
-    for (int i = 0; i < 4; ++i) {
+    int32_t voxel = 0;
+    for (int i = 3; i >= 0; --i) {
       const int32_t x = base[i] + (map.im2col && i < 3 ? offset[i] : 0);
       inside = inside && x >= 0 && x < map.size[1 + i];
       from += x * map.stride[i];
+      voxel = voxel * map.size[1 + i] + x;
     }
+    if (trace != nullptr) trace->copies.back().voxels.push_back(inside ? voxel : -1);
     for (int32_t c = 0; inside && c < map.box[0]; ++c) {
       const int32_t channel = coordinate[0] + c;
       if (channel < 0 || channel >= map.size[0]) continue;
@@ -374,6 +379,7 @@ void run_wgmma(void* const* threads, int first) {
     if (m.a != one.a || m.b != one.b || m.n != n || m.add != one.add)
       fail("the threads of a warpgroup disagree on a wgmma", first + t);
   }
+  if (settings().trace != nullptr) settings().trace->products.push_back(one);
   auto matrix = std::make_shared<Wgmma>();
   matrix->n = n;
   std::vector<float> a, b;

@@ -25,6 +25,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -44,9 +45,11 @@ struct Range {
   bool writable;
 };
 
+struct Trace;
 struct Settings {
   uint64_t seed = 0;
   std::vector<Range> ranges;
+  std::unique_ptr<Trace> trace;  // not null: launches add to it
   std::string error;  // of the last failed launch
   uint64_t launches = 0;
 };
@@ -107,5 +110,16 @@ void wgmma_fence();
 void wgmma(const WgmmaArgs& m);
 void wgmma_commit();
 void wgmma_wait(int groups);
+
+// What launches ask of TMA and wgmma, in the order in which they do.
+struct Trace {
+  struct Copy {
+    Map map;
+    std::vector<int32_t> coordinate, offset;
+    std::vector<int32_t> voxels;  // of each pixel, in the order n, d, h, w; -1 outside
+  };
+  std::vector<Copy> copies;
+  std::vector<WgmmaArgs> products;
+};
 
 }  // namespace emulator

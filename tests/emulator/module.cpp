@@ -13,10 +13,12 @@ namespace py = pybind11;
 
 void bind_primitives(py::module_& m);
 void bind_clusters(py::module_& m);
+void bind_fragments(py::module_& m);
 
 PYBIND11_MODULE(SSCONV_MODULE, m) {
   bind_primitives(m);
   bind_clusters(m);
+  bind_fragments(m);
   m.def(
       "call",
       [](const std::string& kernel, const py::bytes& params, uintptr_t stream) {

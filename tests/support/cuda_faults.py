@@ -320,6 +320,7 @@ def planted(fault: Fault, folder: Path, clean: Path) -> tuple[Path, Path]:
     if fault.units:
         root = folder / "source"
         shutil.copytree(ROOT / "csrc", root / "csrc", ignore=shutil.ignore_patterns("cpu", "*.o"))
+        shutil.copytree(ROOT / "tests" / "emulator", root / "tests" / "emulator")
         path = root / "csrc" / "cuda" / fault.file
     else:
         package = folder

@@ -28,19 +28,19 @@ MODULE = "ssconv_emulated"
 
 
 def sources(root: Path = ROOT) -> dict[str, Path]:
-    """The sources of the emulator's module by name: the kernels, the calls, the emulator."""
+    """The sources of the emulator's module in `root` by name: the kernels, the calls, the emulator."""
     files = [*(root / "csrc" / "cuda").glob("*.cu"), root / "csrc" / "cuda" / "calls.cpp"]
-    return {f.stem: f for f in (*files, *(ROOT / "tests" / "emulator").glob("*.cpp"))}
+    return {f.stem: f for f in (*files, *(root / "tests" / "emulator").glob("*.cpp"))}
 
 
 def compile_objects(names: Iterable[str], folder: Path, root: Path = ROOT) -> None:
-    """Compiles some of `sources` for this CPU, the kernels from `root`.
+    """Compiles some of the `sources` in `root` for this CPU.
 
     Raises:
         RuntimeError: a source does not compile, or one of this repository gives a warning; the compiler's output.
     """
     python = sysconfig.get_paths()["include"]
-    includes = [root / "csrc", root / "csrc" / "cuda", ROOT / "tests", python, pybind11.get_include()]
+    includes = [root / "csrc", root / "csrc" / "cuda", root / "tests", python, pybind11.get_include()]
     options = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     command = [*compiler(), *options, f"-DSSCONV_MODULE={MODULE}", *(f"-I{i}" for i in includes), "-x", "c++", "-c"]
 

@@ -27,7 +27,15 @@ inline float shuffle_xor(float value, int mask) {
   return own.result;
 }
 
-inline int warp_uniform(int value) { return value; }
+inline int warp_uniform(int value) {
+  struct Lane {
+    int value;
+  } own{value};
+  emulator::collective("warp_uniform", &own, [](void* const* lanes) {
+    for (int l = 1; l < 32; ++l) static_cast<Lane*>(lanes[l])->value = static_cast<Lane*>(lanes[0])->value;
+  });
+  return own.value;
+}
 template <int N>
 void setmaxnreg_dec() {}
 template <int N>
