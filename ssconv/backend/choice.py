@@ -261,8 +261,9 @@ def search(operation: str, args: tuple[Any, ...], found: Sequence[Family]) -> di
     def measure(candidate: Candidate) -> None:
         run = functools.partial(candidate.family.run, operation, args, candidate.config)
         try:
+            result = run()  # which is the warm-up, too
             if candidate.family is not pytorch_family and expected is not None:
-                difference = deviation(run(), expected)
+                difference = deviation(result, expected)
                 if not difference <= _agreement(args[0].dtype):
                     warnings.warn(
                         f"ssconv: {candidate.label} differs from PyTorch by {difference:.2g} of the norm for "
@@ -271,6 +272,7 @@ def search(operation: str, args: tuple[Any, ...], found: Sequence[Family]) -> di
                         stacklevel=5,
                     )
                     return
+            del result
             times[candidate.label] = median_seconds(run, device)
         except (torch.OutOfMemoryError, ValueError):
             return  # no room for this one, or it cannot compute the call
@@ -316,10 +318,9 @@ def _agreement(dtype: torch.dtype) -> float:
 
 
 def median_seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Median time of a call on a device in seconds, of as many as fit into a share of a search's time."""
+    """Median time of a call on a device in seconds, of as many as fit into a share of a search. It ran before."""
     times: list[float] = []
     with on(device):
-        run()
         end = time.perf_counter() + SHARE * SECONDS
         while len(times) < REPEATS and (not times or time.perf_counter() < end):
             times.append(_seconds(run, device))

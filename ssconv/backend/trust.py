@@ -152,7 +152,10 @@ class _Process:
         """Kills the process if it has not ended, and says how it ended."""
         with contextlib.suppress(OSError):
             self.process.kill()
-        code = self.process.wait()
+        try:
+            code = self.process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            return "it cannot be killed"
         for reader in self.readers:
             reader.join(1.0)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
@@ -163,9 +166,7 @@ class _Process:
         return f"{how}; {self.last_words[-1]}" if self.last_words else how
 
 
-def run_checks(
-    device: torch.device, names: Sequence[str], told: Callable[[str, Verdict], None] = lambda name, verdict: None
-) -> dict[str, Verdict]:
+def run_checks(device: torch.device, names: Sequence[str], told: Callable[[str, Verdict], None]) -> dict[str, Verdict]:
     """Checks families in processes of their own; where one fails, the next begins anew. told: is called after each.
 
     Raises:
@@ -312,8 +313,7 @@ def _tell(store: cache.Store, device: torch.device, names: Sequence[str]) -> Non
     sys.stderr.flush()
     start, outcome = time.monotonic(), "it could not"
     try:
-        verdicts = run_checks(device, names)
-        store.save({name: dataclasses.asdict(verdict) for name, verdict in verdicts.items()})
+        verdicts = run_checks(device, names, _saved_to(store))
         wrong = [name for name, v in verdicts.items() if v.verdict == FAILED]
         right = sum(v.verdict == TRUSTED for v in verdicts.values())
         outcome = f"{right} of {right + len(wrong)} families are right" + (
@@ -323,6 +323,17 @@ def _tell(store: cache.Store, device: torch.device, names: Sequence[str]) -> Non
         print(f" {outcome}, {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
+def _saved_to(store: cache.Store, told: Callable[[str, Verdict], None] | None = None) -> Callable[[str, Verdict], None]:
+    """Keeps each verdict as it comes: should the GPU not be reached after a hang, the family that hung is known."""
+
+    def save(name: str, verdict: Verdict) -> None:
+        store.save({name: dataclasses.asdict(verdict)})
+        if told is not None:
+            told(name, verdict)
+
+    return save
+
+
 def _warn(text: str) -> None:
     if text not in _WARNED:
         _WARNED.add(text)
@@ -330,7 +341,7 @@ def _warn(text: str) -> None:
 
 
 def verify(
-    device: torch.device | str | None = None, told: Callable[[str, Verdict], None] = lambda name, verdict: None
+    device: torch.device | str | None = None, told: Callable[[str, Verdict], None] | None = None
 ) -> VerifyReport:
     """Checks every family of kernels on a GPU against float64 and keeps the verdicts, which `backend="auto"` obeys.
 
@@ -353,8 +364,7 @@ def verify(
         with store.locked(".verify", WAIT_SECONDS) as had:
             if not had:
                 raise CannotVerifyError(f"another process has been verifying for {WAIT_SECONDS:.0f} s")
-            verdicts = run_checks(device, names, told)
-            store.save({name: dataclasses.asdict(verdict) for name, verdict in verdicts.items()})
+            verdicts = run_checks(device, names, _saved_to(store, told))
         _CANNOT.pop(store.identity, None)
     return VerifyReport(dict(store.identity), verdicts)
 

@@ -209,7 +209,7 @@ def launch_of(problem: Problem) -> tuple[Launch, dict[str, torch.Tensor | None]]
         swap=problem.operation == "dgrad", noise=None, geometry=geometry, adjoint=problem.operation == "dgrad",
         size=tuple(written.shape[2:]), out_channels=problem.channels, groups=1, clamped=False, arithmetic=0,
     )  # fmt: skip
-    plan = sm90.conv_sm90(call, 1)
+    plan = sm90.conv_sm90(call, 1, 1)
     tensors = dict.fromkeys(("in_scale", "out_scale", "bias", "noise", "z"))
     (launches,), (elements,) = plan.launches, plan.packed
     return launches[1], {**tensors, "x": read, "y": written, "packed_weights": drawn((elements,))}

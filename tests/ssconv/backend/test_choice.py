@@ -211,6 +211,14 @@ def test_a_search_ends_in_time(trusting, monkeypatch):
 def test_the_whole_operator_by_choice(stand_ins, monkeypatch, name):
     """Values and gradients through the public function, with right, slow, wrong and raising families."""
     stand_ins("right", "slow", "wrong", "raises")
+    verdicts = {"right": trust.TRUSTED, "slow": trust.TRUSTED, "wrong": trust.FAILED, "raises": trust.FAILED}
+
+    def checked(device, names, told):
+        for n in names:
+            told(n, trust.Verdict(verdicts[n], checks=1))
+        return {n: trust.Verdict(verdicts[n], checks=1) for n in names}
+
+    monkeypatch.setattr(trust, "run_checks", checked)
     monkeypatch.setattr(ssconv.functional, "resolve", lambda name, x: "choice")
     case = CONV_CASES[name]
     check_forward(ssconv, case, torch.float32, "auto", "cpu")
