@@ -15,6 +15,7 @@ from ssgan.metrics.extractors.choose import NAMES, make_extractor
 from ssgan.metrics.registry import comparisons
 from ssgan.metrics.volume_sets import EvaluateError, load_held_out, load_sides
 from ssgan.runs.config import is_run
+from ssgan.runs.generator import CHECKPOINT_HELP
 from ssgan.utils.errors import run_command
 from ssgan.utils.files import write_json_atomic
 
@@ -22,7 +23,7 @@ from ssgan.utils.files import write_json_atomic
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real", type=Path, required=True, help="training volumes: a data set or a folder of NIfTI")
     parser.add_argument("--fake", type=Path, required=True, help="generated volumes: a folder, a data set or a run")
-    parser.add_argument("--checkpoint", type=Path, help="of a run: a checkpoint file (default: the run's last)")
+    parser.add_argument("--checkpoint", type=Path, help=f"with --fake RUN: {CHECKPOINT_HELP}")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file; closest pairs go beside it as a PNG")
     parser.add_argument("--held-out", type=Path, help="real volumes not trained on, for the check for copies")
     parser.add_argument(
