@@ -67,8 +67,11 @@ def run(args: argparse.Namespace) -> int:
     picture = draw_closest_pairs(real, fake, record["memorisation"], args.out.with_suffix(".pairs.png"))
     record["memorisation"]["picture"] = picture.name
     write_json_atomic(args.out, record)
+    count, name = record["count"], record["extractor"]["name"]
+    print(f"{count} generated against {count} real volumes, features of {name}; floor: {count} other real volumes")
     for name, row in record["metrics"].items():
-        print(f"{name:<10} {row['value']:>10g}  floor {row['floor']:>10g}  95 % {row['interval']}")
+        better = "better near the floor" if row["better"] == "as floor" else f"{row['better']} is better"
+        print(f"{name:<10} {row['value']:>10g}  floor {row['floor']:>10g}  {better:<21}  95 % {row['interval']}")
     ratio = record["memorisation"]["voxels"]["ratio"]
     print(f"copies: voxel ratio {ratio:g} (about 1 without copies); {args.out}, {picture}")
     return 0
