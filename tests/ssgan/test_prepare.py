@@ -51,24 +51,26 @@ def test_good_run(source, tmp_path, capfd):
     assert VolumeDataset(tmp_path / "again").info == dataset.info
 
 
+def in_a_shell(program, source, out):
+    command = [sys.executable, "-m", *program, "--input", str(source), "--out", str(out), *ARGUMENTS]
+    root = pathlib.Path(__file__).parents[2]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
+
+
 def test_in_a_shell(tmp_path):
     """`python -m ssgan.prepare`: status 2 and one line, no traceback."""
     (tmp_path / "empty").mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "ssgan.prepare",
-        "--input",
-        str(tmp_path / "empty"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(
-        [*command, *ARGUMENTS], capture_output=True, text=True, timeout=120, cwd=pathlib.Path(__file__).parents[2]
-    )
+    done = in_a_shell(["ssgan.prepare"], tmp_path / "empty", tmp_path / "out")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("ssgan prepare: error: --input") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("program", [["ssgan.prepare"], ["ssgan", "prepare"]], ids=" ".join)
+def test_the_processes_print_nothing_of_their_own(program, source, tmp_path):
+    """No warning that a module is run which has been imported, however the program was started."""
+    done = in_a_shell(program, source, tmp_path / "out")
+    assert done.returncode == 0 and done.stderr == "" and "3 volumes prepared" in done.stdout
 
 
 @pytest.mark.parametrize(
