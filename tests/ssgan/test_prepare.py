@@ -79,7 +79,12 @@ def test_the_processes_print_nothing_of_their_own(program, source, tmp_path):
         (["--input", "{nowhere}"], "--input .. does not exist; expected a folder"),
         (["--input", "{file}"], "--input .. is a file; expected a folder"),
         (["--input", "{empty}"], "holds no .nii, .nii.gz, .nrrd, .mha or .mhd file or DICOM series"),
-        (["--shape", 17, 24, 16], "axis W has 17 voxels .. --shape"),
+        (
+            ["--shape", 17, 24, 16],
+            "--shape 17 24 16: expected sizes of 3 .. got X 17; the nearest that fit are X 16 or 20",
+        ),
+        (["--shape", 35, 50, 36], "got X 35, Y 50, Z 36; the nearest that fit are X 32 or 40, Y 48 or 56, Z 32 or 40"),
+        (["--shape", 16, 2, 16], "got Y 2; the nearest that fit are Y 3\n"),
         (["--shape", 0, 24, 16], "shape"),
         (["--shape", -16, 24, 16], "shape"),
         (["--shape", 16, 256, 16], "H = 256 and W = 16 cannot be halved equally often"),
