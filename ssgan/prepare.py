@@ -114,9 +114,11 @@ def _report(dataset: VolumeDataset, out: Path) -> None:
             "classes " + ", ".join(f"{name}: {n}" for name, n in zip(info.classes, dataset.class_counts, strict=True))
         )
     x, y, z = info.spacing
+    own = RECIPES[info.recipe].window is None
+    scale = "medians of the volumes, of which each has its own" if own else "the window of all volumes"
     print(
         f"shape (D, H, W) {info.shape}, spacing {x:g} x {y:g} x {z:g} mm, "
-        f"intensity {info.intensity_low:g} .. {info.intensity_high:g} -> -1 .. 1"
+        f"intensity {info.intensity_low:g} .. {info.intensity_high:g} ({scale}) -> -1 .. 1"
     )
     print(f"look at {out / 'contact_sheet.png'}")
 

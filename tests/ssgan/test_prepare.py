@@ -125,6 +125,43 @@ def test_only_hidden_files(tmp_path, capfd):
     assert [r["source"] for r in dataset.records] == [os.path.join("sub", "a.nii.gz")] and not dataset.skipped
 
 
+def test_label_maps_are_remarked_on(source, tmp_path, capfd):
+    """By the name of a folder or file, or by values, in one line; a scan of many values is none."""
+    good(source / "labelsTr" / "4.nii.gz", 4)
+    good(source / "mask_5.nii.gz", 5)
+    good(source / "6_seg.nii.gz", 6)
+    good(source / "unmasked" / "t1_unlabelled.nii.gz", 7)
+    values = np.random.default_rng(8).integers(0, 7, (20, 24, 22))
+    save(source / "seven.nii", values.astype(np.uint8))
+    save(source / "eight.nii", (values + (values == 6) * (np.arange(22) % 2)).astype(np.uint8))
+    save(source / "halves.nii", values.astype(np.float32) / 2)
+    assert run(source, tmp_path / "out") == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if "label map" in line]
+    assert len(lines) == 1 and lines[0].startswith("warning  4 of 10 volumes: looks like a label map")
+    assert "such as 6_seg.nii.gz; to leave them out, give --input the folder of the images alone" in lines[0]
+    records = VolumeDataset(tmp_path / "out").records
+    marked = {r["source"] for r in records if any("label map" in w for w in r["warnings"])}
+    assert marked == {os.path.join("labelsTr", "4.nii.gz"), "mask_5.nii.gz", "6_seg.nii.gz", "seven.nii"}
+
+
+def test_warnings_of_many_volumes_are_one_line(source, tmp_path, capfd):
+    save(source / "wide.nii", voxels(9, (16, 24, 16)))
+    assert run(source, tmp_path / "out") == 0
+    out = capfd.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("warning")] == [
+        "warning  3 of 4 volumes: smaller than the shape, padded with background, such as 0.nii.gz: Y by 5 of 24 voxels"
+    ]
+    assert "4 volumes prepared (3 with a warning)" in out
+    assert sum("Y by 5 of 24" in w for r in VolumeDataset(tmp_path / "out").records for w in r["warnings"]) == 3
+
+
+def test_the_intensity_line_says_whose_scale_it_is(source, tmp_path, capfd):
+    for recipe, whose in (("mri", "medians of the volumes, of which each has its own"), ("ct", "the window of all")):
+        assert run(source, tmp_path / recipe, "--recipe", recipe) == 0
+        (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("shape")]
+        assert whose in line and line.endswith("-> -1 .. 1")
+
+
 def test_duplicates(source, tmp_path, capfd):
     """The same voxels are kept once, however they are compressed; a duplicate of a bad file has the same reason."""
     good(source / "copy.nii", 1)
