@@ -45,12 +45,13 @@ class LayerReport:
 class ConvertReport:
     """The result of `convert`: a row per convolution, and the parameters of the whole model before and after.
 
-    `print(report)` shows it as a table.
+    conv2d: number of nn.Conv2d in the model, which `convert` does not look at. `print(report)` shows it as a table.
     """
 
     layers: tuple[LayerReport, ...]
     before: int
     after: int
+    conv2d: int = 0
 
     @property
     def swapped(self) -> tuple[LayerReport, ...]:
@@ -69,6 +70,8 @@ class ConvertReport:
             f"{len(self.swapped)} swapped, {len(self.kept)} left alone; parameters of the whole model: "
             f"{self.before:,} -> {self.after:,}{share}"
         )
+        if self.conv2d and not self.layers:
+            lines.append(f"no 3D convolution, but {self.conv2d} nn.Conv2d: `inflate_model` makes the model 3D first")
         return "\n".join(lines)
 
 
@@ -173,7 +176,8 @@ def convert(model: nn.Module, kernel_sizes: KernelSizes = "split_depth", *, skip
         for name in found[conv]:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, layer)
-    return ConvertReport(tuple(rows), before, count_parameters(model))
+    conv2d = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    return ConvertReport(tuple(rows), before, count_parameters(model), conv2d)
 
 
 def from_conv3d(conv: nn.Conv3d | nn.ConvTranspose3d, kernel_sizes: KernelSizes = "split_depth") -> SplitShuffleConv3d:

@@ -243,6 +243,8 @@ def check_call(
     branches = check_branches([None if w is None else tuple(int(k) for k in w.shape[2:]) for w in weights], "weights")
     count, in_channels = len(branches), x.shape[1]
     real = [w for w in weights if w is not None]
+    if real and all(w.shape[1] == real[0].shape[1] for w in real) and real[0].shape[1] * count != in_channels:
+        raise ValueError(f"x: expected {real[0].shape[1] * count} channels; got {in_channels}")
     out_channels = real[0].shape[0] * count if real else in_channels
     names = ("channels of x", "output channels of weights", "weights")
     stride = check_geometry(branches, in_channels, out_channels, stride, padding, transposed, names)

@@ -15,6 +15,7 @@ from ssgan.metrics.extractors.choose import NAMES, make_extractor
 from ssgan.metrics.registry import comparisons
 from ssgan.metrics.volume_sets import EvaluateError, load_held_out, load_sides
 from ssgan.runs.config import is_run
+from ssgan.runs.generator import CHECKPOINT_HELP
 from ssgan.utils.errors import run_command
 from ssgan.utils.files import write_json_atomic
 
@@ -22,7 +23,7 @@ from ssgan.utils.files import write_json_atomic
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real", type=Path, required=True, help="training volumes: a data set or a folder of NIfTI")
     parser.add_argument("--fake", type=Path, required=True, help="generated volumes: a folder, a data set or a run")
-    parser.add_argument("--checkpoint", type=Path, help="of a run: a checkpoint file (default: the run's last)")
+    parser.add_argument("--checkpoint", type=Path, help=f"with --fake RUN: {CHECKPOINT_HELP}")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file; closest pairs go beside it as a PNG")
     parser.add_argument("--held-out", type=Path, help="real volumes not trained on, for the check for copies")
     parser.add_argument(
@@ -66,8 +67,11 @@ def run(args: argparse.Namespace) -> int:
     picture = draw_closest_pairs(real, fake, record["memorisation"], args.out.with_suffix(".pairs.png"))
     record["memorisation"]["picture"] = picture.name
     write_json_atomic(args.out, record)
+    count, name = record["count"], record["extractor"]["name"]
+    print(f"{count} generated against {count} real volumes, features of {name}; floor: {count} other real volumes")
     for name, row in record["metrics"].items():
-        print(f"{name:<10} {row['value']:>10g}  floor {row['floor']:>10g}  95 % {row['interval']}")
+        better = "better near the floor" if row["better"] == "as floor" else f"{row['better']} is better"
+        print(f"{name:<10} {row['value']:>10g}  floor {row['floor']:>10g}  {better:<21}  95 % {row['interval']}")
     ratio = record["memorisation"]["voxels"]["ratio"]
     print(f"copies: voxel ratio {ratio:g} (about 1 without copies); {args.out}, {picture}")
     return 0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssgan.runs.generator import load_generator, parse_class, parse_seeds
+from ssgan.runs.generator import CHECKPOINT_HELP, load_generator, parse_class, parse_seeds
 from ssgan.runs.samples import RECORD, SampleOptions, check_output_folder, write_samples
 from ssgan.utils.environment import pick_device
 from ssgan.utils.errors import run_command
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--truncation-centre", choices=("class", "all"), default="class",
         help="the mean that truncation moves towards: of the class, or of all classes (default class)",
     )  # fmt: skip
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the run's last)")
+    parser.add_argument("--checkpoint", type=Path, help=CHECKPOINT_HELP)
     parser.add_argument(
         "--noise", choices=("random", "const", "none"), default="const",
         help="noise inputs: const is the same for every volume, random is drawn from each seed (default const)",

@@ -23,7 +23,7 @@ from ssgan.latent_space.files import LatentError, check_output_folder, write_rec
 from ssgan.latent_space.generator import open_latent_space
 from ssgan.latent_space.projection import FEATURES, SPACES
 from ssgan.latent_space.tables import listed, write_table
-from ssgan.runs.generator import MAX_SEED
+from ssgan.runs.generator import CHECKPOINT_HELP, MAX_SEED
 from ssgan.utils.environment import pick_device
 from ssgan.utils.errors import run_command
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("--run", type=Path, required=True, help="a run's folder (--out of train)")
         sub.add_argument("--out", type=Path, required=True, help="results folder; an earlier call's are replaced")
-        sub.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the run's last)")
+        sub.add_argument("--checkpoint", type=Path, help=CHECKPOINT_HELP)
         sub.add_argument("--class", dest="class_", help="name or number, for a run that was trained on classes")
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
         if name in ("interpolate", "mix", "directions"):

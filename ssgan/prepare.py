@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssgan.config.network import plan_levels
+from ssgan.config.network import MAX_BASE, MIN_BASE, nearest_sizes, plan_levels
 from ssgan.data.axes import ARRAY_AXES
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.labels import read_labels
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     window = _check(args)
     defaults = RECIPES[args.recipe]
     shape = tuple(args.shape)
+    _check_sizes(shape)
     plan_levels(Recipe(args.recipe, shape, None, args.slice_axis).array_shape)  # refuses a bad shape before the work
     found = find_input(args.input)
     imap = functools.partial(run_in_order, workers=args.workers, limit=args.time_limit)
@@ -92,6 +93,18 @@ def _check(args: argparse.Namespace) -> tuple[float, float]:
     return low, high
 
 
+def _check_sizes(shape: Sequence[int]) -> None:
+    """Raises PrepareError where an axis of --shape has a size that no network can have."""
+    sizes = {axis: (n, nearest_sizes(n)) for axis, n in zip("XYZ", shape, strict=True) if n > 0}
+    bad = {axis: (n, near) for axis, (n, near) in sizes.items() if n not in near}
+    if bad:
+        raise PrepareError(
+            f"--shape {' '.join(map(str, shape))}: expected sizes of {MIN_BASE} to {MAX_BASE} times a power of two; "
+            f"got {', '.join(f'{axis} {n}' for axis, (n, _) in bad.items())}; the nearest that fit are "
+            f"{', '.join(axis + ' ' + ' or '.join(map(str, near)) for axis, (_, near) in bad.items())}"
+        )
+
+
 def _report(dataset: VolumeDataset, out: Path) -> None:
     info = dataset.info
     warned = sum(bool(r["warnings"]) for r in dataset.records)
@@ -101,9 +114,11 @@ def _report(dataset: VolumeDataset, out: Path) -> None:
             "classes " + ", ".join(f"{name}: {n}" for name, n in zip(info.classes, dataset.class_counts, strict=True))
         )
     x, y, z = info.spacing
+    own = RECIPES[info.recipe].window is None
+    scale = "medians of the volumes, of which each has its own" if own else "the window of all volumes"
     print(
         f"shape (D, H, W) {info.shape}, spacing {x:g} x {y:g} x {z:g} mm, "
-        f"intensity {info.intensity_low:g} .. {info.intensity_high:g} -> -1 .. 1"
+        f"intensity {info.intensity_low:g} .. {info.intensity_high:g} ({scale}) -> -1 .. 1"
     )
     print(f"look at {out / 'contact_sheet.png'}")
 

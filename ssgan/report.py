@@ -14,6 +14,7 @@ from ssgan.reporting.content import ReportError, collect
 from ssgan.reporting.html import MAX_PAGE, render_page
 from ssgan.reporting.model_card import render_model_card
 from ssgan.reporting.picture import draw_picture
+from ssgan.runs.generator import CHECKPOINT_HELP
 from ssgan.utils.errors import run_command
 from ssgan.utils.files import atomic_write_bytes
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, help="the run's data set (default: where the run found it)")
     parser.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the run's last)")
+    parser.add_argument("--checkpoint", type=Path, help=CHECKPOINT_HELP)
     parser.add_argument("--picture", type=Path, help="also draw the run and its evaluation on one PNG")
     parser.add_argument("--count", type=int, default=8, help="real and generated volumes on the page (default 8)")
 

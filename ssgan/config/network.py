@@ -34,6 +34,12 @@ def dense_at(levels: Sequence[int]) -> str:
     return f"dense at level{'s' if len(levels) > 1 else ''} {', '.join(map(str, levels))}"
 
 
+def nearest_sizes(n: int) -> tuple[int, ...]:
+    """The sizes of an axis nearest to n: n itself if it fits, else the next below, if there is one, and above."""
+    sizes = sorted({base << k for base in range(MIN_BASE, MAX_BASE + 1) for k in range(n.bit_length())})
+    return (n,) if n in sizes else (*[s for s in sizes if s < n][-1:], min(s for s in sizes if s > n))
+
+
 def plan_levels(shape: Triple) -> tuple[Triple, tuple[Triple, ...]]:
     """Splits a volume shape (D, H, W) into a base and a resampling triple per level, coarse to fine.
 

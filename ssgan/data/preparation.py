@@ -20,7 +20,7 @@ from ssgan.data import itk
 from ssgan.data.axes import to_axial
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.labels import Labels, strip_suffix
-from ssgan.data.preprocessing import Recipe, prepare_source
+from ssgan.data.preprocessing import LABEL_MAP, PADDED, Recipe, prepare_source
 from ssgan.data.recipes import RECIPES
 from ssgan.data.sources import InputFiles, Source, find_files, find_volumes
 from ssgan.data.volume import Failure
@@ -145,6 +145,7 @@ def prepare(
             _write_volumes(writer, sources, root, recipe, labels, excluded, imap, strict)
             if not writer.count:
                 raise PrepareError(f"{root}: none of its {len(sources)} files can be used; the reasons stand above")
+            _print_common_warnings(writer.records)
             affine = np.median([r["affine"] for r in writer.records], axis=0)
             spacing = np.diag(affine)[:3]
             _write_contact_sheet(writer, recipe, spacing)
@@ -182,9 +183,18 @@ def _write_volumes(
             if labels is not None:
                 record["class_label"] = labels.classes[source.name]
             for warning in record["warnings"]:
-                bar.write(f"warning  {source.name}: {warning}")
+                if not warning.startswith((PADDED, LABEL_MAP)):
+                    bar.write(f"warning  {source.name}: {warning}")
             writer.add(array, record)
             sources_by_hash[record["content_hash"]] = source.name
+
+
+def _print_common_warnings(records: Sequence[dict[str, Any]]) -> None:
+    """Prints one line for each warning that many volumes can have; dataset.json has it for each volume."""
+    for kind, advice in ((PADDED, ""), (LABEL_MAP, "; to leave them out, give --input the folder of the images alone")):
+        found = [(r["source"], w.removeprefix(kind)) for r in records for w in r["warnings"] if w.startswith(kind)]
+        if found:
+            print(f"warning  {len(found)} of {len(records)} volumes: {kind}, such as {''.join(found[0])}{advice}")
 
 
 def _imap_tasks(imap: Imap, function: Callable[[Source], Any], tasks: Sequence[Source | None]) -> Iterator[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,11 @@ from ssgan.data.sources import Source, load
 from ssgan.data.volume import MAX_VOXELS, Failure, Volume, VolumeError
 
 MRI_PERCENTILES = (0.5, 99.5)
+LABEL_VALUES = 8  # integers with fewer distinct values are labels rather than intensities
+LABEL_NAME = re.compile(r"^(label|seg|mask)|[_-](labels?|seg|mask)$", re.IGNORECASE)  # of a folder, or a file's stem
+# The beginnings of warnings that many volumes can have; `prepare` prints one line for all of them.
+PADDED = "smaller than the shape, padded with background"
+LABEL_MAP = f"looks like a label map (by its name, or integers of fewer than {LABEL_VALUES} values)"
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,19 @@ def prepare_source(source: Source, recipe: Recipe) -> tuple[np.ndarray, dict[str
         array, record = prepare_volume(volume, recipe)
     except VolumeError as error:
         return Failure(str(error))
+    if _is_label_map(source.name, volume.data):
+        record["warnings"].append(LABEL_MAP)
     return array, {"content_hash": volume.content_hash, **record}
+
+
+def _is_label_map(name: str, data: np.ndarray) -> bool:
+    """Whether a volume is named as label maps are, in its file or a folder, or has a label map's values."""
+    path = PurePath(name)
+    if any(LABEL_NAME.search(part) for part in (*path.parts[:-1], path.name.partition(".")[0])):
+        return True
+    few = np.unique(data.ravel()[:: max(data.size // 4096, 1)])  # enough to tell most scans
+    values = np.unique(data) if len(few) < LABEL_VALUES else few
+    return len(values) < LABEL_VALUES and bool((values == values.round()).all())
 
 
 def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]]:
@@ -76,7 +95,7 @@ def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str
         if have < want
     ]
     if padded:
-        warnings.append(f"smaller than the shape, padded with background: {', '.join(padded)} voxels")
+        warnings.append(f"{PADDED}: {', '.join(padded)} voxels")
     if fitted.min() == fitted.max():
         raise VolumeError("nothing but one intensity is left after windowing and cropping")
     record = {

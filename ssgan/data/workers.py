@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -110,11 +109,13 @@ class _Worker:
 
 
 def _context() -> Any:
-    """A fork server that has the modules loaded: it starts a process in milliseconds, without this one's threads."""
+    """A fork server that has the modules loaded: it starts a process in milliseconds, without this one's threads.
+
+    Every process runs the program's main module again, as `__mp_main__`. Its imports are loaded here, but not the
+    module itself: Python would warn, in every process, that it runs a module that has been imported.
+    """
     context = multiprocessing.get_context("forkserver")
-    main = getattr(sys.modules["__main__"], "__spec__", None)  # every process imports it, at once if it is preloaded
-    own = [main.name] if main is not None and not main.name.endswith("__main__") else []
-    context.set_forkserver_preload(["__main__", "ssgan.data.preprocessing", *own])
+    context.set_forkserver_preload(["__main__", "ssgan.data.preparation"])
     return context
 
 

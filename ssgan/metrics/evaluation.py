@@ -170,15 +170,13 @@ def evaluate(
 
 def describe(source: VolumeSet) -> dict[str, Any]:
     """Gives a side's entry in metrics.json."""
-    record = {
+    return {
         "path": str(source.path),
         "kind": source.kind,
         "volumes": len(source.volumes),
         "sha256": source.sha256,
+        **(source.checkpoint or {}),
     }
-    if source.checkpoint:
-        record |= {"checkpoint": source.checkpoint[0], "checkpoint_sha256": source.checkpoint[1]}
-    return record
 
 
 def protocol(

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -33,8 +34,8 @@ class EvaluateError(UserError):
 class VolumeSet:
     """Volumes (N, D, H, W) float32 in [-1, 1].
 
-    kind: "dataset", "run" or "folder". spacing: (x, y, z) mm. info: None for a folder. checkpoint: name and SHA-256 of
-    the file that a run's volumes were generated from.
+    kind: "dataset", "run" or "folder". spacing: (x, y, z) mm. info: None for a folder. checkpoint: of the file that a
+    run's volumes were generated from, as metrics.json records it.
     """
 
     path: Path
@@ -43,7 +44,7 @@ class VolumeSet:
     spacing: tuple[float, ...]
     slice_axis: str
     info: DatasetInfo | None = None
-    checkpoint: tuple[str, str] | None = None
+    checkpoint: dict[str, Any] | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -132,7 +133,12 @@ def _generate(path: Path, option: str, count: int, checkpoint: Path | None) -> V
         for i in tqdm(range(0, count, BATCH), desc="generating", disable=None)
     ]  # fmt: skip
     volumes = np.clip(np.concatenate(parts), -1, 1)
-    return VolumeSet(path, "run", volumes, info.spacing, info.slice_axis, info, (source.path.name, source.sha256))
+    about = {
+        "checkpoint": source.path.name,
+        "checkpoint_sha256": source.sha256,
+        "checkpoint_images": source.meta.images,
+    }
+    return VolumeSet(path, "run", volumes, info.spacing, info.slice_axis, info, about)
 
 
 def _load_folder(path: Path, option: str, like: VolumeSet | None) -> VolumeSet:

@@ -133,7 +133,9 @@ def collect(run: Path, data: Path | None, metrics: Path | None, file: Path | Non
         real = np.array(dataset.volumes[: min(count, len(dataset))])
         if fake is not None:
             neighbours = nearest_volumes(fake, dataset.volumes)
-    found, note = (None, "") if metrics is None else read_metrics(metrics, config.content_hash, source.sha256)
+    found, note = (
+        (None, "") if metrics is None else read_metrics(metrics, config.content_hash, source.sha256, source.meta)
+    )
     return ReportContent(
         run=run, config=config, rows=JsonLog(run / "log.jsonl").rows, result=result, meta=source.meta,
         checkpoint=source.path, sha256=source.sha256, data=dataset, real=real, fake=fake, no_real=no_real,
@@ -161,10 +163,10 @@ def open_data(config: RunConfig, given: Path | None) -> tuple[VolumeDataset | No
     return dataset, ""
 
 
-def read_metrics(path: Path, content_hash: str, sha256: str) -> tuple[dict[str, Any], str]:
+def read_metrics(path: Path, content_hash: str, sha256: str, meta: CheckpointMeta) -> tuple[dict[str, Any], str]:
     """Reads a metrics.json, and notes where its volumes are not of the run's data set or of the checkpoint.
 
-    content_hash: of the run's data set. sha256: of the checkpoint.
+    content_hash: of the run's data set. sha256, meta: of the checkpoint.
 
     Raises:
         ReportError: `ssgan evaluate` did not write the file, or another version of it did.
@@ -181,8 +183,13 @@ def read_metrics(path: Path, content_hash: str, sha256: str) -> tuple[dict[str, 
     if found["real"].get("sha256") != content_hash:
         notes.append("The real volumes of this evaluation are not (only) the training set of this run.")
     if found["fake"].get("checkpoint_sha256", sha256) != sha256:
-        name = found["fake"].get("checkpoint")
-        notes.append(f"This evaluation is of another checkpoint ({name}) than the one reported here; evaluate again.")
+        name, images = found["fake"].get("checkpoint"), found["fake"].get("checkpoint_images")
+        unit = "slices" if meta.stage == "2d" else "volumes"
+        when = "" if images is None else f", after {images:,} {unit}"  # older files do not say
+        notes.append(
+            f"This evaluation is of another checkpoint ({name}{when}) than the one reported here (after "
+            f"{meta.images:,} {unit}); evaluate again."
+        )
     return found, " ".join(notes)
 
 

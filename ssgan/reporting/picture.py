@@ -239,7 +239,7 @@ def _curve(figure: Figure, box: tuple[float, float, float, float], content: Repo
     """Draws the sliced Wasserstein distance to the data over both stages, and its floor."""
     axes = figure.add_axes(box)
     before, boundary, highest = 0.0, None, 0.0
-    names: list[tuple[float, str, str]] = []
+    names: list[tuple[str, str]] = []
     for stage, colour in (("2d", SOFT), ("3d", BLUE)):
         own = [r for r in content.rows if r.get("stage") == stage]
         # Without the row "start", of the untrained network: its distance would leave no room for the others.
@@ -253,7 +253,7 @@ def _curve(figure: Figure, box: tuple[float, float, float, float], content: Repo
         axes.plot(x, y, color=colour, lw=1.4, marker=marker, ms=3)
         highest = max(highest, *y)
         after = max(r["images"] for r in own if "images" in r) / 1000
-        names.append((before + after / 2, what, colour))
+        names.append((what, colour))
         boundary, before = before, before + after
     if boundary:
         axes.axvline(boundary, color="#c9ced6", lw=0.8)
@@ -263,8 +263,9 @@ def _curve(figure: Figure, box: tuple[float, float, float, float], content: Repo
     highest = 1.3 * max(highest, content.floor or 0.0, 1e-9)
     axes.set_ylim(0, highest)
     axes.set_xlim(0, 1.01 * before or 1)
-    for x, name, colour in names:
-        axes.text(x, 0.97 * highest, name, ha="center", va="top", fontsize=7.5, color=colour)
+    # At the two ends of the plot, where they have room however short a stage is.
+    for (name, colour), x, side in zip(names, (0.01, 0.99), ("left", "right"), strict=False):
+        axes.text(x, 0.97, name, ha=side, va="top", fontsize=7.5, color=colour, transform=axes.transAxes)
     axes.set_title("Training: sliced Wasserstein distance to the data", fontsize=9, weight="bold", loc="left", x=-0.09)
     axes.set_xlabel("thousand real images shown", fontsize=8, labelpad=2)
     axes.tick_params(labelsize=7.5, color=SOFT)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssgan.config.augmentation import AugmentConfig
-from ssgan.config.training import TrainConfig
+from ssgan.config.training import STAGE_OPTIONS, TrainConfig
 from ssgan.data.dataset import DatasetInfo
 from ssgan.runs.checkpoint import config_hash
 from ssgan.utils.environment import environment
@@ -24,6 +24,9 @@ FORMAT = 1
 # Fields that a resumed run may change: budgets may grow, the others decide what is kept and when a stage ends.
 BUDGETS = ("stage_2d.kimg", "stage_3d.kimg")
 CHANGEABLE = ("snapshot_kimg", "keep_checkpoints", "metrics", "metrics_every", "early_stop", "best_metric")
+# Fields with an option of `ssgan train` of their own name, besides those of the stages.
+OPTIONS = ("preset", "stage", "inflate", "seed", "precision", "freeze_d", "warmup_kimg", "cooldown_kimg")
+OPTIONS += ("network.arch", "network.arch_d")
 # Fields that older versions did not write, with the value that stands for what those versions did.
 ADDED_LATER = {"precision": "fp32", "freeze_d": 0, "warmup_kimg": 0.0, "cooldown_kimg": 0.0, "ema_carries_over": False}
 ADDED_LATER |= {"network.classes": 0, "network.label_layers": None, "network.depth_places": None}
@@ -201,6 +204,14 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix[:-1]: value}
 
 
+def option_for(field: str, value: Any) -> str:
+    """The option of `ssgan train` that gives a field of the configuration this value; "" where it is not known."""
+    part, _, name = field.rpartition(".")
+    if part in ("stage_2d", "stage_3d"):
+        return f"--{name.replace('_', '-')}-{part[-2:]} {value}" if name in STAGE_OPTIONS else ""
+    return f"--{name.replace('_', '-')} {value}" if field in OPTIONS and value is not None else ""
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any], longer: tuple[str, ...]) -> list[str]:
     """Describes each difference between two records; the budgets in `longer` may have grown."""
     was, now = _flatten(old["config"]), _flatten(new["config"])
@@ -212,7 +223,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any], longer: tuple[str, ..
         if name in longer and after >= before:
             continue
         why = " (a stage can be made longer, not shorter, and not once the next has begun)" if name in BUDGETS else ""
-        found.append(f"{name} was {before}, now {after}{why}")
+        give = f": give {option}" if (option := option_for(name, before)) else ""
+        found.append(f"{name} was {before}, now {after}{why}{give}")
     parts = (
         ("data", "content_hash", "the data set"), ("data", "labels_sha256", "the classes of the data set"),
         ("init", "sha256", "the --init checkpoint"),

@@ -18,6 +18,7 @@ from ssgan.utils.errors import UserError
 
 MAX_SEED = 2**32 - 1
 MAX_RANGE = 1_000_000
+CHECKPOINT_HELP = "a checkpoint of the run by its name, such as 3d-best, or a file (default: the run's last)"
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,35 @@ class LoadedGenerator:
 def load_generator(run: Path, file: Path | None = None) -> LoadedGenerator:
     """Loads G_ema of a run's last checkpoint, or of the checkpoint `file`, to the CPU.
 
+    file: a path, or the name of one of the run's checkpoints, such as 3d-best.
+
     Raises:
-        RunError, CheckpointError: no such run, no checkpoint in it yet, or a checkpoint that does not fit.
+        RunError, CheckpointError: no such run, no such checkpoint in it, or a checkpoint that does not fit.
     """
     config = load_config(run)
-    if file is None:
-        found = checkpoint.list_checkpoints(run / "checkpoints")
-        if not found:
-            raise RunError(f"--run {run} has no checkpoint yet; train it further (`ssgan train --out {run}`)")
-        file = found[-1]
+    file = _find_checkpoint(run, file)
     tensors, meta = checkpoint.load(file)
     network = config.train.network
     G = Generator(network.flat() if meta.stage == "2d" else network)
     checkpoint.load_module(G, "G_ema", tensors, str(file))
     return LoadedGenerator(G.requires_grad_(False), meta, config, file)
+
+
+def _find_checkpoint(run: Path, file: Path | None) -> Path:
+    """Finds the file of a checkpoint that was given by its path or by its name in the run; None: the run's last."""
+    if file is not None and file.is_file():
+        return file
+    folder = run / "checkpoints"
+    found = checkpoint.list_checkpoints(folder)
+    if not found:
+        raise RunError(f"--run {run} has no checkpoint yet; train it further (`ssgan train --out {run}`)")
+    if file is None:
+        return found[-1]
+    files = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    name = str(file).removesuffix(".safetensors")
+    if name not in files:
+        raise RunError(f"--checkpoint: no checkpoint {str(file)!r} in {run}; it has {', '.join(files)}")
+    return files[name]
 
 
 def parse_seeds(text: str) -> list[int]:

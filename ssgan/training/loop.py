@@ -18,7 +18,7 @@ from ssgan.augmentation.ada import Augment
 from ssgan.config.training import TrainConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.runs import checkpoint
-from ssgan.runs.checkpoint import CheckpointMeta
+from ssgan.runs.checkpoint import CheckpointError, CheckpointMeta
 from ssgan.runs.config import RunError
 from ssgan.runs.progress import Progress
 from ssgan.runs.tensorboard import TensorBoardWriter
@@ -28,7 +28,7 @@ from ssgan.training.precision import Execution
 from ssgan.training.real_images import RealImages
 from ssgan.training.run import Echo, Run, RunningMeans, open_folder
 from ssgan.training.schedule import MAX_REWINDS, best_so_far, check_metrics, is_stopped_early
-from ssgan.training.start_file import load_start
+from ssgan.training.start_file import differences, load_start
 from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from ssgan.utils.files import atomic_write_bytes
@@ -236,7 +236,12 @@ def begin_stage(run: Run, stage: str, init: Path | None) -> StageTrainer:
                 f"--{'' if aware else 'no-'}depth-aware"
             )
         flat = StageTrainer(cfg, "2d", run.device)
-        flat.load(tensors, meta, str(source))
+        try:
+            flat.load(tensors, meta, str(source))
+        except CheckpointError as error:
+            if found := differences(source, cfg):
+                raise RunError(f"--init {source} does not fit: {found}") from error
+            raise
         report = trainer.inflate_from(flat, cfg.inflate, images=meta.images)
         done = f"inflated 2D -> 3D with profile {cfg.inflate}"
     elif meta.step == 0:

@@ -8,8 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ssgan.config.network import NetworkConfig
+from ssgan.config.training import TrainConfig
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta, config_hash
+from ssgan.runs.config import config_of_checkpoint
 from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 
@@ -48,6 +50,25 @@ def start_network(init: Path | None, network: NetworkConfig) -> NetworkConfig:
             found, wanted = getattr(own, name), getattr(network, name)
             raise ConfigError(f"--init {init}: its networks have {name} {found}, this run's {wanted}; {hint}")
     return own
+
+
+def differences(init: Path, cfg: TrainConfig) -> str:
+    """Says in which of preset, architecture, classes and shape the run of a 2D checkpoint differs from `cfg`.
+
+    Returns "" where nothing is known to differ, or the file lies in no run.
+    """
+    config = config_of_checkpoint(init)
+    if config is None:
+        return ""
+    ours, theirs = cfg.network, config.train.network
+    pairs = {
+        "preset": (config.train.preset, cfg.preset),
+        "architecture": (theirs.arch_name, ours.arch_name),
+        "number of classes": (theirs.classes, ours.classes),
+    }
+    if (theirs.shape[1:], theirs.depth_places) != (ours.shape[1:], ours.depth_places):
+        pairs["shape (D, H, W)"] = (theirs.shape, ours.shape)
+    return "; ".join(f"its run had {name} {a}, this one has {b}" for name, (a, b) in pairs.items() if a != b)
 
 
 def load_start(trainer: StageTrainer, tensors: dict[str, Tensor], meta: CheckpointMeta, where: str) -> None:

@@ -83,6 +83,14 @@ def test_the_program_takes_the_arguments(module: str, rest: list[str], monkeypat
     run_until_parsed(module, rest, parse_args, monkeypatch)
 
 
+def test_no_command_writes_into_a_folder_of_committed_results() -> None:
+    outs = [
+        rest[rest.index("--out") + 1] for readme in READMES for _, rest in python_commands(readme) if "--out" in rest
+    ]
+    assert len(outs) > 20
+    assert [out for out in outs if out.startswith("benchmarks/") and (ROOT / out).is_dir()] == []
+
+
 def run_until_parsed(module: str, rest: list[str], parse_args: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts a program with a `parse_args` that raises Parsed. One that takes no arguments runs to its end."""
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)

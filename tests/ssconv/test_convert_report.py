@@ -46,6 +46,13 @@ def test_a_model_without_convolutions():
     assert str(report).endswith("0 swapped, 0 left alone; parameters of the whole model: 0 -> 0")
 
 
+def test_a_model_of_2d_convolutions_is_sent_to_inflate_model():
+    flat = [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)]
+    text = str(convert(nn.Sequential(*flat)))
+    assert text.endswith("no 3D convolution, but 2 nn.Conv2d: `inflate_model` makes the model 3D first")
+    assert "inflate_model" not in str(convert(nn.Sequential(*flat, nn.Conv3d(8, 8, 1))))
+
+
 def wrapped() -> nn.Module:
     """A DistributedDataParallel, made without the process group that its constructor needs."""
     model = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)

@@ -32,8 +32,16 @@ def second_weight(change):
 
 
 CALLS = {
-    "five channels in two branches": (
+    "x of twice the weights' channels": (
+        lambda c: c | {"x": c["x"].new_zeros(2, 8, 3, 4, 5)},
+        "x: expected 4 channels; got 8",
+    ),
+    "five channels where both weights have two": (
         lambda c: c | {"x": c["x"].new_zeros(2, 5, 3, 4, 5)},
+        "x: expected 4 channels; got 5",
+    ),
+    "five channels in two branches": (
+        lambda c: c | {"x": c["x"].new_zeros(2, 5, 3, 4, 5), "weights": [None, None]},
         "channels of x: expected a positive multiple of the 2 branches; got 5; use a multiple of 2 or fewer branches",
     ),
     "x without channels dimension": (

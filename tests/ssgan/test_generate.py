@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -234,12 +236,32 @@ def test_a_record_with_other_classes_than_the_networks(conditional, tmp_path):
     assert load_config(tmp_path).class_names == ["0", "1"]
 
 
-def test_a_checkpoint_by_name(runs, tmp_path):
+def test_a_checkpoint_by_its_file(runs, tmp_path):
     final = checkpoint.final_path(runs / "3d" / "checkpoints", "3d")
     assert go(runs, tmp_path / "a", "--seeds", "3", "--checkpoint", final) == 0
     assert go(runs, tmp_path / "b", "--seeds", "3") == 0
     a, b = volumes(tmp_path / "a"), volumes(tmp_path / "b")
     np.testing.assert_array_equal(a["seed0003"], b["seed0003"])
+
+
+def test_a_checkpoint_by_its_name_in_the_run(runs, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "3d", run)
+    tensors, meta = checkpoint.load(checkpoint.final_path(run / "checkpoints", "3d"))
+    best = checkpoint.best_path(run / "checkpoints", "3d")
+    checkpoint.save(best, {n: t * 0 if n.startswith("G_ema") else t for n, t in tensors.items()}, meta)
+    for name in ("3d-best", "3d-best.safetensors"):
+        source = load_generator(run, Path(name))
+        assert source.path == best and all(not p.any() for p in source.G.parameters())
+    assert load_generator(run).path.name == "3d-final.safetensors"
+    monkeypatch.chdir(tmp_path)
+    assert go(tmp_path, "out", "--seeds", "0", "--checkpoint", "3d-000000050", run="run") == 2
+    numbered = [p.stem for p in run.glob("checkpoints/3d-0*")]
+    listed = ", ".join(sorted([*numbered, "3d-best", "3d-final"]))
+    assert f"no checkpoint '3d-000000050' in {run}; it has {listed}\n" in capsys.readouterr().err
+    (tmp_path / "3d-best").write_bytes(b"a file of that name goes first")
+    with pytest.raises(UserError, match="3d-best is damaged"):
+        load_generator(run, Path("3d-best"))
 
 
 def test_foreign_folder_is_left_alone(runs, tmp_path, capsys):
@@ -257,7 +279,7 @@ def test_foreign_folder_is_left_alone(runs, tmp_path, capsys):
         (["--seeds", "0", "--truncation", "nan"], "--truncation"),
         (["--seeds", "zero"], "--seeds"),
         (["--seeds", "0", "--batch", "0"], "--batch"),
-        (["--seeds", "0", "--checkpoint", "absent.safetensors"], "absent.safetensors does not exist"),
+        (["--seeds", "0", "--checkpoint", "absent.safetensors"], "no checkpoint 'absent.safetensors' in"),
         (["--seeds", "0", "--run", "nowhere"], "--run nowhere is not a run's folder"),
     ],
     ids=["truncation", "nan", "seeds", "batch", "checkpoint", "run"],

@@ -51,24 +51,26 @@ def test_good_run(source, tmp_path, capfd):
     assert VolumeDataset(tmp_path / "again").info == dataset.info
 
 
+def in_a_shell(program, source, out):
+    command = [sys.executable, "-m", *program, "--input", str(source), "--out", str(out), *ARGUMENTS]
+    root = pathlib.Path(__file__).parents[2]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
+
+
 def test_in_a_shell(tmp_path):
     """`python -m ssgan.prepare`: status 2 and one line, no traceback."""
     (tmp_path / "empty").mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "ssgan.prepare",
-        "--input",
-        str(tmp_path / "empty"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(
-        [*command, *ARGUMENTS], capture_output=True, text=True, timeout=120, cwd=pathlib.Path(__file__).parents[2]
-    )
+    done = in_a_shell(["ssgan.prepare"], tmp_path / "empty", tmp_path / "out")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("ssgan prepare: error: --input") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("program", [["ssgan.prepare"], ["ssgan", "prepare"]], ids=" ".join)
+def test_the_processes_print_nothing_of_their_own(program, source, tmp_path):
+    """No warning that a module is run which has been imported, however the program was started."""
+    done = in_a_shell(program, source, tmp_path / "out")
+    assert done.returncode == 0 and done.stderr == "" and "3 volumes prepared" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,12 @@ def test_in_a_shell(tmp_path):
         (["--input", "{nowhere}"], "--input .. does not exist; expected a folder"),
         (["--input", "{file}"], "--input .. is a file; expected a folder"),
         (["--input", "{empty}"], "holds no .nii, .nii.gz, .nrrd, .mha or .mhd file or DICOM series"),
-        (["--shape", 17, 24, 16], "axis W has 17 voxels .. --shape"),
+        (
+            ["--shape", 17, 24, 16],
+            "--shape 17 24 16: expected sizes of 3 .. got X 17; the nearest that fit are X 16 or 20",
+        ),
+        (["--shape", 35, 50, 36], "got X 35, Y 50, Z 36; the nearest that fit are X 32 or 40, Y 48 or 56, Z 32 or 40"),
+        (["--shape", 16, 2, 16], "got Y 2; the nearest that fit are Y 3\n"),
         (["--shape", 0, 24, 16], "shape"),
         (["--shape", -16, 24, 16], "shape"),
         (["--shape", 16, 256, 16], "H = 256 and W = 16 cannot be halved equally often"),
@@ -116,6 +123,43 @@ def test_only_hidden_files(tmp_path, capfd):
     assert "2 hidden files ignored" in capfd.readouterr().out
     dataset = VolumeDataset(tmp_path / "out")
     assert [r["source"] for r in dataset.records] == [os.path.join("sub", "a.nii.gz")] and not dataset.skipped
+
+
+def test_label_maps_are_remarked_on(source, tmp_path, capfd):
+    """By the name of a folder or file, or by values, in one line; a scan of many values is none."""
+    good(source / "labelsTr" / "4.nii.gz", 4)
+    good(source / "mask_5.nii.gz", 5)
+    good(source / "6_seg.nii.gz", 6)
+    good(source / "unmasked" / "t1_unlabelled.nii.gz", 7)
+    values = np.random.default_rng(8).integers(0, 7, (20, 24, 22))
+    save(source / "seven.nii", values.astype(np.uint8))
+    save(source / "eight.nii", (values + (values == 6) * (np.arange(22) % 2)).astype(np.uint8))
+    save(source / "halves.nii", values.astype(np.float32) / 2)
+    assert run(source, tmp_path / "out") == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if "label map" in line]
+    assert len(lines) == 1 and lines[0].startswith("warning  4 of 10 volumes: looks like a label map")
+    assert "such as 6_seg.nii.gz; to leave them out, give --input the folder of the images alone" in lines[0]
+    records = VolumeDataset(tmp_path / "out").records
+    marked = {r["source"] for r in records if any("label map" in w for w in r["warnings"])}
+    assert marked == {os.path.join("labelsTr", "4.nii.gz"), "mask_5.nii.gz", "6_seg.nii.gz", "seven.nii"}
+
+
+def test_warnings_of_many_volumes_are_one_line(source, tmp_path, capfd):
+    save(source / "wide.nii", voxels(9, (16, 24, 16)))
+    assert run(source, tmp_path / "out") == 0
+    out = capfd.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("warning")] == [
+        "warning  3 of 4 volumes: smaller than the shape, padded with background, such as 0.nii.gz: Y by 5 of 24 voxels"
+    ]
+    assert "4 volumes prepared (3 with a warning)" in out
+    assert sum("Y by 5 of 24" in w for r in VolumeDataset(tmp_path / "out").records for w in r["warnings"]) == 3
+
+
+def test_the_intensity_line_says_whose_scale_it_is(source, tmp_path, capfd):
+    for recipe, whose in (("mri", "medians of the volumes, of which each has its own"), ("ct", "the window of all")):
+        assert run(source, tmp_path / recipe, "--recipe", recipe) == 0
+        (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("shape")]
+        assert whose in line and line.endswith("-> -1 .. 1")
 
 
 def test_duplicates(source, tmp_path, capfd):

@@ -8,10 +8,13 @@ import shutil
 import subprocess
 from html import unescape
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
@@ -234,6 +237,32 @@ def test_an_evaluation_of_another_checkpoint_is_said(run, tmp_path):
         with Image.open(picture.draw_picture(shown, tmp_path / "a.png")) as image:
             pixels = np.asarray(image.convert("RGB")).astype(int)[:80]
         assert (np.abs(pixels - (0xC2, 0x7A, 0x1D)).sum(2) < 20).any() == drawn
+
+
+def test_an_older_checkpoint_of_the_same_name_is_told_by_what_it_had_seen(run, tmp_path):
+    """A run that was made longer: its 3d-final is another file than the evaluated one."""
+    about = {"checkpoint": "3d-final.safetensors", "checkpoint_sha256": "0", "checkpoint_images": 1004}
+    note = evaluated(run, tmp_path, [], kind="run", volumes=9, **about).metrics_note
+    assert "another checkpoint (3d-final.safetensors, after 1,004 volumes) than the one reported here (after 8 " in note
+
+
+@pytest.mark.parametrize("images", [(60_000, 1000), (1000, 60_000), (500, 0), (0, 500)], ids=str)
+def test_the_curve_names_its_stages_inside_the_plot(images):
+    """However short one of them is, and apart from each other."""
+    stages = [(stage, n) for stage, n in zip(("2d", "3d"), images, strict=True) if n]
+    rows = [{"stage": s, "images": n * i // 4, "distance": 1.0 + i} for s, n in stages for i in range(5)]
+    figure = Figure(figsize=(picture.WIDTH, 6))
+    FigureCanvasAgg(figure)
+    picture._curve(figure, (0.615, 0.2, 0.36, 0.3), SimpleNamespace(rows=rows, floor=0.5))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    outer = axes.get_window_extent()
+    boxes = {t.get_text(): t.get_window_extent() for t in axes.texts if "stage" in t.get_text()}
+    names = {"2d": "2D stage, slices", "3d": "3D stage, volumes"}
+    assert set(boxes) == {names[stage] for stage, _ in stages}
+    for box in boxes.values():
+        assert outer.x0 <= box.x0 and box.x1 <= outer.x1 and outer.y0 <= box.y0 and box.y1 <= outer.y1
+    assert len(boxes) == 1 or boxes[names["2d"]].x1 < boxes[names["3d"]].x0
 
 
 def test_the_picture_needs_an_evaluation_and_volumes(run, tmp_path, capsys):

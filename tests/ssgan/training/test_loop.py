@@ -215,7 +215,7 @@ def test_a_longer_run_goes_on_as_if_it_had_been_so_from_the_start(data, finished
 
 def test_a_longer_2d_stage_is_refused_once_3d_has_begun(data, finished):
     longer = dataclasses.replace(CONFIG, stage_2d=dataclasses.replace(CONFIG.stage_2d, kimg=1.0))
-    with pytest.raises(RunError, match=r"stage_2d\.kimg"):
+    with pytest.raises(RunError, match=r"stage_2d\.kimg was 0\.04, now 1\.0 \(a stage .*\): give --kimg-2d 0\.04"):
         go(data, finished, longer)
 
 
@@ -305,9 +305,12 @@ def test_full_disk_in_a_checkpoint(data, finished, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"seed": 3}, "seed was 0, now 3"),
+        ({"seed": 3}, "seed was 0, now 3: give --seed 0"),
         ({"inflate": "centre"}, "inflate was average, now centre"),
-        ({"stage_3d": StageConfig(kimg=0.024, batch=4, r1_gamma=9.0)}, r"stage_3d\.r1_gamma was 1\.0, now 9\.0"),
+        (
+            {"stage_3d": StageConfig(kimg=0.024, batch=4, r1_gamma=9.0)},
+            r"stage_3d\.r1_gamma was 1\.0, now 9\.0: give --r1-gamma-3d 1\.0",
+        ),
         ({"network": dataclasses.replace(NETWORK, arch="dense")}, r"network\.arch was split_depth, now dense"),
     ],
     ids=["seed", "inflate", "gamma", "arch"],
@@ -455,6 +458,24 @@ def test_3d_from_a_2d_checkpoint_equals_both_in_one_run(data, finished, tmp_path
     with pytest.raises(UserError, match=r"--init .* is a checkpoint within stage 3d"):
         final = checkpoint.final_path(finished / "checkpoints", "3d")
         go(data, tmp_path / "d", dataclasses.replace(CONFIG, stage="3d"), init=final)
+
+
+def test_a_2d_checkpoint_of_another_network_is_refused_by_what_differs(finished, tmp_path):
+    """Preset, architecture and shape are known where the checkpoint lies in its run; elsewhere tensors are named."""
+    init = checkpoint.final_path(finished / "checkpoints", "2d")
+    data = write_phantom_dataset(tmp_path / "other", count=4, shape=(6, 16, 12), seed=1)
+    network = dataclasses.replace(NETWORK, shape=(6, 16, 12), base=(3, 8, 6))
+    cfg = dataclasses.replace(CONFIG, stage="3d", network=network)
+    with pytest.raises(RunError, match=r"does not fit: its run had shape \(D, H, W\) \(6, 8, 12\), .* \(6, 16, 12\)$"):
+        go(data, tmp_path / "a", cfg, init=init)
+    cfg = dataclasses.replace(cfg, network=dataclasses.replace(network, arch="dense"), preset="heart")
+    match = "its run had preset demo, this one has heart; its run had architecture split_depth, this one has dense; its"
+    with pytest.raises(RunError, match=match):
+        go(data, tmp_path / "b", cfg, init=init)
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(init.read_bytes())
+    with pytest.raises(checkpoint.CheckpointError, match=r"moved.* does not fit the network G: .* another preset"):
+        go(data, tmp_path / "c", cfg, init=moved)
 
 
 def test_inflation_starts_3d_from_the_2d_weights(data, finished):
