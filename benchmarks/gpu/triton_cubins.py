@@ -1,6 +1,6 @@
 """Compiles every configuration of the Triton table to a cubin, without a GPU, and reads what the cubin needs.
 
-    python -m benchmarks.gpu.triton_cubins [--architecture 80 90 100] [--out benchmarks/results/triton_cubins.md]
+    python -m benchmarks.gpu.triton_cubins [--architecture 80 90 100] [--out FILE.md]
 
 Triton is given a driver that names an architecture and launches nothing; the kernels are then compiled exactly as a
 call would. Per configuration: registers, stack, shared memory, and the tensor-core and asynchronous-copy instructions
