@@ -108,8 +108,9 @@ def choices() -> list[tuple[str, str, dict[str, float]]]:
     listed = []
     for store in _STORES.values():
         for kind, times in sorted(store.read().items()):
-            ordered = dict(sorted(times.items(), key=lambda item: item[1]))
-            listed.append((kind, next(iter(ordered)), ordered))
+            ordered = dict(sorted(((n, t) for n, t in times.items() if t is not None), key=lambda item: item[1]))
+            if ordered:
+                listed.append((kind, next(iter(ordered)), ordered))
     return listed
 
 
@@ -227,8 +228,10 @@ def _choose(operation: str, args: tuple[Any, ...], by_table: bool) -> tuple[Cand
     device = args[0].device
     store = _store(device)
     kind = kind_of(operation, args)
-    times = store.entries.get(kind) or store.read().get(kind)
-    if times is None:
+    times = store.entries.get(kind)
+    if not _covers(times, found):
+        times = store.read().get(kind)
+    if not _covers(times, found):  # not measured, or when other families were trusted
         if capturing():
             return first, False
         times = search(operation, args, found)
@@ -237,15 +240,20 @@ def _choose(operation: str, args: tuple[Any, ...], by_table: bool) -> tuple[Cand
     for family in found:
         for config in family.configs(operation, args):
             by_label[label(family.name, config)] = Candidate(family, config)
-    known = [name for name in times if name in by_label]
+    known = [name for name, seconds in times.items() if seconds is not None and name in by_label]
     return (by_label[min(known, key=times.__getitem__)] if known else first), True
 
 
-def search(operation: str, args: tuple[Any, ...], found: Sequence[Family]) -> dict[str, float]:
+def _covers(times: dict[str, float | None] | None, found: Sequence[Family]) -> bool:
+    """Whether every family has been measured."""
+    return times is not None and {f.name for f in found} <= {name.partition("[")[0] for name in times}
+
+
+def search(operation: str, args: tuple[Any, ...], found: Sequence[Family]) -> dict[str, float | None]:
     """Times the candidates of a call: PyTorch, every family, then their other configurations while time is left.
 
     Returns:
-        seconds by the candidate's label; of those that ran and agree with PyTorch.
+        seconds by the candidate's label; None of those that differ from PyTorch or do not run.
     """
     end = time.perf_counter() + SECONDS
     device = args[0].device
@@ -256,7 +264,7 @@ def search(operation: str, args: tuple[Any, ...], found: Sequence[Family]) -> di
     every = {f.name: [Candidate(f, c) for c in f.configs(operation, args)] for f in found}
     order = [every[pytorch_family.name][0], *(every[f.name][0] for f in families_of_ours)]
     order += every[pytorch_family.name][1:]
-    times: dict[str, float] = {}
+    times: dict[str, float | None] = {}
 
     def measure(candidate: Candidate) -> None:
         run = functools.partial(candidate.family.run, operation, args, candidate.config)
@@ -264,6 +272,7 @@ def search(operation: str, args: tuple[Any, ...], found: Sequence[Family]) -> di
             result = run()  # which is the warm-up, too
             if candidate.family is not pytorch_family and expected is not None:
                 difference = deviation(result, expected)
+                times[candidate.label] = None
                 if not difference <= _agreement(args[0].dtype):
                     warnings.warn(
                         f"ssconv: {candidate.label} differs from PyTorch by {difference:.2g} of the norm for "
@@ -274,9 +283,10 @@ def search(operation: str, args: tuple[Any, ...], found: Sequence[Family]) -> di
                     return
             del result
             times[candidate.label] = median_seconds(run, device)
-        except (torch.OutOfMemoryError, ValueError):
-            return  # no room for this one, or it cannot compute the call
+        except torch.OutOfMemoryError:
+            times.pop(candidate.label, None)  # there may be room another time
         except Exception as error:  # of a compiler, say
+            times[candidate.label] = None
             if candidate.family is pytorch_family:
                 raise
             warnings.warn(
@@ -288,11 +298,9 @@ def search(operation: str, args: tuple[Any, ...], found: Sequence[Family]) -> di
     for candidate in order:
         if time.perf_counter() < end or not times:
             measure(candidate)
-    if not times:  # no room for a second result
-        return {order[0].label: math.inf}
-    limit = BEHIND * min(times.values())
-    close = [f for f in families_of_ours if times.get(every[f.name][0].label, math.inf) <= limit]
-    for family in sorted(close, key=lambda f: times[every[f.name][0].label]):
+    limit = BEHIND * min((t for t in times.values() if t is not None), default=0.0)
+    close = [f for f in families_of_ours if (times.get(every[f.name][0].label) or math.inf) <= limit]
+    for family in sorted(close, key=lambda f: times[every[f.name][0].label] or 0.0):
         for candidate in every[family.name][1:]:
             if time.perf_counter() >= end:
                 return times

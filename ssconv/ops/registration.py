@@ -66,9 +66,11 @@ class Op:
         return args
 
     def kernel(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        """Registers the implementation, for every device. It takes grouped arguments, and no autocast acts within."""
+        """Registers the implementation, for every device. It takes grouped arguments and plain tensors, and no autocast
+        acts within."""
 
         def run(*args: Any) -> Any:
+            args = tuple(map(_without_subclass, args))
             device = args[0].device.type
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 with torch.autocast(device, enabled=False):
@@ -82,6 +84,14 @@ class Op:
         """Registers what gives shapes, dtypes and layouts without values. It takes grouped arguments."""
         torch.library.register_fake(self.name, lambda *args: compute(*self.grouped(args)))
         return compute
+
+
+def _without_subclass(arg: Any) -> Any:
+    """A tensor, or a list of them, as plain tensors. A subclass such as MONAI's MetaTensor has methods of its own; its
+    `__torch_function__` makes the op's results its own again, as with PyTorch's operators."""
+    if isinstance(arg, Tensor):
+        return arg if type(arg) is Tensor else arg.as_subclass(Tensor)
+    return [_without_subclass(a) for a in arg] if isinstance(arg, list) else arg
 
 
 def own_result(t: Tensor, dtype: torch.dtype, *others: Tensor) -> Tensor:

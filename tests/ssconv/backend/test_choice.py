@@ -88,12 +88,25 @@ def test_the_fastest_of_the_file_serves_if_it_can(trusting):
     args = call()
     kind = choice.kind_of("convolve", args)
     store = cache.Store("choices", cache.identity(CPU))
-    store.save({kind: {"slow": 1e-6, "right": 1e-5, "gone": 1e-9, "pytorch": 1.0}})
+    store.save({kind: {"slow": 1e-6, "right": 1e-5, "gone": 1e-9, "pytorch": 1.0, "slow[and=wrong]": None}})
     chosen, lasting = choice._choose("convolve", args, by_table=False)
     assert (chosen.label, lasting) == ("slow", True)
-    store.save({kind: {"gone": 1e-9}})
+
+
+def test_a_family_that_was_not_there_is_measured_and_a_bad_one_once(trusting, monkeypatch):
+    """A file of a time when other families were trusted or left out does not keep a new one from serving."""
+    args = call()
+    trusting("slow")
+    choice.convolve(*args)
+    trusting("slow", "right", "raises")
     choice.forget()
-    assert choice._choose("convolve", args, by_table=False)[0].label == "right", "the first family, where none is known"
+    with pytest.warns(RuntimeWarning, match="raises does not run"):
+        choice.convolve(*args)
+    (times,) = [times for kind, _, times in ssconv.choices() if kind.startswith("convolve")]
+    assert "right" in times and "raises" not in times
+    monkeypatch.setattr(choice, "search", lambda *args: pytest.fail("searched again"))
+    choice.forget()
+    choice.convolve(*args)
 
 
 def test_a_wrong_result_on_the_calls_own_tensors_does_not_serve(trusting):
