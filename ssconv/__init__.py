@@ -3,6 +3,7 @@
 split_shuffle_conv3d, upfirdn3d     the operator and StyleGAN2's resampling, as functions
 SplitShuffleConv3d                  the operator as a module
 convert, from_conv3d                replace the nn.Conv3d layers of a model by it
+convert_state_dict                  an older dense checkpoint of such a model for the converted one
 inflate_model                       makes a 2D network 3D, its weights spread along depth
 inflate_weight, depth_profile       the same for one weight
 backends                            the backends, which are available, and why others are not
@@ -12,7 +13,7 @@ verify, choices                     on a GPU: checks the kernels; lists what ser
 from ssconv.backend.choice import choices
 from ssconv.backend.dispatch import backends
 from ssconv.backend.trust import VerifyReport, verify
-from ssconv.convert import ConvertReport, convert, from_conv3d
+from ssconv.convert import ConvertReport, convert, convert_state_dict, from_conv3d
 from ssconv.functional import replicate_depth, split_shuffle_conv3d, upfirdn3d
 from ssconv.inflate import depth_profile, inflate_weight
 from ssconv.inflate_model import InflateReport, inflate_model
@@ -30,6 +31,7 @@ __all__ = [
     "backends",
     "choices",
     "convert",
+    "convert_state_dict",
     "depth_profile",
     "from_conv3d",
     "inflate_model",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -199,6 +199,55 @@ def from_conv3d(conv: nn.Conv3d | nn.ConvTranspose3d, kernel_sizes: KernelSizes 
     if reason := why_not(conv, branches):
         raise ValueError(f"conv: expected a layer that SplitShuffleConv3d can stand for; got {conv}: {reason}")
     return _split(conv, branches)
+
+
+@torch.no_grad()
+def convert_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Maps the state dict of a model before `convert` onto the converted one, so that a dense checkpoint loads.
+
+    The weights of the layers that were replaced become what `convert` would have made of them; everything else stays.
+
+    Args:
+        state_dict: of the model with nn.Conv3d and nn.ConvTranspose3d, such as a checkpoint's.
+        model: the same model after `convert`.
+
+    Returns:
+        A state dict for `model.load_state_dict`.
+
+    Raises:
+        ValueError: a weight does not have the shape of the layer that was replaced; the message names it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv3d(4, 8, 3, padding=1))
+        >>> before = model.state_dict()
+        >>> _ = convert(model)
+        >>> model.load_state_dict(convert_state_dict(before, model))
+        <All keys matched successfully>
+    """
+    converted = dict(state_dict)
+    for name, layer in model.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        if (
+            not isinstance(layer, SplitShuffleConv3d)
+            or f"{prefix}weight" not in converted
+            or None in layer.kernel_sizes
+        ):
+            continue
+        given = converted.pop(f"{prefix}weight")
+        dense = given.transpose(0, 1) if layer.transposed else given
+        extents = window_of(layer.kernel_sizes)  # type: ignore[arg-type]
+        if (
+            dense.dim() != 5
+            or dense.shape[:2] != (layer.out_channels, layer.in_channels)
+            or any(n < k or n % 2 == 0 for n, k in zip(dense.shape[2:], extents, strict=True))
+        ):
+            raise ValueError(
+                f"state_dict: {prefix}weight: expected the weight of a layer of {layer.in_channels} to "
+                f"{layer.out_channels} channels and extents of {_extents(extents)}; got shape {tuple(given.shape)}"
+            )
+        for s, weight in enumerate(branch_weights(dense, layer.kernel_sizes)):
+            converted[f"{prefix}weights.{s}"] = weight
+    return converted
 
 
 def _named_branches(kernel_sizes: KernelSizes) -> tuple[Triple, ...]:

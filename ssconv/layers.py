@@ -106,6 +106,15 @@ class SplitShuffleConv3d(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        """As nn.Module's; a convolution's own weight is an error, also with strict=False, which would drop it."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        if f"{prefix}weight" in state_dict:
+            errors.append(
+                f"{prefix}weight is the weight of the nn.Conv3d that a SplitShuffleConv3d has replaced; expected "
+                f"{prefix}weights.0 and further; load ssconv.convert_state_dict(state_dict, model) instead"
+            )
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, Cin, D, H, W) -> (N, Cout, D', H', W')."""
         remaining = iter(self.weights())

@@ -186,6 +186,11 @@ def run_checks(device: torch.device, names: Sequence[str], told: Callable[[str, 
     return verdicts
 
 
+def limit_of(family: str, backends: dict[str, str]) -> float:
+    """Seconds in which a family's check has to end."""
+    return COMPILE_SECONDS if backends.get(family) == "triton" else CHECK_SECONDS
+
+
 def _verdicts(process: _Process, backends: dict[str, str], end: float) -> Iterator[tuple[str, Verdict]]:
     """The verdicts that a process comes to until it ends."""
     try:
@@ -196,7 +201,7 @@ def _verdicts(process: _Process, backends: dict[str, str], end: float) -> Iterat
         raise CannotVerifyError(f"a process could not reach the GPU ({process.end()})")
     name, check, verdict, start = "", "", Verdict(FAILED), time.monotonic()
     while True:
-        limit = COMPILE_SECONDS if backends.get(name) == "triton" else CHECK_SECONDS
+        limit = limit_of(name, backends)
         if time.monotonic() > end:
             raise CannotVerifyError(f"the checks took more than {TOTAL_SECONDS:.0f} s")
         try:
