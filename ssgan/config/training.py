@@ -15,6 +15,8 @@ from ssgan.config.fields import checked_fields
 from ssgan.config.network import PROFILES, NetworkConfig
 from ssgan.utils.errors import ConfigError
 
+LOSSES = ("logistic", "relativistic")  # see ssgan.training.losses
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -25,10 +27,16 @@ class StageConfig:
     lr_g: float = 0.002  # Adam's learning rate of the generator
     lr_d: float = 0.002  # and of the discriminator
     r1_gamma: float = 1.0  # weight of R1, 0 switches it off
+    r2_gamma: float | None = None  # weight of R2; None: that of R1 with the relativistic loss, 0 with the logistic one
     pl_weight: float = 2.0  # weight of path-length regularisation, 0 switches it off
     style_mixing: float = 0.9  # probability
     ema_kimg: float = 2.0  # half-life of the moving average of the generator's weights, in thousands of images
     ema_rampup: float | None = 0.05  # the half-life is at most this share of the images shown so far
+
+    def gammas(self, loss: str) -> tuple[float, float]:
+        """Weights of R1 and R2 with a loss of `LOSSES`."""
+        default = self.r1_gamma if loss == "relativistic" else 0.0
+        return self.r1_gamma, default if self.r2_gamma is None else self.r2_gamma
 
 
 # Fields with an option of `ssgan train` for each stage: --kimg-2d, --lr-g-3d.
@@ -46,7 +54,7 @@ class TrainConfig:
     stage: str = "both"  # both | 2d | 3d
     inflate: str = "average"  # of PROFILES
     seed: int = 0
-    d_reg_interval: int = 16  # steps between evaluations of R1 (lazy regularisation, StyleGAN2)
+    d_reg_interval: int = 16  # steps between evaluations of R1 and R2 (lazy regularisation, StyleGAN2)
     g_reg_interval: int = 4  # and of path-length regularisation
     pl_batch_shrink: int = 2  # the batch is divided by this for path-length regularisation
     pl_decay: float = 0.01  # of the moving average of path lengths
@@ -64,6 +72,7 @@ class TrainConfig:
     early_stop: int = 0  # measurements without a better best_metric after which a stage ends; 0 never ends it early
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # of the discriminator's images; off by default
     best_metric: str = "distance"  # the checkpoint with its best value is kept as STAGE-best
+    loss: str = "logistic"  # of LOSSES
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16", "fp16"):
@@ -75,6 +84,8 @@ class TrainConfig:
         for name in ("warmup_kimg", "cooldown_kimg", "metrics_every", "early_stop"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a number of at least 0; got {getattr(self, name)}")
+        if self.loss not in LOSSES:
+            raise ConfigError(f"loss: expected {' or '.join(LOSSES)}; got {self.loss!r}")
         if self.stage not in ("both", "2d", "3d"):
             raise ConfigError(f"stage: expected both, 2d or 3d; got {self.stage!r}")
         if self.inflate not in PROFILES:

@@ -240,7 +240,7 @@ def train_command(cfg: TrainConfig, run: Path, data_path: str, init: str | None 
     if cfg.preset not in PRESETS:
         return shlex.join(words)
     usual = PRESETS[cfg.preset].train_config(cfg.preset, cfg.network.shape)
-    for option in ("stage", "inflate", "seed", "snapshot_kimg", "precision", "freeze_d", "warmup_kimg",
+    for option in ("stage", "inflate", "seed", "loss", "snapshot_kimg", "precision", "freeze_d", "warmup_kimg",
                    "cooldown_kimg", "metrics", "metrics_every", "early_stop", "best_metric"):  # fmt: skip
         value, default = getattr(cfg, option, None), getattr(usual, option, None)
         if value != default:

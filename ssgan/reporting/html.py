@@ -47,7 +47,8 @@ def render_page(content: ReportContent) -> str:
     values = {
         "title": f"Run {esc(content.run.resolve().name)}",
         "lead": esc(
-            f"3D Split&Shuffle-GAN, preset {content.cfg.preset}, architecture {content.cfg.network.arch_name}."
+            f"3D Split&Shuffle-GAN, preset {content.cfg.preset}, architecture {content.cfg.network.arch_name}, "
+            f"{content.cfg.loss} loss."
         ),
         "nav": " ".join(f'<a href="#{ids[name]}">{esc(name)}</a>' for name in parts),
         "body": body,

@@ -23,6 +23,8 @@ def render_model_card(content: ReportContent) -> str:
     )
     before = f", after {meta.images_before:,} in the 2D stage that it was inflated from" if meta.images_before else ""
     versions = ", ".join(f"{k} {content.environment[k]}" for k in ("ssgan", "commit", "Python", "torch"))
+    hyper = cfg.stage_2d if meta.stage == "2d" else cfg.stage_3d
+    r1, r2 = hyper.gammas(cfg.loss)
     places = ", the 2D stage knew where along depth each slice lies" if cfg.network.depth_places else ""
     return f"""# Model card: {content.run.resolve().name}
 
@@ -65,6 +67,7 @@ Whether synthetic volumes help a task has to be shown for that task, on real hel
     {content.command}
 
 - {meta.images:,} real images shown in stage {meta.stage}{before}; {format_duration(content.seconds)}; seed {cfg.seed}
+- loss `{cfg.loss}`; weights of the gradient penalties in stage {meta.stage}: R1 {r1:g}, R2 {r2:g}
 - inflation profile `{cfg.inflate}`{places}; every hyper-parameter is in `config.json`, every step in `log.jsonl`
 
 ## Evaluation

@@ -25,12 +25,13 @@ FORMAT = 1
 BUDGETS = ("stage_2d.kimg", "stage_3d.kimg")
 CHANGEABLE = ("snapshot_kimg", "keep_checkpoints", "metrics", "metrics_every", "early_stop", "best_metric")
 # Fields with an option of `ssgan train` of their own name, besides those of the stages.
-OPTIONS = ("preset", "stage", "inflate", "seed", "precision", "freeze_d", "warmup_kimg", "cooldown_kimg")
+OPTIONS = ("preset", "stage", "inflate", "seed", "precision", "freeze_d", "warmup_kimg", "cooldown_kimg", "loss")
 OPTIONS += ("network.arch", "network.arch_d")
 # Fields that older versions did not write, with the value that stands for what those versions did.
 ADDED_LATER = {"precision": "fp32", "freeze_d": 0, "warmup_kimg": 0.0, "cooldown_kimg": 0.0, "ema_carries_over": False}
 ADDED_LATER |= {"network.classes": 0, "network.label_layers": None, "network.depth_places": None}
 ADDED_LATER |= {"network.arch_d": None, "network.dense_levels": []}
+ADDED_LATER |= {"loss": "logistic", "stage_2d.r2_gamma": None, "stage_3d.r2_gamma": None}
 ADDED_LATER |= {f"augment.{k}": list(v) if isinstance(v, tuple) else v for k, v in AugmentConfig().to_json().items()}
 
 
@@ -207,9 +208,11 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def option_for(field: str, value: Any) -> str:
     """The option of `ssgan train` that gives a field of the configuration this value; "" where it is not known."""
     part, _, name = field.rpartition(".")
+    if value is None:
+        return ""
     if part in ("stage_2d", "stage_3d"):
         return f"--{name.replace('_', '-')}-{part[-2:]} {value}" if name in STAGE_OPTIONS else ""
-    return f"--{name.replace('_', '-')} {value}" if field in OPTIONS and value is not None else ""
+    return f"--{name.replace('_', '-')} {value}" if field in OPTIONS else ""
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], longer: tuple[str, ...]) -> list[str]:

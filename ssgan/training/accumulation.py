@@ -63,8 +63,8 @@ class GeneratorInputs(NamedTuple):
         return GeneratorInputs(self.z[rows], self.z_mixed[rows], self.crossover, noise, condition)
 
 
-class RealBatch(NamedTuple):
-    """Real images (n, C, D, H, W) of a micro-batch and their condition."""
+class ImageBatch(NamedTuple):
+    """Images (n, C, D, H, W) of a micro-batch and their condition."""
 
     images: Tensor
     condition: Condition

@@ -1,8 +1,9 @@
-"""Losses and regularisers of StyleGAN2 (Karras et al. 2020), for volumes. They return tensors and compute no gradients
-of parameters.
+"""Losses and regularisers of StyleGAN2 (Karras et al. 2020) and R3GAN (Huang et al. 2024), for volumes. They return
+tensors and compute no gradients of parameters.
 
 Sources: the equations of "Analyzing and Improving the Image Quality of StyleGAN" and the choices of
-StyleGAN2-ADA's `training/loss.py`: non-saturating logistic loss, R1 on real images, path-length regularisation.
+StyleGAN2-ADA's `training/loss.py`: non-saturating logistic loss, R1 on real images, path-length regularisation; the
+relativistic paired loss with R1 and R2 of "The GAN is dead; long live the GAN! A modern GAN baseline".
 Images are (N, C, D, H, W) with nominal range [-1, 1]; logits are (N, 1); ws are (N, num_ws, w_dim). All float32.
 """
 
@@ -26,13 +27,23 @@ def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
     return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
 
 
-def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
-    """Squared norm of the logits' gradient at each real image, (N,) (Mescheder et al. 2018, equation 9).
+def relativistic_loss(own_logits: Tensor, other_logits: Tensor) -> Tensor:
+    """Relativistic paired loss, mean of -log(sigmoid(own - other)) over the pairs: a scalar.
 
-    The loss is gamma / 2 times its mean. `real_logits` must depend on `real_images`, which require a gradient. As in
-    StyleGAN2, the sum of the logits is differentiated: minibatch std mixes the images of a batch.
+    The discriminator minimises it with real images as its own and generated ones as the others, the generator the
+    reverse (Huang et al. 2024, equation 2). Row n of both logits is pair n.
     """
-    (gradient,) = torch.autograd.grad(real_logits.sum(), real_images, create_graph=True)
+    return F.softplus(other_logits - own_logits).mean()
+
+
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Squared norm of the logits' gradient at each image, (N,) (Mescheder et al. 2018, equation 9).
+
+    R1 is gamma / 2 times its mean over real images, R2 over generated ones. `logits` must depend on `images`, which
+    require a gradient. As in StyleGAN2, the sum of the logits is differentiated: minibatch std mixes the images of a
+    batch.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().flatten(1).sum(1)
 
 

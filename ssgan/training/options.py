@@ -13,7 +13,7 @@ from ssgan.config.augmentation import FLIPS, POLICIES, AugmentConfig, policy
 from ssgan.config.fields import Triple
 from ssgan.config.network import ARCHITECTURES, PROFILES, NetworkConfig
 from ssgan.config.presets import PRESETS, preset
-from ssgan.config.training import STAGE_OPTIONS, StageConfig, TrainConfig
+from ssgan.config.training import LOSSES, STAGE_OPTIONS, StageConfig, TrainConfig
 from ssgan.metrics.registry import check_names, training_names
 from ssgan.training.distributed import TIMEOUT
 from ssgan.training.precision import DTYPES
@@ -24,7 +24,7 @@ from ssgan.utils.seeding import STAGES
 # Options that replace the field of TrainConfig of the same name where they are given.
 CONFIG_OPTIONS = (
     "inflate", "snapshot_kimg", "warmup_kimg", "cooldown_kimg", "ema_carries_over", "freeze_d", "metrics",
-    "metrics_every", "best_metric", "early_stop", "keep_checkpoints", "precision",
+    "metrics_every", "best_metric", "early_stop", "keep_checkpoints", "precision", "loss",
 )  # fmt: skip
 
 
@@ -125,9 +125,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue the moving average of the 2D stage after inflation instead of restarting it",
     )  # fmt: skip
 
-    add = parser.add_argument_group("regularisation", "0 switches a term off; defaults are the preset's.").add_argument
+    add = parser.add_argument_group(
+        "loss and regularisation", "0 switches a term off; defaults are the preset's."
+    ).add_argument
+    add("--loss", choices=LOSSES, help="StyleGAN2's, or relativistic: real and generated images in pairs (R3GAN)")
     for stage in STAGES:
-        add(f"--r1-gamma-{stage}", type=NOT_NEGATIVE, metavar="WEIGHT", help="weight of the R1 gradient penalty")
+        add(f"--r1-gamma-{stage}", type=NOT_NEGATIVE, metavar="WEIGHT", help="weight of R1, a penalty on D's gradient")
+        add(
+            f"--r2-gamma-{stage}", type=NOT_NEGATIVE, metavar="WEIGHT",
+            help="weight of R2, R1 on generated images (default: that of R1 with --loss relativistic, else 0)",
+        )  # fmt: skip
         add(f"--pl-weight-{stage}", type=NOT_NEGATIVE, metavar="WEIGHT", help="weight of the path-length penalty")
         add(f"--style-mixing-{stage}", type=PROBABILITY, metavar="P", help="probability of style mixing")
     add(

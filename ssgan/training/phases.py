@@ -4,10 +4,19 @@
     path length      pl_weight * mean (|J^T y| - a)^2, J = dG/dw             by G, every g_reg_interval steps
     discriminator    mean softplus(D(A(G(z)))) + mean softplus(-D(A(x)))     by D
     R1               r1_gamma / 2 * mean |dD(A(x))/dx|^2                     by D, every d_reg_interval steps
+      and R2         + r2_gamma / 2 * mean |dD(A(G(z)))/dG(z)|^2
 
 x are real images and A is the augmentation, the identity without one. This is `training/loss.py` of StyleGAN2-ADA, cut
 into segments that CUDA graphs can hold (`ssgan.training.cuda_graphs`): functions that `run` is given by name. A stands
 between segments, so the chain rule through it is applied by hand.
+
+With the relativistic loss image G(z) of a sample is paired with the real image x of that sample, and has its condition:
+
+    generator        mean softplus(D(A(x)) - D(A(G(z))))                     by G
+    discriminator    mean softplus(D(A(G(z))) - D(A(x)))                     by D
+
+A constant added to all logits then changes nothing, so the statistics `sign_real` and `sign_fake` are mean signs of an
+image's logit minus its partner's.
 """
 
 from __future__ import annotations
@@ -25,7 +34,7 @@ from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.models.conditioning import Condition
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.training import losses
-from ssgan.training.accumulation import Accumulator, GeneratorInputs, Gradients, MicroBatch, RealBatch, gradients
+from ssgan.training.accumulation import Accumulator, GeneratorInputs, Gradients, ImageBatch, MicroBatch, gradients
 from ssgan.training.distributed import Group
 from ssgan.training.precision import Execution
 
@@ -42,6 +51,8 @@ class Phases:
         execution: Execution, group: Group,
     ) -> None:  # fmt: skip
         self.cfg, self.hyper, self.G, self.D, self.augment, self.group = cfg, hyper, G, D, augment, group
+        self.paired = cfg.loss == "relativistic"
+        self.r1_gamma, self.r2_gamma = hyper.gammas(cfg.loss)
         self.device = next(G.parameters()).device
         self.accumulator = Accumulator(self.device, execution, group)
         self.run, self.backward = self.accumulator.run, self.accumulator.backward
@@ -58,6 +69,11 @@ class Phases:
     def augmented(self, images: Tensor, draws: AugmentDraws | None, micro: MicroBatch) -> Tensor:
         return images if draws is None else self.augment(images, draws.take(micro.samples))
 
+    def inputs_of(self, micro: MicroBatch, inputs: GeneratorInputs, real: ImageBatch) -> GeneratorInputs:
+        """A micro-batch's rows of a batch's inputs; in pairs with the condition of the real images."""
+        own = inputs.take(micro.samples)
+        return own._replace(condition=real.condition) if self.paired else own
+
     def generate(
         self, inputs: GeneratorInputs, synthesis: Callable[..., Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -68,15 +84,20 @@ class Phases:
 
     # ---- generator: images = G(z), dloss/dimages through D and A, then by G's weights
 
-    def generator(self, inputs: GeneratorInputs, augment: AugmentDraws | None, scale: Tensor) -> Tensor:
-        """Also moves w_avg towards the batch's mean w."""
+    def generator(
+        self, inputs: GeneratorInputs, reals: Sequence[ImageBatch], augment: AugmentDraws | None,
+        augment_real: AugmentDraws | None, scale: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Also moves w_avg towards the batch's mean w. reals, augment_real: used in pairs only."""
         total, w_sum = self.zero(), torch.zeros_like(self.G.mapping.w_avg)
-        for micro in self.micro_batches:
-            own = inputs.take(micro.samples)
+        for micro, real in zip(self.micro_batches, reals, strict=True):
+            own = self.inputs_of(micro, inputs, real)
             images, ws = self.run("generator: G", micro, self.generate, own)
             leaf = images.detach().requires_grad_(augment is not None)
             seen, upstream = self.augmented(leaf, augment, micro), scale * micro.weight
-            loss, sign, slope = self.run("generator: D", micro, self.fool, seen.detach(), own.condition, upstream)
+            partners = self.augmented(real.images, augment_real, micro) if self.paired else None
+            arguments = seen.detach(), own.condition, partners, upstream
+            loss, sign, slope = self.run("generator: D", micro, self.fool, *arguments)
             if augment is not None:
                 (slope,) = torch.autograd.grad(seen, leaf, slope)
             self.backward("generator: gradients", micro, self.G, images, slope)
@@ -87,12 +108,23 @@ class Phases:
         self.G.mapping.update_w_avg(w_sum / self.hyper.batch)
         return total
 
-    def fool(self, seen: Tensor, condition: Condition, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, mean sign of the logits, and the loss's gradient at the images that D sees."""
+    def fool(
+        self, seen: Tensor, condition: Condition, partners: Tensor | None, upstream: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, mean sign of the logits, and the loss's gradient at the images that D sees.
+
+        partners: the real images of the pairs, of the same condition; None without pairs.
+        """
+        if partners is not None:
+            with torch.no_grad():
+                real_logits = self.compiled_D(partners, condition)
         seen = seen.detach().requires_grad_(True)
         # A view, since PyTorch's FLOP counter cannot follow grad to a leaf.
         logits = self.compiled_D(seen.view_as(seen), condition)
-        loss = losses.generator_loss(logits)
+        if partners is None:
+            loss = losses.generator_loss(logits)
+        else:
+            loss, logits = losses.relativistic_loss(logits, real_logits), logits - real_logits
         (slope,) = torch.autograd.grad(loss, seen, upstream)
         return loss.detach(), logits.detach().sign().mean(), slope
 
@@ -145,14 +177,17 @@ class Phases:
     # ---- discriminator
 
     def discriminator(
-        self, inputs: GeneratorInputs, reals: Sequence[RealBatch], augment_fake: AugmentDraws | None,
+        self, inputs: GeneratorInputs, reals: Sequence[ImageBatch], augment_fake: AugmentDraws | None,
         augment_real: AugmentDraws | None, scale: Tensor,
-    ) -> Tensor:  # fmt: skip
-        total = self.zero()
+    ) -> tuple[Tensor, list[ImageBatch]]:  # fmt: skip
+        """Also returns the generated images, for R2; none without R2."""
+        total, generated = self.zero(), []
         for micro, real in zip(self.micro_batches, reals, strict=True):
-            own = inputs.take(micro.samples)
+            own = self.inputs_of(micro, inputs, real)
             with torch.no_grad():
                 fakes, _ = self.run("discriminator: G", micro, self.generate, own)
+                if self.r2_gamma > 0:
+                    generated.append(ImageBatch(fakes.clone(), own.condition))  # later segments may overwrite fakes
                 fakes = self.augmented(fakes, augment_fake, micro)
                 images = self.augmented(real.images, augment_real, micro)
             arguments = fakes, own.condition, images, real.condition, scale * micro.weight
@@ -160,31 +195,49 @@ class Phases:
             self.accumulator.add(self.D, found)
             total += loss * micro.weight
             self.sums["sign_real"] += sign * micro.weight
-        return total
+        return total, generated
 
     def discriminate(
         self, fakes: Tensor, fake_condition: Condition, reals: Tensor, real_condition: Condition, upstream: Tensor
     ) -> tuple[Tensor, Tensor, Gradients]:
         """Loss, mean sign of the real logits, and gradients."""
         logits = self.compiled_D(reals, real_condition)
-        loss = losses.discriminator_loss(self.compiled_D(fakes, fake_condition), logits)
+        fake_logits = self.compiled_D(fakes, fake_condition)
+        if self.paired:
+            loss, logits = losses.relativistic_loss(logits, fake_logits), logits - fake_logits
+        else:
+            loss = losses.discriminator_loss(fake_logits, logits)
         return loss.detach(), logits.detach().sign().mean(), gradients(self.D, loss, upstream)
 
-    # ---- R1: slope = dD/dseen, through A to dD/dx; then the penalty's gradient at the slope, and by D's weights
+    # ---- R1 and R2: slope = dD/dseen, through A to dD/dx; then the penalty's gradient at the slope, and by D's weights
 
-    def r1(self, reals: Sequence[RealBatch], augment: AugmentDraws | None, scale: Tensor) -> Tensor:
+    def penalty(
+        self, reals: Sequence[ImageBatch], generated: Sequence[ImageBatch], augment_real: AugmentDraws | None,
+        augment_fake: AugmentDraws | None, scale: Tensor,
+    ) -> Tensor:  # fmt: skip
         total = self.zero()
-        for micro, real in zip(self.micro_batches, reals, strict=True):
-            images = real.images.detach().requires_grad_(True)
+        if self.r1_gamma > 0:
+            total += self.penalty_at("r1", reals, augment_real, self.r1_gamma, scale)
+        if self.r2_gamma > 0:
+            total += self.penalty_at("r2", generated, augment_fake, self.r2_gamma, scale)
+        return total
+
+    def penalty_at(
+        self, name: str, batches: Sequence[ImageBatch], augment: AugmentDraws | None, gamma: float, scale: Tensor
+    ) -> Tensor:
+        """R1 or R2, by `name`."""
+        total = self.zero()
+        for micro, batch in zip(self.micro_batches, batches, strict=True):
+            images = batch.images.detach().requires_grad_(True)
             seen = self.augmented(images, augment, micro)
-            slope = self.run("R1: slope", micro, self.slope, seen.detach(), real.condition)
+            slope = self.run(f"R1: slope of {name}", micro, self.slope, seen.detach(), batch.condition)
             leaf = slope.detach().requires_grad_(True)
-            penalty = losses.r1_penalty(seen * leaf, images).mean()
-            loss = penalty * (self.hyper.r1_gamma / 2) * self.cfg.d_reg_interval * micro.weight
+            penalty = losses.gradient_penalty(seen * leaf, images).mean()
+            loss = penalty * (gamma / 2) * self.cfg.d_reg_interval * micro.weight
             (upstream,) = torch.autograd.grad(loss, leaf, scale)
-            self.backward("R1: gradients", micro, self.D, slope, upstream)
+            self.backward(f"R1: gradients of {name}", micro, self.D, slope, upstream)
             total += loss.detach()
-            self.sums["r1"] += penalty.detach() * micro.weight
+            self.sums[name] += penalty.detach() * micro.weight
         return total
 
     def slope(self, seen: Tensor, condition: Condition) -> Tensor:

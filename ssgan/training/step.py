@@ -22,7 +22,7 @@ from ssgan.models.networks import Discriminator, Generator
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.training import losses, optimiser
-from ssgan.training.accumulation import GeneratorInputs, RealBatch, split_for_process
+from ssgan.training.accumulation import GeneratorInputs, ImageBatch, split_for_process
 from ssgan.training.distributed import SINGLE, Group, std_group
 from ssgan.training.phases import Phases
 from ssgan.training.precision import DTYPES, Execution, LossScale
@@ -35,15 +35,18 @@ class StageTrainer:
     """Everything of one stage ("2d" or "3d") that training changes, and the step that changes it.
 
     Order of a step, as in StyleGAN2-ADA: generator; every g_reg_interval steps path length, as an optimiser step of
-    its own; discriminator; every d_reg_interval steps R1 on the same real images, as a step of its own. Each phase
-    (`ssgan.training.phases`) sums gradients over this process's micro-batches, then they are summed over processes.
+    its own; discriminator; every d_reg_interval steps R1 on the same real images and R2 on the same generated ones,
+    as a step of their own. Each phase (`ssgan.training.phases`) sums gradients over this process's micro-batches, then
+    they are summed over processes.
 
     With an active `cfg.augment` the discriminator sees only augmented images, real and generated, in every phase.
     slice_axis and spacing are the data set's; flips and rotations depend on them.
 
     Networks with classes: generated images have classes drawn in the proportions of `class_counts` (the data set's;
     default uniform), and both networks are told an image's class in every phase (StyleGAN2-ADA). With
-    `network.depth_places` both 2D networks are told the slice index; that of generated slices is drawn uniformly.
+    `network.depth_places` both 2D networks are told the slice index; that of generated slices is drawn uniformly. With
+    the relativistic loss a generated image has the class and slice index of the real one that it is paired with
+    instead, except for path length.
 
     local_samples: the samples of the batch whose real images `train_step` takes, in its order.
     """
@@ -67,9 +70,9 @@ class StageTrainer:
         for net in (self.G.synthesis, self.D):
             net.conv_dtype, net.recompute = DTYPES[cfg.precision], execution.recompute
         path_length = cfg.g_reg_interval if self.hyper.pl_weight > 0 else None
-        r1 = cfg.d_reg_interval if self.hyper.r1_gamma > 0 else None
+        penalty = cfg.d_reg_interval if max(self.hyper.gammas(cfg.loss)) > 0 else None
         self.opt_g = self._adam(self.G, self.hyper.lr_g, path_length)
-        self.opt_d = self._adam(self.D, self.hyper.lr_d, r1)
+        self.opt_d = self._adam(self.D, self.hyper.lr_d, penalty)
         self.scale_g, self.scale_d = (LossScale(cfg.precision == "fp16") for _ in range(2))
         self.augment = Augment(cfg.augment, network.shape, slice_axis=slice_axis, spacing=spacing)
         self.ada = AdaptiveProbability(cfg.augment, self.hyper.batch, self.hyper.kimg)
@@ -116,12 +119,15 @@ class StageTrainer:
         phases.sums.clear()
         phases.accumulator.frozen = self.frozen
         stats: dict[str, float] = {}
+        batches = self._split_reals(reals, condition)
 
         self.G.requires_grad_(True)
         self.D.requires_grad_(False)
         self.opt_g.zero_grad(set_to_none=True)
-        inputs, augment = self.draw("g_main", hyper.batch), self._draw_augmentation("aug_g")
-        stats["loss_g"] = self._optimiser_step("generator", phases.generator(inputs, augment, self._scale("G")))
+        inputs = self.draw("g_main", hyper.batch)
+        augments = self._draw_augmentation("aug_g"), self._draw_augmentation("aug_g_real") if phases.paired else None
+        loss = phases.generator(inputs, batches, *augments, self._scale("G"))
+        stats["loss_g"] = self._optimiser_step("generator", loss)
         if hyper.pl_weight > 0 and self.step % cfg.g_reg_interval == 0:
             self.opt_g.zero_grad(set_to_none=True)
             inputs, y = self.draw("g_path", self.path_batch), self._draw_path_noise()
@@ -131,14 +137,14 @@ class StageTrainer:
         self.G.requires_grad_(False)
         trainable(self.D, self.frozen)
         self.opt_d.zero_grad(set_to_none=True)
-        batches = self._split_reals(reals, condition)
         inputs = self.draw("d_main", hyper.batch)
         augments = self._draw_augmentation("aug_fake"), self._draw_augmentation("aug_real")
-        loss = phases.discriminator(inputs, batches, *augments, self._scale("D"))
+        loss, generated = phases.discriminator(inputs, batches, *augments, self._scale("D"))
         stats["loss_d"] = self._optimiser_step("discriminator", loss)
-        if hyper.r1_gamma > 0 and self.step % cfg.d_reg_interval == 0:
+        if max(hyper.gammas(cfg.loss)) > 0 and self.step % cfg.d_reg_interval == 0:
             self.opt_d.zero_grad(set_to_none=True)
-            loss = phases.r1(batches, self._draw_augmentation("aug_r1"), self._scale("D"))
+            augments = self._draw_augmentation("aug_r1"), self._draw_augmentation("aug_r2") if generated else None
+            loss = phases.penalty(batches, generated, *augments, self._scale("D"))
             self._optimiser_step("R1", loss)
 
         self.group.sum(list(phases.sums.values()))
@@ -165,13 +171,13 @@ class StageTrainer:
         if slice_index is not None and slice_index.device.type == "cpu":
             check_slice_range(slice_index, self.slice_count)
 
-    def _split_reals(self, reals: Tensor, condition: Condition) -> list[RealBatch]:
+    def _split_reals(self, reals: Tensor, condition: Condition) -> list[ImageBatch]:
         """Real images and conditions by micro-batch, on the device, labels one-hot."""
         reals = reals.to(self.device).contiguous(memory_format=torch.channels_last_3d)
         labels, slice_index = condition.map(lambda t: t.to(self.device))
         condition = Condition(one_hot(labels, self.cfg.network.classes), slice_index)
         sizes = [len(micro.samples) for micro in self.phases.micro_batches]
-        return [RealBatch(*both) for both in zip(reals.split(sizes), condition.split(sizes), strict=True)]
+        return [ImageBatch(*both) for both in zip(reals.split(sizes), condition.split(sizes), strict=True)]
 
     def _set_rates(self) -> None:
         inflated = self.images_before > 0

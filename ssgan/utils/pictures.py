@@ -28,6 +28,7 @@ QUANTITIES = {
     "loss_g": "generator loss",
     "loss_d": "discriminator loss",
     "r1": "R1 penalty",
+    "r2": "R2 penalty",
     "path_length": "path length",
     "distance": "sliced Wasserstein distance to the data",
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 STAGES = ("2d", "3d")
 # Seeds depend on the index of a purpose in this list: append new ones at its end.
 PURPOSES = ("init", "order", "g_main", "g_path", "pl_noise", "d_main", "aug_g", "aug_fake", "aug_real", "aug_r1")
+PURPOSES += ("aug_g_real", "aug_r2")
 
 
 def splitmix64(state: int) -> int:

@@ -289,6 +289,7 @@ GRAPHED: dict[str, tuple[dict[str, Any], Execution]] = {
     "ada": (OFTEN | {"augment": policy("default", p_start=0.5, interval=2, kimg=0.1)}, Execution()),
     "accumulate": (OFTEN | {"precision": "bf16"}, Execution(accumulate=2)),
     "fp16": (OFTEN | {"precision": "fp16", "freeze_d": 1}, Execution(recompute=True)),
+    "relativistic": (OFTEN | {"loss": "relativistic"}, Execution(accumulate=2)),
 }
 
 

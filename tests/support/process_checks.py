@@ -59,6 +59,7 @@ CONFIG = TrainConfig(
     augment=policy("brain", p_start=0.3, interval=2, kimg=0.1),
 )
 STEPS = 3
+LOSSES = {"": "logistic", "pairs-": "relativistic"}  # by the beginning of the names of `same_step`
 ACCUMULATED = {"accumulate": Execution(accumulate=3), "recompute": Execution(accumulate=2, recompute=True)}
 
 
@@ -97,9 +98,9 @@ def together(size: int, task: Callable[[Group], int], timeout: float = 60.0) -> 
     return [ended(child) for child in children]
 
 
-def steps(folder: Path, name: str, execution: Execution, group: Group) -> int:
+def steps(folder: Path, name: str, execution: Execution, group: Group, loss: str = "logistic") -> int:
     """Does a few steps on the same images of three classes; writes state and losses to FOLDER."""
-    cfg = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, classes=3))
+    cfg = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, classes=3), loss=loss)
     trainer = StageTrainer(cfg, "3d", torch.device("cpu"), execution, group, class_counts=(1, 4, 2))
     images = torch.rand(STEPS, 12, 1, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
     labels = torch.randint(3, (STEPS, 12), generator=torch.Generator().manual_seed(2))
@@ -112,10 +113,12 @@ def steps(folder: Path, name: str, execution: Execution, group: Group) -> int:
 
 def same_step(folder: Path) -> None:
     """Runs the same steps in one process, in two, in three, and in one with micro-batches."""
-    for name, execution in {"one": Execution(), **ACCUMULATED}.items():
-        assert ended(fork(lambda n=name, e=execution: steps(folder, n, e, SINGLE))) == 0
-    for size in (2, 3):
-        assert together(size, lambda group, n=size: steps(folder, f"of{n}", Execution(), group)) == [0] * size
+    for prefix, loss in LOSSES.items():
+        for name, execution in {"one": Execution(), **ACCUMULATED}.items():
+            assert ended(fork(lambda n=prefix + name, e=execution, k=loss: steps(folder, n, e, SINGLE, k))) == 0
+        for size in (2, 3):
+            task = lambda group, n=f"{prefix}of{size}", k=loss: steps(folder, n, Execution(), group, k)  # noqa: E731
+            assert together(size, task) == [0] * size
     both = Execution(accumulate=2)
     config_batch = CONFIG.stage_3d.batch
     assert config_batch % 4 == 0

@@ -37,8 +37,10 @@ def test_the_discriminator_sees_augmented_images_in_every_phase(monkeypatch):
     penalised = []
     for net, inputs in seen.items():
         net.D.register_forward_pre_hook(lambda module, args, inputs=inputs: inputs.append(args[0].detach().clone()))
-    real = losses.r1_penalty
-    monkeypatch.setattr(losses, "r1_penalty", lambda logits, images: penalised.append(images) or real(logits, images))
+    real = losses.gradient_penalty
+    monkeypatch.setattr(
+        losses, "gradient_penalty", lambda logits, images: penalised.append(images) or real(logits, images)
+    )
     for net in (plain, trainer):
         net.train_step(reals())
     # The order of a step: fakes for G, reals and fakes for D, reals for R1. Until G steps the networks are the same.

@@ -44,6 +44,9 @@ CASES = {
     "bf16": (dataclasses.replace(BASE, precision="bf16"), Execution()),
     "fp16": (dataclasses.replace(BASE, precision="fp16"), Execution()),
     "frozen": (dataclasses.replace(PLAIN, freeze_d=1), Execution()),
+    "relativistic": (dataclasses.replace(PLAIN, loss="relativistic"), Execution()),
+    "relativistic-ada-classes": (dataclasses.replace(LABELLED, loss="relativistic"), Execution(accumulate=2)),
+    "relativistic-fp16": (dataclasses.replace(BASE, loss="relativistic", precision="fp16"), Execution(recompute=True)),
 }
 
 

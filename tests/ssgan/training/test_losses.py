@@ -24,6 +24,17 @@ def test_logistic_losses_are_the_log_likelihoods():
     assert float(losses.discriminator_loss(fake, real)) == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_relativistic_loss_is_the_log_likelihood_of_each_pair():
+    own, other = (torch.randn(5, 1, generator=rng(i), dtype=torch.float64).requires_grad_() for i in (10, 11))
+    expected = -np.log(1 / (1 + np.exp(-(own - other).detach().numpy()))).mean()
+    assert losses.relativistic_loss(own, other).item() == pytest.approx(expected, rel=1e-12)
+    assert losses.relativistic_loss(own, other.flip(0)).item() != pytest.approx(expected, rel=1e-3)
+    assert torch.autograd.gradcheck(losses.relativistic_loss, (own, other))
+    assert torch.autograd.gradgradcheck(losses.relativistic_loss, (own, other))
+    far = torch.tensor([[1e4]])
+    assert float(losses.relativistic_loss(-far, far)) == pytest.approx(2e4)
+
+
 def test_losses_stay_finite_for_large_logits():
     logits = torch.tensor([[1e4], [-1e4]])
     assert float(losses.generator_loss(logits)) == pytest.approx(5e3)
@@ -33,7 +44,7 @@ def test_r1_of_a_linear_discriminator_is_its_squared_norm():
     a = torch.randn(SHAPE[1:], generator=rng(1), dtype=torch.float64, requires_grad=True)
     x = torch.randn(SHAPE, generator=rng(2), dtype=torch.float64, requires_grad=True)
     logits = (x * a).flatten(1).sum(1, keepdim=True)
-    penalty = losses.r1_penalty(logits, x)
+    penalty = losses.gradient_penalty(logits, x)
     assert penalty.shape == (2,)
     torch.testing.assert_close(penalty, a.square().sum().expand(2))
     penalty.mean().backward()
@@ -43,7 +54,7 @@ def test_r1_of_a_linear_discriminator_is_its_squared_norm():
 def test_r1_of_a_quadratic_discriminator():
     x = torch.randn(SHAPE, generator=rng(3), dtype=torch.float64, requires_grad=True)
     logits = 1.5 * x.square().flatten(1).sum(1, keepdim=True)
-    torch.testing.assert_close(losses.r1_penalty(logits, x), 9 * x.detach().square().flatten(1).sum(1))
+    torch.testing.assert_close(losses.gradient_penalty(logits, x), 9 * x.detach().square().flatten(1).sum(1))
 
 
 def linear_generator(num_ws=3, w_dim=6, seed=0):

@@ -7,7 +7,7 @@ from ssgan.runs.config import OPTIONS, option_for
 from ssgan.training.options import add_arguments
 
 GROUPS = (
-    "run", "data", "architecture", "stages and budgets", "regularisation", "augmentation", "metrics",
+    "run", "data", "architecture", "stages and budgets", "loss and regularisation", "augmentation", "metrics",
     "precision and hardware",
 )  # fmt: skip
 
@@ -32,6 +32,8 @@ def test_the_options_that_a_refused_resume_names_exist():
     fields = {name: value for name, value in cfg.items() if name in OPTIONS}
     fields |= {f"network.{name}": "dense" for name in ("arch", "arch_d")}
     fields |= {f"{stage}.{name}": value for stage in ("stage_2d", "stage_3d") for name, value in cfg[stage].items()}
+    assert fields["stage_3d.r2_gamma"] is None and option_for("stage_3d.r2_gamma", None) == ""
+    fields |= {f"{stage}.r2_gamma": 2.0 for stage in ("stage_2d", "stage_3d")}
     named = {field: option_for(field, value) for field, value in fields.items()}
     assert [field for field, option in named.items() if not option] == ["stage_2d.ema_rampup", "stage_3d.ema_rampup"]
     assert set(OPTIONS) <= set(named)

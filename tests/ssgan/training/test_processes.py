@@ -62,19 +62,27 @@ def stepped(tmp_path_factory):
     return folder
 
 
+def single(name):
+    return "pairs-one-0" if name.startswith("pairs-") else "one-0"
+
+
 def difference(folder, name):
     """Largest difference of a state's tensors from the single process's, relative to the tensor's largest value."""
-    one, other = load_file(folder / "one-0.safetensors"), load_file(folder / f"{name}.safetensors")
+    one, other = load_file(folder / f"{single(name)}.safetensors"), load_file(folder / f"{name}.safetensors")
     assert one.keys() == other.keys()
     return max(
         float((one[n] - other[n]).abs().max() / one[n].abs().max().clamp(min=1e-3)) for n in one if one[n].numel()
     )
 
 
+@pytest.mark.parametrize("prefix", ["", "pairs-"], ids=["logistic", "relativistic"])
 @pytest.mark.parametrize("name", ["of2-0", "of3-0", "accumulate-0", "recompute-0"])
-def test_the_step_is_that_of_one_process_to_rounding(stepped, name):
+def test_the_step_is_that_of_one_process_to_rounding(stepped, prefix, name):
+    """With the relativistic loss also because every image keeps its partner, whichever process has it."""
+    name = prefix + name
     assert difference(stepped, name) < 2e-4
-    one, other = (json.loads((stepped / f"{n}.json").read_text()) for n in ("one-0", name))
+    one, other = (json.loads((stepped / f"{n}.json").read_text()) for n in (single(name), name))
+    assert ("r2" in one[0]) == bool(prefix)
     assert {"loss_g", "loss_d", "path_length", "r1", "sign_real", "sign_fake"} <= one[0].keys()
     for a, b in zip(one, other, strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
@@ -82,9 +90,10 @@ def test_the_step_is_that_of_one_process_to_rounding(stepped, name):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_all_processes_have_the_same_bits(stepped, size):
-    states = [load_file(stepped / f"of{size}-{rank}.safetensors") for rank in range(size)]
-    for other in states[1:]:
-        assert all(torch.equal(states[0][n], other[n]) for n in states[0])
+    for prefix in ("", "pairs-"):
+        states = [load_file(stepped / f"{prefix}of{size}-{rank}.safetensors") for rank in range(size)]
+        for other in states[1:]:
+            assert all(torch.equal(states[0][n], other[n]) for n in states[0])
 
 
 def test_too_many_micro_batches_are_refused_in_every_process(stepped):

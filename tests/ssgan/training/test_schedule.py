@@ -223,15 +223,19 @@ def test_runs_of_earlier_versions_go_on(data, tmp_path):
     )
     assert run_config.identity(cfg.to_json()) == EARLIER
     later = ("augment", "precision", "freeze_d", "warmup_kimg", "metrics", "metrics_every", "early_stop", "best_metric",
-             "cooldown_kimg", "ema_carries_over")  # fmt: skip
+             "cooldown_kimg", "ema_carries_over", "loss")  # fmt: skip
     record = {k: v for k, v in json.loads(json.dumps(cfg.to_json())).items() if k not in later}
-    assert TrainConfig.from_json(record) == cfg
+    for stage in ("stage_2d", "stage_3d"):
+        del record[stage]["r2_gamma"]
+    assert TrainConfig.from_json(record) == cfg and cfg.loss == "logistic"
     info = {"path": "", "content_hash": data.info.content_hash, "info": data.info.to_json()}
     run_config.record_config(tmp_path, record, info, None, None)
     run_config.record_config(tmp_path, cfg.to_json(), info, None, None)
     (tmp_path / "config.json").write_text(json.dumps({"format": 1, "config": record, "data": info, "init": None}))
     with pytest.raises(run_config.RunError, match="freeze_d was 0, now 1"):
         run_config.record_config(tmp_path, dataclasses.replace(cfg, freeze_d=1).to_json(), info, None, None)
+    with pytest.raises(run_config.RunError, match="loss was logistic, now relativistic"):
+        run_config.record_config(tmp_path, dataclasses.replace(cfg, loss="relativistic").to_json(), info, None, None)
 
 
 def test_arguments_become_the_configuration():
