@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssgan.metrics.evaluation import INTERVALS, EvaluationOptions, draw_closest_pairs, evaluate
+from ssgan.metrics.extractors import deepbet
 from ssgan.metrics.extractors.choose import NAMES, make_extractor
 from ssgan.metrics.registry import comparisons
 from ssgan.metrics.volume_sets import EvaluateError, load_held_out, load_sides
@@ -27,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file; closest pairs go beside it as a PNG")
     parser.add_argument("--held-out", type=Path, help="real volumes not trained on, for the check for copies")
     parser.add_argument(
-        "--extractor", default="random3d", metavar="NAME|FILE",
-        help=f"the features' network: {', '.join(NAMES)}, or a file of `ssgan labelnet` (default random3d)",
+        "--extractor", metavar="NAME|FILE",
+        help=f"the features' network: {', '.join(NAMES)}, or a file of `ssgan labelnet` (default random3d, and deepbet "
+        "beside it where that is installed)",
     )  # fmt: skip
     parser.add_argument(
         "--weights", type=Path,
@@ -60,18 +62,19 @@ def check_files(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     options = EvaluationOptions(args.count, args.repeats, args.interval, args.seed, args.cache)
     check_files(args)
-    extractor = make_extractor(args.extractor, args.weights)
+    extractor = make_extractor(args.extractor or "random3d", args.weights)
+    beside = make_extractor("deepbet", None) if args.extractor is None and deepbet.is_installed() else None
     real, fake = load_sides(args.real, args.fake, args.count, args.checkpoint)
     held = load_held_out(args.held_out, real, fake) if args.held_out else None
-    record = evaluate(real, fake, held, extractor, options)
+    record = evaluate(real, fake, held, extractor, options, beside)
     picture = draw_closest_pairs(real, fake, record["memorisation"], args.out.with_suffix(".pairs.png"))
     record["memorisation"]["picture"] = picture.name
     write_json_atomic(args.out, record)
-    count, name = record["count"], record["extractor"]["name"]
+    count, name = record["count"], record["extractor"]["name"] + (f", and of {beside.name} beside" if beside else "")
     print(f"{count} generated against {count} real volumes, features of {name}; floor: {count} other real volumes")
     for name, row in record["metrics"].items():
         better = "better near the floor" if row["better"] == "as floor" else f"{row['better']} is better"
-        print(f"{name:<10} {row['value']:>10g}  floor {row['floor']:>10g}  {better:<21}  95 % {row['interval']}")
+        print(f"{name:<17} {row['value']:>10g}  floor {row['floor']:>10g}  {better:<21}  95 % {row['interval']}")
     ratio = record["memorisation"]["voxels"]["ratio"]
     print(f"copies: voxel ratio {ratio:g} (about 1 without copies); {args.out}, {picture}")
     return 0

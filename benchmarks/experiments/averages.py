@@ -72,22 +72,25 @@ def measure(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, dict[str
 
 
 def complete(job: Job, cell: Cell, real: scoring.Reference, record: dict[str, Any]) -> dict[str, Any] | None:
-    """Adds the averages to a record of an earlier commit, which did not measure them.
+    """Adds to a record what it lacks: the averages, or the metrics of other features that are at hand now.
 
-    None where it has them, or where the run's folder is missing. Raises UserError where the folder holds another run:
-    its G_ema must give what the record says.
+    None where it lacks nothing, or where the run's folder is missing. Raises UserError where the folder holds another
+    run: its G_ema must give what the record says.
     """
-    if "averages" in record or not job.final(cell).exists():
+    features = real.beside is not None and real.beside.extractor.name not in record.get("other_features", {})
+    if ("averages" in record and not features) or not job.final(cell).exists():
         return None
     *_, (volumes, own) = training.generators(job, cell)
-    now, then = real.quick(scoring.generated(own, real.count)), record["final"]
+    fake = scoring.generated(own, real.count)
+    now, then = real.quick(fake), record["final"]
     if volumes != record["volumes"] or not np.isclose(now["frechet_held"], then["frechet_held"], rtol=0.01):
         raise UserError(
             f"{job.out / cell.folder} is not the run of the record: {volumes} volumes and frechet_held "
             f"{now['frechet_held']:.4g}, the record has {record['volumes']} and {then['frechet_held']:.4g}; give the "
             "--out that it was run in, or another one"
         )
-    return record | {"averages": measure(job, cell, real)}
+    more = {} if "averages" in record else {"averages": measure(job, cell, real)}
+    return record | more | ({"other_features": real.other_features(fake)} if features else {})
 
 
 def under(record: dict[str, Any], name: str) -> dict[str, float]:

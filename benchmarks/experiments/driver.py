@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
             job = Job(
                 scale, split, args.out, device, grids.parse_changes(args.set), _log, args.progress, args.cuda_graphs
             )
-            real = scoring.reference(split.train.volumes, split.held.volumes)
+            real = scoring.reference(split.train.volumes, split.held.volumes, split.train.info.slice_axis)
             protocol, about = protocol_of(job, real)
             counts = [len(split.train), len(split.held)]
             head = {

@@ -180,6 +180,7 @@ def markdown(
     base = baseline(by_cell)
     lines += _comparison(table, base)
     lines += _equal_time(table, base)
+    lines += _other_features(table)
     lines += _averages(table)
     lines += _left_out(cells, by_cell)
     return "\n".join(lines) + "\n"
@@ -299,6 +300,30 @@ def _averages(table: dict[str, dict[int, Record]]) -> list[str]:
             cells = [spread([averages.under(r, name)[metric] for r in rows]) for metric, name in names]
             lines.append(f"| {label} | {seeds} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _other_features(table: dict[str, dict[int, Record]]) -> list[str]:
+    """Writes the metrics of other features at the ends of the runs; [] if no cell has them."""
+    lines = []
+    having = [r for rows in table.values() for r in rows.values() if r.get("other_features")]
+    for name in dict.fromkeys(name for r in having for name in r["other_features"]):
+        first = next(r["other_features"][name] for r in having if name in r["other_features"])
+        columns = tuple(first["floors"])
+        lines += [
+            f"The same with other features; a conclusion stands only where both agree. {first['protocol']}.",
+            "",
+            f"| cell | seeds | {' | '.join(f'{column}, {name}' for column in columns)} |",
+            "|---" * (len(columns) + 2) + "|",
+        ]
+        for label, rows in table.items():
+            found = {seed: r["other_features"][name]["final"] for seed, r in rows.items()
+                     if name in r.get("other_features", {})}  # fmt: skip
+            if found:
+                values = [spread([final[column] for final in found.values()]) for column in columns]
+                lines.append(f"| {label} | {', '.join(map(str, sorted(found)))} | {' | '.join(values)} |")
+        floors = " | ".join(f"{first['floors'][column]:.3g}" for column in columns)
+        lines += [f"| real volumes (floor) | – | {floors} |", ""]
+    return lines
 
 
 def _left_out(cells: Sequence[grids.Cell], by_cell: dict[str, Record]) -> list[str]:

@@ -85,15 +85,16 @@ def run_grid(job: Job, cells: Sequence[Cell], path: Path, head: Record, real: sc
 
 
 def _complete(job: Job, cell: Cell, real: scoring.Reference, record: Record, path: Path) -> None:
-    """Appends a fuller record of a cell that an earlier commit measured in part."""
+    """Appends a fuller record of a cell that was measured in part."""
+    what = "other features" if "averages" in record else "other averages"
     try:
         more = averages.complete(job, cell, real, record)
     except UserError as error:
-        job.log(f"{cell.folder}: other averages not measured: {error}")
+        job.log(f"{cell.folder}: {what} not measured: {error}")
         return
     if more is not None:
         results.append(path, more)
-        job.log(f"{cell.folder}: other averages of its weights added")
+        job.log(f"{cell.folder}: {what} of its weights added")
 
 
 def _in_turn(job: Job, cells: Sequence[Cell], head: Record, real: scoring.Reference) -> Iterator[tuple[Cell, Record]]:
@@ -176,7 +177,7 @@ def work(task: Task, connection: Connection) -> None:
         keep_freed_memory()
     torch.set_num_threads(task.threads)
     split = Split(*(VolumeDataset(path) for path in task.data))
-    real = scoring.reference(split.train.volumes, split.held.volumes)
+    real = scoring.reference(split.train.volumes, split.held.volumes, split.train.info.slice_axis)
     for cell in task.cells:
         job = dataclasses.replace(task.job, split=split, log=_named(cell))
         job.log("begins")

@@ -7,6 +7,9 @@ frechet_held: groups of as many generated volumes as are held out, each against 
     groups. Floor: groups of training volumes in their place.
 frechet_train: half as many generated as training volumes against each half of the training volumes. Floor: the halves
     against each other.
+
+Where the package deepbet is installed, the metrics of features are taken of its features too: a conclusion stands only
+where both agree.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
 from ssgan.metrics import distances, voxels
+from ssgan.metrics.extractors import deepbet
 from ssgan.metrics.extractors.random3d import Random3d
 from ssgan.metrics.features import Extractor
 from ssgan.metrics.memorisation import memorisation
@@ -36,11 +41,15 @@ BETTER = {
 
 @dataclass(frozen=True)
 class Reference:
-    """Real volumes (N, D, H, W) in [-1, 1]: those trained on and those held out."""
+    """Real volumes (N, D, H, W) in [-1, 1]: those trained on and those held out.
+
+    beside: the same with another extractor, if there is one.
+    """
 
     train: np.ndarray
     held: np.ndarray
     extractor: Extractor
+    beside: Reference | None = None
 
     @property
     def protocol(self) -> str:
@@ -74,14 +83,17 @@ class Reference:
 
     def floors(self) -> dict[str, float]:
         """Measures training volumes as if they were generated."""
+        return self.feature_floors() | {"msssim": float(voxels.pairwise_msssim(self.train).mean()), "copies": 1.0}
+
+    def feature_floors(self) -> dict[str, float]:
+        """Gives the floors of the metrics of features."""
         train, held = self.features
         half = len(train) // 2
         n = min(len(train), self.groups * len(held))
         result = {"frechet_held": self._grouped(distances.frechet, train[:n])}
         result["frechet_train"] = distances.frechet(train[:half], train[half : 2 * half])
         result["kid"] = distances.kid(held, train)
-        result |= {name: self._grouped(_prdc(name), train[:n]) for name in ("precision", "recall")}
-        return result | {"msssim": float(voxels.pairwise_msssim(self.train).mean()), "copies": 1.0}
+        return result | {name: self._grouped(_prdc(name), train[:n]) for name in ("precision", "recall")}
 
     def quick(self, fake: np.ndarray) -> dict[str, float]:
         """Measures the distances of generated volumes (count, D, H, W), for the points of a curve."""
@@ -89,12 +101,22 @@ class Reference:
 
     def whole(self, fake: np.ndarray) -> dict[str, float]:
         """Measures all metrics of generated volumes (count, D, H, W)."""
-        features = self.extractor(fake)
-        n = self.groups * len(self.held)
-        result = self._distances(features)
-        result |= {name: self._grouped(_prdc(name), features[:n]) for name in ("precision", "recall")}
         flat = [x.reshape(len(x), -1) for x in (fake, self.train, self.held)]
-        return result | {"msssim": float(voxels.pairwise_msssim(fake).mean()), "copies": memorisation(*flat)["ratio"]}
+        of_voxels = {"msssim": float(voxels.pairwise_msssim(fake).mean()), "copies": memorisation(*flat)["ratio"]}
+        return self.in_features(fake) | of_voxels
+
+    def in_features(self, fake: np.ndarray) -> dict[str, float]:
+        """Measures the metrics of features."""
+        features, n = self.extractor(fake), self.groups * len(self.held)
+        found = {name: self._grouped(_prdc(name), features[:n]) for name in ("precision", "recall")}
+        return self._distances(features) | found
+
+    def other_features(self, fake: np.ndarray) -> dict[str, dict[str, Any]]:
+        """Gives a record's entry `other_features`: extractor -> protocol, floors and metrics; {} without another."""
+        if self.beside is None:
+            return {}
+        found = {"protocol": self.beside.extractor.protocol, "floors": self.beside.feature_floors()}
+        return {self.beside.extractor.name: found | {"final": self.beside.in_features(fake)}}
 
     def _distances(self, features: np.ndarray) -> dict[str, float]:
         train, held = self.features
@@ -118,8 +140,11 @@ def _prdc(name: str):
     return lambda real, fake: compute_prdc(real, fake, NEIGHBOURS)[name]
 
 
-def reference(train: np.ndarray, held: np.ndarray) -> Reference:
-    return Reference(np.array(train), np.array(held), Random3d())
+def reference(train: np.ndarray, held: np.ndarray, slice_axis: str = "axial") -> Reference:
+    """Makes the reference of random3d, and beside it that of deepbet where it is installed."""
+    both = np.array(train), np.array(held)
+    beside = Reference(*both, deepbet.Deepbet(slice_axis)) if deepbet.is_installed() else None
+    return Reference(*both, Random3d(), beside)
 
 
 @torch.no_grad()

@@ -164,5 +164,5 @@ def measure_cell(job: Job, cell: Cell, real: scoring.Reference) -> dict[str, Any
         "parameters": sum(nets.values()), "parameters_g": nets["G"], "parameters_d": nets["D"],
         "slices": slices, "volumes": points[-1]["volumes"], "shown": points[-1]["shown"],
         "seconds_per_1000_volumes": 1000 * per_volume, "seconds_per_1000_slices": 1000 * per_slice or None,
-        "points": points, "final": real.whole(final["fake"]),
+        "points": points, "final": real.whole(final["fake"]), "other_features": real.other_features(final["fake"]),
     }  # fmt: skip

@@ -3,7 +3,7 @@
     python -m benchmarks.metrics.faults --data DATASET [--out benchmarks/results/evaluation/known-faults.md] [--seed 0]
 
 A third of the data set is "real". Another third is compared with it as it is (the first row: no fault) and with each
-fault. The last third is held out, for the check for copies. Features: random3d.
+fault. The last third is held out, for the check for copies. Features: random3d, or --extractor deepbet.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from scipy.ndimage import gaussian_filter
 
 from ssgan.data.axes import ARRAY_AXES
 from ssgan.data.dataset import VolumeDataset
+from ssgan.metrics.extractors.choose import WITHOUT_WEIGHTS, make_extractor
 from ssgan.metrics.extractors.random3d import Random3d
+from ssgan.metrics.features import Extractor
 from ssgan.metrics.memorisation import memorisation, significant
 from ssgan.metrics.registry import METRICS, comparisons
 from ssgan.utils.files import atomic_write_bytes
@@ -39,13 +41,15 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def measure(volumes: np.ndarray, axis: int, seed: int = 0) -> dict[str, dict[str, float]]:
+def measure(
+    volumes: np.ndarray, axis: int, seed: int = 0, extract: Extractor | None = None
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """Gives fault -> metric -> value. volumes: (N, D, H, W), N of at least 24; axis: of left-right, 1 to 3."""
     rng = np.random.Generator(np.random.PCG64(seed))
     count = len(volumes) // 3
     order = rng.permutation(len(volumes))
     real, other, held = (np.asarray(volumes[np.sort(order[i * count : (i + 1) * count])], np.float32) for i in range(3))
-    extract = Random3d()
+    extract = extract or Random3d()
     features_real, features_held = extract(real), extract(held)
     result = {}
     for name, fault in FAULTS.items():
@@ -77,19 +81,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="a data set of at least 24 volumes")
     parser.add_argument("--out", type=Path, help="the page (default: to the screen alone)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--extractor", choices=WITHOUT_WEIGHTS, default="random3d")
     args = parser.parse_args(argv)
     data = VolumeDataset(args.data)
     if len(data) < 24:
         parser.error(f"--data: expected at least 24 volumes; got {len(data)}")
     axis = 1 + int(np.argsort(ARRAY_AXES[data.info.slice_axis])[0])
-    text = table(measure(data.volumes, axis, args.seed))
+    extract = make_extractor(args.extractor, None, data.info.slice_axis)
+    text = table(measure(data.volumes, axis, args.seed, extract))
     print(text)
     if args.out:
         size = "x".join(map(str, data.info.shape))
         head = (
             "# What the metrics make of known faults\n\n"
             f"`python -m benchmarks.metrics.faults`: {len(data) // 3} volumes a side of {size} voxels "
-            f"({args.data.name}, recipe {data.info.recipe}), random3d features, seed {args.seed}.\n"
+            f"({args.data.name}, recipe {data.info.recipe}), {args.extractor} features, seed {args.seed}.\n"
             "The first row is what other real volumes score: a fault shows where its row differs from that.\n\n"
         )
         atomic_write_bytes(args.out, (head + text + "\n" + READING).encode())

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ssgan.data.axes import to_axial
 from ssgan.metrics import intervals, voxels
+from ssgan.metrics.extractors.deepbet import Deepbet
 from ssgan.metrics.features import Extractor, per_volume
 from ssgan.metrics.memorisation import DIGITS, memorisation, significant
 from ssgan.metrics.prdc import NEIGHBOURS
@@ -85,12 +86,13 @@ def interval_method(metric: Metric, wanted: str, count: int) -> str | None:
 
 
 def compare_sets(
-    real: Side, fake: Side, spare: Side, repeats: int, seed: int, interval: str = "half"
+    real: Side, fake: Side, spare: Side, repeats: int, seed: int, interval: str = "half", features_only: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Computes every metric of `fake` against `real`, its interval, and its floor: `spare`, other real volumes, against
-    `real`."""
+    `real`. features_only: without the metrics of voxels."""
     result = {}
-    for compare, metrics in tqdm(comparisons(), desc="metrics", disable=None):
+    wanted = [(compare, metrics) for compare, metrics in comparisons() if metrics[0].on_features or not features_only]
+    for compare, metrics in tqdm(wanted, desc="metrics", disable=None):
         part = 0 if metrics[0].on_features else 1
         a, b, c = real[part], fake[part], spare[part]
         method = interval_method(metrics[0], interval, len(a))
@@ -120,11 +122,14 @@ def compare_sets(
 
 
 def evaluate(
-    real: VolumeSet, fake: VolumeSet, held: VolumeSet | None, extractor: Extractor, options: EvaluationOptions
-) -> dict[str, Any]:
+    real: VolumeSet, fake: VolumeSet, held: VolumeSet | None, extractor: Extractor, options: EvaluationOptions,
+    beside: Extractor | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Evaluates `fake` against `real`, with `held`-out volumes for the check for copies. Returns metrics.json's record.
 
     Half of the real volumes are the other side of the comparison, half are for the floor.
+
+    beside: another extractor, whose metrics are reported too, as NAME_EXTRACTOR.
 
     Raises:
         EvaluateError: too few volumes.
@@ -136,18 +141,24 @@ def evaluate(
             f"expected at least {2 * max(count, MIN_VOLUMES)} real volumes (half are for the floor) and "
             f"{max(count, MIN_VOLUMES)} generated; got {len(real.volumes)} and {len(fake.volumes)}"
         )
+    for one in (extractor, beside):
+        if isinstance(one, Deepbet):
+            one.slice_axis = real.slice_axis
     rng = np.random.Generator(np.random.PCG64(options.seed))
     order, chosen = rng.permutation(len(real.volumes)), np.sort(rng.permutation(len(fake.volumes))[:count])
     real_features = cached_features(extractor, real, options.cache)
     fake_features = cached_features(extractor, fake, options.cache)
 
-    def side(features: np.ndarray, source: VolumeSet, rows: np.ndarray) -> Side:
-        return features[rows], np.asarray(source.volumes[rows])
+    def compared(real_rows: np.ndarray, fake_rows: np.ndarray, features_only: bool) -> dict[str, dict[str, Any]]:
+        parts = [(real_rows, real, np.sort(order[:count])), (fake_rows, fake, chosen)]
+        parts.append((real_rows, real, np.sort(order[count : 2 * count])))
+        sides = [(rows[picked], np.asarray(source.volumes[picked])) for rows, source, picked in parts]
+        return compare_sets(*sides, options.repeats, options.seed, options.interval, features_only)
 
-    metrics = compare_sets(
-        side(real_features, real, np.sort(order[:count])), side(fake_features, fake, chosen),
-        side(real_features, real, np.sort(order[count : 2 * count])), options.repeats, options.seed, options.interval,
-    )  # fmt: skip
+    metrics = compared(real_features, fake_features, features_only=False)
+    if beside is not None:
+        more = compared(*(cached_features(beside, s, options.cache) for s in (real, fake)), features_only=True)
+        metrics |= {f"{name}_{beside.name}": row for name, row in more.items()}
     held_features = per_volume(cached_features(extractor, held, options.cache)) if held else None
     flat = [s.volumes.reshape(len(s.volumes), -1) if s else None for s in (fake, real, held)]
     copies: dict[str, Any] = {
@@ -158,9 +169,11 @@ def evaluate(
     return {
         "format": FORMAT,
         "version": VERSION,
-        "protocol": protocol(real, fake, extractor, count, options, per_slice=real_features.ndim != 2),
+        "protocol": protocol(real, fake, extractor, count, options, per_slice=real_features.ndim != 2)
+        + (f"; *_{beside.name}: {beside.protocol}" if beside else ""),
         "count": count,
         "extractor": {"name": extractor.name, "sha256": extractor.checksum},
+        "beside": {"name": beside.name, "sha256": beside.checksum} if beside else None,
         "real": describe(real),
         "fake": describe(fake),
         "metrics": metrics,

@@ -57,8 +57,9 @@ def register(metric: Metric) -> None:
 
 
 def training_names() -> list[str]:
-    """Lists the metrics of --metrics, --best-metric and --early-stop, sorted."""
-    return sorted(name for name, metric in METRICS.items() if metric.in_training is not None)
+    """Lists the metrics of --metrics, --best-metric and --early-stop, sorted, those of deepbet at the end."""
+    names = (name for name, metric in METRICS.items() if metric.in_training is not None)
+    return sorted(names, key=lambda name: (name.endswith("_deepbet"), name))
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -124,11 +125,11 @@ def _profiles(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
     return {f"profile_{axis}": value for axis, value in voxels.profile_distances(real, fake).items()}
 
 
-def _on_subset(name: str, least: int = 2) -> MakeMeasure:
+def _on_subset(name: str, least: int = 2, extractor: str = "random3d") -> MakeMeasure:
     """`compare` on the features of generated images and of a fixed subset of the data, at least `least` images."""
 
     def make(data: VolumeDataset, stage: str, seed: int) -> Measure:
-        subset, compare = subset_of(data, stage, seed), METRICS[name].compare
+        subset, compare = subset_of(data, stage, seed, extractor), METRICS[name].compare
         subset.check_size(name, least)
         return lambda generate: compare(subset.real, subset.features(generate(subset.count)))[name]
 
@@ -169,3 +170,7 @@ for _metric in (
     Metric("profile_W", compare=_profiles, on_features=False),
 ):
     register(_metric)
+    if _metric.compare and _metric.on_features:  # in training also from a network that has seen anatomy
+        _least = prdc.NEIGHBOURS + 1 if _metric.compare is _prdc else 2
+        _other = _on_subset(_metric.name, _least, "deepbet")
+        register(Metric(f"{_metric.name}_deepbet", _metric.better, _metric.bounds, in_training=_other))

@@ -8,23 +8,28 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ssgan.data.dataset import VolumeDataset
+from ssgan.metrics.extractors.choose import make_extractor
 from ssgan.metrics.extractors.random3d import Random3d
+from ssgan.metrics.features import Extractor
 from ssgan.utils.errors import UserError
 
 MAX_IMAGES = 64
 
 
 class Subset:
-    """At most 64 images of the data, chosen by `seed`; their random3d features are computed once for all metrics.
+    """At most 64 images of the data, chosen by `seed`; their features are computed once for all metrics.
 
     volumes: (N, D, H, W), such as a memory map; slices=True takes slices (depth 1) of them instead.
+    extractor: default random3d.
     """
 
-    def __init__(self, volumes: np.ndarray, seed: int = 0, slices: bool = False) -> None:
+    def __init__(
+        self, volumes: np.ndarray, seed: int = 0, slices: bool = False, extractor: Extractor | None = None
+    ) -> None:
         self._volumes, self._slices = volumes, slices
         self._depth = volumes.shape[1] if slices else 1
         self.items, self.kind = len(volumes) * self._depth, "slices" if slices else "volumes"
-        self.count, self._extract = min(MAX_IMAGES, self.items), Random3d()
+        self.count, self._extract = min(MAX_IMAGES, self.items), extractor or Random3d()
         self._chosen = np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(self.items)[: self.count])
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -50,15 +55,17 @@ class Subset:
         self._last = None
 
 
-_SUBSETS: WeakKeyDictionary[VolumeDataset, dict[tuple[str, int], Subset]] = WeakKeyDictionary()
+_SUBSETS: WeakKeyDictionary[VolumeDataset, dict[tuple[str, int, str], Subset]] = WeakKeyDictionary()
 
 
-def subset_of(data: VolumeDataset, stage: str, seed: int) -> Subset:
+def subset_of(data: VolumeDataset, stage: str, seed: int, extractor: str = "random3d") -> Subset:
     """Gives the subset of a data set for a stage: the same object for all metrics. Stage 2d has slices."""
     subsets = _SUBSETS.setdefault(data, {})
-    if (stage, seed) not in subsets:
-        subsets[stage, seed] = Subset(data.volumes, seed, slices=stage == "2d")
-    return subsets[stage, seed]
+    key = stage, seed, extractor
+    if key not in subsets:
+        features = Random3d() if extractor == "random3d" else make_extractor(extractor, None, data.info.slice_axis)
+        subsets[key] = Subset(data.volumes, seed, slices=stage == "2d", extractor=features)
+    return subsets[key]
 
 
 def forget_generated(data: VolumeDataset) -> None:

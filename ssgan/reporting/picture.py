@@ -29,6 +29,7 @@ NAMES = {
     "spectrum": "spectrum distance", "profile_D": "profile along D", "profile_H": "profile along H",
     "profile_W": "profile along W",
 }  # fmt: skip
+NAMES |= {f"{name}_deepbet": f"{NAMES[name]}, deepbet" for name in tuple(NAMES)[:6]}  # those of features
 
 # (generated volume, its name, training volume, its name); volumes are (D, H, W)
 Pair = tuple[np.ndarray, str, np.ndarray, str]

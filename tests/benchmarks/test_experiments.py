@@ -142,6 +142,23 @@ def test_averages_are_those_of_the_checkpoints(finished):
     assert len(kinds) == 3 and record["final"]["frechet_held"] in kinds
 
 
+def test_a_record_gets_the_other_features_that_are_at_hand_now(finished):
+    job, real = tiny_job(finished)
+    cell = Cell("dense", "none", (8, 4), 0)
+    record = next(r for r in results.load(finished / "tiny.jsonl") if r["cell"] == cell.folder)
+    record = record | {"other_features": {}}
+    alone = dataclasses.replace(real, beside=None)
+    assert averages.complete(job, cell, alone, record) is None
+    both = dataclasses.replace(real, beside=alone)
+    found = averages.complete(job, cell, both, record)
+    *_, (_, G) = training.generators(job, cell)
+    expected = both.other_features(scoring.generated(G, real.count))
+    assert found == record | {"other_features": expected}
+    names = expected["random3d"]["final"]
+    assert names == pytest.approx({name: record["final"][name] for name in names}, rel=1e-4)
+    assert averages.complete(job, cell, both, found) is None
+
+
 def test_the_mean_of_weights_keeps_types_and_takes_the_last_count():
     states = [
         {"w": torch.tensor([1.0, 5.0]), "n": torch.tensor(3)},

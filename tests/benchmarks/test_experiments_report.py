@@ -88,6 +88,22 @@ def test_the_protocol_of_the_most_cells_is_reported_and_a_grids_own_pace():
     assert report._timing(None, cells) == "by the median row of the log"
 
 
+def test_other_features_have_a_table_of_their_own():
+    entry = {"protocol": "deepbet v1", "floors": {"frechet_held": 1.2, "recall": 0.9}}
+    rows = [{"other_features": {"deepbet": entry | {"final": {"frechet_held": f, "recall": 0.5}}}} for f in (2.0, 4.0)]
+    lines = report._other_features({"quick": dict(enumerate(rows)), "before": {0: {"final": {}}}})
+    assert lines == [
+        "The same with other features; a conclusion stands only where both agree. deepbet v1.",
+        "",
+        "| cell | seeds | frechet_held, deepbet | recall, deepbet |",
+        "|---|---|---|---|",
+        "| quick | 0, 1 | 3 (2 to 4) | 0.5 (0.5 to 0.5) |",
+        "| real volumes (floor) | – | 1.2 | 0.9 |",
+        "",
+    ]
+    assert report._other_features({"before": {0: {"final": {}, "other_features": {}}}}) == []
+
+
 def test_the_plots_curve_is_the_seeds_mean_where_all_have_points():
     rows = [curve((0, 0, 0, 90), (10, 0, 1, 4), (20, 0, 2, 2)), curve((0, 0, 0, 10), (10, 0, 1, 9))]
     shown, means = report.mean_curve(rows)

@@ -11,6 +11,7 @@ import scipy.linalg
 from benchmarks.experiments import data, scoring, segmentation
 from ssgan.data.dataset import DatasetError
 from ssgan.data.phantom import write_phantom_dataset
+from ssgan.metrics.extractors.random3d import Random3d
 from tests.support.experiment_stand_ins import TINY
 
 # ---- the split ----
@@ -81,6 +82,20 @@ def test_distances_are_taken_at_equal_counts_and_averaged():
     assert floors["frechet_train"] == pytest.approx(by_roots(t[:12], t[12:24]), rel=1e-6)
     assert floors["frechet_held"] == pytest.approx(np.mean([by_roots(h, t[i : i + 8]) for i in (0, 8, 16)]), rel=1e-6)
     assert sorted(real.order) == list(range(25))
+
+
+def test_other_features_are_measured_beside_and_change_nothing():
+    rng = np.random.default_rng(2)
+    train, held, fake = (rng.uniform(-1, 1, (n, 8, 8, 8)) for n in (25, 8, 24))
+    alone, other = scoring.Reference(train, held, Random3d()), scoring.Reference(train, held, Means())
+    both = scoring.Reference(train, held, Random3d(), other)
+    assert alone.other_features(fake) == {} and both.protocol == alone.protocol
+    assert both.whole(fake) == alone.whole(fake) and both.floors() == alone.floors()
+    found = both.other_features(fake)["means"]
+    names = ("frechet_held", "frechet_train", "kid", "precision", "recall")
+    assert found["protocol"] == "means"
+    assert found["floors"] == {name: other.floors()[name] for name in names}
+    assert found["final"] == {name: other.whole(fake)[name] for name in names}
 
 
 def test_a_copying_generator_is_told_from_a_good_one():

@@ -12,6 +12,7 @@ from ssgan import evaluate
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.metrics import evaluation, intervals, memorisation, prdc, volume_sets, voxels
+from ssgan.metrics.extractors import deepbet
 from ssgan.metrics.extractors.random3d import Random3d
 from ssgan.metrics.registry import METRICS
 from ssgan.models.sampling import latents, synthesise
@@ -24,6 +25,12 @@ COMPARED = [
     "frechet", "kid", "precision", "recall", "density", "coverage", "mmd", "msssim", "histogram", "spectrum",
     "profile_D", "profile_H", "profile_W",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def without_deepbet(monkeypatch):
+    """What is beside random3d is in test_deepbet.py."""
+    monkeypatch.setattr(deepbet, "is_installed", lambda: False)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ssgan.metrics.extractors.deepbet import Deepbet
 from ssgan.metrics.extractors.discriminator import DiscriminatorFeatures
 from ssgan.metrics.extractors.inception import Inception
 from ssgan.metrics.extractors.labels import LabelFeatures
@@ -13,16 +14,18 @@ from ssgan.metrics.extractors.random3d import Random3d
 from ssgan.metrics.extractors.weights import WeightsError
 from ssgan.metrics.features import Extractor
 
-NAMES = ("random3d", *(f"medicalnet-{depth}" for depth in BLOCKS), "radimagenet", "inception", "discriminator")
+WITHOUT_WEIGHTS = ("random3d", "deepbet")
+NAMES = (*WITHOUT_WEIGHTS, *(f"medicalnet-{depth}" for depth in BLOCKS), "radimagenet", "inception", "discriminator")
 
 
-def make_extractor(name: str, weights: Path | None) -> Extractor:
+def make_extractor(name: str, weights: Path | None, slice_axis: str = "axial") -> Extractor:
     """Makes an extractor. name: one of NAMES, or a file of `ssgan labelnet`. weights: the file or run that it needs.
+    slice_axis: of the volumes, for deepbet.
 
     Raises:
-        WeightsError: an unknown name, or weights that are missing, superfluous or do not fit.
+        WeightsError: an unknown name; weights that are missing, superfluous or do not fit; deepbet is not installed.
     """
-    needs_weights = name in NAMES and name != "random3d"
+    needs_weights = name in NAMES and name not in WITHOUT_WEIGHTS
     if name not in NAMES and not name.endswith(".safetensors"):
         raise WeightsError(f"--extractor: expected {', '.join(NAMES)} or a .safetensors file; got {name!r}")
     if not needs_weights and weights is not None:
@@ -33,6 +36,8 @@ def make_extractor(name: str, weights: Path | None) -> Extractor:
         raise WeightsError(f"--extractor {name} needs --weights: {expected}; nothing is downloaded for you")
     if name == "random3d":
         return Random3d()
+    if name == "deepbet":
+        return Deepbet(slice_axis)
     if name == "radimagenet":
         return RadImageNet(weights)
     if name == "inception":

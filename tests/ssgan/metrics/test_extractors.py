@@ -194,7 +194,7 @@ def test_wrong_files_are_named(files, tmp_path):
     fails("medicalnet-10", None, r"needs --weights")
     fails("medicalnet-10", tmp_path / "absent.pth", r"absent.pth is not a file")
     fails("random3d", files / "tv.pth", r"takes none")
-    fails("resnet", None, r"expected random3d, medicalnet-10")
+    fails("resnet", None, r"expected random3d, deepbet, medicalnet-10")
     fails(str(files / "fid.safetensors"), None, r"labelnet.*--weights FILE")
     (tmp_path / "cut.pth").write_bytes((files / "resnet_10.pth").read_bytes()[:1000])
     fails("medicalnet-10", tmp_path / "cut.pth", r"cut.pth cannot be read")
