@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ssgan.data.itk import LPS_TO_RAS
-from ssgan.data.volume import MAX_VOXELS, Volume, VolumeError, check_axes, first_line, make_volume
+from ssgan.data.volume import MAX_VOXELS, Volume, VolumeError, check_axes, check_file, first_line, make_volume
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 MIN_SLICES = 4  # fewer are a localizer or a test image
@@ -146,9 +146,7 @@ def read_header(path: Path) -> list[Slice]:
     """
     import pydicom
 
-    size = path.stat().st_size
-    if size == 0:
-        raise VolumeError("the file is empty (0 bytes)")
+    size = check_file(path)
     try:
         with path.open("rb") as stream, python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")  # about values of fields that are not used here

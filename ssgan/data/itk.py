@@ -21,6 +21,7 @@ from ssgan.data.volume import (
     Volume,
     VolumeError,
     check_axes,
+    check_file,
     check_shape,
     check_size,
     first_line,
@@ -114,8 +115,7 @@ def _open(path: Path) -> tuple[Any, _Header, tuple[int, int, int], int]:
     """
     import SimpleITK as sitk
 
-    if path.stat().st_size == 0:
-        raise VolumeError("the file is empty (0 bytes)")
+    check_file(path)
     nrrd = path.name.lower().endswith(SUFFIXES[:2])
     kind = "NRRD" if nrrd else "MetaImage"
     header = (_nrrd_header if nrrd else _mha_header)(path)

@@ -19,6 +19,7 @@ from ssgan.data.volume import (
     Volume,
     VolumeError,
     check_axes,
+    check_file,
     check_shape,
     check_size,
     first_line,
@@ -62,8 +63,7 @@ def header_spacing(path: Path) -> np.ndarray:
 
 def _open(path: Path) -> tuple[nibabel.Nifti1Image, list[str]]:
     """Opens the image without reading its voxels; also returns what nibabel repaired in the header."""
-    if path.stat().st_size == 0:
-        raise VolumeError("the file is empty (0 bytes)")
+    check_file(path)
     try:
         with _header_repairs() as repairs:
             image = nibabel.load(path)

@@ -50,10 +50,12 @@ def find_input(folder: Path) -> InputFiles:
         raise PrepareError(f"--input {folder} {what}; expected a folder with any {FORMATS}")
     found = find_files(folder)
     if found.hidden:
-        print(f"{len(found.hidden)} hidden files ignored, such as {found.hidden[0].name}")
+        print(f"{len(found.hidden)} hidden files ignored, such as {found.hidden[0].relative_to(folder)}")
+    for note in found.notes:
+        print(f"note     {note}")
     if found.others:
         print(f"{len(found.others)} files that are no volumes ignored, such as {found.others[0].name}")
-    if not found.files and not found.folders:
+    if not (found.files or found.folders or found.unreadable):
         raise PrepareError(f"--input {folder} holds no {FORMATS} (folders below were searched too)")
     itk_files = [f for f in found.files if f.name.lower().endswith(itk.SUFFIXES)]
     slices = [f for files in found.folders.values() for f in files]
@@ -73,7 +75,7 @@ def find_sources(found: InputFiles, root: Path, imap: Imap, need_spacing: bool) 
     Headers of DICOM files are always read; those of other files only if `need_spacing`.
     """
     tasks: list[tuple[Path, Sequence[Path]]] = [(root, files) for files in found.folders.values()]
-    sources: list[Source] = []
+    sources = [Source(str(path.relative_to(root)), (path,), reason=reason) for path, reason in found.unreadable]
     if need_spacing:
         tasks += [(root, [file]) for file in found.files]
     else:
@@ -223,8 +225,8 @@ def _digest(value: Any) -> str:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes, and nanoseconds of the last change."""
-    stat = path.stat()
+    """Bytes, and nanoseconds of the last change; of the link itself where it is broken."""
+    stat = path.stat() if path.exists() else path.lstat()
     return stat.st_size, stat.st_mtime_ns
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,48 +39,81 @@ class InputFiles:
     """The files in a folder and below it.
 
     files: NIfTI, NRRD and MetaImage. folders: folder -> its DICOM files. hidden, others: files that are ignored.
+    unreadable: what may hold volumes but is not read, with the reasons. notes: linked folders that are not searched.
     """
 
     files: list[Path] = field(default_factory=list)
     folders: dict[Path, list[Path]] = field(default_factory=dict)
     hidden: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def find_files(folder: Path) -> InputFiles:
-    """Finds the files below `folder`, in sorted order.
+    """Finds the files below `folder`, in sorted order; links are followed, and each folder is searched once.
 
     Hidden files are no volumes, whatever their name (macOS writes "._" files). DICOM files are recognised by their
-    suffix or, without a common one, by the magic bytes.
+    suffix or, without a common one, by the magic bytes. A file that cannot be opened counts as what its name says, or
+    as DICOM where the name says nothing: its reader gives the reason.
     """
     found = InputFiles()
-    for path in sorted(folder.rglob("*")):
+    for path in _walk(folder, found):
         name = path.name.lower()
+        hidden = any(p.startswith(".") for p in path.relative_to(folder).parts)
         volume = name.endswith(nifti.SUFFIXES + itk.SUFFIXES)
-        if (not volume and path.suffix.lower() in OTHER_SUFFIXES) or not path.is_file():
-            if path.is_file():
-                found.others.append(path)
-            continue
-        is_dicom = not volume and (name.endswith(dicom.SUFFIXES) or _has_magic(path))
-        if any(p.startswith(".") for p in path.relative_to(folder).parts):
-            if volume or is_dicom:
+        if not volume and path.suffix.lower() in OTHER_SUFFIXES:
+            found.others.append(path)
+        elif volume or name.endswith(dicom.SUFFIXES) or _may_be_dicom(path):
+            if hidden:
                 found.hidden.append(path)
-        elif volume:
-            found.files.append(path)
-        elif is_dicom and name != "dicomdir":
-            found.folders.setdefault(path.parent, []).append(path)
-        else:
+            elif volume:
+                found.files.append(path)
+            elif name != "dicomdir":
+                found.folders.setdefault(path.parent, []).append(path)
+        elif not hidden:
             found.others.append(path)
     return found
 
 
-def _has_magic(path: Path) -> bool:
+def _walk(folder: Path, found: InputFiles) -> list[Path]:
+    """All that is below `folder` but folders, sorted. Adds unreadable folders, and links that are not followed."""
+    paths: list[Path] = []
+    searched = {os.path.realpath(folder): folder}  # so that a link to a folder above it does not go round in circles
+    links = [folder]
+
+    def refuse(error: OSError) -> None:
+        found.unreadable.append((Path(error.filename), f"the folder cannot be read: {error.strerror}"))
+
+    while links:
+        below: list[Path] = []
+        for link in links:  # those at one depth of links, so that a folder is named by its shortest chain of links
+            if link != folder and searched.setdefault(os.path.realpath(link), link) != link:
+                other = searched[os.path.realpath(link)].relative_to(folder)
+                found.notes.append(f"{link.relative_to(folder)} is a link to {other}, which is searched already")
+                continue
+            for parent, folders, files in os.walk(link, onerror=refuse):
+                paths += [Path(parent, name) for name in files]
+                for name in sorted(folders):
+                    path = Path(parent, name)
+                    if path.is_symlink():
+                        below.append(path)
+                    elif searched.setdefault(os.path.realpath(path), path) != path:
+                        folders.remove(name)
+        links = sorted(below)
+    return sorted(paths)
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's magic bytes, or cannot be opened."""
     try:
+        if not path.is_file():
+            return path.is_symlink()  # a broken one; sockets and pipes are none
         with path.open("rb") as stream:
             stream.seek(DICOM_MAGIC[0])
             return stream.read(4) == DICOM_MAGIC[1]
     except OSError:
-        return False
+        return True
 
 
 def find_volumes(task: tuple[Path, Sequence[Path]]) -> list[Source]:

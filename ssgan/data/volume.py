@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -56,6 +58,23 @@ class Volume:
     def is_oblique(self) -> bool:
         directions = self.affine[:3, :3] / self.spacing
         return bool(np.abs(directions - np.diag(np.diag(directions))).max() > ALIGNED)
+
+
+def check_file(path: Path) -> int:
+    """Returns the size in bytes; raises VolumeError if it is no file, cannot be opened or is empty."""
+    try:
+        if not path.is_file():
+            if path.is_symlink():
+                todo = "fetch the file first (git annex get, datalad get) or delete it"
+                raise VolumeError(f"a broken link to {os.readlink(path)}; {todo}")
+            raise VolumeError("a pipe, socket or device; expected a file" if path.exists() else "the file is gone")
+        with path.open("rb"):
+            size = path.stat().st_size
+    except OSError as error:
+        raise VolumeError(f"the file cannot be opened: {error.strerror}") from error
+    if size == 0:
+        raise VolumeError("the file is empty (0 bytes)")
+    return size
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[str]]:

@@ -144,7 +144,10 @@ def _generate(path: Path, option: str, count: int, checkpoint: Path | None) -> V
 def _load_folder(path: Path, option: str, like: VolumeSet | None) -> VolumeSet:
     """Reads NIfTI files. Their intensities are scaled to [-1, 1] as those of `like` were, and clipped; without `like`
     by the 0.5 and 99.5 percentiles of all voxels."""
-    files = [f for f in find_files(path).files if f.name.lower().endswith(SUFFIXES)]
+    found = find_files(path)
+    for unread, reason in found.unreadable:
+        raise EvaluateError(f"{option} {unread}: {reason}")
+    files = [f for f in found.files if f.name.lower().endswith(SUFFIXES)]
     if not files:
         raise EvaluateError(f"{option} {path}: no NIfTI files, dataset.json or config.json in it")
     axis = like.slice_axis if like else "axial"
