@@ -262,6 +262,10 @@ def _nrrd_header(path: Path) -> _Header:
     for name in ("line skip", "lineskip", "byte skip", "byteskip"):
         if head.get(name, "0") != "0":
             raise VolumeError(f"{name} {head[name]}: expected voxels that follow the header, or a file of voxels alone")
+    for name in ("space units", "units"):
+        units = set(head.get(name, "").replace('"', " ").split()) - {"mm", "none", "???"}
+        if units:
+            raise VolumeError(f"{name} {' '.join(sorted(units))}; expected mm: correct the header")
     size = _size("sizes", head["sizes"], head["dimension"])
     warnings, affine = [], np.eye(4)
     if "space directions" in head:
@@ -269,9 +273,6 @@ def _nrrd_header(path: Path) -> _Header:
         if space not in NRRD_SPACES:
             what = f"the space {space!r}" if space else "no space"
             raise VolumeError(f"the header has {what}; expected one of left-posterior-superior, RAS or LAS: convert it")
-        units = set(head.get("space units", "").replace('"', " ").split()) - {"mm"}
-        if units:
-            raise VolumeError(f"space units {' '.join(sorted(units))}; expected mm: correct the header")
         vectors = re.findall(r"\(([^()]*)\)", head["space directions"])
         if len(vectors) != 3 or re.sub(r"\([^()]*\)|none|\s", "", head["space directions"]):
             raise VolumeError(f"space directions: expected three vectors; got {head['space directions'][:80]!r}")

@@ -29,6 +29,7 @@ from ssgan.data.volume import (
 
 SUFFIXES = (".nii", ".nii.gz")
 SLACK = 1 << 26  # bytes of header extensions and padding that are allowed
+UNITS = {1: ("metres", 1e3), 2: ("mm", 1.0), 3: ("micrometres", 1e-3)}  # code in xyzt_units -> name, mm
 GZIP_CHUNK = 1 << 16  # bytes read at a time; they decompress to 64 MiB at most
 
 
@@ -125,12 +126,21 @@ def _check_gzip(path: Path, voxel_bytes: int) -> None:
 
 
 def _check_affine(image: nibabel.Nifti1Image, repairs: list[str]) -> tuple[np.ndarray, list[str]]:
-    header, affine = image.header, np.asarray(image.affine, dtype=np.float64)
+    """Returns the affine in mm and warnings; raises VolumeError if it cannot be used."""
+    header = image.header
     warnings = []
     if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
         lost = [repair for repair in repairs if "form_code" in repair]
         if lost:
             raise VolumeError(f"the orientation is lost ({lost[0]}); correct the header's qform or sform")
         warnings.append("no orientation in the header (qform and sform codes 0): voxel order taken as nibabel does")
+    code = int(header["xyzt_units"]) & 7
+    unit, scale = UNITS.get(code, ("mm", 1.0))
+    if code not in (0, *UNITS):
+        warnings.append(f"unknown unit of length in the header (code {code} in xyzt_units): taken as mm")
+    elif scale != 1:
+        warnings.append(f"the header is in {unit} (xyzt_units): converted to mm")
+    affine = np.array(image.affine, dtype=np.float64)
+    affine[:3] *= scale
     check_axes(affine, "correct the header's qform or sform")
     return affine, warnings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -82,8 +83,9 @@ def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str
     Raises:
         VolumeError: one intensity is left after windowing and cropping, or resampling makes the volume far too large.
     """
+    _, size = resampled_grid(volume, recipe.spacing)
     low, high = intensity_bounds(volume.data, recipe)
-    data, affine = resample(volume, recipe.spacing, background=low)
+    data, affine = resample(volume, recipe.spacing, low, recipe.shape)
     scaled = np.clip((data.astype(np.float64) - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
     fitted, start = fit_shape(scaled, recipe.shape)
     affine = affine.copy()
@@ -91,7 +93,7 @@ def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str
     warnings = list(volume.warnings)
     padded = [
         f"{axis} by {want - have} of {want}"
-        for axis, want, have in zip("XYZ", recipe.shape, data.shape, strict=True)
+        for axis, want, have in zip("XYZ", recipe.shape, size, strict=True)
         if have < want
     ]
     if padded:
@@ -104,7 +106,7 @@ def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str
         "affine": affine.tolist(),
         "original_affine": volume.original_affine.tolist(),
         "original_shape": list(volume.original_shape),
-        "first_voxel": [int(s) for s in start],
+        "first_voxel": _middle(size, recipe.shape).tolist(),
         "warnings": warnings,
     }
     return to_array_axes(fitted, recipe.slice_axis), record
@@ -129,34 +131,63 @@ def intensity_bounds(data: np.ndarray, recipe: Recipe) -> tuple[float, float]:
     return low, high
 
 
-def resample(volume: Volume, spacing: tuple[float, ...] | None, background: float) -> tuple[np.ndarray, np.ndarray]:
+def resampled_grid(volume: Volume, spacing: tuple[float, ...] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the spacing (x, y, z) in mm and the voxels (X, Y, Z) of the whole volume after resampling.
+
+    Raises:
+        VolumeError: the result would have more than MAX_VOXELS, or none: the spacing or the header's unit is wrong.
+    """
+    own = volume.spacing
+    target = own if spacing is None else np.asarray(spacing, dtype=np.float64)
+    if not volume.is_oblique and np.allclose(own, target, rtol=1e-3):
+        return own, np.array(volume.data.shape)
+    directions = volume.affine[:3, :3] / own
+    if not volume.is_oblique:
+        directions = np.diag(np.sign(np.diag(directions)))
+    extent = np.abs(directions) @ (own * volume.data.shape)
+    size = np.round(extent / target - 1e-6)
+    was, to, whole = (" x ".join(f"{v:.4g}" for v in s) for s in (own, target, extent))
+    if size.prod() > MAX_VOXELS:
+        raise VolumeError(
+            f"{size.prod():.3g} voxels after resampling from {was} to {to} mm; choose a larger --spacing, or correct "
+            "the header's units"
+        )
+    if size.min() < 1:
+        raise VolumeError(
+            f"all of it is {whole} mm, less than a voxel of {to} mm; choose a smaller --spacing, or correct the "
+            "header's units"
+        )
+    return target, size.astype(int)
+
+
+def resample(
+    volume: Volume, spacing: tuple[float, ...] | None, background: float, shape: Triple | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Resamples a volume to an axis-aligned RAS+ grid of `spacing` mm with the same centre.
 
     Returns the data (X, Y, Z) and their affine. Interpolation is linear, after a Gaussian with a standard deviation of
     half the decimation factor along axes whose voxels become larger. An axis-aligned volume keeps its field of view; an
-    oblique one is placed into the box around it, which is filled with background.
+    oblique one is placed into the box around it, which is filled with background. With `shape` no more than that part
+    around the centre is computed.
 
     Raises:
-        VolumeError: the result would have more than MAX_VOXELS.
+        VolumeError: as `resampled_grid`.
     """
     own = volume.spacing
-    target = own if spacing is None else np.asarray(spacing, dtype=np.float64)
+    target, size = resampled_grid(volume, spacing)
     directions = volume.affine[:3, :3] / own
     if not volume.is_oblique:
         directions = np.diag(np.sign(np.diag(directions)))
-        if np.allclose(own, target, rtol=1e-3):
+        if np.array_equal(own, target):
             affine = np.eye(4)
             affine[:3, :3] = np.diag(own)
             affine[:3, 3] = volume.affine[:3, 3]
             return volume.data, affine
-    extent = np.abs(directions) @ (own * volume.data.shape)
-    size = np.maximum(np.round(extent / target - 1e-6), 1)
-    if size.prod() > MAX_VOXELS:
-        was, to = (" x ".join(f"{v:.4g}" for v in s) for s in (own, target))
-        raise VolumeError(f"{size.prod():.3g} voxels after resampling from {was} to {to} mm; choose a larger --spacing")
-    size = size.astype(int)
     to_voxel = np.diag(1 / own) @ directions.T @ np.diag(target)
     centre_in, centre_out = (np.array(volume.data.shape) - 1) / 2, (size - 1) / 2
+    if shape is not None:
+        centre_out = centre_out - np.maximum(_middle(size, shape), 0)
+        size = np.minimum(size, shape)
     data = volume.data
     factor = np.abs(np.diag(1 / own) @ directions.T) @ target
     if (factor > 1).any():
@@ -172,9 +203,14 @@ def resample(volume: Volume, spacing: tuple[float, ...] | None, background: floa
     return data, affine
 
 
+def _middle(have: Sequence[int], want: Sequence[int]) -> np.ndarray:
+    """Index of the first voxel of the middle `want` of `have` voxels on each axis; below 0 where it is padded."""
+    return (np.asarray(have) - want) // 2
+
+
 def fit_shape(data: np.ndarray, shape: Triple) -> tuple[np.ndarray, np.ndarray]:
     """Crops or pads (with -1) around the centre; also returns the source index of the result's first voxel."""
-    start = np.array([(have - want) // 2 for have, want in zip(data.shape, shape, strict=True)])
+    start = _middle(data.shape, shape)
     result = np.full(shape, -1, dtype=np.float32)
     source = tuple(slice(max(s, 0), max(s, 0) + min(h, w)) for s, h, w in zip(start, data.shape, shape, strict=True))
     target = tuple(slice(max(-s, 0), max(-s, 0) + min(h, w)) for s, h, w in zip(start, data.shape, shape, strict=True))

@@ -63,6 +63,12 @@ def edited(path, old, new, keep=None):
 TEXT_DEFECTS = {
     "nrrd without space": (lambda f: nrrd(f, drop=("space",)), "no space; expected one of left-posterior-superior"),
     "nrrd of another space": (lambda f: nrrd(f, space="scanner-xyz"), "the space 'scanner-xyz'"),
+    "nrrd of spacings in micrometres": (
+        lambda f: nrrd(
+            f, drop=("space", "space directions", "space origin"), extra=["spacings: 5 5 5", 'units: "um" "um" "um"']
+        ),
+        "units um; expected mm",
+    ),
     "nrrd in metres": (lambda f: nrrd(f, extra=['space units: "m" "m" "m"']), "space units m; expected mm"),
     "nrrd without spacing": (
         lambda f: nrrd(f, drop=("space directions", "space", "space origin")),

@@ -1,5 +1,8 @@
 """Geometry and intensities: a landmark stays where it is in the patient, a ramp stays a ramp, units are honoured."""
 
+import gzip
+import tracemalloc
+
 import nibabel
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from ssgan import prepare
 from ssgan.data.dataset import VolumeDataset, to_nifti
-from ssgan.data.nifti import load_nifti
+from ssgan.data.nifti import header_spacing, load_nifti
 from ssgan.data.preprocessing import MAX_VOXELS, Recipe, fit_shape, intensity_bounds, prepare_volume, resample
 from ssgan.data.volume import Volume, VolumeError
 from tests.support.nifti_cases import good, save, voxels
@@ -191,6 +194,75 @@ def test_resampling_that_fills_the_memory_is_refused():
     with pytest.raises(VolumeError, match="voxels after resampling from 1 x 1 x 1 to"):
         resample(volume, (0.001, 0.001, 1e-9), background=0)
     assert MAX_VOXELS * 4 <= 2**32
+
+
+def test_a_volume_smaller_than_a_voxel_is_refused():
+    with pytest.raises(VolumeError, match=r"all of it is .* mm, less than a voxel of 1 x 1 x 1 mm"):
+        resample(in_ras(voxels(), np.diag([1e-3, 1e-3, 1e-3, 1])), (1, 1, 1), background=0)
+
+
+@pytest.mark.parametrize("turn", [None, TURN], ids=["aligned", "oblique"])
+@pytest.mark.parametrize("shape", [(8, 17, 60), (30, 4, 6)], ids=str)
+def test_only_the_middle_is_resampled(shape, turn):
+    """The same voxels as of the whole grid, where each voxel is in the world too."""
+    world_shape, affine = grid(AXES["LSP"], turn)
+    volume = in_ras(np.random.default_rng(4).normal(0, 1, world_shape), affine)
+    whole, whole_affine = resample(volume, (1.5, 0.7, 1.4), background=-3)
+    part, part_affine = resample(volume, (1.5, 0.7, 1.4), background=-3, shape=shape)
+    assert part.shape == tuple(np.minimum(shape, whole.shape)) and part.shape != whole.shape
+    first = np.linalg.inv(whole_affine) @ part_affine[:, 3]
+    assert np.allclose(first[:3], [(n - m) // 2 for n, m in zip(whole.shape, part.shape, strict=True)], atol=1e-6)
+    i, j, k = first[:3].round().astype(int)
+    assert np.allclose(part, whole[i : i + part.shape[0], j : j + part.shape[1], k : k + part.shape[2]], atol=1e-4)
+
+
+def test_memory_follows_the_shape_not_the_field_of_view():
+    """64 million voxels would be resampled for the 6144 that are kept."""
+    volume = in_ras(voxels(), np.diag([20.0, 20.0, 20.0, 1]))
+    tracemalloc.start()
+    array, _ = prepare_volume(volume, Recipe("mri", (16, 24, 16), (1.0, 1.0, 1.0)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert array.shape == (16, 24, 16) and peak < 5e6
+
+
+UNITS = {"metres": (1, 1e3), "mm": (2, 1), "micrometres": (3, 1e-3), "unknown": (0, 1), "damaged": (5, 1)}
+
+
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("time_unit", [0, 8, 16], ids=["no time", "s", "ms"])
+@pytest.mark.parametrize("codes", [(0, 1), (1, 0), (0, 0)], ids=["sform", "qform", "neither"])
+def test_units_of_the_header(name, time_unit, codes, tmp_path):
+    """The same head in any unit has its voxels and its place in mm."""
+    code, scale = UNITS[name]
+    _, affine = grid(AXES["LSP"])
+    image = nibabel.Nifti1Image(voxels(), np.diag([1 / scale, 1 / scale, 1 / scale, 1]) @ affine)
+    image.set_qform(image.affine, 1)
+    image.header["xyzt_units"] = code + time_unit
+    image.header["qform_code"], image.header["sform_code"] = codes
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(image.to_bytes()))
+    volume = load_nifti(path)
+    assert np.allclose(volume.spacing, WORLD_SPACING, rtol=1e-5) and np.allclose(header_spacing(path), WORLD_SPACING)
+    if codes != (0, 0):
+        assert np.allclose(volume.original_affine, affine, atol=1e-3)
+    said = [w for w in volume.warnings if "unit" in w]
+    expected = {"metres": "in metres", "micrometres": "in micrometres", "damaged": "code 5"}
+    assert len(said) == (name in expected) and all(expected[name] in w for w in said)
+
+
+def test_a_folder_of_mixed_units(tmp_path, capfd):
+    """One data set in mm, without a median over units."""
+    for number, (code, scale) in enumerate(((2, 1), (3, 1e-3), (1, 1e3), (0, 1))):
+        affine = np.diag([0.8 / scale, 0.9 / scale, 1.1 / scale, 1])
+        save(tmp_path / "in" / f"{number}.nii", voxels(number), affine, xyzt_units=code)
+    dataset = run(tmp_path / "in", tmp_path / "out", (16, 16, 16), None)
+    assert np.allclose(dataset.info.spacing, (0.8, 0.9, 1.1)) and len(dataset) == 4
+    for number, volume in enumerate(dataset.volumes):
+        low, high = (dataset.records[number][f"intensity_{side}"] for side in ("low", "high"))
+        expected = np.clip((voxels(number)[2:18, 1:17, 3:19] - low) / (high - low) * 2 - 1, -1, 1)
+        assert np.allclose(volume, expected.transpose(2, 1, 0), atol=1e-5)
+    assert "spacing differs" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("have", [3, 4, 7, 8])
