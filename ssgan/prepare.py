@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--slice-axis", choices=tuple(ARRAY_AXES), default="axial", help="plane of the 2D slices (default axial)")
     add("--labels", type=Path, help="CSV with a header and the columns file (or subject) and class")
-    add("--strict", action="store_true", help="stop at the first file that cannot be used")
+    add(
+        "--strict",
+        action="store_true",
+        help="stop at the first file that cannot be used, or whose header contradicts itself",
+    )
     add("--overwrite", action="store_true", help="replace a data set at --out")
     add("--restart", action="store_true", help="delete an unfinished run for --out and begin again")
     add("--workers", type=int, default=usable_cpus(), help="processes that read files (default: one per CPU)")

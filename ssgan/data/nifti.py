@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -43,7 +44,8 @@ def load_nifti(path: Path) -> Volume:
     image, warnings = _open(path)
     shape, notes = _check_header(path, image)
     affine, more = _check_affine(image, warnings)
-    warnings += notes + more
+    contradiction = _compare_forms(image)
+    warnings += notes + more + ([contradiction] if contradiction else [])
     try:
         if path.name.lower().endswith(".gz"):
             _check_gzip(path, math.prod(shape) * image.get_data_dtype().itemsize)
@@ -51,7 +53,7 @@ def load_nifti(path: Path) -> Volume:
             data = np.asanyarray(image.dataobj, dtype=np.float32).reshape(shape)
     except (OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError) as error:
         raise VolumeError(f"the voxels cannot be read, the file is damaged or cut off: {first_line(error)}") from error
-    return make_volume(data, affine, image.shape, warnings)
+    return replace(make_volume(data, affine, image.shape, warnings), contradiction=contradiction)
 
 
 def header_spacing(path: Path) -> np.ndarray:
@@ -144,3 +146,25 @@ def _check_affine(image: nibabel.Nifti1Image, repairs: list[str]) -> tuple[np.nd
     affine[:3] *= scale
     check_axes(affine, "correct the header's qform or sform")
     return affine, warnings
+
+
+def _compare_forms(image: nibabel.Nifti1Image) -> str:
+    """Says where sform and qform, if the header has both, place a voxel axis in directions over 60 degrees apart."""
+    header = image.header
+    if int(header["qform_code"]) == 0 or int(header["sform_code"]) == 0:
+        return ""
+    try:
+        qform = header.get_qform()
+    except (HeaderDataError, ValueError) as error:
+        return f"the qform is damaged ({first_line(error)}): the sform is taken"
+    sform = header.get_sform()
+    axes = [affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) for affine in (sform, qform)]
+    if ((axes[0] * axes[1]).sum(0) > 0.5).all():
+        return ""
+    s, q = ("".join(nibabel.aff2axcodes(affine)) for affine in (sform, qform))
+    mirrored = np.linalg.det(axes[0]) * np.linalg.det(axes[1]) < 0
+    return (
+        f"sform and qform disagree: the voxel axes run to {s} by the sform, to {q} by the qform"
+        f"{', one a mirror image of the other' if mirrored else ''}; the sform is taken: look whether left and right "
+        "are right, and correct the header"
+    )

@@ -167,7 +167,7 @@ def _write_volumes(
     done = writer.done
     remaining = list(sources[done:])
     tasks = [None if s.name in excluded else s for s in remaining]
-    results = _imap_tasks(imap, functools.partial(prepare_source, recipe=recipe), tasks)
+    results = _imap_tasks(imap, functools.partial(prepare_source, recipe=recipe, strict=strict), tasks)
     bar = tqdm(zip(remaining, results), desc="preparing", unit="volume", total=len(sources), initial=done, disable=None)
     with contextlib.closing(results), bar:
         for source, result in bar:

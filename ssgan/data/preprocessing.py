@@ -48,8 +48,11 @@ class Recipe:
         return tuple(self.shape[a] for a in ARRAY_AXES[self.slice_axis])  # type: ignore[return-value]
 
 
-def prepare_source(source: Source, recipe: Recipe) -> tuple[np.ndarray, dict[str, Any]] | Failure:
-    """Reads and prepares one volume; returns the array (D, H, W) and its record, or the reason why there is none."""
+def prepare_source(source: Source, recipe: Recipe, strict: bool = False) -> tuple[np.ndarray, dict[str, Any]] | Failure:
+    """Reads and prepares one volume; returns the array (D, H, W) and its record, or the reason why there is none.
+
+    strict: whether a header that contradicts itself is such a reason.
+    """
     modality = RECIPES[recipe.name].modality
     try:
         if source.series is not None and not source.reason and modality not in (None, source.series.modality):
@@ -57,6 +60,8 @@ def prepare_source(source: Source, recipe: Recipe) -> tuple[np.ndarray, dict[str
                 f"modality {source.series.modality or 'unknown'}; --recipe {recipe.name} is for {modality}"
             )
         volume = load(source)
+        if strict and volume.contradiction:
+            raise VolumeError(volume.contradiction)
         array, record = prepare_volume(volume, recipe)
     except VolumeError as error:
         return Failure(str(error))

@@ -40,6 +40,7 @@ class Volume:
     content_hash: SHA-256 of the voxels as stored.
     original_shape, original_affine: as stored.
     warnings: what was assumed about it.
+    contradiction: that of the warnings which `--strict` refuses: the header says two things about its orientation.
     """
 
     data: np.ndarray
@@ -48,6 +49,7 @@ class Volume:
     original_shape: tuple[int, ...]
     original_affine: np.ndarray
     warnings: list[str] = field(default_factory=list)
+    contradiction: str = ""
 
     @property
     def spacing(self) -> np.ndarray:

@@ -158,6 +158,8 @@ def _load_folder(path: Path, option: str, like: VolumeSet | None) -> VolumeSet:
             volume = load_nifti(file)
         except VolumeError as error:
             raise EvaluateError(f"{option} {file}: {error}") from error
+        for warning in volume.warnings:
+            tqdm.write(f"warning  {file}: {warning}")
         array = to_array_axes(volume.data, axis)
         if arrays and (array.shape != arrays[0].shape or not np.allclose(volume.spacing, spacing, rtol=1e-3)):
             raise EvaluateError(

@@ -64,11 +64,14 @@ def contact_sheet(
     title: str | None = None,
     columns: int | None = None,
 ) -> Path:
-    """Writes a `three_plane_grid` of volumes (N, Z, Y, X) with one of N names under each cell."""
+    """Writes a `three_plane_grid` of volumes (N, Z, Y, X) with one of N names under each cell.
+
+    The letters L and R mark the patient's left and right.
+    """
     volumes = _checked(volumes, 4)
     if len(names) != len(volumes):
         raise ImageError(f"names: expected {len(volumes)}, one per volume; got {len(names)}")
-    return _sheet([_cell(v, spacing) for v in volumes], names, path, title, columns)
+    return _sheet([_cell(v, spacing, sides=True) for v in volumes], names, path, title, columns)
 
 
 def slice_grid(
@@ -229,8 +232,8 @@ def _plane(plane: np.ndarray, mm: tuple[float, float], scale: float) -> Image.Im
     return Image.fromarray(grey).resize((columns, rows), Image.Resampling.BICUBIC)
 
 
-def _cell(volume: np.ndarray, spacing: Spacing | None) -> Image.Image:
-    """Draws the three middle slices side by side."""
+def _cell(volume: np.ndarray, spacing: Spacing | None, sides: bool = False) -> Image.Image:
+    """Draws the three middle slices side by side; `sides` marks left and right in the axial and coronal ones."""
     sx, sy, sz = spacing or (1.0, 1.0, 1.0)
     z, y, x = (n // 2 for n in volume.shape)
     scale = CELL / max(n * s for n, s in zip(volume.shape, (sz, sy, sx), strict=True))
@@ -241,9 +244,15 @@ def _cell(volume: np.ndarray, spacing: Spacing | None) -> Image.Image:
     ]
     height = max(p.height for p in planes)
     cell = Image.new("RGB", (sum(p.width for p in planes) + 2 * GAP, height), PAPER)
+    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(9)
     left = 0
-    for plane in planes:
-        cell.paste(plane.convert("RGB"), (left, (height - plane.height) // 2))
+    for number, plane in enumerate(planes):
+        up = (height - plane.height) // 2
+        cell.paste(plane.convert("RGB"), (left, up))
+        if sides and number < 2:
+            for letter, column, anchor in (("L", left + 2, "ls"), ("R", left + plane.width - 2, "rs")):
+                place = (column, up + plane.height - 2)
+                draw.text(place, letter, fill=INK, font=font, anchor=anchor, stroke_width=1, stroke_fill=PAPER)
         left += plane.width + GAP
     return cell
 

@@ -34,7 +34,7 @@ def pid(item):
     return os.getpid()
 
 
-def prepare_or_crash(source, recipe):
+def prepare_or_crash(source, recipe, strict=False):
     if "segfault" in source.name:
         ctypes.string_at(0)
-    return prepare_source(source, recipe)
+    return prepare_source(source, recipe, strict)

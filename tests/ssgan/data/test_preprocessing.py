@@ -1,6 +1,7 @@
 """Geometry and intensities: a landmark stays where it is in the patient, a ramp stays a ramp, units are honoured."""
 
 import gzip
+import struct
 import tracemalloc
 
 import nibabel
@@ -13,7 +14,7 @@ from ssgan.data.dataset import VolumeDataset, to_nifti
 from ssgan.data.nifti import header_spacing, load_nifti
 from ssgan.data.preprocessing import MAX_VOXELS, Recipe, fit_shape, intensity_bounds, prepare_volume, resample
 from ssgan.data.volume import Volume, VolumeError
-from tests.support.nifti_cases import good, save, voxels
+from tests.support.nifti_cases import good, patch, save, voxels
 
 CENTRE = np.array([11.3, -23.8, 37.1])  # mm, of the volumes' middle in the world
 LANDMARKS = np.array([[8.0, 0, 0], [0, 4.5, 0], [0, 0, 9], [-6.0, 4, -8]])  # mm from there; one per volume
@@ -366,3 +367,51 @@ def test_to_nifti_gives_back_the_raw_volume(slice_axis, tmp_path):
     assert image.header.get_xyzt_units()[0] == "mm" and nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
     nibabel.save(image, tmp_path / "back.nii.gz")
     assert np.allclose(nibabel.load(tmp_path / "back.nii.gz").get_fdata(), expected, atol=1e-3)
+
+
+def two_forms(path, sform, qform, codes=(1, 1), seed=0):
+    """A file with both; qform and sform are 4x4, in mm."""
+    image = nibabel.Nifti1Image(voxels(seed), None)
+    image.header.set_sform(sform, codes[0])
+    image.header.set_qform(qform, codes[1])
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(image.to_bytes())
+    return path
+
+
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = TURN
+FORMS = {
+    "equal": (np.eye(4), np.eye(4), (1, 1), None),
+    "turned by 28 degrees": (np.eye(4), OBLIQUE, (4, 1), None),
+    "only a qform": (np.eye(4), np.diag([-1, 1, 1, 1]), (0, 1), None),
+    "left-right": (np.eye(4), np.diag([-1.0, 1, 1, 1]), (1, 1), "RAS by the sform, to LAS by the qform, one a mirror"),
+    "left-right, other codes": (np.diag([-1.0, 1, 1, 1]), np.eye(4), (4, 1), "LAS by the sform, to RAS by the qform"),
+    "half a turn": (np.eye(4), np.diag([-1.0, -1, 1, 1]), (2, 1), "to LPS by the qform; the sform is taken"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_sform_and_qform_that_disagree(name, tmp_path, capfd):
+    """A warning by file; --strict refuses it. The sform is taken, as nibabel does."""
+    sform, qform, codes, words = FORMS[name]
+    good(tmp_path / "in" / "b.nii", 1)
+    path = two_forms(tmp_path / "in" / "a.nii", sform, qform, codes)
+    taken = sform if codes[0] else qform
+    assert np.allclose(load_nifti(path).original_affine, taken)
+    dataset = run(tmp_path / "in", tmp_path / "out", (16, 16, 16))
+    said = [line for line in capfd.readouterr().out.splitlines() if "sform and qform" in line]
+    assert len(dataset) == 2 and len(said) == (words is not None)
+    strict = ["--input", tmp_path / "in", "--out", tmp_path / "strict", "--shape", 16, 16, 16, "--strict"]
+    assert prepare.main([str(a) for a in strict]) == (2 if words else 0)
+    if words:
+        assert said[0].startswith("warning  a.nii: sform and qform disagree") and words in said[0]
+        err = capfd.readouterr().err
+        assert "a.nii: sform and qform disagree" in err and "--strict stops" in err and err.count("\n") == 1
+
+
+def test_a_damaged_qform_beside_an_sform_is_a_warning(tmp_path):
+    path = two_forms(tmp_path / "a.nii", np.eye(4), np.eye(4))
+    patch(path, 256, struct.pack("<3f", 0.9, 0.9, 0.9))  # a quaternion longer than 1
+    volume = load_nifti(path)
+    assert np.allclose(volume.affine, np.eye(4)) and "the qform is damaged" in volume.contradiction

@@ -104,6 +104,21 @@ def test_a_contact_sheet_names_its_cells(tmp_path):
         contact_sheet(volumes, ["only"], tmp_path / "c.png")
 
 
+def test_a_contact_sheet_marks_left_and_right(tmp_path):
+    """The letters stand in the lower corners of the axial and coronal planes, and R is the wider one on +X."""
+    volume = np.full((40, 40, 40), -1.0)
+    plain = planes(three_plane_grid(volume[None], tmp_path / "a.png"), volume.shape)
+    marked = planes(contact_sheet(volume[None], [""], tmp_path / "b.png"), volume.shape)
+    for number, (before, after) in enumerate(zip(plain, marked, strict=True)):
+        changed = np.argwhere(before != after)
+        if number == 2:
+            assert not len(changed)
+            continue
+        assert changed[:, 0].min() > 0.85 * CELL and (abs(changed[:, 1] - CELL / 2) > 0.4 * CELL).all()
+        ink = after[-12:] > 128
+        assert 0 < ink[:, : CELL // 2].sum() < ink[:, CELL // 2 :].sum()  # L has less ink than R
+
+
 def test_a_gif_runs_through_the_slices_and_back(tmp_path):
     ramp = np.linspace(-1, 1, 9)[:, None, None] * np.ones((9, 6, 4))
     with Image.open(save_gif(ramp, tmp_path / "a.gif")) as gif:
