@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{RECIPES['coca'].window})",
     )  # fmt: skip
     add("--slice-axis", choices=tuple(ARRAY_AXES), default="axial", help="plane of the 2D slices (default axial)")
-    add("--labels", type=Path, help="CSV with a header and the columns file (or subject) and class")
+    add("--labels", type=Path, help="table (CSV, or BIDS participants.tsv) with the columns file or subject, and class")
     add(
         "--strict",
         action="store_true",

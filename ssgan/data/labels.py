@@ -1,8 +1,9 @@
-"""Reads class labels from a CSV: the class of every file or subject, and the rows that do not fit the files."""
+"""Reads class labels from a table: the class of every file or subject, and the rows that do not fit the files."""
 
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,13 @@ from pathlib import Path, PurePath
 
 from ssgan.utils.errors import UserError
 
-FILE, SUBJECT, CLASS = ("file",), ("subject", "subject_id", "participant_id"), ("class", "group")
+# Names of columns; BIDS' participants.tsv has participant_id, its scans.tsv filename.
+FILE, SUBJECT, CLASS = ("file", "filename"), ("subject", "subject_id", "participant_id"), ("class", "group")
+DELIMITERS = ",;\t"
+MISSING = ("", "n/a")  # n/a is BIDS' missing value
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 ADNI_SUBJECT = re.compile(r"(?<!\d)\d{3}_S_\d{4,5}(?!\d)")  # site, S, roster number
+BIDS_SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 
 
 class LabelError(UserError):
@@ -40,24 +45,31 @@ def strip_suffix(name: str) -> str:
 def subjects(name: str) -> set[str]:
     """The names by which a `subject` column may call the volume `name` (its path below the input).
 
-    These are the folders above it, its file name without the suffix, and an ADNI subject id (002_S_0413) anywhere in
-    the path.
+    These are the folders above it, its file name without the suffix, and a subject id of ADNI (002_S_0413) or BIDS
+    (sub-01) anywhere in the path.
     """
     path = PurePath(name)
-    return {*path.parts[:-1], strip_suffix(path.name), *ADNI_SUBJECT.findall(name)}
+    return {*path.parts[:-1], strip_suffix(path.name), *ADNI_SUBJECT.findall(name), *BIDS_SUBJECT.findall(name)}
+
+
+def _files(name: str) -> set[str]:
+    """The names by which a `file` column may call the volume `name`: the end of its path, from any folder on."""
+    parts = PurePath(name).parts
+    return {name, *("/".join(parts[first:]) for first in range(len(parts)))}
 
 
 def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Labels:
-    """Reads the classes of the volumes `names` (paths below the input) from a CSV with a header.
+    """Reads the classes of the volumes `names` (paths below the input) from a UTF-8 table with a header.
 
-    The columns, in any order and with others beside them: `file` (a file's or a series' name, or its path below the
-    input) or `subject` (see `subjects`; also `subject_id`, `participant_id`), which may name several volumes; and
-    `class` (also `group`). The header is case-insensitive. Rows that match no volume, volumes without a row, rows
-    without a class and repeated rows are returned for the caller to report, or raise an error with strict=True.
+    Cells are separated by commas, semicolons or tabs. The columns, in any order and with others beside them: `file`
+    (a file's or a series' name, or its path; also `filename`) or `subject` (see `subjects`; also `subject_id`,
+    `participant_id`), which may name several volumes; and `class` (also `group`; "n/a" is none). The header is
+    case-insensitive. Rows that match no volume, volumes without a row, rows without a class and repeated rows are
+    returned for the caller to report, or raise an error with strict=True.
 
     Raises:
-        LabelError: the CSV cannot be read, lacks a column, has a short row, names several files by one name, or gives
-            a volume two classes.
+        LabelError: the table cannot be read, lacks a column, has a row of another length, names several files by one
+            name, or gives a volume two classes.
     """
     rows = _rows(path)
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
@@ -71,7 +83,7 @@ def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Label
         )
     by_name: dict[str, list[str]] = {}
     for name in names:
-        for alias in {PurePath(name).name, name, PurePath(name).as_posix()} if key_kind is FILE else subjects(name):
+        for alias in _files(name) if key_kind is FILE else subjects(name):
             by_name.setdefault(alias, []).append(name)
 
     classes: dict[str, str] = {}
@@ -81,11 +93,12 @@ def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Label
     for number, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
             continue
-        if len(row) <= max(key, value):
+        if len(row) <= max(key, value) or any(cell.strip() for cell in row[len(head) :]):
             raise LabelError(
                 f"--labels {path}, line {number}: expected {len(head)} columns as in the header; got {row}"
             )
         who, label = row[key].strip(), row[value].strip()
+        label = "" if label.lower() in MISSING else label
         match = by_name.get(who, [])
         if not match:
             notes.append(f"line {number}: {who!r} is not among the input files")
@@ -124,7 +137,16 @@ def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Label
 
 def _rows(path: Path) -> list[list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            return list(csv.reader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8-sig")
+        first = text.partition("\n")[0]
+        delimiter = max(DELIMITERS, key=first.count)
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except UnicodeDecodeError as error:
+        line = len(re.findall(rb"\r\n?|\n", raw[: error.start])) + 1
+        raise LabelError(
+            f"--labels {path} cannot be read as CSV: line {line} holds the byte 0x{raw[error.start]:02x}, which is not "
+            "UTF-8; save the table as UTF-8 text"
+        ) from error
+    except (OSError, csv.Error) as error:
         raise LabelError(f"--labels {path} cannot be read as CSV: {error}") from error

@@ -96,6 +96,36 @@ def test_subjects_stand_for_all_their_volumes():
     assert list(read_labels(write_lines(rows), names, strict=True).classes.values()) == ["x", "y", "z", "z", "z"]
 
 
+BIDS = [
+    os.path.join("sub-01", "anat", "sub-01_T1w.nii.gz"),
+    os.path.join("sub-01", "ses-2", "anat", "sub-01_ses-2_T1w.nii.gz"),
+    "sub-02_T1w.nii.gz",
+    os.path.join("derivatives", "x_sub-010_T1w.nii.gz"),
+]
+
+
+def test_a_bids_participants_table_works_as_it_is():
+    rows = ["participant_id\tage\tgroup", "sub-01\t23,5\tpatient", "sub-02\tn/a\tcontrol", "sub-010\t70\tn/a"]
+    found = read_labels(write_lines(rows), BIDS)
+    assert found.classes == {BIDS[0]: "patient", BIDS[1]: "patient", BIDS[2]: "control"}
+    assert found.missing == {BIDS[3]: "no class in labels.csv: line 4 leaves it empty"} and not found.notes
+
+
+def test_a_bids_scans_table_names_files_from_the_subject_on():
+    rows = ["filename\tacq_time\tgroup", "anat/sub-01_T1w.nii.gz\tn/a\ta", "ses-2/anat/sub-01_ses-2_T1w.nii.gz\tn/a\tb"]
+    assert read_labels(write_lines(rows), BIDS).classes == {BIDS[0]: "a", BIDS[1]: "b"}
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_delimiter_is_detected(mark, end, tmp_path):
+    """With cells that hold the other marks, as a decimal comma does."""
+    others = "".join({",", ";", "\t"} - {mark})
+    rows = [["remark", "file", "class"], [f'"{others}"', "0.nii.gz", "ä"], ["3.5", "1.nii.gz", f'"b{mark}c"']]
+    path = table(tmp_path, end.join(mark.join(row) for row in rows) + end)
+    assert read_labels(path, NAMES).classes == {NAMES[0]: "ä", NAMES[1]: f"b{mark}c"}
+
+
 @pytest.fixture(autouse=True)
 def write_lines_here(tmp_path):
     write_lines.folder = tmp_path
@@ -112,7 +142,10 @@ def write_lines(rows):
         (b"\xff\xfe\x00\x01", "cannot be read as CSV"),
         ("", "line 1: expected a header with the columns file (or subject) and class; got an empty file"),
         ("0.nii.gz,a\n1.nii.gz,b\n", "line 1: expected a header with the columns file"),
-        ("file;class\n0.nii.gz;a\n", "line 1: expected a header .. ['file;class']"),
+        ("file|class\n0.nii.gz|a\n", "line 1: expected a header .. ['file|class']"),
+        ("file,class\n0.nii.gz,a,b\n", "line 2: expected 2 columns as in the header; got ['0.nii.gz', 'a', 'b']"),
+        ("file;class\r\n0.nii.gz;a\r\n1.nii.gz;épilepsie\r\n".encode("latin-1"), "line 3 holds the byte 0xe9 .. UTF-8"),
+        ("file\tclass\r0.nii.gz\t\xe9\r".encode("latin-1"), "line 2 holds the byte 0xe9"),
         ("file,class\n0.nii.gz,a\n0.nii.gz,b\n", "line 3: '0.nii.gz' has the class 'a' already, by line 2; now 'b'"),
         ("file,class\n0.nii.gz,a\n0.nii.gz,\n", "line 3: '0.nii.gz' has the class 'a' already, by line 2; now ''"),
         ("file,class\n0.nii.gz\n", "line 2: expected 2 columns as in the header; got ['0.nii.gz']"),
