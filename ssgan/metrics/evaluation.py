@@ -17,7 +17,7 @@ from ssgan.metrics.features import Extractor, per_volume
 from ssgan.metrics.memorisation import DIGITS, memorisation, significant
 from ssgan.metrics.prdc import NEIGHBOURS
 from ssgan.metrics.registry import Metric, comparisons
-from ssgan.metrics.volume_sets import MIN_VOLUMES, EvaluateError, VolumeSet
+from ssgan.metrics.volume_sets import MIN_VOLUMES, EvaluateError, VolumeSet, check_counts
 from ssgan.utils.files import atomic_path
 from ssgan.utils.pictures import contact_sheet
 
@@ -134,13 +134,7 @@ def evaluate(
     Raises:
         EvaluateError: too few volumes.
     """
-    possible = min(len(fake.volumes), len(real.volumes) // 2)
-    count = options.count or possible
-    if count > possible or count < MIN_VOLUMES:
-        raise EvaluateError(
-            f"expected at least {2 * max(count, MIN_VOLUMES)} real volumes (half are for the floor) and "
-            f"{max(count, MIN_VOLUMES)} generated; got {len(real.volumes)} and {len(fake.volumes)}"
-        )
+    count = check_counts(len(real.volumes), len(fake.volumes), options.count)
     for one in (extractor, beside):
         if isinstance(one, Deepbet):
             one.slice_axis = real.slice_axis

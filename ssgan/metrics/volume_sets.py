@@ -70,6 +70,9 @@ def load_sides(real: Path, fake: Path, count: int | None, checkpoint: Path | Non
     """
     if is_run(real) and not (real / "dataset.json").is_file():
         raise EvaluateError(f"--real {real} is a run; expected a data set or a folder of NIfTI")
+    if is_run(fake) and real.is_dir():  # before the work of generating
+        have = len(_nifti_files(real, "--real")) if _is_folder(real) else len(VolumeDataset(real))
+        check_counts(have, None, count)
     if _is_folder(real):
         second = load_volume_set(fake, "--fake", None, count or MAX_GENERATED, checkpoint)
         first = load_volume_set(real, "--real", second)
@@ -79,6 +82,25 @@ def load_sides(real: Path, fake: Path, count: int | None, checkpoint: Path | Non
         second = load_volume_set(fake, "--fake", first, most, checkpoint)
     check_comparable(first, second, "--fake")
     return first, second
+
+
+def check_counts(real: int, fake: int | None, count: int | None) -> int:
+    """Returns how many volumes of each side are compared: `count`, or as many as there are.
+
+    fake: None for a run, which makes as many as are wanted.
+
+    Raises:
+        EvaluateError: too few.
+    """
+    possible = real // 2 if fake is None else min(real // 2, fake)
+    wanted = count or possible
+    if wanted > possible or wanted < MIN_VOLUMES:
+        least = max(wanted, MIN_VOLUMES)
+        raise EvaluateError(
+            f"expected at least {2 * least} real volumes (half are for the floor) and {least} generated; got {real} "
+            f"and {'a run, which makes as many as needed' if fake is None else fake}"
+        )
+    return wanted
 
 
 def load_held_out(path: Path, real: VolumeSet, fake: VolumeSet) -> VolumeSet:
@@ -141,15 +163,21 @@ def _generate(path: Path, option: str, count: int, checkpoint: Path | None) -> V
     return VolumeSet(path, "run", volumes, info.spacing, info.slice_axis, info, about)
 
 
-def _load_folder(path: Path, option: str, like: VolumeSet | None) -> VolumeSet:
-    """Reads NIfTI files. Their intensities are scaled to [-1, 1] as those of `like` were, and clipped; without `like`
-    by the 0.5 and 99.5 percentiles of all voxels."""
+def _nifti_files(path: Path, option: str) -> list[Path]:
+    """The NIfTI files below a folder; raises EvaluateError if there are none, or a folder cannot be read."""
     found = find_files(path)
     for unread, reason in found.unreadable:
         raise EvaluateError(f"{option} {unread}: {reason}")
     files = [f for f in found.files if f.name.lower().endswith(SUFFIXES)]
     if not files:
         raise EvaluateError(f"{option} {path}: no NIfTI files, dataset.json or config.json in it")
+    return files
+
+
+def _load_folder(path: Path, option: str, like: VolumeSet | None) -> VolumeSet:
+    """Reads NIfTI files. Their intensities are scaled to [-1, 1] as those of `like` were, and clipped; without `like`
+    by the 0.5 and 99.5 percentiles of all voxels."""
+    files = _nifti_files(path, option)
     axis = like.slice_axis if like else "axial"
     arrays: list[np.ndarray] = []
     spacing: np.ndarray | None = None

@@ -9,7 +9,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from ssgan import evaluate
-from ssgan.data.dataset import VolumeDataset
+from ssgan.data.dataset import VolumeDataset, to_nifti
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.metrics import evaluation, intervals, memorisation, prdc, volume_sets, voxels
 from ssgan.metrics.extractors import deepbet
@@ -245,3 +245,45 @@ def test_a_folder_of_nifti_gives_what_its_data_set_gives(data, tmp_path, capsys)
     capsys.readouterr()
     assert evaluate.main(["--real", str(folder), "--fake", str(folder), "--out", str(tmp_path / "c.json")]) == 2
     assert "no common intensity scale; prepare one of them" in capsys.readouterr().err
+
+
+FEW = ("1", "2", "11", "23", "folder1", "folder23")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A run, data sets of 1 to 23 volumes and folders of 1 and 23."""
+    root = tmp_path_factory.mktemp("few")
+    make_run(root)
+    for count in (1, 2, 11, 12, 23):
+        data = write_phantom_dataset(root / f"{count}", count=count, shape=SHAPE, seed=count)
+        if count in (1, 23):
+            (root / f"folder{count}").mkdir()
+            for i in range(count):
+                nibabel.save(to_nifti(data.volumes[i], data.info), root / f"folder{count}" / f"{i}.nii")
+    return root
+
+
+@pytest.mark.parametrize(
+    "real, fake, more, got",
+    [
+        *((real, "3d", (), f"{real.strip('folder')} and a run") for real in FEW),
+        *((real, "12", (), f"{real.strip('folder')} and 12") for real in ("1", "2", "23", "folder1", "folder23")),
+        *(("1", fake, (), f"1 and {fake[-1]}") for fake in ("1", "2", "folder1")),
+        ("23", "3d", ("--count", "12"), "23 and a run"),
+    ],
+)  # fmt: skip
+def test_too_few_volumes_are_counted_before_any_is_generated(real, fake, more, got, few, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(volume_sets, "synthesise", lambda *args, **kwargs: pytest.fail("generated"))
+    told = ["--real", str(few / real), "--fake", str(few / fake), "--out", str(tmp_path / "a.json"), *more]
+    assert evaluate.main(told) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(
+        "ssgan evaluate: error: expected at least 24 real volumes (half are for the floor) and 12 gen"
+    )
+    assert f"; got {got}" in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_one_held_out_volume_is_enough(data, few, tmp_path):
+    one = write_phantom_dataset(tmp_path / "one", count=1, shape=(8, 12, 8), seed=9)
+    assert go(data, tmp_path / "a.json", "--held-out", str(one.path)) == 0
