@@ -19,7 +19,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ssgan.data.itk import LPS_TO_RAS
-from ssgan.data.volume import MAX_VOXELS, Volume, VolumeError, check_axes, check_file, first_line, make_volume
+from ssgan.data.volume import (
+    MAX_VOXELS,
+    Volume,
+    VolumeError,
+    check_axes,
+    check_file,
+    check_hounsfield,
+    first_line,
+    make_volume,
+)
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 MIN_SLICES = 4  # fewer are a localizer or a test image
@@ -148,6 +157,9 @@ def read_header(path: Path) -> list[Slice]:
 
     size = check_file(path)
     try:
+        with path.open("rb") as stream:
+            if stream.read(132)[128:] != b"DICM":
+                raise VolumeError("no DICM after a preamble of 128 bytes; expected a DICOM file: convert it")
         with path.open("rb") as stream, python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")  # about values of fields that are not used here
             head = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
@@ -434,6 +446,8 @@ def load_series(series: Series) -> Volume:
                     continue
                 k += 1
                 data[k] = array
+    if series.modality == "CT":
+        notes += check_hounsfield(data)
     return make_volume(data.T, np.array(series.affine), series.shape, notes)
 
 

@@ -15,7 +15,7 @@ from ssgan.utils.errors import UserError
 FILE, SUBJECT, CLASS = ("file", "filename"), ("subject", "subject_id", "participant_id"), ("class", "group")
 DELIMITERS = ",;\t"
 MISSING = ("", "n/a")  # n/a is BIDS' missing value
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+SUFFIXES = (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")
 ADNI_SUBJECT = re.compile(r"(?<!\d)\d{3}_S_\d{4,5}(?!\d)")  # site, S, roster number
 BIDS_SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 

@@ -28,9 +28,19 @@ from ssgan.data.volume import (
     ras_spacing,
 )
 
-SUFFIXES = (".nii", ".nii.gz")
+SUFFIXES = (".nii", ".nii.gz", ".hdr")  # .hdr: of a pair .hdr/.img
 SLACK = 1 << 26  # bytes of header extensions and padding that are allowed
 UNITS = {1: ("metres", 1e3), 2: ("mm", 1.0), 3: ("micrometres", 1e-3)}  # code in xyzt_units -> name, mm
+MAGIC = (  # bytes at the beginning of a file -> what it is
+    (b"\x1f\x8b", "compressed by gzip; name it .nii.gz, or decompress it"),
+    (b"PK\x03\x04", "a zip archive; unpack it"),
+    (b"BZh", "compressed by bzip2; decompress it"),
+    (b"\xfd7zXZ", "compressed by xz; decompress it"),
+    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard; decompress it"),
+    (b"\x89HDF", "HDF5 (perhaps MINC); convert it to NIfTI"),
+    (b"NRRD", "NRRD; name it .nrrd"),
+    (b"ObjectType", "MetaImage; name it .mha"),
+)
 GZIP_CHUNK = 1 << 16  # bytes read at a time; they decompress to 64 MiB at most
 
 
@@ -71,10 +81,35 @@ def _open(path: Path) -> tuple[nibabel.Nifti1Image, list[str]]:
         with _header_repairs() as repairs:
             image = nibabel.load(path)
     except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
-        raise VolumeError(f"not readable as NIfTI: {first_line(error)}") from error
+        raise VolumeError(f"not readable as NIfTI: {first_line(error)}{_what_it_is(path)}") from error
     if not isinstance(image, nibabel.Nifti1Pair):
-        raise VolumeError(f"not NIfTI but {type(image).__name__}")
+        kind = "Analyze, whose orientation is unknown" if is_pair_header(path) else type(image).__name__
+        raise VolumeError(f"not NIfTI but {kind}; convert it")
     return image, [f"damaged header: {r}" for r in dict.fromkeys(repairs)]
+
+
+def is_pair_header(path: Path) -> bool:
+    """Whether a file is the header of a NIfTI or Analyze pair: it begins with its length, 348 or 540 bytes."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(4)
+    except OSError:
+        return True  # the reader gives the reason
+    return any(int.from_bytes(start, order) in (348, 540) for order in ("little", "big"))  # type: ignore[arg-type]
+
+
+def _what_it_is(path: Path) -> str:
+    """Says what a file is that is not what its name says, as the end of a message, or "" if that is unknown."""
+    with path.open("rb") as stream:
+        start = stream.read(132)
+    if path.name.lower().endswith(".gz"):
+        if start.startswith(b"\x1f\x8b"):
+            return ""
+        if is_pair_header(path):
+            return "; it is NIfTI without compression: name it .nii"
+    if start[128:] == b"DICM":
+        return "; it is DICOM: name it .dcm"
+    return next((f"; it is {kind}" for magic, kind in MAGIC if start.startswith(magic)), "")
 
 
 @contextmanager
@@ -99,7 +134,10 @@ def _check_header(path: Path, image: nibabel.Nifti1Image) -> tuple[tuple[int, in
     if dtype.kind not in "iuf":
         raise VolumeError("RGB voxels; expected one intensity each: convert to greyscale")
     shape, warnings = check_shape(tuple(image.shape))
-    check_size(shape, dtype.itemsize, path.stat().st_size, path.name.lower().endswith(".gz"))
+    voxel_file = Path(image.file_map["image"].filename)
+    if not voxel_file.is_file():
+        raise VolumeError(f"the file with the voxels, {voxel_file.name}, is missing")
+    check_size(shape, dtype.itemsize, voxel_file.stat().st_size, voxel_file.name.lower().endswith(".gz"))
     return shape, warnings
 
 

@@ -55,6 +55,9 @@ def find_input(folder: Path) -> InputFiles:
         print(f"note     {note}")
     if found.others:
         print(f"{len(found.others)} files that are no volumes ignored, such as {found.others[0].name}")
+    if found.unread:
+        first = found.unread[0].name
+        print(f"{len(found.unread)} volumes in formats that are not read ignored, such as {first}; convert to NIfTI")
     if not (found.files or found.folders or found.unreadable):
         raise PrepareError(f"--input {folder} holds no {FORMATS} (folders below were searched too)")
     itk_files = [f for f in found.files if f.name.lower().endswith(itk.SUFFIXES)]

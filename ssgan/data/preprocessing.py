@@ -15,7 +15,7 @@ from ssgan.config.fields import Triple
 from ssgan.data.axes import ARRAY_AXES, to_array_axes
 from ssgan.data.recipes import CT_WINDOW, RECIPES
 from ssgan.data.sources import Source, load
-from ssgan.data.volume import MAX_VOXELS, Failure, Volume, VolumeError
+from ssgan.data.volume import HOUNSFIELD, MAX_VOXELS, Failure, Volume, VolumeError
 
 MRI_PERCENTILES = (0.5, 99.5)
 LABEL_VALUES = 8  # integers with fewer distinct values are labels rather than intensities
@@ -125,6 +125,8 @@ def intensity_bounds(data: np.ndarray, recipe: Recipe) -> tuple[float, float]:
     of the volume (air, or zeros around a stripped brain).
     """
     if RECIPES[recipe.name].window is not None:
+        if data.max() > HOUNSFIELD[1]:
+            raise VolumeError(f"intensities up to {data.max():g} are no Hounsfield units; is it CT, stored as signed?")
         return recipe.window
     values, counts = np.unique(data, return_counts=True)
     frequent = counts.argmax()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ OTHER_SUFFIXES = {  # of files that are often found beside volumes
     ".xml", ".csv", ".tsv", ".txt", ".json", ".xls", ".xlsx", ".pdf", ".md", ".png", ".jpg", ".jpeg", ".bval", ".bvec",
     ".zip", ".gz", ".tar", ".raw", ".zraw", ".img", ".hdr", ".py", ".html", ".log", ".npy", ".npz", ".mat",
 }  # fmt: skip
+UNREAD_SUFFIXES = (  # of volumes in other formats, or compressed in other ways
+    ".mgz", ".mgh", ".mnc", ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".img.gz", ".par", ".rec",
+)  # fmt: skip
 DICOM_MAGIC = (128, b"DICM")  # offset in bytes, bytes there
 
 
@@ -39,13 +43,15 @@ class InputFiles:
     """The files in a folder and below it.
 
     files: NIfTI, NRRD and MetaImage. folders: folder -> its DICOM files. hidden, others: files that are ignored.
-    unreadable: what may hold volumes but is not read, with the reasons. notes: linked folders that are not searched.
+    unread: volumes in formats that are not read. unreadable: what may hold volumes but cannot be opened, with the
+    reasons. notes: linked folders that are not searched.
     """
 
     files: list[Path] = field(default_factory=list)
     folders: dict[Path, list[Path]] = field(default_factory=dict)
     hidden: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -62,7 +68,14 @@ def find_files(folder: Path) -> InputFiles:
         name = path.name.lower()
         hidden = any(p.startswith(".") for p in path.relative_to(folder).parts)
         volume = name.endswith(nifti.SUFFIXES + itk.SUFFIXES)
-        if not volume and path.suffix.lower() in OTHER_SUFFIXES:
+        if name.endswith(".hdr"):
+            volume = nifti.is_pair_header(path)
+        header = _header_of(path) if name.endswith(".img") else None
+        if header is not None and nifti.is_pair_header(header):
+            continue
+        if not hidden and (name.endswith(UNREAD_SUFFIXES) or (name.endswith(".img") and header is None)):
+            found.unread.append(path)
+        elif not volume and path.suffix.lower() in OTHER_SUFFIXES:
             found.others.append(path)
         elif volume or name.endswith(dicom.SUFFIXES) or _may_be_dicom(path):
             if hidden:
@@ -104,6 +117,11 @@ def _walk(folder: Path, found: InputFiles) -> list[Path]:
     return sorted(paths)
 
 
+def _header_of(image: Path) -> Path | None:
+    """The .hdr beside an .img."""
+    return next((p for p in (image.with_suffix(suffix) for suffix in (".hdr", ".HDR")) if p.exists()), None)
+
+
 def _may_be_dicom(path: Path) -> bool:
     """Whether a file has DICOM's magic bytes, or cannot be opened."""
     try:
@@ -136,7 +154,14 @@ def find_volumes(task: tuple[Path, Sequence[Path]]) -> list[Source]:
         if not one.reason:
             spacing = tuple(float(v) for v in ras_spacing(np.array(one.affine)))
         sources.append(Source(name, one.files, one, spacing, one.reason))
-    return sources + [Source(str(path.relative_to(root)), (path,), reason=reason) for path, reason in outside]
+    groups: dict[str, list[tuple[Path, str]]] = {}
+    for path, reason in outside:
+        groups.setdefault(re.sub(r"\d+", "0", reason), []).append((path, reason))
+    for group in groups.values():  # one for all slices of a series with the same defect
+        path, reason = group[0]
+        more = f" (and {len(group) - 1} files beside it)" if len(group) > 1 else ""
+        sources.append(Source(str(path.relative_to(root)), tuple(p for p, _ in group), reason=reason + more))
+    return sources
 
 
 def load(source: Source) -> Volume:

@@ -17,6 +17,7 @@ SPACING = (1e-3, 100.0)  # mm; other values come from headers in other units or 
 LARGEST = 1e30  # larger intensities are fill values, and would overflow float32 in the percentiles
 MAX_VOXELS = 2**30  # read or resampled; more come from a damaged header or a wrong spacing and would fill the memory
 MAX_DEFLATE = 1040  # deflate compresses by a factor of 1032 at most
+HOUNSFIELD = (-1100.0, 32767.0)  # air is -1000 HU, and scanners store 16 bits
 DEFAULT_HINT = "correct the header"
 
 
@@ -130,6 +131,22 @@ def check_axes(affine: np.ndarray, hint: str = DEFAULT_HINT) -> None:
         raise VolumeError(f"spacing {found} mm is not that of a scan; correct the header's units")
     if np.abs(affine).max() > 1e6:
         raise VolumeError("the affine places the volume more than a kilometre away; correct the header's origin")
+
+
+def check_hounsfield(data: np.ndarray) -> list[str]:
+    """Raises VolumeError if values cannot be Hounsfield units; one value that is too low is padding, and a warning."""
+    low, high = float(data.min()), float(data.max())
+    lowest, highest = HOUNSFIELD
+    if high <= highest:
+        below = data[data < lowest]
+        if not below.size:
+            return []
+        if below.min() == below.max():
+            return [f"{below.size} voxels of {low:g} HU: taken as padding"]
+    raise VolumeError(
+        f"intensities from {low:g} to {high:g} are no Hounsfield units (expected {lowest:g} to {highest:g}): "
+        "PixelRepresentation (signed or unsigned) or RescaleIntercept may be wrong"
+    )
 
 
 def ras_spacing(affine: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ def only(folder):
 def test_series_is_where_and_what_its_headers_say(turn, dtype, tmp_path):
     """Axial, coronal, sagittal and oblique; the files' names do not sort in slice order."""
     data = stored(dtype)
-    paths = cases.write_series(tmp_path, data, lps(turn), rescale=(2, -1024), modality="CT")
+    paths = cases.write_series(tmp_path, data, lps(turn), rescale=(2, -1024), modality="PT")
     assert paths != sorted(paths)
     volume = load_series(only(tmp_path))
     assert cases.same_volume(volume, data * 2.0 - 1024, LPS_TO_RAS @ lps(turn))
@@ -125,7 +125,7 @@ def enhanced(folder, data, affine, *, order=None, rescale=None, spoil=None):
 @pytest.mark.parametrize("order", [None, [3, 0, 6, 1, 5, 2, 4]], ids=["in order", "frames shuffled"])
 @pytest.mark.parametrize("rescale", [(1, -1024), (0.5, 3)])
 def test_enhanced_multi_frame(order, rescale, tmp_path):
-    data = stored()
+    data = abs(stored())
     enhanced(tmp_path, data, lps((12, -20, 33)), order=order, rescale=rescale)
     wanted = data * float(rescale[0]) + rescale[1]
     assert cases.same_volume(load_series(only(tmp_path)), wanted, LPS_TO_RAS @ lps((12, -20, 33)))
@@ -302,13 +302,13 @@ def coca(root):
     for patient in range(3):
         folder = root / "Gated_release_final" / "patient" / str(patient) / "Pro_Gated_CS_3.0_I30f_3_70%"
         data = stored(np.int16, (24, 24, 16), seed=patient)
-        cases.write_series(folder, data, affine, modality="CT", rescale=(1, -1024), uid=f"1.2.{patient + 1}")
+        cases.write_series(folder, data, affine, modality="CT", rescale=(1, 0), uid=f"1.2.{patient + 1}")
         (root / "Gated_release_final" / "calcium_xml").mkdir(exist_ok=True)
         (root / "Gated_release_final" / "calcium_xml" / f"{patient}.xml").write_text("<plist></plist>")
     short = root / "Gated_release_final" / "patient" / "2" / "short"
-    cases.write_series(short, stored(np.int16, (24, 24, 5)), affine, modality="CT", rescale=(1, -1024), uid="1.2.77")
+    cases.write_series(short, stored(np.int16, (24, 24, 5)), affine, modality="CT", rescale=(1, 0), uid="1.2.77")
     other = root / "deidentified_nongated" / "0" / "chest"
-    cases.write_series(other, stored(np.int16, (24, 24, 16)), affine, modality="CT", rescale=(1, -1024), uid="1.2.88")
+    cases.write_series(other, stored(np.int16, (24, 24, 16)), affine, modality="CT", rescale=(1, 0), uid="1.2.88")
     return root
 
 
