@@ -163,7 +163,7 @@ class ModulatedConv(nn.Module):
         if mode != "random":
             raise ValueError(f"noise: expected random, const or none; got {mode!r}")
         device = self.bias.device
-        if generator is not None and generator.device.type != device.type:
+        if generator is not None and device.type not in (generator.device.type, "meta"):
             return torch.randn(batch, 1, *self.size, generator=generator, device=generator.device).to(device)
         return torch.randn(batch, 1, *self.size, generator=generator, device=device)
 

@@ -1,7 +1,8 @@
-"""`ssgan train --dry-run`: estimates the cost of a run from a few steps. Writes nothing.
+"""`ssgan train --dry-run`: estimates the cost of a run without its memory. Writes nothing.
 
-It counts operations and follows the bytes of tensors as PyTorch dispatches them, in real steps with every phase, so the
-figures include second derivatives, activation checkpointing and precision.
+It counts operations and follows the bytes of tensors as PyTorch dispatches them, in steps with every phase on the meta
+device, whose tensors have shapes and no memory; so the figures include second derivatives, activation checkpointing and
+precision. Steps are timed for real, with smaller volumes where those of the run would take more than `TIMED_BYTES`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from ssgan.augmentation.ada import AdaptiveProbability
 from ssgan.config.training import TrainConfig
 from ssgan.models.conditioning import Condition
 from ssgan.training.cuda_graphs import WARMUP
@@ -30,6 +32,8 @@ from ssgan.training.precision import Execution
 from ssgan.training.run import Echo
 from ssgan.training.step import StageTrainer
 
+META = torch.device("meta")
+TIMED_BYTES = 1 << 30  # of a step that is timed on a CPU
 MARGIN = 0.85  # fraction of the free memory that a proposed batch may fill; kernels need workspaces of their own
 # Bytes of process memory for a byte of tensors. CPU: glibc keeps freed blocks that the next phase cannot reuse; 2.0 to
 # 2.5 were measured on 16x32x32 and 32x32x32 voxels. Elsewhere: an allowance for workspaces, not measured.
@@ -95,6 +99,27 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
+class MetaValues(TorchDispatchMode):
+    """Reads every value of a meta tensor as 1, such as the loss, which a step looks at."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device == META:
+            return 1.0
+        return func(*args, **(kwargs or {}))
+
+
+class MetaTrainer(StageTrainer):
+    """A stage on the meta device: its steps have the shapes of real ones, and compute nothing."""
+
+    def __init__(self, cfg: TrainConfig, stage: str, execution: Execution) -> None:
+        with META:
+            super().__init__(cfg, stage, META, _plain(execution))
+        self.ada = AdaptiveProbability(cfg.augment, self.hyper.batch, self.hyper.kimg)  # it reads its sums
+
+    def _generator_for(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+        return super()._generator_for(purpose)  # the meta device has no generators
+
+
 def with_batch(cfg: TrainConfig, stage: str, batch: int) -> TrainConfig:
     name = f"stage_{stage}"
     return dataclasses.replace(cfg, **{name: dataclasses.replace(getattr(cfg, name), batch=batch)})
@@ -124,8 +149,8 @@ def measure_memory(cfg: TrainConfig, stage: str, device: torch.device, execution
     peaks = []
     for images in (2, 4):
         live = LiveBytes()
-        with live:
-            trainer = StageTrainer(with_batch(cfg, stage, images), stage, device, _plain(execution))
+        with MetaValues(), live:
+            trainer = MetaTrainer(with_batch(cfg, stage, images), stage, execution)
             trainer.train_step(*empty_batch(trainer))
             del trainer
         peaks.append(live.peak)
@@ -155,7 +180,7 @@ def propose_batch(memory: Memory, free: int) -> int:
 def empty_batch(trainer: StageTrainer) -> tuple[Tensor, Condition]:
     """Zero images for `train_step`, of class 0 and slice index 0 if the networks take these."""
     count = len(trainer.local_samples)
-    images = torch.zeros(count, trainer.cfg.network.image_channels, *trainer.G.cfg.shape)
+    images = torch.zeros(count, trainer.cfg.network.image_channels, *trainer.G.cfg.shape, device=trainer.device)
     zeros = torch.zeros(count, dtype=torch.int64)
     return images, Condition(zeros if trainer.class_counts else None, zeros if trainer.slice_count else None)
 
@@ -198,25 +223,73 @@ def dry_run(cfg: TrainConfig, device: torch.device, execution: Execution | None 
     echo("nothing was written")
 
 
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of an image: forwards in G and in D, and in a step without regularisers."""
+
+    g: int
+    d: int
+    step: int
+
+
+def count_operations(trainer: MetaTrainer) -> Operations:
+    """Counts those of a trainer whose batch is 1."""
+    images, condition = empty_batch(trainer)
+    condition = condition.map(lambda t: t.to(META))
+    inputs = trainer.draw("g_main", 1)
+    for net in (trainer.G, trainer.D):  # PyTorch's counter follows gradients otherwise
+        net.requires_grad_(False)
+    trainer.step = 1
+    with MetaValues():
+        g = count_flops(functools.partial(trainer.phases.generate, inputs))
+        d = count_flops(functools.partial(trainer.D, images, condition))
+        return Operations(g, d, count_flops(functools.partial(trainer.train_step, images, condition)))
+
+
+def smaller(cfg: TrainConfig) -> TrainConfig:
+    """The same without the coarsest level: volumes of half the size, with the widths of the finer levels."""
+    network = cfg.network
+    dense = tuple(n - 1 for n in network.dense_levels if n > 0)
+    half = dataclasses.replace(
+        network,
+        shape=tuple(n // f for n, f in zip(network.shape, network.scales[0], strict=True)),
+        scales=network.scales[1:],
+        widths=network.widths[1:],
+        depth_places=None,
+        dense_levels=() if dense == (0,) and network.arch == "dense" else dense,
+    )
+    return dataclasses.replace(cfg, network=half.depth_aware(network.depth_places is not None))
+
+
+def _timed(cfg: TrainConfig, stage: str, device: torch.device, execution: Execution, memory: Memory) -> TrainConfig:
+    """The configuration whose steps are timed: `cfg`, or smaller volumes and batches that fit into `TIMED_BYTES`."""
+    if device.type != "cpu":
+        return cfg
+    while True:
+        batch = (cfg.stage_2d if stage == "2d" else cfg.stage_3d).batch
+        if memory.at(math.ceil(batch / execution.accumulate)) <= TIMED_BYTES:
+            return cfg
+        if len(cfg.network.scales) > 1:
+            cfg = smaller(cfg)
+            memory = measure_memory(cfg, stage, device, execution)
+        elif batch > execution.accumulate:
+            cfg = with_batch(cfg, stage, batch // 2)
+        else:
+            return cfg
+
+
 def _stage(cfg: TrainConfig, stage: str, device: torch.device, execution: Execution, echo: Echo) -> float:
     hyper = cfg.stage_2d if stage == "2d" else cfg.stage_3d
     batch, accumulate = hyper.batch, execution.accumulate
-    one = StageTrainer(with_batch(cfg, stage, 1), stage, device, _plain(execution))
-    images, condition = empty_batch(one)
-    inputs = one.draw("g_main", 1)
-    for net in (one.G, one.D):  # PyTorch's counter follows gradients otherwise
-        net.requires_grad_(False)
-    g_flops = count_flops(functools.partial(one.phases.generate, inputs))
-    d_flops = count_flops(functools.partial(one.D, images.to(device), condition.map(lambda t: t.to(device))))
+    one = MetaTrainer(with_batch(cfg, stage, 1), stage, execution)
+    operations = count_operations(one)
     count = {name: sum(p.numel() for p in getattr(one, name).parameters()) for name in ("G", "D")}
-    one.step = 1
-    plain = count_flops(functools.partial(one.train_step, images, condition))
     echo(f"stage {stage}: {'x'.join(map(str, one.G.cfg.shape))} voxels, {cfg.network.arch_name}, {cfg.precision}")
     echo(f"  parameters: G {count['G']:,}, D {count['D']:,}")
     echo(
-        f"  operations per image: G {_si(g_flops)}FLOP, D {_si(d_flops)}FLOP forwards, a training step {_si(plain)}FLOP"
+        f"  operations per image: G {_si(operations.g)}FLOP, D {_si(operations.d)}FLOP forwards, a training step "
+        f"{_si(operations.step)}FLOP"
     )
-    del one
     memory = measure_memory(cfg, stage, device, execution)
     at_once, free = math.ceil(batch / accumulate), free_memory(device)
     fits = propose_batch(memory, free)
@@ -234,10 +307,20 @@ def _stage(cfg: TrainConfig, stage: str, device: torch.device, execution: Execut
     else:
         echo(f"  fits; the largest batch that does: --batch-{stage} {fits * accumulate}")
     run = batch if need <= free * MARGIN else fits
-    timed = execution if run == batch else dataclasses.replace(execution, accumulate=1)
-    seconds = step_seconds(StageTrainer(with_batch(cfg, stage, run), stage, device, timed))
+    execution = execution if run == batch else dataclasses.replace(execution, accumulate=1)
+    chosen = with_batch(cfg, stage, run)
+    timed = _timed(chosen, stage, device, execution, memory)
+    trainer = StageTrainer(timed, stage, device, execution)
+    seconds, how = step_seconds(trainer), ""
+    if timed != chosen:
+        theirs = count_operations(MetaTrainer(with_batch(timed, stage, 1), stage, execution))
+        seconds *= run * operations.step / (trainer.hyper.batch * theirs.step)
+        how = f", from steps of {trainer.hyper.batch} images of {'x'.join(map(str, trainer.G.cfg.shape))} by operations"
     left = hyper.kimg * 1000 / run * seconds
-    echo(f"  speed: {run / seconds:.2f} images/s at batch {run}; {hyper.kimg:g} thousand images take {_duration(left)}")
+    echo(
+        f"  speed: {run / seconds:.2f} images/s at batch {run}{how}; {hyper.kimg:g} thousand images take "
+        f"{_duration(left)}"
+    )
     return left
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from ssgan.training.run import Echo, Run, RunningMeans, open_folder
 from ssgan.training.schedule import MAX_REWINDS, best_so_far, check_metrics, is_stopped_early
 from ssgan.training.start_file import differences, load_start
 from ssgan.training.step import StageTrainer
-from ssgan.utils.errors import ConfigError
+from ssgan.utils.errors import ConfigError, OutOfMemory, out_of_memory
 from ssgan.utils.files import atomic_write_bytes
 from ssgan.utils.signals import StopSignals
 
@@ -78,13 +79,15 @@ def train(
     trainer = None
     if newest is None:
         if group.main:
-            run.log_start()
+            with explained_memory(cfg, cfg.stages[-1]):
+                run.log_start()
     else:
         tensors, meta, path = newest
         if meta.config_hash != run.identity:
             raise RunError(f"{path} belongs to a run of another configuration than the config.json of {folder}")
-        trainer = run.new_trainer(meta.stage)
-        trainer.load(tensors, meta, str(path))
+        with explained_memory(cfg, meta.stage):
+            trainer = run.new_trainer(meta.stage)
+            trainer.load(tensors, meta, str(path))
         stopped_early = group.any(group.main and is_stopped_early(run.log.rows, meta.stage, cfg), device)
         if meta.stage == cfg.stages[-1] and (trainer.step >= trainer.steps or stopped_early):
             echo(
@@ -97,21 +100,39 @@ def train(
         echo(f"resuming {folder} from {path.name}: stage {meta.stage}, {meta.images} images")
     with StopSignals() as stop:
         for stage in cfg.stages[cfg.stages.index(trainer.stage) if trainer else 0 :]:
-            trainer = trainer or begin_stage(run, stage, init)
-            while True:
-                try:
-                    finished = train_stage(run, trainer, stop)
-                    break
-                except NonFiniteError as error:  # the same one in every process
-                    if on_nan != "rewind":
-                        raise
-                    trainer = rewind(run, trainer, error, init)
+            with explained_memory(cfg, stage):
+                trainer = trainer or begin_stage(run, stage, init)
+                while True:
+                    try:
+                        finished = train_stage(run, trainer, stop)
+                        break
+                    except NonFiniteError as error:  # the same one in every process
+                        if on_nan != "rewind":
+                            raise
+                        trainer = rewind(run, trainer, error, init)
             if not finished:
                 return 128 + (stop.received or signal.SIGTERM)
             trainer = None
     if group.main:
         run.write_result()
     return 0
+
+
+@contextlib.contextmanager
+def explained_memory(cfg: TrainConfig, stage: str) -> Iterator[None]:
+    """Turns an error for lack of memory into one that names the stage, its batch and the options that need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        asked = out_of_memory(error)
+        if asked is None:
+            raise
+        batch = (cfg.stage_2d if stage == "2d" else cfg.stage_3d).batch
+        raise OutOfMemory(
+            f"out of memory in stage {stage} at batch {batch}{asked}. Saved checkpoints are intact: the same command "
+            f"goes on with --accumulate or --checkpoint-activations. A new run may have a smaller --batch-{stage} or "
+            "--precision bf16; --dry-run estimates what fits"
+        ) from error
 
 
 def check_plan(cfg: TrainConfig, data: VolumeDataset, execution: Execution, group: Group) -> None:

@@ -11,6 +11,7 @@ import torch
 from ssconv import split_shuffle_conv3d
 from ssgan import train as train_command
 from ssgan.config.network import NetworkConfig
+from ssgan.config.presets import PRESETS
 from ssgan.training import dry_run
 from ssgan.training.precision import Execution
 from ssgan.training.step import StageTrainer
@@ -125,3 +126,77 @@ def test_the_command_writes_nothing(tmp_path, monkeypatch, capsys):
     assert train_command.main(arguments) == 0
     assert "6 Execution(accumulate=2" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision, recompute", [("fp32", False), ("fp32", True), ("fp16", False)])
+@pytest.mark.parametrize("stage", ["2d", "3d"])
+def test_the_meta_device_counts_what_a_real_step_does(stage, recompute, precision):
+    """The same operations, and the same peak of bytes to 1 %, without the memory."""
+    cfg = dataclasses.replace(dry_run.with_batch(CONFIG, stage, 4), precision=precision)
+    execution = Execution(recompute=recompute)
+    counted = []
+    for make in (dry_run.MetaTrainer, lambda cfg, stage, execution: StageTrainer(cfg, stage, CPU, execution)):
+        live = dry_run.LiveBytes()
+        with dry_run.MetaValues(), live:
+            trainer = make(cfg, stage, execution)
+            batch = dry_run.empty_batch(trainer)
+            trainer.train_step(*batch)
+        with dry_run.MetaValues():
+            counted.append((live.peak, dry_run.count_flops(lambda t=trainer, b=batch: t.train_step(*b))))
+        del trainer, batch
+    (ours, operations), (real, real_operations) = counted
+    assert operations == real_operations and ours == pytest.approx(real, rel=0.01)
+
+
+def test_smaller_volumes_keep_the_widths_of_the_finer_levels():
+    network = dataclasses.replace(PRESETS["brain"].network(), dense_levels=(0, 2)).depth_aware()
+    half = dry_run.smaller(dataclasses.replace(CONFIG, network=network)).network
+    assert half.shape == (64, 64, 64) and half.widths == network.widths[1:] and half.base == network.base
+    assert half.dense_levels == (1,) and half.depth_places == (half.base[0], 64)
+
+
+def test_extrapolated_speed_goes_by_operations(monkeypatch):
+    """With steps that take a second for each 1e6 operations, small and full volumes give the same speed."""
+
+    def seconds(trainer):
+        one = dry_run.with_batch(trainer.cfg, "3d", 1)
+        return trainer.hyper.batch * dry_run.count_operations(dry_run.MetaTrainer(one, "3d", Execution())).step / 1e6
+
+    monkeypatch.setattr(dry_run, "step_seconds", seconds)
+    monkeypatch.setattr(dry_run, "free_memory", lambda device: 2**60)
+    lines = []
+    cfg = dataclasses.replace(LARGER, stage="3d")
+    for limit in (2**60, dry_run.measure_memory(dry_run.smaller(cfg), "3d", CPU, Execution()).at(12)):
+        said = []
+        monkeypatch.setattr(dry_run, "TIMED_BYTES", limit)
+        dry_run.dry_run(cfg, CPU, Execution(), said.append)
+        lines.append(next(line for line in said if "speed" in line))
+    assert "from steps of 12 images of 8x16x16 by operations" in lines[1] and "from steps" not in lines[0]
+    assert lines[1].replace(", from steps of 12 images of 8x16x16 by operations", "") == lines[0]
+
+
+LARGE_SCRIPT = """
+import dataclasses, torch
+from ssgan.config.presets import preset
+from ssgan.training import dry_run
+from ssgan.training.precision import Execution
+torch.set_num_threads(1)
+once = lambda trainer: trainer.train_step(*dry_run.empty_batch(trainer)) and 1.0
+dry_run.step_seconds, dry_run.free_memory = once, lambda device: 2**45
+cfg = preset("brain").train_config("brain", shape=(512, 512, 512), stage="3d")
+dry_run.dry_run(cfg, torch.device("cpu"), Execution())
+line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(line.split()[1]) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+def test_a_dry_run_takes_less_than_two_gigabytes_whatever_the_shape():
+    """512^3 voxels in batches of 8, which would take terabytes."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_SCRIPT], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
+    )
+    *said, peak = done.stdout.splitlines()
+    assert "stage 3d: 512x512x512 voxels" in said[0] and "by operations" in "".join(said)
+    need = float(said[3].split("about ")[1].split(" GiB")[0])
+    assert need > 1000 and int(peak) < 2e9, said
