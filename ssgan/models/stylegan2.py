@@ -26,6 +26,7 @@ from ssgan.utils.errors import UserError
 NETWORKS = ("G", "D", "G_ema")
 CHANNELS = ("grey", "keep")
 KINDS = {"G": "Generator", "G_ema": "Generator", "D": "Discriminator"}
+WHOLE_BATCH = 1 << 16  # a minibatch-std group of more samples than any batch has
 FIR = torch.tensor([1.0, 3.0, 3.0, 1.0])
 
 Weights = dict[str, Tensor]
@@ -223,7 +224,9 @@ def head_config(net: Module) -> dict[str, Any]:
     mbstd = net.path("b4.mbstd") if net.child("b4").has("mbstd") else None
     net.expect("mbstd_num_channels", 0 if mbstd is None else mbstd.attribute("num_channels"), 1)
     group = mbstd.attribute("group_size")
-    if type(group) is not int or not 1 <= group <= 1 << 16:
+    if group is None:  # the whole batch, as legacy.py writes for networks of TensorFlow
+        group = WHOLE_BATCH
+    if type(group) is not int or not 1 <= group <= WHOLE_BATCH:
         raise mbstd.fail("group_size", "a number of at least 1", group)
     layers = {"label_layers": net.child("mapping").count("num_layers")} if net.count("c_dim") else {}
     return {"mbstd_group": group, **layers}
@@ -268,12 +271,16 @@ def check_mapping(mapping: Module, w_dim: int) -> int:
 
 
 class Copy:
-    """Collects a state dict of ours from the pickle's modules; checks every shape against a network of ours."""
+    """Collects a state dict of ours from the pickle's modules; checks every shape against a network of ours, which
+    takes no memory."""
 
-    def __init__(self, net: Generator | Discriminator):
-        self.state: Weights = dict(net.state_dict())
+    def __init__(self, kind: type[Generator | Discriminator], cfg: NetworkConfig):
+        with torch.device("meta"):
+            self.state: Weights = dict(kind(cfg).state_dict())
         # depth_gain exists in our networks only; it is 1 for a weight that has not been inflated.
-        self.missing = {name for name in self.state if not name.endswith("depth_gain")}
+        gains = [name for name in self.state if name.endswith("depth_gain")]
+        self.missing = set(self.state) - set(gains)
+        self.state |= {name: torch.ones_like(self.state[name], device="cpu") for name in gains}
 
     def __call__(self, theirs: Module, names: dict[str, str]) -> None:
         for their, our in names.items():
@@ -301,7 +308,7 @@ class Copy:
 
 
 def generator_state(net: Module, cfg: NetworkConfig) -> Weights:
-    copy, mapping = Copy(Generator(cfg)), net.child("mapping")
+    copy, mapping = Copy(Generator, cfg), net.child("mapping")
     copy.mapping(mapping, cfg.mapping_layers, bool(cfg.classes))
     copy(mapping, {"w_avg": "mapping.w_avg"})
     for level in range(len(cfg.widths)):
@@ -319,7 +326,7 @@ def generator_state(net: Module, cfg: NetworkConfig) -> Weights:
 
 
 def discriminator_state(net: Module, cfg: NetworkConfig) -> Weights:
-    copy, count = Copy(Discriminator(cfg)), len(cfg.scales)
+    copy, count = Copy(Discriminator, cfg), len(cfg.scales)
 
     def convolution(theirs: Module, our: str) -> None:
         bias = {"bias": f"{our}.bias"} if f"{our}.bias" in copy.state else {}

@@ -6,7 +6,8 @@ of tensors, and `Persistent` for an object of NVIDIA's `torch_utils.persistence`
 ignored. Any other name, opcode or use is refused.
 
 Work and memory are bounded by the file's size: lengths are checked against the file, keys are strings or small numbers
-(so hashing costs nothing), a tensor has no more elements than its storage, and nothing recurses.
+(so hashing costs nothing), storages have together no more bytes than the file and tensors no more elements, a tensor no
+more than its storage, and nothing recurses.
 """
 
 from __future__ import annotations
@@ -80,6 +81,26 @@ class GlobalName:
         return f"{self.module}.{self.name}"
 
 
+@dataclass
+class _Budget:
+    """What is left for a file: steps (opcodes and copied elements), bytes of storages, elements of tensors."""
+
+    steps: int
+    storage_bytes: int
+    elements: int
+
+    def spend(self, kind: str, count: int) -> None:
+        left = getattr(self, kind) - count
+        setattr(self, kind, left)
+        if left < 0:
+            more = {
+                "steps": f"it takes more than {MAX_WORK} steps to read",
+                "storage_bytes": "its storages together have more bytes than the file",
+                "elements": "its tensors together have more elements than the file has bytes",
+            }
+            raise _Refused(more[kind])
+
+
 class _Mark:
     """Stands on the stack where the arguments of a later opcode begin."""
 
@@ -108,13 +129,15 @@ def read(path: Path) -> Any:
             raise _Refused("it is a zip file, as torch.save writes; expected a pickle of NVIDIA's training, whole")
         if data[:1] != b"\x80":
             raise _Refused("it does not begin as a pickle; expected NVIDIA's own file, not a page or a link to it")
-        return _Unpickler(io.BytesIO(data), [MAX_WORK]).run()
+        return _Unpickler(io.BytesIO(data), _Budget(MAX_WORK, size, size)).run()
     except _Refused as refusal:
         raise PickleError(f"{path} is refused: {refusal}; nothing in it was run") from None
 
 
 def describe(value: Any) -> str:
-    """Describes a value from a file for a message: containers, which may be endless, by their type."""
+    """Describes a value from a file for a message; containers, which may be endless, by their type, but for shapes."""
+    if isinstance(value, tuple) and len(value) <= 8 and all(_is_count(n) for n in value):
+        return str(value)
     if isinstance(value, int) and value.bit_length() > 64:
         return "a huge number"
     if value is None or isinstance(value, (str, int, float)):
@@ -145,6 +168,7 @@ def _tensor(unpickler: _Unpickler, storage: Any, offset: Any, size: Any, stride:
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if count > held or (count and last >= held):
         raise _Refused(f"a tensor of {count} elements up to index {last} in a storage of {held}")
+    unpickler.budget.spend("elements", count)
     return storage.data.as_strided(size, stride, offset) if count else storage.data.new_empty(size)
 
 
@@ -161,12 +185,15 @@ def _storage(unpickler: _Unpickler, data: Any) -> Storage:
     """
     if not isinstance(data, bytes):
         raise _Refused("a storage that is not given as bytes")
-    stream = io.BytesIO(data)
-    magic, protocol, system = (_Unpickler(stream, unpickler.work).run() for _ in range(3))
+    if unpickler.nested:
+        raise _Refused("a storage within a storage")
+    unpickler.budget.spend("storage_bytes", len(data))
+    stream, budget = io.BytesIO(data), unpickler.budget
+    magic, protocol, system = (_Unpickler(stream, budget, nested=True).run() for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != 1001 or not isinstance(system, dict) or not system.get("little_endian"):
         raise _Refused("a storage that is not in torch.save's format of one storage, little-endian")
-    found = _Unpickler(stream, unpickler.work, inner=True).run()
-    keys = _Unpickler(stream, unpickler.work).run()
+    found = _Unpickler(stream, budget, nested=True, inner=True).run()
+    keys = _Unpickler(stream, budget, nested=True).run()
     if not isinstance(found, _StorageHeader) or keys != [found.key]:
         raise _Refused("a storage whose stream holds something else")
     start = stream.tell() + 8
@@ -319,20 +346,19 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 class _Unpickler:
     """Reads one pickle, from the stream's position to behind its STOP.
 
-    work: the number of steps left, shared by all unpicklers of a file. inner: within a storage, where a persistent id
-    stands for the storage that follows.
+    budget: shared by all unpicklers of a file. nested: of a storage's stream. inner: that of its pickles in which a
+    persistent id stands for the storage that follows.
     """
 
     stream: io.BytesIO
-    work: list[int]
+    budget: _Budget
+    nested: bool = False
     inner: bool = False
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
     def spend(self, count: int) -> None:
-        self.work[0] -= count
-        if self.work[0] < 0:
-            raise _Refused(f"it takes more than {MAX_WORK} steps to read")
+        self.budget.spend("steps", count)
 
     def run(self) -> Any:
         operations = pickletools.genops(self.stream)

@@ -140,7 +140,7 @@ CHANGES = {
     "resnet generator": ("G_ema", "synthesis.b8", {"architecture": "resnet"}, "architecture: expected skip"),
     "relu": ("G", "synthesis.b8.conv0", {"activation": "relu"}, r"conv0: activation: expected lrelu; got 'relu'"),
     "two statistics": ("D", "b4.mbstd", {"num_channels": 2}, "mbstd_num_channels: expected 1; got 2"),
-    "whole batch": ("D", "b4.mbstd", {"group_size": None}, "group_size: expected a number"),
+    "no group": ("D", "b4.mbstd", {"group_size": 0}, "group_size: expected a number"),
     "another clamp": ("D", "b8.conv0", {"conv_clamp": 3}, "conv_clamp: expected None as in the other layers; got 3"),
     "another rate": ("G", "mapping.fc1", {"bias_gain": 1}, "lr_multiplier: expected 0.01; got 1"),
     "no noise": ("G", "synthesis.b4.conv1", {"use_noise": False}, "use_noise: expected True; got False"),
