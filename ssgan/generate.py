@@ -42,8 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="noise inputs: const is the same for every volume, random is drawn from each seed (default const)",
     )  # fmt: skip
     parser.add_argument(
-        "--batch", type=int, default=4, help="volumes at a time (default 4); always 1 with --noise random"
-    )
+        "--batch", type=int, default=4,
+        help="volumes at a time (default 4); always 1 with --noise random. Another batch changes a seed's volume by "
+        "rounding: about a millionth of its range",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
 
 
