@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssgan.config.network import ARCHITECTURES, PROFILES
+from ssgan.data.axes import shape_option
 from ssgan.models import stylegan2
 from ssgan.runs import checkpoint
 from ssgan.runs.inflation import InflateError, inflate_source, load_pickle_source, load_run_source, target_network
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     given = "" if network.arch == "split_depth" else f" --arch {network.arch}"
     given += f" --arch-d {network.arch_d}" if network.arch_d else ""
     given += f" --dense-levels {' '.join(map(str, network.dense_levels))}" if network.dense_levels else ""
-    print(f"wrote {args.out} for volumes of {' x '.join(map(str, network.shape))} (D x H x W); start from it with")
+    print(f"wrote {args.out}; prepare data sets for it with --shape {shape_option(network.shape)}, and start with")
     print(f"  ssgan train --stage 3d --init {args.out}{given} --data DATASET --out RUN --preset NAME")
     return 0
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ssgan.config.fields import to_triple
 from ssgan.config.network import plan_levels
+from ssgan.data.axes import axis_names, shape_option
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.data.writer import CONTACT_SHEET_VOLUMES
 from ssgan.utils.errors import UserError, run_command
@@ -29,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UserError(f"--seed: expected 0 or more; got {args.seed}")
-    shape = tuple(args.shape[::-1])
-    plan_levels(shape)  # refuses a shape that no network accepts
+    shape = to_triple(tuple(args.shape), "--shape", "X Y Z")[::-1]
+    plan_levels(shape, axis_names("axial"), "choose another --shape")  # refuses a shape that no network accepts
     dataset = write_phantom_dataset(args.out, args.count, shape, args.seed)
     shown = np.array(dataset.volumes[:CONTACT_SHEET_VOLUMES])
     names = [f"phantom {i}" for i in range(len(shown))]
     sheet = contact_sheet(shown, names, args.out / "contact_sheet.png", spacing=dataset.info.spacing)
-    print(f"{len(dataset)} phantoms of shape (D, H, W) {dataset.info.shape} in {args.out}; look at {sheet}")
+    print(f"{len(dataset)} phantoms of shape {shape_option(dataset.info.shape)} in {args.out}; look at {sheet}")
     return 0
 
 

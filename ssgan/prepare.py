@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssgan.config.fields import to_triple
 from ssgan.config.network import MAX_BASE, MIN_BASE, nearest_sizes, plan_levels
-from ssgan.data.axes import ARRAY_AXES
+from ssgan.data.axes import ARRAY_AXES, axis_names, shape_option
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.labels import read_labels
 from ssgan.data.preparation import FORMATS, PrepareError, common_spacing, find_input, find_sources, prepare
@@ -62,9 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     window = _check(args)
     defaults = RECIPES[args.recipe]
-    shape = tuple(args.shape)
+    shape = to_triple(tuple(args.shape), "--shape", "X Y Z")
     _check_sizes(shape)
-    plan_levels(Recipe(args.recipe, shape, None, args.slice_axis).array_shape)  # refuses a bad shape before the work
+    array_shape = Recipe(args.recipe, shape, None, args.slice_axis).array_shape
+    plan_levels(array_shape, axis_names(args.slice_axis), "choose another --shape")  # before the work
     found = find_input(args.input)
     imap = functools.partial(run_in_order, workers=args.workers, limit=args.time_limit)
     spacing = tuple(args.spacing) if args.spacing else defaults.spacing(shape)
@@ -121,7 +123,8 @@ def _report(dataset: VolumeDataset, out: Path) -> None:
     own = RECIPES[info.recipe].window is None
     scale = "medians of the volumes, of which each has its own" if own else "the window of all volumes"
     print(
-        f"shape (D, H, W) {info.shape}, spacing {x:g} x {y:g} x {z:g} mm, "
+        f"shape {shape_option(info.shape, info.slice_axis)} (arrays D, H, W: {info.shape}), "
+        f"spacing {x:g} x {y:g} x {z:g} mm, "
         f"intensity {info.intensity_low:g} .. {info.intensity_high:g} ({scale}) -> -1 .. 1"
     )
     print(f"look at {out / 'contact_sheet.png'}")

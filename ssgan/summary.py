@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ssgan.config.network import ARCHITECTURES
+from ssgan.config.fields import to_triple
+from ssgan.config.network import ARCHITECTURES, plan_levels
 from ssgan.config.presets import PRESETS, preset
-from ssgan.data.axes import ARRAY_AXES
+from ssgan.data.axes import axis_names, shape_option
 from ssgan.models.parameters import build, layer_rows, parameter_count, share_table
 from ssgan.utils.errors import ConfigError, run_command
 
@@ -28,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    shape = None if args.shape is None else tuple(args.shape[a] for a in ARRAY_AXES["axial"])
+    shape = None if args.shape is None else to_triple(tuple(args.shape), "--shape", "X Y Z")[::-1]
+    if shape is not None:
+        plan_levels(shape, axis_names("axial"), "choose another --shape")
     chosen = preset(args.preset)
     if args.arch == "all":
         if args.arch_d is not None:
@@ -36,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
         if args.dense_levels:
             raise ConfigError("--dense-levels: needs --arch, the architecture of the other levels")
         cfg = chosen.network(shape)
-        print(f"preset {args.preset}: volumes (D, H, W) = {cfg.shape}, widths {cfg.widths} from coarse to fine")
+        print(
+            f"preset {args.preset}: volumes X Y Z = {shape_option(cfg.shape)}, widths {cfg.widths} from coarse to fine"
+        )
         print(f"{'architecture':<12} {'generator':>12} {'discriminator':>14} {'together':>12} {'of dense':>9}")
         for arch, g, d, share in share_table(args.preset, shape):
             print(f"{arch:<12} {g:>12,} {d:>14,} {g + d:>12,} {share:>8.1%}")
@@ -46,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     nets = build(cfg)
     rows = [row for net, prefix in zip(nets, ("G", "D"), strict=True) for row in layer_rows(net, prefix)]
     width = max(len(name) for name, _, _ in rows)
-    print(f"preset {args.preset}, {cfg.arch_name}: volumes (D, H, W) = {cfg.shape}, widths {cfg.widths}")
+    print(f"preset {args.preset}, {cfg.arch_name}: volumes X Y Z = {shape_option(cfg.shape)}, widths {cfg.widths}")
     for name, shapes, count in rows:
         print(f"{name:<{width}} {count:>11,}  {shapes}")
     for net, name in zip(nets, ("generator", "discriminator"), strict=True):

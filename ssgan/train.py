@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     execution = Execution(args.accumulate, args.checkpoint_activations, compiler, args.cuda_graphs)
     if args.dry_run:
         info = None if args.data is None else VolumeDataset(args.data).info
-        cfg = config_from(args, info.shape if info else preset(args.preset).shape, info.classes if info else None)
+        known = (info.shape, info.classes, info.slice_axis) if info else (preset(args.preset).shape,)
+        cfg = config_from(args, *known)
         check_metrics(cfg)
         dry_run(cfg, device, execution)
         return 0
@@ -69,7 +70,7 @@ def _train(args: argparse.Namespace, device: torch.device, execution: Execution,
         group.barrier(device)  # the other processes wait until the data set is there
         if not group.main:
             data, path = VolumeDataset(args.data or args.out / "data"), str(args.data or "data")
-        cfg = config_from(args, data.info.shape, data.info.classes)
+        cfg = config_from(args, data.info.shape, data.info.classes, data.info.slice_axis)
         if group.main and data.info.classes and not args.conditional:
             print(f"the data set has {len(data.info.classes)} classes, not used: --conditional trains on them")
         return train(

@@ -10,11 +10,11 @@ from ssgan.utils.errors import ConfigError
 Triple = tuple[int, int, int]  # extents or factors along D, H, W
 
 
-def to_triple(value: Any, name: str) -> Triple:
-    """Three positive integers (D, H, W); raises ConfigError naming the field."""
+def to_triple(value: Any, name: str, axes: str = "(D, H, W)") -> Triple:
+    """Three positive integers; raises ConfigError naming the field or option, and its axes."""
     values = tuple(int(v) for v in value)
     if len(values) != 3 or min(values) < 1:
-        raise ConfigError(f"{name}: expected three positive integers (D, H, W); got {value!r}")
+        raise ConfigError(f"{name}: expected three positive integers {axes}; got {value!r}")
     return values  # type: ignore[return-value]
 
 

@@ -40,43 +40,51 @@ def nearest_sizes(n: int) -> tuple[int, ...]:
     return (n,) if n in sizes else (*[s for s in sizes if s < n][-1:], min(s for s in sizes if s > n))
 
 
-def plan_levels(shape: Triple) -> tuple[Triple, tuple[Triple, ...]]:
+def plan_levels(
+    shape: Triple, names: tuple[str, str, str] = ("D", "H", "W"), hint: str = "prepare the data with another --shape"
+) -> tuple[Triple, tuple[Triple, ...]]:
     """Splits a volume shape (D, H, W) into a base and a resampling triple per level, coarse to fine.
 
     Height and width double at every level. Depth doubles at the coarse levels; if it has fewer voxels it stays at the
     finest ones, because the resolution in the plane is the finer one there. (32, 48, 32) gives base (4, 6, 4) and
     three levels of (2, 2, 2); (16, 64, 64) gives base (4, 4, 4), two levels of (2, 2, 2) and two of (1, 2, 2).
 
+    names, hint: what the axes D, H, W are called in the option that the user gave, and what to do, for messages.
+
     Raises:
         ConfigError: an axis is not 3 to 8 times a power of two, or the axes do not fit together.
     """
     shape = to_triple(shape, "shape")
     depth, height, width = shape
+    d, h, w = names
 
     def halvings(n: int, name: str) -> range:
         fits = [k for k in range(int(math.log2(n)) + 1) if n % 2**k == 0 and MIN_BASE <= n >> k <= MAX_BASE]
         if not fits:
             raise ConfigError(
                 f"shape: axis {name} has {n} voxels; expected {MIN_BASE}..{MAX_BASE} times a power of two "
-                f"(such as 16, 24, 32, 40, 48, 64, 96, 128); prepare the data with another --shape"
+                f"(such as 16, 24, 32, 40, 48, 64, 96, 128); {hint}"
             )
         return range(fits[0], fits[-1] + 1)
 
-    common = sorted(set(halvings(height, "H")) & set(halvings(width, "W")))
+    common = sorted(set(halvings(height, h)) & set(halvings(width, w)))
     if not common:
         raise ConfigError(
-            f"shape: H = {height} and W = {width} cannot be halved equally often down to a base of "
-            f"{MIN_BASE}..{MAX_BASE}; bring them closer together with another --shape"
+            f"shape: {h} = {height} and {w} = {width} cannot be halved equally often down to a base of "
+            f"{MIN_BASE}..{MAX_BASE}; bring them closer together: {hint}"
         )
     # StyleGAN2 has a base of 4; fewer levels would leave a large learned constant.
     levels = min(common, key=lambda k: (abs(min(height, width) / 2**k - 4), -k))
     if levels == 0:
-        raise ConfigError(f"shape: {shape} is too small: H and W need at least one halving above a base of {MIN_BASE}")
-    depth_fits = [k for k in halvings(depth, "D") if k <= levels]
+        raise ConfigError(
+            f"shape: {h} = {height} and {w} = {width} is too small: they need at least one halving above a base of "
+            f"{MIN_BASE}; {hint}"
+        )
+    depth_fits = [k for k in halvings(depth, d) if k <= levels]
     if not depth_fits:
         raise ConfigError(
-            f"shape: D = {depth} needs more halvings than the {levels} of H = {height} and W = {width}; "
-            "choose a smaller depth or another --slice-axis"
+            f"shape: {d} = {depth} needs more halvings than the {levels} of {h} = {height} and {w} = {width}; "
+            f"choose a smaller {d} or another --slice-axis"
         )
     doubled = min(depth_fits, key=lambda k: (abs(depth / 2**k - 4), -k))
     base = (depth >> doubled, height >> levels, width >> levels)

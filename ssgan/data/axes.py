@@ -10,6 +10,17 @@ from ssgan.config.fields import Triple
 ARRAY_AXES: dict[str, Triple] = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
 
+def axis_names(slice_axis: str) -> tuple[str, str, str]:
+    """Which of X, Y, Z, the order of `--shape`, the array axes D, H, W are."""
+    d, h, w = ("XYZ"[a] for a in ARRAY_AXES[slice_axis])
+    return d, h, w
+
+
+def shape_option(shape: Triple, slice_axis: str = "axial") -> str:
+    """The numbers X Y Z of `--shape` for arrays of `shape` (D, H, W)."""
+    return " ".join(str(n) for _, n in sorted(zip(axis_names(slice_axis), shape, strict=True)))
+
+
 def to_array_axes(volume: np.ndarray, slice_axis: str) -> np.ndarray:
     """Transposes a volume (X, Y, Z) to (D, H, W)."""
     return volume.transpose(ARRAY_AXES[slice_axis])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ssgan.data.axes import ARRAY_AXES, to_axial
+from ssgan.data.axes import ARRAY_AXES, shape_option, to_axial
 from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.data.preparation import Recipe
 from ssgan.data.preprocessing import prepare_volume
@@ -65,7 +65,8 @@ def read_from_dataset(index: int, config: RunConfig, folder: Path | None) -> Tar
     folder, info = folder or config.data_folder, config.info
     data = VolumeDataset(folder)
     if data.info.shape != info.shape:
-        raise LatentError(f"--data {folder} has volumes of {data.info.shape}; the run makes {info.shape}")
+        has, makes = (shape_option(i.shape, i.slice_axis) for i in (data.info, info))
+        raise LatentError(f"--data {folder} has volumes of {has} (X Y Z); the run makes {makes}")
     if not 0 <= index < len(data):
         raise LatentError(f"--index: {folder} has volumes 0 to {len(data) - 1}; got {index}")
     record = data.records[index]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ssgan.data.axes import to_array_axes
+from ssgan.data.axes import shape_option, to_array_axes
 from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.data.nifti import SUFFIXES, load_nifti
 from ssgan.data.sources import find_files
@@ -191,8 +191,9 @@ def _load_folder(path: Path, option: str, like: VolumeSet | None) -> VolumeSet:
         array = to_array_axes(volume.data, axis)
         if arrays and (array.shape != arrays[0].shape or not np.allclose(volume.spacing, spacing, rtol=1e-3)):
             raise EvaluateError(
-                f"{option} {file}: expected the first file's shape {arrays[0].shape} and spacing {spacing}; "
-                f"got {array.shape} and {volume.spacing}; make one data set of them with `ssgan prepare`"
+                f"{option} {file}: expected the first file's shape {shape_option(arrays[0].shape, axis)} (X Y Z) and "
+                f"spacing {spacing}; got {shape_option(array.shape, axis)} and {volume.spacing}; make one data set of "
+                "them with `ssgan prepare`"
             )
         arrays.append(array)
         spacing = volume.spacing
@@ -218,8 +219,8 @@ def check_finite(source: VolumeSet, option: str) -> VolumeSet:
 def check_comparable(real: VolumeSet, other: VolumeSet, option: str) -> None:
     """Raises EvaluateError unless shape, spacing (to 1 %) and axes agree."""
     for name, a, b in (
-        ("shape (D, H, W)", real.volumes.shape[1:], other.volumes.shape[1:]),
         ("slice axis", real.slice_axis, other.slice_axis),
+        ("shape (X Y Z)", *(shape_option(s.volumes.shape[1:], s.slice_axis) for s in (real, other))),
     ):
         if a != b:
             raise EvaluateError(f"{option}: expected the {name} of --real, {a}; got {b}; prepare both alike")

@@ -70,7 +70,7 @@ def load_pickle_source(file: Path, channels: str = "grey", depth: int | None = N
     published = stylegan2.load(file, channels)
     _, height, width = published.network.shape
     shape = (depth or height, height, width)
-    base, scales = plan_levels(shape)
+    base, scales = plan_levels(shape, ("D (--depth)", "H", "W"), "give another --depth")
     network = dataclasses.replace(published.network, shape=shape, base=base, scales=scales)
     nets = {name: published.build(name) for name in NETWORKS}
     # The file does not say how many images were shown. 1 stands for "some": warm-up and path length depend on that.

@@ -197,10 +197,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_names(args.metrics or ())
 
 
-def config_from(args: argparse.Namespace, shape: Triple, classes: Sequence[str] | None = None) -> TrainConfig:
+def config_from(
+    args: argparse.Namespace, shape: Triple, classes: Sequence[str] | None = None, slice_axis: str = "axial"
+) -> TrainConfig:
     """The configuration that the options stand for, with networks for volumes of `shape` (D, H, W).
 
-    classes: the names of the data set's classes, if it has any.
+    classes: the names of the data set's classes, if it has any. slice_axis: the data set's, for messages.
 
     Raises:
         ConfigError: options that do not go together or do not fit the data set.
@@ -218,19 +220,19 @@ def config_from(args: argparse.Namespace, shape: Triple, classes: Sequence[str] 
     cfg = preset(args.preset).train_config(args.preset, shape, **changes)
     return dataclasses.replace(
         cfg,
-        network=_network(args, cfg.network, len(classes or ()) if args.conditional else 0),
+        network=_network(args, cfg.network, len(classes or ()) if args.conditional else 0, slice_axis),
         stage_2d=_stage(args, "2d", cfg.stage_2d),
         stage_3d=_stage(args, "3d", cfg.stage_3d),
     )
 
 
-def _network(args: argparse.Namespace, default: NetworkConfig, classes: int) -> NetworkConfig:
+def _network(args: argparse.Namespace, default: NetworkConfig, classes: int, slice_axis: str) -> NetworkConfig:
     """The preset's networks with the architecture asked for, or those that the file given by --init holds."""
     network = default.with_arch(args.arch, args.arch_d, args.dense_levels)
     network = dataclasses.replace(network, classes=classes)
     if args.depth_aware is not None:
         network = network.depth_aware(args.depth_aware)
-    network = start_network(args.init, network)
+    network = start_network(args.init, network, slice_axis)
     if args.mbstd_group is not None:
         network = dataclasses.replace(network, mbstd_group=args.mbstd_group)
     return network

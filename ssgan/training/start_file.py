@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssgan.config.network import NetworkConfig
 from ssgan.config.training import TrainConfig
+from ssgan.data.axes import shape_option
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta, config_hash
 from ssgan.runs.config import config_of_checkpoint
@@ -21,10 +22,11 @@ def start_meta(network: NetworkConfig, images_before: int) -> CheckpointMeta:
     return CheckpointMeta("3d", 0, 0, config_hash(dataclasses.asdict(network)), images_before)
 
 
-def start_network(init: Path | None, network: NetworkConfig) -> NetworkConfig:
+def start_network(init: Path | None, network: NetworkConfig, slice_axis: str = "axial") -> NetworkConfig:
     """Returns the configuration of networks that train with --init: the file's own if it has one, else `network`.
 
     network: that of the preset, for the data set's shape and the architecture and classes of the command line.
+    slice_axis: the data set's.
 
     Raises:
         ConfigError: the file's networks are for other volumes, or of another architecture or number of classes.
@@ -34,8 +36,13 @@ def start_network(init: Path | None, network: NetworkConfig) -> NetworkConfig:
     if record is None:
         return network
     own = NetworkConfig.from_json(record)
+    if own.shape != network.shape:
+        theirs, ours = (shape_option(shape, slice_axis) for shape in (own.shape, network.shape))
+        raise ConfigError(
+            f"--init {init}: its networks are for data prepared with --shape {theirs}, this data set has {ours}; "
+            f"prepare it with --shape {theirs}, or inflate with another --depth"
+        )
     hints = {
-        "shape": "prepare the data with that --shape, or inflate with another --depth",
         "arch": f"give --arch {own.arch}, or inflate with --arch {network.arch}",
         "discriminator_arch": f"give --arch-d {own.discriminator_arch}, or inflate with --arch-d "
         f"{network.discriminator_arch}",

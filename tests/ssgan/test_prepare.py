@@ -14,8 +14,6 @@ from scipy import ndimage
 
 from ssgan import prepare
 from ssgan.data.dataset import VolumeDataset
-from ssgan.data.sources import find_files, find_volumes, load
-from ssgan.data.volume import VolumeError
 from ssgan.data.writer import DatasetWriter
 from ssgan.utils import pictures
 from tests.support.nifti_cases import ARGUMENTS, SHARED_DATA, good, save, snapshot, voxels
@@ -43,7 +41,7 @@ def test_good_run(source, tmp_path, capfd):
     assert run(source, tmp_path / "out") == 0
     out, err = capfd.readouterr()
     assert err == "" and "3 volumes prepared (3 with a warning), 0 skipped" in out
-    assert "shape (D, H, W) (16, 24, 16), spacing 1 x 1 x 1 mm" in out and "contact_sheet.png" in out
+    assert "shape 16 24 16 (arrays D, H, W: (16, 24, 16)), spacing 1 x 1 x 1 mm" in out and "contact_sheet.png" in out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["contact_sheet.png", "dataset.json", "volumes.npy"]
     dataset = VolumeDataset(tmp_path / "out")
     assert [r["source"] for r in dataset.records] == ["0.nii.gz", "1.nii.gz", "2.nii.gz"]
@@ -87,11 +85,12 @@ def test_the_processes_print_nothing_of_their_own(program, source, tmp_path):
         ),
         (["--shape", 35, 50, 36], "got X 35, Y 50, Z 36; the nearest that fit are X 32 or 40, Y 48 or 56, Z 32 or 40"),
         (["--shape", 16, 2, 16], "got Y 2; the nearest that fit are Y 3\n"),
-        (["--shape", 0, 24, 16], "shape"),
-        (["--shape", -16, 24, 16], "shape"),
-        (["--shape", 16, 256, 16], "H = 256 and W = 16 cannot be halved equally often"),
-        (["--shape", 16, 16, 256], "D = 256 needs more halvings"),
-        (["--shape", 4, 4, 4], "is too small"),
+        (["--shape", 0, 24, 16], "--shape: expected three positive integers X Y Z; got (0, 24, 16)"),
+        (["--shape", -16, 24, 16], "--shape: expected three positive integers X Y Z; got (-16, 24, 16)"),
+        (["--shape", 16, 256, 16], "Y = 256 and X = 16 cannot be halved equally often"),
+        (["--shape", 16, 16, 256], "Z = 256 needs more halvings than the 2 of Y = 16 and X = 16; choose a smaller Z"),
+        (["--shape", 4, 4, 4], "Y = 4 and X = 4 is too small"),
+        (["--shape", 256, 16, 16, "--slice-axis", "sagittal"], "X = 256 needs more halvings than the 2 of Z = 16"),
         (["--spacing", 1, 0, 1], "--spacing: expected millimetres above 0"),
         (["--spacing", 1, -1, 1], "--spacing: expected millimetres above 0"),
         (["--spacing", "nan", 1, 1], "--spacing: expected millimetres above 0"),
@@ -445,76 +444,3 @@ def test_real_brains_stay_in_place(tmp_path):
         )
         assert agreement > 0.99 and agreement > max(wrong) + 0.02, (agreement, wrong)
     assert np.abs(dataset.volumes[0] - dataset.volumes[1]).max() < 1e-5
-
-
-def test_links(source, tmp_path, capfd):
-    """Linked folders are searched once and loops end; what a link does not reach is named, and --strict stops there.
-
-    A data set under git-annex consists of links into .git, which are broken until the files are fetched.
-    """
-    good(tmp_path / "elsewhere" / "sub" / "b.nii.gz", 5)
-    folders = {"linked": tmp_path / "elsewhere", "again": tmp_path / "elsewhere" / "sub", "up": "."}
-    for name, target in folders.items():
-        (source / name).symlink_to(target)
-    (tmp_path / "elsewhere" / "sub" / "loop").symlink_to(source)
-    run(source, tmp_path / "good", "--strict")
-    assert [r["source"] for r in VolumeDataset(tmp_path / "good").records] == [
-        "0.nii.gz", "1.nii.gz", "2.nii.gz", str(pathlib.Path("again") / "b.nii.gz"),
-    ]  # fmt: skip
-    notes = [line.split(" is a ")[0] for line in capfd.readouterr().out.splitlines() if line.startswith("note")]
-    assert notes == ["note     up", "note     again/loop"]
-
-    annex = pathlib.Path("../.git/annex/objects/MD5E-s1")
-    for name in ("c.nii.gz", "d.nrrd", "scan/1.dcm", "scan/IM0002", "itself.nii"):
-        (source / name).parent.mkdir(exist_ok=True)
-        (source / name).symlink_to("itself.nii" if name == "itself.nii" else annex)
-    (source / "table.csv").symlink_to(annex)
-    os.mkfifo(source / "pipe.nii")
-    assert run(source, tmp_path / "out") == 0
-    reasons = {s["file"]: s["reason"] for s in VolumeDataset(tmp_path / "out").skipped}
-    assert sorted(reasons) == ["c.nii.gz", "d.nrrd", "itself.nii", "pipe.nii", "scan/1.dcm"]
-    assert reasons["scan/1.dcm"].endswith("(and 1 files beside it)")
-    assert "pipe" in reasons.pop("pipe.nii")
-    assert all("a broken link to " in reason and "git annex get" in reason for reason in reasons.values())
-    assert run(source, tmp_path / "strict", "--strict") == 2
-    failed(capfd, "c.nii.gz: a broken link to ../.git/annex/objects/MD5E-s1; fetch the file first")
-    assert not (tmp_path / "strict").exists()
-
-
-def test_what_cannot_be_opened_is_named(source, tmp_path, capfd, monkeypatch):
-    """Permission denied, simulated (root may open everything): a folder, a volume, and a file that may be DICOM."""
-    good(source / "closed" / "a.nii", 7)
-    (source / "IM1").write_bytes(bytes(200))
-    scandir, opened = os.scandir, pathlib.Path.open
-
-    def refuse(path, function, *args):
-        if pathlib.Path(path).name in ("closed", "IM1", "1.nii.gz"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return function(path, *args)
-
-    monkeypatch.setattr(os, "scandir", lambda path=".": refuse(path, scandir))
-    monkeypatch.setattr(pathlib.Path, "open", lambda path, *args, **kw: refuse(path, opened, *args))
-    found = find_files(source)
-    assert [(path.name, why) for path, why in found.unreadable] == [
-        ("closed", "the folder cannot be read: Permission denied")
-    ]
-    assert found.folders == {source: [source / "IM1"]} and len(found.files) == 3
-    for sources in (find_volumes((source, [source / "IM1"])), find_volumes((source, [source / "1.nii.gz"]))):
-        with pytest.raises(VolumeError, match="cannot be opened: Permission denied"):
-            load(sources[0])
-
-
-def test_workers_print_no_warning(source, tmp_path):
-    """`python -m ssgan.prepare` starts processes; Python warned in each about a module imported twice."""
-    command = [
-        sys.executable,
-        "-m",
-        "ssgan.prepare",
-        "--input",
-        str(source),
-        "--out",
-        str(tmp_path / "out"),
-        *ARGUMENTS,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=pathlib.Path(__file__).parents[2])
-    assert done.returncode == 0 and done.stderr == ""

@@ -10,6 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from ssgan import prepare
+from ssgan.data.axes import axis_names, shape_option
 from ssgan.data.dataset import VolumeDataset, to_nifti
 from ssgan.data.nifti import header_spacing, load_nifti
 from ssgan.data.preprocessing import MAX_VOXELS, Recipe, fit_shape, intensity_bounds, prepare_volume, resample
@@ -415,3 +416,11 @@ def test_a_damaged_qform_beside_an_sform_is_a_warning(tmp_path):
     patch(path, 256, struct.pack("<3f", 0.9, 0.9, 0.9))  # a quaternion longer than 1
     volume = load_nifti(path)
     assert np.allclose(volume.affine, np.eye(4)) and "the qform is damaged" in volume.contradiction
+
+
+@pytest.mark.parametrize("slice_axis", ["axial", "coronal", "sagittal"])
+def test_shapes_in_messages_are_in_the_order_of_the_option(slice_axis):
+    recipe = Recipe("mri", (16, 24, 40), None, slice_axis)
+    assert shape_option(recipe.array_shape, slice_axis) == "16 24 40"
+    sizes = dict(zip(axis_names(slice_axis), recipe.array_shape, strict=True))
+    assert sizes == {"X": 16, "Y": 24, "Z": 40}

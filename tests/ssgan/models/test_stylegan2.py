@@ -349,7 +349,7 @@ def test_a_pickle_starts_a_3d_run(tmp_path, capsys):
     command = ["--source", str(source), "--out", str(start), "--profile", "centre", "--arch", "dense"]
     assert inflate.main(command) == 0
     out = capsys.readouterr().out
-    assert "for volumes of 8 x 8 x 8" in out and "--arch dense" in out
+    assert "prepare data sets for it with --shape 8 8 8" in out and "--arch dense" in out
     network = start_network(start, NetworkConfig((8, 8, 8), (4, 4, 4), ((2, 2, 2),), (16, 16), "dense"))
     assert network.widths == (8, 4) and network.z_dim == maker.z and network.mbstd_group == 4
     G = Generator(network)
@@ -477,7 +477,7 @@ def test_options_that_do_not_belong_are_refused(tmp_path, capsys):
         (["--source", str(source), *out, "--config", "c"], "--config: is for checkpoints of a run"),
         ([*own, "--depth", "4"], "--depth: is for pickles"),
         ([*own, "--channels", "grey"], "--channels: is for pickles"),
-        (["--source", str(source), *out, "--depth", "9"], "shape: axis D has 9 voxels"),
+        (["--source", str(source), *out, "--depth", "9"], "shape: axis D (--depth) has 9 voxels"),
         (["--source", str(source), *out, "--arch", "acs4"], "6 channels cannot be split into 4 branches"),
     ):
         assert inflate.main(command) == 2

@@ -8,9 +8,13 @@ import tracemalloc
 import pytest
 import torch
 
+from ssgan import inflate
+from ssgan.config.presets import preset
 from ssgan.models import stylegan2
 from ssgan.models.stylegan2 import StyleGAN2Error
 from ssgan.models.stylegan2_pickle import PickleError, read
+from ssgan.training.start_file import start_network
+from ssgan.utils.errors import ConfigError
 from tests.support import stylegan2_cases as cases
 
 
@@ -119,3 +123,20 @@ def test_messages_show_shapes(tmp_path):
     child(data["G"], "synthesis.b8.conv0").state["_parameters"]["weight"] = torch.zeros(8, 12, 5, 5)
     with pytest.raises(StyleGAN2Error, match=r"expected \(8, 12, 1, 3, 3\) for our .*; got \(8, 12, 1, 5, 5\)"):
         stylegan2.load(write(tmp_path, data))
+
+
+def test_messages_about_shapes_speak_the_order_of_the_option(tmp_path, capsys):
+    """`inflate --depth`, and `train --init` of the result: --shape is X Y Z, arrays are D, H, W."""
+    source, out = write(tmp_path, cases.Maker().snapshot()), tmp_path / "start.safetensors"
+    assert inflate.main(["--source", str(source), "--depth", "17", "--out", str(out)]) == 2
+    assert "axis D (--depth) has 17 voxels" in (err := capsys.readouterr().err) and "give another --depth" in err
+    assert inflate.main(["--source", str(source), "--depth", "8", "--out", str(out)]) == 0
+    assert "prepare data sets for it with --shape 16 16 8" in capsys.readouterr().out
+    for slice_axis, shape, words in (
+        ("axial", (16, 16, 32), "with --shape 16 16 8, this data set has 32 16 16"),
+        ("coronal", (16, 32, 16), "with --shape 16 8 16, this data set has 16 16 32"),
+        ("sagittal", (32, 16, 16), "with --shape 8 16 16, this data set has 32 16 16"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            start_network(out, preset("demo").network(shape, "split_depth"), slice_axis)
+        assert words in str(caught.value)
