@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssconv.functional import split_shuffle_conv3d
+from ssconv.ops import flops
 from ssconv.spec import IDENTITY, KERNEL_SETS, check_branches, check_defaults, check_epilogue, check_geometry
 
 
@@ -77,6 +78,7 @@ class SplitShuffleConv3d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        flops.register()
         check_defaults(dilation, groups, padding_mode)
         if isinstance(kernel_sizes, str):
             if kernel_sizes not in KERNEL_SETS:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from ssconv.ops import flops
 from ssgan.augmentation.ada import AdaptiveProbability
 from ssgan.config.training import TrainConfig
 from ssgan.models.conditioning import Condition
@@ -41,29 +42,10 @@ OVERHEAD = {"cpu": 2.2}
 OVERHEAD_ELSEWHERE = 1.25
 
 
-def _macs(images: int, positions: list[int], weights: list[torch.Size]) -> int:
-    return 2 * images * math.prod(positions) * sum(math.prod(w) for w in weights)
-
-
-def _forward(x, weights, bias, in_scale, out_scale, noise, branches, stride, valid, transposed, *rest, out_shape):
-    return _macs(x[0], (x if transposed else out_shape[0])[2:], weights)
-
-
-def _input_grad(g, weights, in_scale, branches, stride, valid, transposed, size, *rest, out_shape):
-    return _macs(g[0], (out_shape if transposed else g)[2:], weights)
-
-
-def _weight_grad(g, x, in_scale, branches, stride, valid, transposed, *rest, out_shape):
-    return _macs(x[0], (x if transposed else g)[2:], out_shape)
-
-
 def count_flops(call: Callable[[], Any]) -> int:
     """Counts floating-point operations (two per multiply-add) of matrix products and convolutions in `call`."""
-    ops = torch.ops.ssconv
-    counter = FlopCounterMode(
-        display=False,
-        custom_mapping={ops.forward: _forward, ops.input_grad: _input_grad, ops.weight_grad: _weight_grad},
-    )
+    flops.register()
+    counter = FlopCounterMode(display=False)
     with counter:
         call()
     return counter.get_total_flops()
