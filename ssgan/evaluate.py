@@ -17,6 +17,7 @@ from ssgan.metrics.registry import comparisons
 from ssgan.metrics.volume_sets import EvaluateError, load_held_out, load_sides
 from ssgan.runs.config import is_run
 from ssgan.runs.generator import CHECKPOINT_HELP
+from ssgan.utils.cores import use_threads
 from ssgan.utils.errors import run_command
 from ssgan.utils.files import write_json_atomic
 
@@ -60,6 +61,7 @@ def check_files(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    use_threads()
     options = EvaluationOptions(args.count, args.repeats, args.interval, args.seed, args.cache)
     check_files(args)
     extractor = make_extractor(args.extractor or "random3d", args.weights)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ssgan.runs.generator import CHECKPOINT_HELP, load_generator, parse_class, parse_seeds
 from ssgan.runs.samples import RECORD, SampleOptions, check_output_folder, write_samples
+from ssgan.utils.cores import use_threads
 from ssgan.utils.environment import pick_device
 from ssgan.utils.errors import run_command
 from ssgan.utils.files import write_json_atomic
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     options = SampleOptions(args.truncation, args.truncation_centre, args.noise, args.batch)
     check_output_folder(args.out)
     device = pick_device(args.device)
+    use_threads()
     source = load_generator(args.run, args.checkpoint)
     classes, names = parse_class(args.class_, source.config), source.config.class_names
     source.G.to(device)

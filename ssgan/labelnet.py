@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ssgan.data.dataset import VolumeDataset
 from ssgan.metrics.extractors.labels import save_label_network, train_label_network
+from ssgan.utils.cores import use_threads
 from ssgan.utils.errors import UserError, run_command
 
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    use_threads()
     if args.out.suffix != ".safetensors":
         raise UserError(f"--out {args.out}: expected a name that ends in .safetensors")
     if args.out.exists():

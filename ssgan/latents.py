@@ -24,6 +24,7 @@ from ssgan.latent_space.generator import open_latent_space
 from ssgan.latent_space.projection import FEATURES, SPACES
 from ssgan.latent_space.tables import listed, write_table
 from ssgan.runs.generator import CHECKPOINT_HELP, MAX_SEED
+from ssgan.utils.cores import use_threads
 from ssgan.utils.environment import pick_device
 from ssgan.utils.errors import run_command
 
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "project" and args.data is not None and args.volume is not None:
         raise LatentError("--data: only with --index; --volume is a file by itself")
     earlier = check_output_folder(args.out, args.command)
+    use_threads()
     space = open_latent_space(args.run, args.checkpoint, args.class_, pick_device(args.device))
     arguments = {name: value for name, value in vars(args).items() if name != "command"}
     if args.command == "project":

@@ -21,8 +21,9 @@ from ssgan.data.labels import read_labels
 from ssgan.data.preparation import FORMATS, PrepareError, common_spacing, find_input, find_sources, prepare
 from ssgan.data.preprocessing import Recipe
 from ssgan.data.recipes import CT_WINDOW, RECIPES
-from ssgan.data.workers import run_in_order, usable_cpus
+from ssgan.data.workers import run_in_order
 from ssgan.data.writer import check_destination
+from ssgan.utils.cores import usable_cores
 from ssgan.utils.errors import run_command
 
 
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--overwrite", action="store_true", help="replace a data set at --out")
     add("--restart", action="store_true", help="delete an unfinished run for --out and begin again")
-    add("--workers", type=int, default=usable_cpus(), help="processes that read files (default: one per CPU)")
+    add("--workers", type=int, default=usable_cores(), help="processes that read files (default: one per CPU)")
     add("--time-limit", type=float, default=600.0, metavar="S", help="seconds allowed for one volume (default 600)")
 
 

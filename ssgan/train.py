@@ -28,6 +28,7 @@ from ssgan.training.loop import train
 from ssgan.training.options import add_arguments, check_arguments, config_from
 from ssgan.training.precision import Execution
 from ssgan.training.schedule import check_metrics
+from ssgan.utils.cores import use_threads
 from ssgan.utils.environment import keep_freed_memory, pick_device
 from ssgan.utils.errors import run_command
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         check_folder(args.out)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine
-    torch.set_num_threads(args.threads or max((os.cpu_count() or 1) // processes, 1))
+    use_threads(args.threads, processes)
     compiler = "inductor" if args.compile else ""
     execution = Execution(args.accumulate, args.checkpoint_activations, compiler, args.cuda_graphs)
     if args.dry_run:

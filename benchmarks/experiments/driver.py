@@ -38,6 +38,7 @@ from ssgan.runs.config import identity
 from ssgan.runs.folder import RunLock
 from ssgan.runs.generator import parse_seeds
 from ssgan.training.cuda_graphs import check as check_graphs
+from ssgan.utils.cores import use_threads
 from ssgan.utils.environment import keep_freed_memory, pick_device
 from ssgan.utils.errors import UserError, run_command
 
@@ -158,9 +159,7 @@ def run(args: argparse.Namespace) -> int:
         check_graphs(device, 1)
     if device.type == "cpu":
         keep_freed_memory()
-    if args.jobs > 1 and args.threads is None:
-        args.threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    args.threads = use_threads(args.threads, args.jobs)
     scale = grids.SCALES[args.scale]
     args.out.mkdir(parents=True, exist_ok=True)
     timer, protocol = None, None

@@ -19,10 +19,6 @@ Item = TypeVar("Item")
 AHEAD = 2  # results per worker that may wait for an earlier one, to bound the memory
 
 
-def usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_in_order(
     function: Callable[[Item], Any], items: Sequence[Item], workers: int, limit: float
 ) -> Iterator[Any | Failure]:
