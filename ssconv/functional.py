@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ssconv import ops
+from ssconv.backend import reference
 from ssconv.backend.dispatch import resolve
 from ssconv.spec import (
     Epilogue,
@@ -19,6 +21,28 @@ from ssconv.spec import (
     triple,
     upfirdn_size,
 )
+
+_EXPORTING = False  # whether the operator is PyTorch's own operators now
+
+
+@contextlib.contextmanager
+def export_mode() -> Iterator[None]:
+    """Makes the operator plain PyTorch within a `with` block: convolutions, concatenation, channel shuffle, activation.
+
+    For torch.onnx.export, torch.export and torch.jit.trace: what they write needs no ssconv. The results are the same
+    to rounding, at the speed of PyTorch's own operators. It holds for all threads of the process.
+
+    Example:
+        >>> layer, x = ssconv.SplitShuffleConv3d(4, 4), torch.zeros(1, 4, 4, 4, 4)
+        >>> with ssconv.export_mode():
+        ...     program = torch.export.export(layer, (x,))
+    """
+    global _EXPORTING
+    before, _EXPORTING = _EXPORTING, True
+    try:
+        yield
+    finally:
+        _EXPORTING = before
 
 
 def split_shuffle_conv3d(
@@ -90,10 +114,13 @@ def split_shuffle_conv3d(
     geometry = check_call(x, weights, bias, stride, padding, transposed, in_scale, out_scale, noise)
     check_epilogue(activation, negative_slope, clamp)
     epilogue = _epilogue(len(geometry.branches) if shuffle else 1, activation, negative_slope, gain, clamp)
+    present = [w for w in weights if w is not None]
+    if _EXPORTING:
+        y, _ = reference.convolve(x, present, bias, in_scale, out_scale, noise, geometry, epilogue, False)
+        return y.to(x.dtype)
     chosen = resolve(backend, x)
     # The gradient of out_scale is a sum over z, which cannot be recovered from the output.
     save_z = out_scale is not None and out_scale.requires_grad and torch.is_grad_enabled()
-    present = [w for w in weights if w is not None]
     y, _ = ops.forward(x, present, bias, in_scale, out_scale, noise, geometry, epilogue, save_z, chosen)
     return y
 
@@ -194,11 +221,14 @@ def upfirdn3d(
     check_companion(x, bias, "bias", [(x.shape[1],)], "(C,)")
     check_companion(x, out_scale, "out_scale", [(x.shape[0], x.shape[1])], "(N, C)")
     check_noise(x, noise, size)
-    chosen = resolve(backend, x)
     if depth_border == "replicate":
         x, pads = _extend_depth(x, up[0], pads)
-    y = ops.upfirdn(x, *per_dim, list(up), list(down), pads, chosen)
     epilogue = _epilogue(1, activation, negative_slope, gain, clamp)
+    if _EXPORTING:
+        y = reference.upfirdn(x, per_dim, up, down, pads)
+        return reference.epilogue(y, bias, out_scale, noise, epilogue).to(x.dtype)
+    chosen = resolve(backend, x)
+    y = ops.upfirdn(x, *per_dim, list(up), list(down), pads, chosen)
     if bias is None and out_scale is None and noise is None and epilogue == Epilogue():
         return y
     return ops.epilogue(y, bias, out_scale, noise, epilogue, chosen)
