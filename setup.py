@@ -72,11 +72,16 @@ def missing_for_cpp() -> str | None:
         BuildError: CXX names a compiler that is not there.
     """
     asked = os.environ.get("CXX", "").strip()
-    compiler = shlex.split(asked or sysconfig.get_config_var("CXX") or "c++")[0]
+    command = shlex.split(asked or sysconfig.get_config_var("CXX") or "c++")
+    compiler = command[0]
     if shutil.which(compiler) is None:
         if asked:
             raise BuildError(f"CXX={asked}: there is no such compiler; correct it or unset CXX")
         return f"there is no C++ compiler ({compiler} is not on the PATH)"
+    tried = [*command, "-std=c++17", "-fsyntax-only", "-x", "c++", os.devnull]
+    if (old := subprocess.run(tried, capture_output=True, text=True)).returncode != 0:
+        said = (old.stderr or old.stdout).strip().splitlines()[:1]
+        return f"the C++ compiler {compiler} does not take C++17 ({said[0] if said else 'it says nothing'})"
     header = Path(sysconfig.get_paths()["include"], "Python.h")
     if not header.exists():
         return f"Python's C headers are missing ({header}; Debian and Ubuntu have them in python3-dev)"
@@ -91,9 +96,23 @@ def find_torch() -> Path | None:
     return next((f for f in folders if (f / "include" / "torch" / "csrc" / "stable" / "library.h").exists()), None)
 
 
+def torch_has_cuda(folder: Path) -> bool:
+    """Whether a torch is built for CUDA, by its version file."""
+    try:
+        return re.search(r"^cuda\b[^=\n]*= *None", (folder / "version.py").read_text(), re.MULTILINE) is None
+    except OSError:
+        return True
+
+
 def find_nvcc() -> str | None:
-    """The path of nvcc, or None."""
-    home = os.environ.get("CUDA_HOME")
+    """The path of nvcc, or None.
+
+    Raises:
+        BuildError: CUDACXX names a compiler that is not there.
+    """
+    home, asked = os.environ.get("CUDA_HOME"), os.environ.get("CUDACXX")
+    if asked and shutil.which(asked) is None:
+        raise BuildError(f"CUDACXX={asked}: there is no such compiler; correct it or unset CUDACXX")
     candidates = [os.environ.get("CUDACXX"), home and os.path.join(home, "bin", "nvcc"), "nvcc"]
     return next((found for c in candidates if c and (found := shutil.which(c))), None)
 
@@ -190,8 +209,11 @@ def compile_kernels(nvcc: str, folder: Path) -> list[str]:
     flags = [flags_of(s, architectures()) for s in sources]
     if host := os.environ.get("CXX", "").strip():
         command += ["-ccbin", shlex.split(host)[0]]
+    torch = find_torch()
+    idle = torch is not None and not torch_has_cuda(torch)
+    note = "; the torch here is built without CUDA and cannot use them: SSCONV_CUDA=0 leaves them out" if idle else ""
     print(
-        f"ssconv: CUDA kernels for {';'.join(architectures())} by {nvcc}: {len(sources)} files, some minutes",
+        f"ssconv: CUDA kernels for {';'.join(architectures())} by {nvcc}: {len(sources)} files, some minutes{note}",
         flush=True,
     )
     if tool := ninja():

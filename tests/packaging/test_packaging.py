@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,12 +136,23 @@ def test_without_a_compiler_the_module_is_left_out_and_said_so(tree: Path, tmp_p
     assert not list(out.rglob("*.so"))
 
 
+def test_a_compiler_that_is_too_old_is_as_none(tree: Path, tmp_path: Path) -> None:
+    old = tmp_path / "g++-4.8"
+    old.write_text("#!/bin/sh\necho \"g++: error: unrecognized option '-std=c++17'\" >&2\nexit 1\n")
+    old.chmod(0o755)
+    result = setup_py(tree, "build", "--build-base", str(tmp_path / "out"), CXX=str(old), SSCONV_CUDA="0")
+    assert result.returncode == 0, result.stderr
+    assert f"left out: the C++ compiler {old} does not take C++17 (g++: error: unrecognized option" in result.stdout
+    assert not list((tmp_path / "out").rglob("*.so"))
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
         pytest.param({"SSCONV_CUDA": "1"}, "SSCONV_CUDA=1 asks for CUDA, and nvcc was not found", id="no nvcc"),
         pytest.param({"SSCONV_CUDA": "yes"}, "SSCONV_CUDA: expected 0, 1 or auto; got 'yes'", id="no such setting"),
         pytest.param({"CXX": "no-such-c++"}, "CXX=no-such-c++: there is no such compiler", id="no such compiler"),
+        pytest.param({"CUDACXX": "no-such-nvcc"}, "CUDACXX=no-such-nvcc: there is no such compiler", id="no such nvcc"),
     ],
 )
 def test_what_cannot_be_built_as_asked_is_an_error(
@@ -286,6 +298,8 @@ def test_a_kernel_that_does_not_compile_fails_the_build(kernels: Path, tmp_path:
     result = setup_py(kernels, "build", CUDACXX=nvcc)
     assert result.returncode != 0
     assert "out of registers" in result.stderr and "set SSCONV_CUDA=0 to build without" in result.stderr
+    idle = "built without CUDA and cannot use them: SSCONV_CUDA=0 leaves them out" in result.stdout
+    assert idle == (torch.version.cuda is None)
 
 
 @pytest.mark.parametrize("how", ["too old", "no runtime"])
