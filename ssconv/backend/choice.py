@@ -83,7 +83,7 @@ def upfirdn(*args: Any) -> Tensor:
 def serve(operation: str, args: tuple[Any, ...]) -> Any:
     """Computes a call with the candidate that is chosen for its kind."""
     by_table = _table_only()
-    call = (operation, by_table, os.environ.get(families.SWITCH), *_signature(args))
+    call = (operation, by_table, trust.newest(), os.environ.get(families.SWITCH), *_signature(args))
     chosen = _REMEMBERED.get(call)
     if chosen is None:
         chosen, lasting = _choose(operation, args, by_table)

@@ -248,6 +248,7 @@ _STORES: dict[Any, cache.Store] = {}
 _CANNOT: dict[Any, str] = {}  # why the checks cannot run in this process, by identity
 _WARNED: set[str] = set()
 _LOCK = threading.RLock()
+_NEWEST = [0]  # how many verdicts this process has come to
 
 
 def forget() -> None:
@@ -276,6 +277,11 @@ def trusted(device: torch.device, names: Sequence[str]) -> set[str]:
             _fill(store, device, missing)
         entries = store.entries
         return {name for name in names if entries.get(name, {}).get("verdict") == TRUSTED}
+
+
+def newest() -> int:
+    """A number that changes when this process comes to another verdict."""
+    return _NEWEST[0]
 
 
 def lasting(device: torch.device) -> bool:
@@ -333,6 +339,7 @@ def _saved_to(store: cache.Store, told: Callable[[str, Verdict], None] | None = 
 
     def save(name: str, verdict: Verdict) -> None:
         store.save({name: dataclasses.asdict(verdict)})
+        _NEWEST[0] += 1
         if told is not None:
             told(name, verdict)
 

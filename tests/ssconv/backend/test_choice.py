@@ -199,6 +199,25 @@ def test_without_a_verdict_pytorch_serves_in_its_fastest_form(stand_ins, monkeyp
     }  # fmt: skip
 
 
+def test_a_verdict_counts_from_the_next_call_on(stand_ins, monkeypatch):
+    stand_ins("right")
+    monkeypatch.setenv("SSCONV_VERIFY", "0")
+
+    def passed(device, names, told):
+        for name in names:
+            told(name, trust.Verdict(trust.TRUSTED, checks=1))
+        return {name: trust.Verdict(trust.TRUSTED, checks=1) for name in names}
+
+    monkeypatch.setattr(trust, "run_checks", passed)
+    args = call()
+    choice.convolve(*args)
+    assert "right" not in dict(ssconv.choices()[0][2])
+    ssconv.verify("cpu")
+    choice.convolve(*args)
+    (times,) = [times for kind, _, times in ssconv.choices() if kind.startswith("convolve")]
+    assert "right" in times
+
+
 def test_a_search_ends_in_time(trusting, monkeypatch):
     """Configurations are tried while time is left, by a clock of the test's own."""
     trusting("right")
