@@ -366,6 +366,11 @@ def verify(
 
     Raises:
         RuntimeError: there is no GPU that the kernels serve, or the checks could not run; the message says why.
+
+    Example:
+        >>> report = ssconv.verify()  # doctest: +SKIP
+        >>> report.failed  # doctest: +SKIP
+        []
     """
     device = _device(device)
     names = [family.name for family in families_of(device) if allowed(family.name)]

@@ -79,7 +79,7 @@ def test_the_command(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--count", "0"], "at least one phantom"),
-        (["--shape", "16", "17", "16"], "axis H has 17 voxels"),
+        (["--shape", "16", "17", "16"], "shape: axis Y has 17 voxels"),
         (["--seed", "-1"], "--seed: expected 0 or more"),
     ],
     ids=["none", "shape", "seed"],
