@@ -118,7 +118,9 @@ class SplitShuffleConv3d(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, Cin, D, H, W) -> (N, Cout, D', H', W')."""
+        """(N, Cin, D, H, W) -> (N, Cout, D', H', W'); as nn.Conv3d it also takes a sample without N."""
+        if isinstance(x, Tensor) and x.dim() == 4:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         remaining = iter(self.weights())
         return split_shuffle_conv3d(
             x,

@@ -232,3 +232,21 @@ def test_a_small_model_learns():
         losses.append(loss.item())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     assert losses[-1] < 0.25 * losses[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"stride": 2, "transposed": True}], ids=str)
+def test_a_sample_without_a_batch_is_taken_as_conv3d_takes_it(options):
+    layer, x = (
+        ssconv.SplitShuffleConv3d(4, 6, activation="lrelu", **options),
+        torch.randn(4, 5, 6, 7, requires_grad=True),
+    )
+    y = layer(x)
+    assert torch.equal(y, layer(x[None])[0])
+    (gx,) = torch.autograd.grad(y.square().sum(), x)
+    (expected,) = torch.autograd.grad(layer(x[None]).square().sum(), x)
+    assert gx.shape == x.shape and torch.equal(gx, expected)
+    conv = torch.nn.Conv3d(4, 6, 3, padding=1)
+    assert torch.allclose(ssconv.from_conv3d(conv, "dense")(x), conv(x), atol=1e-5)
+    for shape in ((5, 6, 7), (1, 1, 4, 5, 6, 7)):
+        with pytest.raises(ValueError, match="x: expected five dimensions"):
+            layer(torch.randn(shape))
