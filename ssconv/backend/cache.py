@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,10 @@ class Store:
                 os.replace(file.name, self.path)
 
     @contextlib.contextmanager
-    def locked(
-        self, purpose: str = "", seconds: float = 10.0, waiting: Callable[[], None] | None = None
-    ) -> Iterator[bool]:
+    def locked(self, purpose: str = "", seconds: float = 10.0) -> Iterator[bool]:
         """Holds this file's lock, which ends with the process. Yields whether it was had within some seconds.
 
-        purpose: another lock than that of writing. waiting: called once where another process holds it.
+        purpose: another lock than that of writing.
         """
         path = self.path.with_suffix(f"{purpose}.lock")
         try:
@@ -138,7 +136,7 @@ class Store:
             yield True  # nothing is shared then
             return
         with file:
-            end, told = time.monotonic() + seconds, False
+            end = time.monotonic() + seconds
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,8 +145,5 @@ class Store:
                     if time.monotonic() > end:
                         yield False
                         return
-                    if waiting and not told:
-                        waiting()
-                        told = True
                     time.sleep(0.05)
             yield True

@@ -41,12 +41,14 @@ SPLIT, ACS4 = KERNEL_SETS["split_depth"], KERNEL_SETS["acs4"]
 
 
 class Check(NamedTuple):
-    """One call. make: gives its arguments on a device, the same each time."""
+    """One call. brief: it is also for kernels that are compiled at each. make: gives its arguments on a device, the
+    same each time."""
 
     operation: str
     name: str
     arithmetic: str
     exact: bool
+    brief: bool
     make: Callable[[torch.device], tuple[Any, ...]]
 
 
@@ -112,16 +114,14 @@ class Draw:
     """Draws operands, the same for the same name: small integers and powers of two if exact, else normal."""
 
     def __init__(self, name: str, arithmetic: str, exact: bool, device: torch.device) -> None:
-        self.generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        self.dtype, self.exact, self.device = ARITHMETIC[arithmetic], exact, device
+        self.generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+        self.dtype, self.exact = ARITHMETIC[arithmetic], exact
 
     def values(self, shape: Sequence[int], most: int = 2, dtype: torch.dtype | None = None) -> Tensor:
         """Integers of at most `most`, or normal values."""
-        if self.exact:
-            t = torch.randint(-most, most + 1, tuple(shape), generator=self.generator).float()
-        else:
-            t = torch.randn(tuple(shape), generator=self.generator)
-        return t.to(self.device, dtype or self.dtype)
+        drawn = {"generator": self.generator, "device": self.generator.device}
+        t = torch.randint(-most, most + 1, tuple(shape), **drawn) if self.exact else torch.randn(tuple(shape), **drawn)
+        return t.to(dtype or self.dtype)
 
     def scales(self, shape: Sequence[int]) -> Tensor:
         """1/2, 1 or 2, or values around 1, in float32."""
@@ -138,6 +138,16 @@ class Draw:
         return t if layout == "contiguous" else t.contiguous(memory_format=torch.channels_last_3d)
 
 
+# Calls of the kernels that are compiled at each: every way of reading and of striding, by arithmetic.
+BRIEF = {
+    "bf16": {
+        "split 64 to 64", "split 5 to 7", "split, stride 2", "split, transposed", "acs4 16 to 24", "two branches",
+        "three branches", "up, 64 channels", "down, 5 channels",
+    },
+    "f16": {"split 64 to 64", "two branches"},
+    "ieee": {"split 64 to 64", "split 5 to 7", "two branches", "up, 64 channels"},
+    "tf32": {"split 64 to 64"},
+}  # fmt: skip
 SETTINGS = {True: Epilogue(1, 0.25, 2.0, 64.0), False: Epilogue(1, 0.2, 2**0.5, 3.0)}  # by exactness
 
 
@@ -253,7 +263,7 @@ def check_of(
     def make(device: torch.device) -> tuple[Any, ...]:
         return arguments(operation, case, Draw(text, arithmetic, exact, device))
 
-    return Check(operation, text, arithmetic, exact, make)
+    return Check(operation, text, arithmetic, exact, exact and name in BRIEF[arithmetic], make)
 
 
 # ------------------------------------------------------------------------------------------------------------ one check
@@ -288,16 +298,18 @@ def _surroundings(arithmetic: str) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
 
 
-def error_of(family: Family, check: Check, config: Any, device: torch.device) -> float:
+def expected(check: Check, args: tuple[Any, ...]) -> list[Tensor]:
+    """The results of a call in float64."""
+    return _tensors(getattr(reference, check.operation)(*_wide(args)))
+
+
+def error_of(family: Family, check: Check, config: Any, args: tuple[Any, ...], exact: Sequence[Tensor]) -> float:
     """The largest error of a call, relative to the root mean square of the exact result.
 
     Raises:
         ArithmeticError: a result is wrong, or differs between two calls; the message says how.
     """
-    args = check.make(device)
-    exact = _tensors(getattr(reference, check.operation)(*_wide(args)))
-    with _surroundings(check.arithmetic):
-        runs = [_tensors(family.run(check.operation, args, config)) for _ in range(2)]
+    runs = [_tensors(family.run(check.operation, args, config)) for _ in range(2)]
     worst = 0.0
     for number, (one, two, right) in enumerate(zip(*runs, exact, strict=True)):
         if one.shape != right.shape:
@@ -326,20 +338,24 @@ def error_of(family: Family, check: Check, config: Any, device: torch.device) ->
 def run_family(family: Family, checks: Sequence[Check], device: torch.device, emit: Callable[..., None]) -> None:
     """Makes every check that a family can, in its default configuration and in turn one other.
 
+    A family of Triton's compiles for each call: it makes the brief checks, in its default configuration.
+
     Raises:
         ArithmeticError: a result is wrong; or whatever else a call raises.
     """
-    number = 0
-    for check in checks:
-        if check.operation not in family.operations:
-            continue
+    compiles = family.backend == "triton"
+    wanted = [c for c in checks if c.operation in family.operations and (c.brief or not compiles)]
+    for number, check in enumerate(wanted):
         emit("begin", check=check.name)
+        args = check.make(device)
         with _surroundings(check.arithmetic):
-            configs = list(family.configs(check.operation, check.make(device)))
-        others = configs[1:] if family.backend != "triton" else []  # each would be compiled for seconds
-        for config in [*configs[:1], *others[number % len(others) :][:1]] if others else configs[:1]:
-            emit("done", error=error_of(family, check, config, device))
-        number += 1
+            configs = list(family.configs(check.operation, args))
+            if not configs:
+                continue
+            others = [] if compiles else configs[1:]
+            exact = expected(check, args)
+            for config in [configs[0], *([others[number % len(others)]] if others else [])]:
+                emit("done", error=error_of(family, check, config, args, exact))
 
 
 def _watch_input() -> None:

@@ -38,6 +38,17 @@ KEPT = 4096  # calls whose candidate is remembered
 AGREES = {"bfloat16": 2e-2, "float16": 4e-3, "tf32": 4e-3, "ieee": 1e-4}
 
 
+# The arguments of an operation that it may lack.
+NAMES = {
+    "convolve": ("", "", "bias", "in_scale", "out_scale", "noise"),
+    "input_grad": ("", "", "in_scale"),
+    "weight_grad": ("", "", "in_scale"),
+    "epilogue": ("", "bias", "out_scale", "noise"),
+    "epilogue_backward": ("", "", "z", "out_scale"),
+    "upfirdn": (),
+}
+
+
 class Candidate(NamedTuple):
     family: Family
     config: Any
@@ -168,8 +179,7 @@ def _signature(args: Iterable[Any]) -> Iterator[Any]:
 def kind_of(operation: str, args: tuple[Any, ...]) -> str:
     """A call's kind as text. Extents are rounded up to powers of two."""
     x = args[0]
-    text = arithmetic(x.dtype)
-    words = [operation, text if text != "16bit" else str(x.dtype).removeprefix("torch.")]
+    words = [operation, "tf32" if arithmetic(x.dtype) == "tf32" else str(x.dtype).removeprefix("torch.")]
     geometry = next((a for a in args if isinstance(a, Geometry)), None)
     settings = next((a for a in args if isinstance(a, Epilogue)), None)
     channels = [str(x.shape[1])]
@@ -189,8 +199,7 @@ def kind_of(operation: str, args: tuple[Any, ...]) -> str:
         words.append(f"{lengths} up{''.join(map(str, up))} down{''.join(map(str, down))}")
     if settings is not None and settings.groups > 1:
         words.append(f"shuffle{settings.groups}")
-    tensors = [i for i, a in enumerate(args[2:], 2) if isinstance(a, Tensor)]
-    words.append("with" + "".join(map(str, tensors)) if tensors else "alone")
+    words += [name for name, a in zip(NAMES[operation], args, strict=False) if name and isinstance(a, Tensor)]
     sizes = [1 << max(0, n - 1).bit_length() for n in (x.shape[0], *x.shape[2:])]
     native = x.is_contiguous(memory_format=torch.channels_last_3d)
     return " ".join([*words, "at", "x".join(map(str, sizes)), "" if native else "strided"]).strip()
@@ -309,14 +318,23 @@ def search(operation: str, args: tuple[Any, ...], found: Sequence[Family]) -> di
 
 
 def deviation(found: Any, expected: Any) -> float:
-    """Norm of the difference of two results relative to the expected one's; the largest of all their tensors."""
+    """Norm of the difference of two results relative to the expected one's; the largest of all their tensors.
+
+    Both are rounded to the expected one's dtype. Where that overflows, as gradients in float16 may, or has NaN, nothing
+    is compared; an infinity or NaN where it is far from either is infinitely wrong.
+    """
     pairs = [(found, expected)] if isinstance(found, Tensor) else list(zip(found, expected, strict=True))
     worst = 0.0
     for one, other in pairs:
-        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.numel():
-            one, other = one.float().nan_to_num(), other.float().nan_to_num()
-            norm = float(other.norm())
-            worst = max(worst, float((one - other).norm()) / norm if norm else float(one.norm()))
+        if not isinstance(one, Tensor) or not isinstance(other, Tensor) or not one.numel():
+            continue
+        one = one.to(other.dtype)
+        if bool((~one.isfinite() & (other.abs() < torch.finfo(other.dtype).max / 2)).any()):
+            return math.inf
+        compared = one.isfinite() & other.isfinite()
+        one, other = (torch.where(compared, t, 0).float() for t in (one, other))
+        norm, off = (float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in (other, one - other))
+        worst = max(worst, off / norm if norm else off)
     return worst
 
 

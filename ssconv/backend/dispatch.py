@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ssconv.backend import cpu, reference
+from ssconv.backend import cpu, gpu, reference
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -106,9 +106,11 @@ def _fits(module: ModuleType | None, x: Tensor) -> bool:
 
 
 def serves(name: str, device: torch.device) -> bool:
-    """Whether a GPU backend takes tensors on a device."""
+    """Whether a GPU backend has kernels for a device."""
     module = {"triton": _TRITON, "cuda": _CUDA}[name]
-    return module is not None and device.type in module.DEVICES
+    if module is None or device.type not in module.DEVICES:
+        return False
+    return name != "cuda" or gpu.architecture(device) >= 80  # the compiled kernels are for 8.0 and later
 
 
 def resolve(name: str, x: Tensor) -> str:

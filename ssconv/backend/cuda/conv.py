@@ -1,12 +1,14 @@
 """Convolutions, their input gradients and weight gradients on the CUDA backend.
 
-Several families of kernels compute each, with configurations of their own. The functions here take a `chosen` one;
-without it the first family that can compute the call does so, in its default configuration.
+Several families of kernels compute each, with configurations of their own. Where none is chosen, the first family that
+can compute the call does so, in its default configuration.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +40,8 @@ def _pack_input(x: Tensor, scale: Tensor | None, branches: int) -> Tensor:
 # -------------------------------------------------------------------------------------- forward and input gradient
 
 
-class _Conv(NamedTuple):
+@dataclass(frozen=True)
+class _Conv:
     """The branches' convolutions of x, or their adjoints, to an output of extents `size`, with the epilogue.
 
     swap: weights are read with input and output channels exchanged.
@@ -64,6 +67,7 @@ class _Conv(NamedTuple):
             return self.weights[0].shape[1 if self.swap else 0]
         return self.x.shape[1] // len(self.geometry.branches)
 
+    @functools.cached_property
     def described(self) -> tuple[ConvCall, Key, bool]:
         """What plans need to know, the class of sm_80's configuration, and whether x has to be packed before."""
         x, geometry, settings = self.x, self.geometry, self.settings
@@ -95,7 +99,7 @@ class _Conv(NamedTuple):
         """The configurations of a family that can compute it, the default first."""
         if too_large(self.size):
             return
-        call, key, _ = self.described()
+        call, key, _ = self.described
         if family == "sm80_conv":
             yield from TABLE.configs(key)
         elif key.singly or sm90_unavailable(self.x.device):
@@ -105,7 +109,7 @@ class _Conv(NamedTuple):
         elif sm90.conv_unsupported(*call.question()) is None:
             yield None
 
-    def run(self, chosen: Chosen) -> tuple[Tensor, Tensor | None]:
+    def run(self, chosen: Chosen = None) -> tuple[Tensor, Tensor | None]:
         """Computes y and, where it is asked for, z."""
         x, count = self.x, len(self.geometry.branches)
         check_size(self.size)
@@ -114,7 +118,7 @@ class _Conv(NamedTuple):
         if y.numel() == 0:
             return y, z
         family, config = chosen or _first(CONV_FAMILIES, self.configs)
-        call, key, packs_input = self.described()
+        call, key, packs_input = self.described
         in_scale = self.in_scale
         if packs_input:
             x, in_scale = _pack_input(x, in_scale, count), None
@@ -190,34 +194,16 @@ def dgrad(
     )
 
 
-def convolve(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    bias: Tensor | None,
-    in_scale: Tensor | None,
-    out_scale: Tensor | None,
-    noise: Tensor | None,
-    geometry: Geometry,
-    settings: Epilogue,
-    save_z: bool,
-    *,
-    chosen: Chosen = None,
-) -> tuple[Tensor, Tensor | None]:
-    """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order where it is asked for."""
-    return forward(x, weights, bias, in_scale, out_scale, noise, geometry, settings, save_z).run(chosen)
+def convolve(*args: Any) -> tuple[Tensor, Tensor | None]:
+    """y (N, Cout, D', H', W') after the epilogue, and z before it in branch order where it is asked for; the arguments
+    are those of `forward`."""
+    return forward(*args).run()
 
 
-def input_grad(
-    g: Tensor,
-    weights: Sequence[Tensor],
-    in_scale: Tensor | None,
-    geometry: Geometry,
-    size: Sequence[int],
-    *,
-    chosen: Chosen = None,
-) -> Tensor:
-    """in_scale * A^T g, (N, Cin, *size), for g in branch order: the same kernels with the adjoint."""
-    return dgrad(g, weights, in_scale, geometry, size).run(chosen)[0]
+def input_grad(*args: Any) -> Tensor:
+    """in_scale * A^T g, (N, Cin, *size), for g in branch order: the same kernels with the adjoint; the arguments are
+    those of `dgrad`."""
+    return dgrad(*args).run()[0]
 
 
 # -------------------------------------------------------------------------------------------------- weight gradient
@@ -264,9 +250,8 @@ class _Wgrad(NamedTuple):
     def _run_group(
         self, group: tuple[int, ...], low: Tensor, high: Tensor, family: str, config: Any, out: Sequence[Tensor]
     ) -> None:
-        if (
-            low.shape[0] * low[0, 0].numel() > plan.MAX_BATCH_VOXELS
-        ):  # numbered with 32 bits: two halves, added in order
+        # A batch's voxels are numbered with 32 bits: two halves, added in order.
+        if low.shape[0] * low[0, 0].numel() > plan.MAX_BATCH_VOXELS:
             half = low.shape[0] // 2
             halves = [[torch.empty_like(t) for t in out] for _ in range(2)]
             for sums, at in zip(halves, (slice(0, half), slice(half, None)), strict=True):

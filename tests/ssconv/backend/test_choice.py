@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_the_slow_one_never_serves_and_the_choice_is_kept(trusting, monkeypatch)
     ((kind, name, times),) = [row for row in ssconv.choices() if row[0].startswith("convolve")]
     assert name.startswith("pytorch") and times["slow"] > 0.02 > times[name]
     assert list(times.values()) == sorted(times.values())
-    assert kind == "convolve ieee 8>8 3x3x3+1x3x3 stride111 same shuffle2 with2 at 2x4x4x8"
+    assert kind == "convolve float32 8>8 3x3x3+1x3x3 stride111 same shuffle2 bias at 2x4x4x8"
 
     searched = []
     monkeypatch.setattr(choice, "search", lambda *args: searched.append(args))
@@ -126,6 +127,20 @@ def test_one_that_does_not_run_is_left_out_with_its_reason(trusting):
     with pytest.warns(RuntimeWarning, match=r"raises does not run and does not serve convolve.*illegal memory access"):
         y, _ = choice.convolve(*args)
     torch.testing.assert_close(y, reference.convolve(*args)[0])
+
+
+def test_an_overflow_of_float16_is_no_difference():
+    """A scaled loss overflows gradients that PyTorch rounds to float16 and the kernels keep in float32."""
+    expected = torch.tensor([1.0, 2.0, torch.inf, torch.nan], dtype=torch.float16)
+    right = torch.tensor([1.0, 2.0, 1e6, 3.0])
+    assert choice.deviation([right], [expected]) == 0
+    assert choice.deviation(right * torch.tensor([1, 1.1, 1, 1]), expected) == pytest.approx(0.2 / 5**0.5, rel=1e-2)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        wrong = right.clone()
+        wrong[0] = bad
+        assert choice.deviation(wrong, expected) == torch.inf
+    large = torch.full((4,), 3e38, dtype=torch.bfloat16)  # whose squares overflow
+    assert choice.deviation(large.float(), large) == 0 and choice.deviation(large / 2, large) == pytest.approx(0.5)
 
 
 def test_no_room_for_a_candidate(trusting, monkeypatch):
@@ -271,6 +286,14 @@ def test_a_file_of_choices_is_read_whole_and_shared(trusting, tmp_path):
     kinds = json.loads(path.read_text())["entries"]
     assert set(content["entries"]) < set(kinds) and "a kind of another process" in kinds
     assert content["identity"] == dict(cache.identity(CPU))
+
+
+def test_cards_older_than_the_compiled_kernels_are_left_to_others(monkeypatch):
+    monkeypatch.setattr(dispatch, "_CUDA", SimpleNamespace(DEVICES=("cuda",)))
+    for architecture, served in ((75, False), (80, True), (120, True)):
+        monkeypatch.setattr(dispatch.gpu, "architecture", lambda device, found=architecture: found)
+        assert dispatch.serves("cuda", torch.device("cuda")) is served
+    assert not dispatch.serves("cuda", CPU)
 
 
 def test_what_auto_means_on_each_device():

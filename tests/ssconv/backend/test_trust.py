@@ -244,7 +244,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 def test_a_killed_process_leaves_nothing_behind(stand_ins, tmp_path, monkeypatch):
-    stand_ins("right", "hangs")
+    stand_ins("hangs", "right")
     process = start(*names())
     end = time.monotonic() + 300
     while not processes(tmp_path) and time.monotonic() < end:
@@ -301,7 +301,18 @@ def test_without_a_gpu_the_command_says_so(capsys):
         ssconv.verify()
 
 
-def test_the_matrix_reaches_every_branch_of_the_kernels():
+def test_what_compiles_at_each_call_makes_few_checks_of_everything():
+    """Triton takes about half a second for a kernel."""
+    brief = [check for check in checks.matrix(torch.device("cuda")) if check.brief]
+    assert len(brief) < 45 and all(check.exact for check in brief)
+    operations = {"convolve", "input_grad", "weight_grad", "epilogue", "epilogue_backward", "upfirdn"}
+    assert {check.operation for check in brief if check.arithmetic == "bf16"} == operations
+    assert {check.arithmetic for check in brief} == set(checks.ARITHMETIC)
+    named = {name for names in checks.BRIEF.values() for name in names}
+    assert all(any(f", {name}, exact" in check.name for check in brief) for name in named), "a name that is no check's"
+
+
+def test_exact_operands_stay_exact():
     """Exact operands stay exact: no sum leaves what float32 holds, and the expected value is what a right kernel gives.
     The reference in float32 stands for one, adding in another order than in float64."""
     found = set()
