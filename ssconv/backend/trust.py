@@ -398,7 +398,10 @@ def _device(device: torch.device | str | None) -> torch.device:
         if not found:
             raise RuntimeError("expected a GPU; this machine has none, or this torch has no support for it")
         device = found[torch.accelerator.current_device_index()]
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise RuntimeError(f"device: expected a GPU such as cuda:0; got {device!r}") from None
     if device.index is None and device.type != "cpu":
         device = torch.device(device.type, torch.accelerator.current_device_index())
     return device

@@ -295,6 +295,8 @@ def test_the_command_where_nothing_fails_or_nothing_can_run(stand_ins, counted, 
 def test_without_a_gpu_the_command_says_so(capsys):
     assert main(["verify"]) == 2
     assert "expected a GPU" in capsys.readouterr().err
+    assert main(["verify", "--device", "banana"]) == 2
+    assert "device: expected a GPU such as cuda:0; got 'banana'" in capsys.readouterr().err
     assert main(["choices"]) == 0 and main(["backends"]) == 0
     assert "reference: available" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="expected a GPU"):
