@@ -177,7 +177,7 @@ void epilogue_backward(const Tensor& gy, const Tensor& y, const std::optional<Te
 }
 
 void upfirdn(const Tensor& x, const std::optional<Tensor>& taps_d, const std::optional<Tensor>& taps_h,
-             const std::optional<Tensor>& taps_w, const Ints& up, const Ints& down, const Ints& before,
+             const std::optional<Tensor>& taps_w, const Ints& up, const Ints& down, const Ints& before, int64_t border,
              const Tensor& y) {
   static const float one = 1;
   Filter f;
@@ -190,6 +190,7 @@ void upfirdn(const Tensor& x, const std::optional<Tensor>& taps_d, const std::op
     f.down[d] = static_cast<int>(down[d]);
     f.before[d] = static_cast<int>(before[d]);
   }
+  f.border = static_cast<ssconv::Border>(border);
   kernels->upfirdn(f, volume(x), result(y), pool());
 }
 
@@ -222,7 +223,7 @@ STABLE_TORCH_LIBRARY(ssconv_kernels, m) {
       "float? clamp, Tensor(a!) gz, Tensor(b!)? bias, Tensor(c!)? noise, Tensor(d!)? scale_gradient) -> ()");
   m.def(
       "upfirdn(Tensor x, Tensor? taps_d, Tensor? taps_h, Tensor? taps_w, int[] up, int[] down, int[] before, "
-      "Tensor(a!) y) -> ()");
+      "int border, Tensor(a!) y) -> ()");
   m.def("cpu_instruction_set() -> str");
   m.def("set_cpu_instruction_set(str name) -> bool");
 }

@@ -221,14 +221,12 @@ def upfirdn3d(
     check_companion(x, bias, "bias", [(x.shape[1],)], "(C,)")
     check_companion(x, out_scale, "out_scale", [(x.shape[0], x.shape[1])], "(N, C)")
     check_noise(x, noise, size)
-    if depth_border == "replicate":
-        x, pads = _extend_depth(x, up[0], pads)
     epilogue = _epilogue(1, activation, negative_slope, gain, clamp)
     if _EXPORTING:
-        y = reference.upfirdn(x, per_dim, up, down, pads)
+        y = reference.upfirdn(x, per_dim, up, down, pads, depth_border)
         return reference.epilogue(y, bias, out_scale, noise, epilogue).to(x.dtype)
     chosen = resolve(backend, x)
-    y = ops.upfirdn(x, *per_dim, list(up), list(down), pads, chosen)
+    y = ops.upfirdn(x, *per_dim, list(up), list(down), pads, chosen, depth_border)
     if bias is None and out_scale is None and noise is None and epilogue == Epilogue():
         return y
     return ops.epilogue(y, bias, out_scale, noise, epilogue, chosen)
@@ -243,18 +241,7 @@ def replicate_depth(x: Tensor, before: int, after: int) -> Tensor:
     """
     if not before and not after:
         return x
-    n, c, _, h, w = x.shape
-    parts = [x[:, :, :1].expand(n, c, before, h, w), x, x[:, :, -1:].expand(n, c, after, h, w)]
-    return torch.cat(parts, 2)
-
-
-def _extend_depth(x: Tensor, up: int, pads: list[int]) -> tuple[Tensor, list[int]]:
-    """Replaces the zero padding along depth by repeated border slices. The output grid stays the same.
-
-    Returns the extended x and the padding (d0, d1, h0, h1, w0, w1) that is left.
-    """
-    before, after = (max(0, -(-p // up)) for p in pads[:2])
-    return replicate_depth(x, before, after), [pads[0] - before * up, pads[1] - after * up, *pads[2:]]
+    return upfirdn3d(x, (None, None, None), padding=(before, after, 0, 0, 0, 0), depth_border="replicate")
 
 
 def _check_taps(x: Tensor, taps: Tensor | Sequence[Tensor | None]) -> list[Tensor | None]:

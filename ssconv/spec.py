@@ -276,3 +276,19 @@ def upfirdn_size(
     lengths: numbers of taps along D, H, W. padding: (d0, d1, h0, h1, w0, w1).
     """
     return [(size[d] * up[d] + padding[2 * d] + padding[2 * d + 1] - lengths[d] + down[d]) // down[d] for d in range(3)]
+
+
+# What upfirdn takes for the samples beyond the ends of D: zeros; the outer slices again; or zeros, and what outputs
+# beyond the first and the last would be is added to those. The last two are adjoint to each other.
+BORDERS = ("zero", "replicate", "fold")
+ADJOINT_BORDER = {"zero": "zero", "replicate": "fold", "fold": "replicate"}
+
+
+def replicated_slices(up: int, padding: Sequence[int]) -> tuple[int, int]:
+    """How often the border "replicate" repeats the first slice and the last one."""
+    return max(0, -(-padding[0] // up)), max(0, -(-padding[1] // up))
+
+
+def folded_slices(samples: int, outputs: int, length: int, up: int, down: int, before: int) -> tuple[int, int]:
+    """How many outputs along D the border "fold" adds to the first one and to the last one."""
+    return max(0, (length - 1 - before) // down), max(0, ((samples - 1) * up + before) // down - (outputs - 1))

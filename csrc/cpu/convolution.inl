@@ -83,9 +83,54 @@ struct Convolution {
   const float* packed;
   const int64_t* packed_at;
   int64_t pitch;
+  int64_t packed_step;  // floats from a sample's packed weights to the next sample's; 0: all samples share them
 
   // Whether the micro-kernels can read x in place.
   bool contiguous_f32() const { return x.type == Type::f32 && x.stride[1] == 1 && in_scale == nullptr; }
+
+  // Whether branch s reads x in place, if x is float32 with contiguous channels. pairs: whether two lines of it share a
+  // vector.
+  static bool fuses_everywhere(const Geometry& g, const Branch& b, bool* pairs) {
+    bool all = b.kind == Kind::convolution;
+    for (int64_t o = 0; o < g.out_channels; o += block_width(g.out_channels - o)) {
+      const int width = block_width(g.out_channels - o);
+      all = all && fuse_three_taps(g, b, width);
+      *pairs = *pairs || (fuse_three_taps(g, b, width) && lines_per_vector(width) == 2);
+    }
+    return all;
+  }
+
+  // Whether in_scale goes into weights of each sample: then nothing of x is packed, which costs more than the weights.
+  static bool scales_weights(const Geometry& g, const Volume& x, const float* in_scale, int64_t weights) {
+    bool all = in_scale != nullptr && x.type == Type::f32 && x.stride[1] == 1, pairs = false;
+    for (int s = 0; s < g.branches; ++s) all = all && fuses_everywhere(g, g.branch[s], &pairs);
+    all = all && (!pairs || x.stride[4] <= MAX_ZERO_STRIDE);
+    return all && weights <= x.size[1] * x.size[2] * x.size[3] * x.size[4];
+  }
+
+  // Whether branch b has so few outputs, each of one voxel, that dot products are faster than the GEMMs' blocks.
+  bool dots(const Branch& b) const {
+    return b.kind == Kind::convolution && tap_count(b) == 1 && g.out_channels <= 2 && x.type == Type::f32 &&
+           x.stride[1] == 1 && g.stride[0] * g.stride[1] * g.stride[2] == 1 && (g.first[0] | g.first[1] | g.first[2]) == 0;
+  }
+
+  void dot_products(int s, int64_t n, const int64_t* begin, const int64_t* end, const ResultView& to) const {
+    const Branch& b = g.branch[s];
+    Scratch memory(g.in_channels * 4);
+    for (int64_t o = 0; o < g.out_channels; ++o) {
+      for (int64_t i = 0; i < g.in_channels; ++i)
+        memory.floats()[i] = load(b.weight, g.weight_type, o * b.stride[0] + i * b.stride[1]) *
+                             (in_scale ? in_scale[(n * g.branches + s) * g.in_channels + i] : 1.f);
+      for (int64_t d = begin[0]; d < end[0]; ++d)
+        for (int64_t h = begin[1]; h < end[1]; ++h) {
+          const float* from = static_cast<const float*>(x.data) + n * x.stride[0] + s * g.in_channels +
+                              d * x.stride[2] + h * x.stride[3] + begin[2] * x.stride[4];
+          float* sum = to.at + (d - begin[0]) * to.d + (h - begin[1]) * to.h + o;
+          for (int64_t w = begin[2]; w < end[2]; ++w, from += x.stride[4], sum += to.w)
+            *sum = dot(from, memory.floats(), g.in_channels);
+        }
+    }
+  }
 
   // Whether the GEMM stores straight into y: there is no epilogue, and the channels are whole vectors.
   bool stores_sums_directly() const {
@@ -102,6 +147,7 @@ struct Convolution {
     const auto position = [&](int64_t i) {
       return to.at + i / (tile[1] * tile[2]) * to.d + i / tile[2] % tile[1] * to.h + i % tile[2] * to.w;
     };
+    if (dots(b)) return dot_products(s, n, begin, end, to);
     AxisTaps r[3];
     Interval spans[3];
     bool zero = b.kind == Kind::absent;
@@ -116,13 +162,9 @@ struct Convolution {
     }
     const HaloBox box = {spans[0], spans[1], spans[2], in_stride(g, 2), g.in_channels};
     // Nothing is packed where no block of channels needs the box and x can be read in place.
-    bool in_place = contiguous_f32() && b.kind == Kind::convolution, pairs = false;
-    for (int64_t o = 0; o < g.out_channels; o += block_width(g.out_channels - o)) {
-      const int width = block_width(g.out_channels - o);
-      in_place = in_place && fuse_three_taps(g, b, width);
-      pairs = pairs || (fuse_three_taps(g, b, width) && lines_per_vector(width) == 2);
-    }
-    in_place = in_place && (!pairs || x.stride[4] <= MAX_ZERO_STRIDE);
+    bool pairs = false;
+    const bool in_place =
+        fuses_everywhere(g, b, &pairs) && contiguous_f32() && (!pairs || x.stride[4] <= MAX_ZERO_STRIDE);
     if (!in_place)
       pack_input(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr,
            b.kind == Kind::identity || pairs, box_memory);
@@ -145,7 +187,7 @@ struct Convolution {
         continue;
       }
       GemmArgs p = {};
-      p.b = packed + packed_at[s] + o * tap_count(b) * g.in_channels;
+      p.b = packed + n * packed_step + packed_at[s] + o * tap_count(b) * g.in_channels;
       p.k_stride_a = 1;
       p.k_stride_b = width;
       p.ldc = to.w;
@@ -291,7 +333,7 @@ struct Convolution {
               }
           p.offset_b = offset_b;
           p.a = from;
-          p.b = packed + packed_at[s] + o * tap_count(b) * g.in_channels;
+          p.b = packed + n * packed_step + packed_at[s] + o * tap_count(b) * g.in_channels;
           p.c = line + (touched - begin[2]) * to.w;
           p.accumulate = k != 0;
           run_three_tap_gemm(p, lines_together, rows);
@@ -344,11 +386,16 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
               const Volume* z, const Pool& pool) {
   Scratch starts((g.branches + 1) * 8);
   int64_t* at = reinterpret_cast<int64_t*>(starts.data);
-  pack_weights(g, nullptr, at, pool);
-  Scratch packed(at[g.branches] * 4);
-  pack_weights(g, packed.floats(), at, pool);
+  pack_weights(g, nullptr, nullptr, at, pool);
+  const int64_t floats = at[g.branches];
+  const bool scaled = Convolution::scales_weights(g, x, in_scale, floats);
+  const int64_t copies = scaled ? x.size[0] : 1;
+  Scratch packed(copies * floats * 4);
   const int64_t pitch = padded(g.out_channels), channels = g.out_channels * g.branches;
-  const Convolution convolution{g, x, in_scale, e, y, z, packed.floats(), at, pitch};
+  for (int64_t n = 0; n < copies; ++n)
+    pack_weights(g, scaled ? in_scale + n * g.branches * g.in_channels : nullptr, packed.floats(n * floats), at, pool);
+  const Convolution convolution{g, x, scaled ? nullptr : in_scale, e, y, z, packed.floats(), at, pitch,
+                                scaled ? floats : 0};
   const bool direct = convolution.stores_sums_directly();
   // An output that is not shuffled takes scale and bias branch by branch, without padding.
   const int64_t epilogue_pitch = e.groups == g.branches ? pitch : channels;

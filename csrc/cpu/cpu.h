@@ -56,11 +56,15 @@ struct Epilogue {
   int64_t noise_stride;      // elements per sample; 0: all samples share the noise
 };
 
+// What upfirdn takes for the samples beyond the ends of D; the numbers are those of ssconv.spec.BORDERS.
+enum class Border : int { zero = 0, replicate = 1, fold = 2 };
+
 // upfirdn: zero insertion by `up`, a separable FIR filter, decimation by `down`; axes D, H, W.
 struct Filter {
   const float* taps[3];
   int length[3], up[3], down[3];
   int before[3];  // zeros before the first sample; negative: samples cropped
+  Border border;  // along D
 };
 
 // A thread pool: `launch` calls run(worker, context) for worker = 0 .. workers - 1, in parallel.

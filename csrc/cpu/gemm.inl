@@ -18,6 +18,32 @@ struct GemmArgs {
   bool accumulate;  // add to c, do not replace it
 };
 
+// The sum of L floats.
+template <int L>
+inline float sum_of(typename Vector<L>::type v) {
+  if constexpr (L > 1) {
+    float halves[L];
+    store_vector<L>(halves, v);
+    return sum_of<L / 2>(load_vector<L / 2>(halves) + load_vector<L / 2>(halves + L / 2));
+  } else {
+    return v[0];
+  }
+}
+
+// The sum of a[i] * b[i].
+inline float dot(const float* a, const float* b, int64_t count) {
+  Vector<LANES>::type sums = {};
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) sums += load_vector<LANES>(a + i) * load_vector<LANES>(b + i);
+  float rest = 0;
+  if (HALF < LANES && i + HALF <= count) {
+    rest = sum_of<HALF>(load_vector<HALF>(a + i) * load_vector<HALF>(b + i));
+    i += HALF;
+  }
+  for (; i < count; ++i) rest += a[i] * b[i];
+  return sum_of<LANES>(sums) + rest;
+}
+
 constexpr int PREFETCH_DISTANCE = 32;  // positions: wgrad prefetches its inputs that far ahead
 
 template <int N>

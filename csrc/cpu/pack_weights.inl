@@ -15,7 +15,8 @@ inline bool fuse_three_taps(const Geometry& g, const Branch& b, int width) {
 // Lines of such a block that share a vector: two where eight channels are half a vector.
 inline int lines_per_vector(int width) { return width < LANES ? LINES_PER_VECTOR : 1; }
 
-void pack_weight_block(const Geometry& g, const Branch& b, int64_t o0, int width, float* to) {
+// scale: factors of the branch's input channels, or null.
+void pack_weight_block(const Geometry& g, const Branch& b, int64_t o0, int width, const float* scale, float* to) {
   const int64_t inside = minimum(width, g.out_channels - o0), taps = tap_count(b),
                 columns = fuse_three_taps(g, b, width) ? b.extent[2] : 1;
   // First gathers an input channel's weights as one row per tap, then copies the rows: a weight's taps are contiguous,
@@ -25,13 +26,15 @@ void pack_weight_block(const Geometry& g, const Branch& b, int64_t o0, int width
   for (int64_t i0 = 0; i0 < g.in_channels; i0 += BLOCK) {
     const int64_t inputs = minimum(BLOCK, g.in_channels - i0);
     for (int64_t i = 0; i < inputs; ++i) {
+      const float factor = scale ? scale[i0 + i] : 1.f;
       for (int64_t o = 0; o < inside; ++o) {
         float* row = rows.floats(o);
         const int64_t at = (o0 + o) * b.stride[0] + (i0 + i) * b.stride[1];
         for (int64_t kd = 0; kd < b.extent[0]; ++kd)
           for (int64_t kh = 0; kh < b.extent[1]; ++kh)
             for (int64_t kw = 0; kw < b.extent[2]; ++kw, row += width)
-              *row = load(b.weight, g.weight_type, at + kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4]);
+              *row = factor * load(b.weight, g.weight_type,
+                                   at + kd * b.stride[2] + kh * b.stride[3] + kw * b.stride[4]);
       }
       for (int64_t t = 0; t < taps; ++t) {
         // Fused taps are in the order of the outputs that an input adds to: reversed, except in the adjoint.
@@ -45,8 +48,8 @@ void pack_weight_block(const Geometry& g, const Branch& b, int64_t o0, int width
 }
 
 // Packs all branches, one task per block. at[s] becomes the offset, in floats, of branch s in `to`. With `to` = null it
-// computes the offsets alone, and the total as at[branches].
-void pack_weights(const Geometry& g, float* to, int64_t* at, const Pool& pool) {
+// computes the offsets alone, and the total as at[branches]. scale: factors of all input channels, or null.
+void pack_weights(const Geometry& g, const float* scale, float* to, int64_t* at, const Pool& pool) {
   const int64_t columns = padded(g.out_channels);
   int64_t total = 0;
   for (int s = 0; s < g.branches; ++s) {
@@ -66,7 +69,8 @@ void pack_weights(const Geometry& g, float* to, int64_t* at, const Pool& pool) {
       if (b.kind != Kind::convolution) continue;
       int64_t o = 0;
       for (int64_t i = task % blocks; i > 0; --i) o += block_width(g.out_channels - o);
-      pack_weight_block(g, b, o, block_width(g.out_channels - o), to + at[s] + o * tap_count(b) * g.in_channels);
+      pack_weight_block(g, b, o, block_width(g.out_channels - o), scale ? scale + s * g.in_channels : nullptr,
+                        to + at[s] + o * tap_count(b) * g.in_channels);
     }
   });
 }

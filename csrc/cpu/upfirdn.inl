@@ -2,6 +2,9 @@
 //
 //     y[o] = sum over t of taps[length - 1 - t] * stuffed[o * down + t - before],  stuffed[i * up] = x[i], else 0
 //
+// Outside x is 0. Along D the filter's border may say otherwise: x[i] repeats the outer slices ("replicate"), or what
+// outputs beyond the first and the last would be is added to those ("fold", the adjoint of "replicate").
+//
 // A task computes a tile of one sample's output: some slices, some rows, the whole width, a block of channels. It
 // filters W from x into a circular buffer of rows, H from the rows into a circular buffer of planes, D from the planes
 // into y. Both buffers stay in the L2 cache, so x is read about once and y is written once. The order of additions does
@@ -33,6 +36,46 @@ inline Axis supports(const Filter& f, int d, int64_t inputs, int64_t outputs, Su
     memory[o] = {i, count, f.taps[d] + (count ? f.length[d] - 1 - t : 0), -up};
     axis.longest = maximum(axis.longest, count);
   }
+  return axis;
+}
+
+// The supports along D. Where the border is not zero, the outputs that it reaches get taps of their own in `taps`, which
+// holds border_taps(f, inputs, outputs) floats: one for each sample from the first to the last that they are made of.
+inline int64_t border_taps(const Filter& f, int64_t inputs, int64_t outputs) {
+  return f.border == Border::zero ? 0 : inputs * (f.border == Border::fold ? minimum(outputs, 2) : outputs);
+}
+
+inline Axis depth_supports(const Filter& f, int64_t inputs, int64_t outputs, Support* memory, float* taps) {
+  Axis axis = supports(f, 0, inputs, outputs, memory);
+  if (f.border == Border::zero) return axis;
+  const int64_t up = f.up[0], down = f.down[0], before = f.before[0], length = f.length[0];
+  for (int64_t o = 0; o < outputs; ++o) {
+    // This output is the sum of those from `from` to `to`.
+    int64_t from = o, to = o;
+    if (f.border == Border::fold) {
+      if (o == 0) from = minimum(0, -ceil_div(length - before, down));  // those before it end before x
+      if (o == outputs - 1) to = maximum(o, ceil_div((inputs - 1) * up + before, down));  // the next begin behind x
+      if (from == to) continue;
+    } else if (o * down >= before && o * down - before + length - 1 <= (inputs - 1) * up) {
+      continue;
+    }
+    int64_t low = inputs, high = -1;
+    for (int64_t i = 0; i < inputs; ++i) taps[i] = 0;
+    for (int64_t q = from; q <= to; ++q)
+      for (int64_t t = 0; t < length; ++t) {
+        const int64_t position = q * down + t - before;
+        if (position % up != 0) continue;
+        int64_t i = position / up;
+        if (f.border == Border::replicate) i = minimum(maximum(i, 0), inputs - 1);
+        if (i < 0 || i >= inputs) continue;
+        taps[i] += f.taps[0][length - 1 - t];
+        low = minimum(low, i);
+        high = maximum(high, i);
+      }
+    if (high >= low) memory[o] = {low, high - low + 1, taps + low, 1};
+    taps += inputs;
+  }
+  for (int64_t o = 0; o < outputs; ++o) axis.longest = maximum(axis.longest, memory[o].count);
   return axis;
 }
 
@@ -155,9 +198,10 @@ inline void filter_tile(const Volume& x, const Volume& y, const Axis* axis, cons
 inline void upfirdn(const Filter& f, const Volume& x, const Volume& y, const Pool& pool) {
   constexpr int64_t CACHE = int64_t(1) << 18;  // bytes of a tile's planes
   Scratch memory((y.size[2] + y.size[3] + y.size[4]) * int64_t(sizeof(Support)));
+  Scratch taps(border_taps(f, x.size[2], y.size[2]) * 4);
   Support* at = reinterpret_cast<Support*>(memory.data);
-  Axis axis[3];
-  for (int d = 0; d < 3; at += y.size[2 + d], ++d) axis[d] = supports(f, d, x.size[2 + d], y.size[2 + d], at);
+  Axis axis[3] = {depth_supports(f, x.size[2], y.size[2], at, taps.floats())};
+  for (int d = 1; d < 3; ++d) axis[d] = supports(f, d, x.size[2 + d], y.size[2 + d], at += y.size[1 + d]);
   const int64_t blocks = ceil_div(y.size[1], BLOCK);
   const int64_t fit = maximum(1, CACHE / (axis[0].longest * y.size[4] * BLOCK * 4));
   const int64_t h_tiles = ceil_div(y.size[3], minimum(fit, y.size[3]));

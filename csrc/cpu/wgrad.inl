@@ -155,7 +155,7 @@ void wgrad(const Geometry& g, const Volume& x, const float* x_scale, const Volum
   const int64_t tiles = y.size[0] * nd * nh * nw;
   Scratch starts((g.branches + 1) * 8);
   int64_t* at = reinterpret_cast<int64_t*>(starts.data);
-  pack_weights(g, nullptr, at, pool);
+  pack_weights(g, nullptr, nullptr, at, pool);
   const int64_t floats = at[g.branches];
   // Split-K: the tiles are divided among splits, as long as the splits' results stay small. Each split adds its tiles
   // in order, and the splits are added in order at the end: the same number of workers gives the same bits. Where the

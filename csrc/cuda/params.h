@@ -318,6 +318,9 @@ struct EpilogueBackwardParams {
   Divider blocks, d, h, w;
 };
 
+// What upfirdn takes for the samples beyond the ends of D; the numbers are those of ssconv.spec.BORDERS.
+enum class Border : int { zero = 0, replicate = 1, fold = 2 };
+
 struct UpfirdnParams {
   Grid grid;
   Format format;
@@ -328,6 +331,8 @@ struct UpfirdnParams {
   int channels;
   Companion taps[3];
   int length[3], up[3], down[3], padding[3];
+  Border border;         // along D
+  int folded[2];         // with Border::fold: outputs that are added to the first along D, and to the last
   int tile[3];           // voxels of y per block
   int input_tile[3];     // voxels of x that a tile needs
   int block_channels;    // a multiple of 8

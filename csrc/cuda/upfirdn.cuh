@@ -2,7 +2,8 @@
 // along W, H and D.
 //
 // y[o] = sum over t of f[length - 1 - t] * x'[o * down + t - padding] along each dimension, where x' has up - 1 zeros
-// after every sample of x, and zeros outside.
+// after every sample of x, and zeros outside. Along D `border` may say otherwise: x' repeats the outer slices, or what
+// outputs beyond the first and the last would be is added to those.
 #pragma once
 
 #include "chunks.cuh"
@@ -33,6 +34,7 @@ struct Upfirdn {
       n = b;
 #pragma unroll
       for (int i = 0; i < 3; ++i) source[i] = first_source(p, i, first[i]);
+      if (first[0] == 0) source[0] = first_source(p, 0, -p.folded[0]);
     }
   };
 
@@ -74,7 +76,10 @@ struct Upfirdn {
       const int at_d = tile.first[0] + d, at_h = tile.first[1] + h, at_w = tile.first[2] + w;
       if (at_d >= p.size[0] || at_h >= p.size[1] || at_w >= p.size[2] || tile.channel + c >= p.channels) continue;
       float sum[WIDE];
-      filter(p, 0, at_d, tile.source[0], (h * p.tile[2] + w) * cell + c * 4, p.tile[1] * p.tile[2] * cell, sum);
+      const uint32_t column = (h * p.tile[2] + w) * cell + c * 4, step = p.tile[1] * p.tile[2] * cell;
+      filter(p, 0, at_d, tile.source[0], column, step, sum);
+      if (at_d == 0) add_folded(p, tile, -p.folded[0], 0, column, step, sum);
+      if (at_d == p.size[0] - 1) add_folded(p, tile, p.size[0], p.size[0] + p.folded[1], column, step, sum);
       const int64_t voxel = ((tile.n * p.size[0] + at_d) * p.size[1] + at_h) * p.size[2] + at_w;
       store_run<T, WIDE>(static_cast<T*>(p.y) + voxel * p.channels + tile.channel + c, sum,
                          p.channels - tile.channel - c);
@@ -87,17 +92,30 @@ struct Upfirdn {
     return position >= 0 ? (position + p.up[i] - 1) / p.up[i] : -(-position / p.up[i]);
   }
 
+  // Adds what the outputs [first, last) along D, which y does not have, would be at the tile's column.
+  SSCONV_DEVICE static void add_folded(const Params& p, const Tile& tile, int first, int last, uint32_t column,
+                                       uint32_t step, float (&sum)[8]) {
+    for (int o = first; o < last; ++o) {
+      float more[WIDE];
+      filter(p, 0, o, tile.source[0], column, step, more);
+#pragma unroll
+      for (int c = 0; c < WIDE; ++c) sum[c] += more[c];
+    }
+  }
+
   // Loads 8 channels, from the tile's channel c on, of voxel (d, h, w) of the source tile; zeros outside x.
   SSCONV_DEVICE static void load_source(const Params& p, const Tile& tile, int d, int h, int w, int c,
                                         float (&values)[8]) {
     const int first = tile.channel + c;
 #pragma unroll
     for (int j = 0; j < WIDE; ++j) values[j] = 0.f;
-    if (!inside(tile.source[0] + d, p.x.size[1]) || !inside(tile.source[1] + h, p.x.size[2]) ||
+    d += tile.source[0];
+    if (p.border == Border::replicate) d = d < 0 ? 0 : d < p.x.size[1] ? d : p.x.size[1] - 1;
+    if (!inside(d, p.x.size[1]) || !inside(tile.source[1] + h, p.x.size[2]) ||
         !inside(tile.source[2] + w, p.x.size[3]))
       return;
     const T* const from = static_cast<const T*>(p.x.data) + tile.n * p.x.stride[0] + first * p.x.stride[1] +
-                          (tile.source[0] + d) * p.x.stride[2] + (tile.source[1] + h) * p.x.stride[3] +
+                          d * p.x.stride[2] + (tile.source[1] + h) * p.x.stride[3] +
                           (tile.source[2] + w) * p.x.stride[4];
     if (p.x.stride[1] == 1 && first + WIDE <= p.channels && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
 #pragma unroll

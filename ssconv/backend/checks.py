@@ -212,21 +212,23 @@ def _epilogue_arguments(operation: str, case: Pointwise, draw: Draw) -> tuple[An
     return gy, native, z if case.full else None, scale, settings, case.full, case.noise_batch if case.full else -1
 
 
-UPFIRDNS: dict[str, tuple[tuple[int | None, ...], Triple, Triple, tuple[int, ...]]] = {
-    "up": ((4, 4, 4), (2, 2, 2), (1, 1, 1), (2, 1, 2, 1, 2, 1)),
-    "down": ((4, 4, 4), (1, 1, 1), (2, 2, 2), (1, 1, 1, 1, 1, 1)),
-    "in plane": ((None, 4, 4), (1, 2, 2), (1, 1, 1), (0, 0, 2, 1, 2, 1)),
-    "blur, cropped": ((3, 4, 6), (1, 1, 1), (1, 1, 1), (1, 1, -1, 2, 3, 2)),
-    "long": ((None, 12, 12), (1, 2, 2), (1, 2, 2), (0, 0, 6, 5, 6, 5)),
-    "no filter": ((None, None, None), (1, 1, 1), (2, 1, 2), (0, 0, 0, 0, 0, 0)),
+UPFIRDNS: dict[str, tuple[tuple[int | None, ...], Triple, Triple, tuple[int, ...], str]] = {
+    "up": ((4, 4, 4), (2, 2, 2), (1, 1, 1), (2, 1, 2, 1, 2, 1), "replicate"),
+    "up, adjoint": ((4, 4, 4), (1, 1, 1), (2, 2, 2), (1, 2, 1, 2, 1, 2), "fold"),
+    "down": ((4, 4, 4), (1, 1, 1), (2, 2, 2), (1, 1, 1, 1, 1, 1), "replicate"),
+    "down, adjoint": ((4, 4, 4), (2, 2, 2), (1, 1, 1), (2, 2, 2, 2, 2, 2), "fold"),
+    "in plane": ((None, 4, 4), (1, 2, 2), (1, 1, 1), (0, 0, 2, 1, 2, 1), "zero"),
+    "blur, cropped": ((3, 4, 6), (1, 1, 1), (1, 1, 1), (1, 1, -1, 2, 3, 2), "zero"),
+    "long": ((None, 12, 12), (1, 2, 2), (1, 2, 2), (0, 0, 6, 5, 6, 5), "zero"),
+    "no filter": ((None, None, None), (1, 1, 1), (2, 1, 2), (0, 0, 0, 0, 0, 0), "zero"),
 }
 
 
 def _upfirdn_arguments(name: str, channels: int, draw: Draw) -> tuple[Any, ...]:
-    lengths, up, down, padding = UPFIRDNS[name]
+    lengths, up, down, padding, border = UPFIRDNS[name]
     x = draw.volume((2, channels, 5, 8, 11), "contiguous" if channels == 5 else "native")
     taps = tuple(None if n is None else draw.values((n,), 3, torch.float32) / 4 for n in lengths)
-    return x, taps, up, down, list(padding)
+    return x, taps, up, down, list(padding), border
 
 
 def matrix(device: torch.device) -> Iterator[Check]:

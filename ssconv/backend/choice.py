@@ -26,7 +26,7 @@ from torch import Tensor
 from ssconv.backend import cache, families, pytorch, trust
 from ssconv.backend.families import Family, label
 from ssconv.backend.gpu import arithmetic, capturing, on
-from ssconv.spec import Epilogue, Geometry
+from ssconv.spec import Epilogue, Geometry, Triple
 
 SWITCH = "SSCONV_CHOICE"
 SECONDS = 0.5  # that the search of one kind may take
@@ -86,9 +86,11 @@ def epilogue_backward(*args: Any) -> tuple[Tensor, Tensor | None, Tensor | None,
     return serve("epilogue_backward", args)
 
 
-def upfirdn(*args: Any) -> Tensor:
+def upfirdn(
+    x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, padding: Sequence[int], border: str = "zero"
+) -> Tensor:
     """As `reference.upfirdn`."""
-    return serve("upfirdn", args)
+    return serve("upfirdn", (x, taps, up, down, padding, border))
 
 
 def serve(operation: str, args: tuple[Any, ...]) -> Any:
@@ -194,9 +196,10 @@ def kind_of(operation: str, args: tuple[Any, ...]) -> str:
         words.append("stride" + "".join(map(str, geometry.stride)))
         words += [geometry.padding, "transposed"] if geometry.transposed else [geometry.padding]
     elif operation == "upfirdn":
-        _, taps, up, down, _ = args
+        _, taps, up, down, _, border = args
         lengths = "x".join("-" if t is None else str(t.shape[0]) for t in taps)
         words.append(f"{lengths} up{''.join(map(str, up))} down{''.join(map(str, down))}")
+        words += [border] if border != "zero" else []
     if settings is not None and settings.groups > 1:
         words.append(f"shuffle{settings.groups}")
     words += [name for name, a in zip(NAMES[operation], args, strict=False) if name and isinstance(a, Tensor)]

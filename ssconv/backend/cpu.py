@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssconv.spec import ABSENT, IDENTITY, Epilogue, Geometry, Triple, upfirdn_size
+from ssconv.spec import ABSENT, BORDERS, IDENTITY, Epilogue, Geometry, Triple, upfirdn_size
 
 _OPS = torch.ops.ssconv_kernels
 
@@ -118,9 +118,14 @@ def epilogue_backward(
     return gz, gbias, gnoise, gscale
 
 
-def upfirdn(x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, padding: Sequence[int]) -> Tensor:
-    """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample; float32 sums."""
+def upfirdn(
+    x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, padding: Sequence[int], border: str = "zero"
+) -> Tensor:
+    """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample; float32 sums.
+
+    border: of `ssconv.spec.BORDERS`.
+    """
     lengths = [1 if t is None else t.shape[0] for t in taps]
     y = _empty(x, x.shape[1], upfirdn_size(x.shape[2:], lengths, up, down, padding))
-    _OPS.upfirdn(x, *(_floats(t) for t in taps), list(up), list(down), list(padding[::2]), y)
+    _OPS.upfirdn(x, *(_floats(t) for t in taps), list(up), list(down), list(padding[::2]), BORDERS.index(border), y)
     return y

@@ -14,7 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssconv.spec import ABSENT, IDENTITY, Epilogue, Geometry, Triple, window_of
+from ssconv.spec import (
+    ABSENT,
+    IDENTITY,
+    Epilogue,
+    Geometry,
+    Triple,
+    folded_slices,
+    replicated_slices,
+    upfirdn_size,
+    window_of,
+)
 
 SPATIAL = (2, 3, 4)
 
@@ -271,9 +281,25 @@ def upfirdn(
     up: Triple,
     down: Triple,
     padding: Sequence[int],
+    border: str = "zero",
     cast: Cast = wide,
 ) -> Tensor:
-    """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample."""
+    """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample; `border` of
+    `ssconv.spec.BORDERS`."""
+    if border == "replicate":
+        before, after = replicated_slices(up[0], padding)
+        x = torch.cat([x[:, :, :1].expand(-1, -1, before, -1, -1), x, x[:, :, -1:].expand(-1, -1, after, -1, -1)], 2)
+        padding = [padding[0] - before * up[0], padding[1] - after * up[0], *padding[2:]]
+    elif border == "fold":
+        length = 1 if taps[0] is None else taps[0].shape[0]
+        outputs = upfirdn_size(x.shape[2:], [length, 1, 1], up, down, padding)[0]
+        before, after = folded_slices(x.shape[2], outputs, length, up[0], down[0], padding[0])
+        padding = [padding[0] + before * down[0], padding[1] + after * down[0], *padding[2:]]
+        y = upfirdn(x, taps, up, down, padding, "zero", cast)
+        inner = y[:, :, before : before + outputs].clone()
+        inner[:, :, 0] += y[:, :, :before].sum(2)
+        inner[:, :, -1] += y[:, :, before + outputs :].sum(2)
+        return inner
     y, conv_padding = cast(x), [0, 0, 0]  # symmetric zeros the convolution adds itself, without a copy
     pairs = [(padding[2 * d], padding[2 * d + 1]) for d in range(3)]
     if max(up) > 1 or any(a != b for a, b in pairs) or all(t is None for t in taps):

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ssconv.backend.dispatch import implementation
-from ssconv.ops.epilogue import epilogue_grads, epilogue_tangent, output_to_save, save_epilogue
-from ssconv.ops.registration import Op, any_needed, empty_result, input_gradient, own_result, sum_dtype
+from ssconv.ops.epilogue import epilogue_backward, epilogue_grads, epilogue_tangent, output_to_save, save_epilogue
+from ssconv.ops.registration import Op, any_needed, empty_result, input_gradient, own_result
 from ssconv.ops.transforms import plus, transformable
 from ssconv.spec import ABSENT, IDENTITY, Epilogue, Geometry
 
@@ -96,9 +96,9 @@ def _input_grads(g, weights, in_scale, x, ctx, need_x, need_scale):
     if not need_scale:
         return input_grad(g, weights, in_scale, ctx.geometry, size, ctx.backend), None
     plain = input_grad(g, weights, None, ctx.geometry, size, ctx.backend)
-    gx = plain * in_scale[:, :, None, None, None].to(plain.dtype) if need_x else None
-    wide = sum_dtype(x.dtype)
-    return gx, (plain.to(wide) * x.to(wide)).sum((2, 3, 4)).to(in_scale.dtype)
+    # in_scale multiplies x as out_scale multiplies z: one pass gives both gradients.
+    gx, *_, gs = epilogue_backward(plain, plain, x, in_scale, Epilogue(), False, -1, ctx.backend)
+    return gx if need_x else None, gs.to(in_scale.dtype)
 
 
 def _forward_jvp(args, output, tangents):

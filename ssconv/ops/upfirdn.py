@@ -1,4 +1,5 @@
-"""The registered op `ssconv::upfirdn`: zero-insert, filter, decimate. Its adjoint is an upfirdn with flipped taps."""
+"""The registered op `ssconv::upfirdn`: zero-insert, filter, decimate. Its adjoint is an upfirdn with flipped taps and
+the adjoint border."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from torch import Tensor
 from ssconv.backend.dispatch import implementation
 from ssconv.ops.registration import Op, empty_result, input_gradient, own_result
 from ssconv.ops.transforms import transformable
-from ssconv.spec import upfirdn_size
+from ssconv.spec import ADJOINT_BORDER, upfirdn_size
 
 UPFIRDN = Op(
     "upfirdn",
-    "Tensor x, Tensor? taps_d, Tensor? taps_h, Tensor? taps_w, int[] up, int[] down, SymInt[] padding, str backend",
+    "Tensor x, Tensor? taps_d, Tensor? taps_h, Tensor? taps_w, int[] up, int[] down, SymInt[] padding, str backend, "
+    'str border="zero"',
     "Tensor",
 )
 
@@ -23,22 +25,22 @@ def _lengths(taps: Sequence[Tensor | None]) -> list[int]:
 
 
 @UPFIRDN.kernel
-def _kernel(x, taps_d, taps_h, taps_w, up, down, padding, backend):
-    y = implementation(backend).upfirdn(x, (taps_d, taps_h, taps_w), up, down, padding)
+def _kernel(x, taps_d, taps_h, taps_w, up, down, padding, backend, border="zero"):
+    y = implementation(backend).upfirdn(x, (taps_d, taps_h, taps_w), up, down, padding, border)
     return own_result(y, x.dtype, x)
 
 
 @UPFIRDN.fake
-def _fake(x, taps_d, taps_h, taps_w, up, down, padding, backend):
+def _fake(x, taps_d, taps_h, taps_w, up, down, padding, backend, border="zero"):
     size = upfirdn_size(x.shape[2:], _lengths((taps_d, taps_h, taps_w)), up, down, padding)
     return empty_result(x, (*x.shape[:2], *size))
 
 
 def _setup(ctx, inputs, output):
-    x, *taps, up, down, padding, backend = inputs
+    x, *taps, up, down, padding, backend, border = inputs
     ctx.save_for_backward(*taps)
     ctx.size, ctx.output_size = list(x.shape[2:]), list(output.shape[2:])
-    ctx.up, ctx.down, ctx.padding, ctx.backend = up, down, padding, backend
+    ctx.up, ctx.down, ctx.padding, ctx.backend, ctx.border = up, down, padding, backend, border
     ctx.contiguous = x.is_contiguous()
 
 
@@ -49,7 +51,7 @@ def _vjp(ctx, need, g):
         p0 = ctx.padding[2 * d]
         adjoint += [length - p0 - 1, ctx.size[d] * up[d] - ctx.output_size[d] * down[d] + p0 - up[d] + 1]
     flipped = [None if t is None else t.flip(0) for t in taps]
-    gx = upfirdn(g, *flipped, down, up, adjoint, ctx.backend)
+    gx = upfirdn(g, *flipped, down, up, adjoint, ctx.backend, ADJOINT_BORDER[ctx.border])
     return (input_gradient(gx, ctx.contiguous),)
 
 

@@ -123,6 +123,16 @@ class SynthesisBlock(nn.Module):
         return x, y if image is None else y + self.resampler.up(image, self.scale)
 
 
+def add_to_slices(x: Tensor, vectors: Tensor) -> Tensor:
+    """Adds a vector to every slice of x (N, C, D, H, W); vectors: (N, D, C).
+
+    Computed on (N, D, H * W, C), as channels_last_3d lies in memory: PyTorch's sum over D and over H and W at once, for
+    the vectors' gradient, takes 16 times as long as a sum over H * W.
+    """
+    rows = x.movedim(1, -1).flatten(2, 3) + vectors[:, :, None]
+    return rows.unflatten(2, x.shape[3:]).movedim(-1, 1)
+
+
 def constant_at(const: Tensor, slice_index: Tensor, depth: int) -> Tensor:
     """Interpolates the constant (C, D0, H, W) at slices (N,) of a volume `depth` deep: (N, C, 1, H, W).
 
@@ -272,9 +282,12 @@ class Discriminator(nn.Module):
         check_images(x, self.cfg)
         check_slice_index(slice_index, self.cfg, len(x))
         x = self.from_image(x.to(self.conv_dtype or x.dtype))
+        if not self.cfg.depth_places:
+            return x
+        embedding = self.depth_embedding.t().to(x.dtype)  # (slices, C)
         if slice_index is not None:
-            return x + self.depth_embedding[:, slice_index].t()[:, :, None, None, None].to(x.dtype)
-        return x + self.depth_embedding[:, :, None, None].to(x.dtype) if self.cfg.depth_places else x
+            return add_to_slices(x, embedding[slice_index][:, None])
+        return add_to_slices(x, embedding.expand(len(x), -1, -1))
 
     def features(self, x: Tensor, slice_index: Tensor | None = None) -> Tensor:
         """(N, C, D, H, W) -> the coarsest features (N, widths[0], *base), which the head takes."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import ssconv
 from ssconv.backend import cpu
-from tests.support.strategies import ROUNDINGS, ConvCase, Epilogue, UpfirdnCase, tensors_of
+from tests.support.strategies import ROUNDINGS, ConvCase, Epilogue, UpfirdnCase, check_gradients, tensors_of
 
 KERNELS = torch.ops.ssconv_kernels
 FULL = Epilogue(True, True, "each", "lrelu", 0.2, 2**0.5, 2.5)
@@ -202,6 +202,14 @@ def filter_cases() -> Iterator[UpfirdnCase]:
         (4, 4, 4), 40, 1, (5, 70, 66), (1, 2, 2), padding=(1, 2, 2, 1, 2, 1), layout="channels_last", seed=75
     )
     yield UpfirdnCase((9, 9, 9), 5, 1, (13, 6, 5), padding=4, seed=76)
+    # Along D the outer slices again; their gradients are the same with what lies beyond folded.
+    for up, down, size, padding in (
+        ((2, 2, 2), (1, 1, 1), (4, 5, 3), (2, 1, 2, 1, 2, 1)),
+        ((1, 1, 1), (2, 2, 2), (9, 5, 6), (1, 1, 1, 1, 1, 1)),
+        ((1, 1, 1), (1, 1, 1), (1, 4, 5), (2, 2, 2, 2, 2, 2)),
+        ((3, 1, 2), (2, 1, 1), (2, 3, 4), (7, 9, 1, 2, 0, 3)),
+    ):
+        yield UpfirdnCase((4, 4, 4), 24, 2, size, up, down, padding, "replicate", layout="channels_last", seed=78)
     yield UpfirdnCase((None, None, None), 20, 1, (4, 3, 5), (1, 2, 1), (2, 1, 3), (1, 0, -1, 2, 0, 3), seed=77)
 
 
@@ -222,6 +230,9 @@ def check_filters(dtype: torch.dtype, threads_used: int = 1) -> None:
         assert_close({"output": found}, values, bounds, dtype, case)
         with threads(1):
             assert torch.equal(found, case.call(ssconv, tensors, "cpu")), f"{threads_used} threads: other bits; {case}"
+        if case.depth_border == "replicate":
+            with threads(threads_used):
+                check_gradients(ssconv, case, dtype, "cpu")
 
 
 def filters() -> None:
@@ -423,8 +434,9 @@ def guard_pages() -> None:
             for case in filter_cases():
                 x = guarded.copy(tensors_of(case, dtype)["x"], memory)
                 taps = [None if f is None else guarded.copy(torch.tensor(f).float()) for f in case.filters()]
-                y = cpu.upfirdn(x, taps, case.up, case.down, case.six)
-                assert y.isfinite().all(), "upfirdn leaves outputs unwritten"
+                for border in ssconv.spec.BORDERS:
+                    y = cpu.upfirdn(x, taps, case.up, case.down, case.six, border)
+                    assert y.isfinite().all(), "upfirdn leaves outputs unwritten"
         finally:
             cpu.torch = real
 

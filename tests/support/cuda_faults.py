@@ -152,6 +152,12 @@ FAULTS = [
     Fault("a result over what is still read", "upfirdn.cuh", "(in > out ? in : out)", "in", UPFIRDN, "quick_filters"),
     Fault("taps not flipped", "upfirdn.cuh", "p.length[i] - 1 - t)", "t)", UPFIRDN, "quick_filters"),
     Fault("zeros between samples forgotten", "upfirdn.cuh", "t += p.up[i], at", "t += 1, at", UPFIRDN, "quick_filters"),
+    Fault("the outer slices are not repeated", "upfirdn.cuh", "if (p.border == Border::replicate) d =",
+          "if (p.border == Border::fold) d =", UPFIRDN, "quick_filters"),
+    Fault("what lies before the first slice is not added", "upfirdn.cuh", "if (at_d == 0) add_folded",
+          "if (false) add_folded", UPFIRDN, "quick_filters"),
+    Fault("the first tile does not reach what is added", "upfirdn.cuh",
+          "if (first[0] == 0) source[0] = first_source(p, 0, -p.folded[0]);", "", UPFIRDN, "quick_filters"),
     # conv_sm90_halo: its pipelines
     _halo("no wait for a full buffer", "conv_sm90_halo.cuh", "      inputs.wait_full();\n", ""),
     _halo("no wait for a full stage of weights", "conv_sm90_halo.cuh",

@@ -97,6 +97,7 @@ def upfirdn(
     up: Triple,
     down: Triple,
     padding: Sequence[int],
+    border: str = "zero",
 ) -> Tensor:
     """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample.
 
@@ -114,15 +115,20 @@ def upfirdn(
         return y
     filters = [contiguous(t) for t in taps]
     described = tuple(None if t is None else (t.shape[0], t.dtype) for t in filters)
-    launch = plan.upfirdn(Layout.of(x), described, tuple(up), tuple(down), tuple(padding), size)
+    launch = plan.upfirdn(Layout.of(x), described, tuple(up), tuple(down), tuple(padding), border, size)
     if launch is None:
-        return _one_after_the_other(x, taps, up, down, padding)
+        return _one_after_the_other(x, taps, up, down, padding, border)
     runner.run(launch, {"x": x, "y": y, **{f"taps{d}": t for d, t in enumerate(filters)}})
     return y
 
 
 def _one_after_the_other(
-    x: Tensor, taps: Sequence[Tensor | None], up: Sequence[int], down: Sequence[int], padding: Sequence[int]
+    x: Tensor,
+    taps: Sequence[Tensor | None],
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+    border: str,
 ) -> Tensor:
     """A pass per dimension, through float32."""
     filtered = [n for n in range(3) if taps[n] is not None or up[n] > 1 or down[n] > 1]
@@ -137,6 +143,7 @@ def _one_after_the_other(
             _only(d, up),
             _only(d, down),
             [padding[i] if i // 2 == d else 0 for i in range(6)],
+            border if d == 0 else "zero",
         )
     return y.to(x.dtype)
 

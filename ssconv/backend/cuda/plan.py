@@ -21,7 +21,7 @@ from torch import Tensor
 from ssconv.backend.cuda import structs
 from ssconv.backend.cuda.structs import Companion, Divider, Grid, Volume
 from ssconv.backend.gpu import FUSED, power_of_two
-from ssconv.spec import Geometry, Triple
+from ssconv.spec import BORDERS, Geometry, Triple, folded_slices
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 THREADS = 128  # of every block
@@ -273,16 +273,18 @@ def upfirdn(
     up: Triple,
     down: Triple,
     padding: tuple[int, ...],
+    border: str,
     size: tuple[int, ...],
 ) -> Launch | None:
     """`x` to `y` of extents `size` in one pass; None where no tile fits into shared memory. taps: length and dtype per
     dimension."""
     lengths = tuple(1 if t is None else t[0] for t in taps)
     block_channels = min(32, ceil_div(x.shape[1], 8) * 8)
-    tile = _filter_tile(size, lengths, up, down, block_channels)
+    folded = folded_slices(x.shape[2], size[0], lengths[0], up[0], down[0], padding[0]) if border == "fold" else (0, 0)
+    tile = _filter_tile(size, sum(folded), lengths, up, down, block_channels)
     if tile is None:
         return None
-    input_tile = _input_tile(tile, lengths, up, down)
+    input_tile = _input_tile(tile, sum(folded), lengths, up, down)
     channel_blocks = ceil_div(x.shape[1], block_channels)
     counts = (channel_blocks, *(ceil_div(n, t) for n, t in zip(size[::-1], tile[::-1], strict=True)))
     params = structs.UpfirdnParams(
@@ -297,6 +299,8 @@ def upfirdn(
         up=up,
         down=down,
         padding=padding[::2],
+        border=BORDERS.index(border),
+        folded=folded,
         tile=tuple(tile),
         input_tile=tuple(input_tile),
         block_channels=block_channels,
@@ -306,9 +310,12 @@ def upfirdn(
     return Launch.make("upfirdn", params, reads=reads, writes={"y": "y"})
 
 
-def _input_tile(tile: Sequence[int], lengths: Sequence[int], up: Sequence[int], down: Sequence[int]) -> list[int]:
-    """Voxels of the input that a tile of the output needs at most."""
-    return [((t - 1) * s + n - 1) // u + 1 for t, n, u, s in zip(tile, lengths, up, down, strict=True)]
+def _input_tile(
+    tile: Sequence[int], folded: int, lengths: Sequence[int], up: Sequence[int], down: Sequence[int]
+) -> list[int]:
+    """Voxels of the input that a tile of the output needs at most; `folded` slices more are added to its border."""
+    outputs = (tile[0] + folded, *tile[1:])
+    return [((t - 1) * s + n - 1) // u + 1 for t, n, u, s in zip(outputs, lengths, up, down, strict=True)]
 
 
 def _shared(tile: Sequence[int], input_tile: Sequence[int], block_channels: int) -> int:
@@ -318,12 +325,13 @@ def _shared(tile: Sequence[int], input_tile: Sequence[int], block_channels: int)
 
 
 def _filter_tile(
-    size: Sequence[int], lengths: Sequence[int], up: Sequence[int], down: Sequence[int], block_channels: int
-) -> list[int] | None:
+    size: Sequence[int], folded: int, lengths: Sequence[int], up: Sequence[int], down: Sequence[int],
+    block_channels: int,
+) -> list[int] | None:  # fmt: skip
     """The largest tile, starting from 4 x 8 x 8, whose input fits into shared memory; None where none does."""
     tile = [min(t, n) for t, n in zip((4, 8, 8), size, strict=True)]
     while True:
-        input_tile = _input_tile(tile, lengths, up, down)
+        input_tile = _input_tile(tile, folded, lengths, up, down)
         if _shared(tile, input_tile, block_channels) <= FILTER_SHARED:
             return tile
         largest = max(range(3), key=lambda d: tile[d])

@@ -156,7 +156,8 @@ class UpfirdnParams(Structure):
     _fields_ = [
         ("grid", Grid), ("format", c_int), ("shared_bytes", c_int), ("x", Volume), ("y", c_void_p),
         ("size", c_int * 3), ("channels", c_int), ("taps", Companion * 3), ("length", c_int * 3), ("up", c_int * 3),
-        ("down", c_int * 3), ("padding", c_int * 3), ("tile", c_int * 3), ("input_tile", c_int * 3),
+        ("down", c_int * 3), ("padding", c_int * 3), ("border", c_int),
+        ("folded", c_int * 2), ("tile", c_int * 3), ("input_tile", c_int * 3),
         ("block_channels", c_int), ("blocks", Divider * 4),
     ]  # fmt: skip
 

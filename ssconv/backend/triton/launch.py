@@ -36,7 +36,7 @@ from ssconv.backend.gpu import (
 )
 from ssconv.backend.triton import kernels
 from ssconv.backend.triton.table import TABLE, Config, Key
-from ssconv.spec import ABSENT, IDENTITY, Epilogue, Geometry, Triple, upfirdn_size
+from ssconv.spec import ABSENT, IDENTITY, Epilogue, Geometry, Triple, folded_slices, upfirdn_size
 
 INTERPRETED = not isinstance(kernels.conv_kernel, triton.JITFunction)
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.bfloat16, torch.float16)
@@ -420,7 +420,9 @@ def epilogue_backward(
 # --------------------------------------------------------------------------------------------------------- resampling
 
 
-def upfirdn(x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, padding: Sequence[int]) -> Tensor:
+def upfirdn(
+    x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, padding: Sequence[int], border: str = "zero"
+) -> Tensor:
     """Zero-insert, pad or crop, convolve with the separable FIR filter, keep every down-th sample.
 
     Where the taps that meet a sample are many, the filter along D goes first, in a pass of its own: one more tensor
@@ -431,10 +433,11 @@ def upfirdn(x: Tensor, taps: Sequence[Tensor | None], up: Triple, down: Triple, 
     counts = [-(-n // u) for n, u in zip(lengths, up, strict=True)]
     if counts[0] > 1 and counts[0] * counts[1] * counts[2] > 16:
         x = _upfirdn(
-            x, (taps[0], None, None), (up[0], 1, 1), (down[0], 1, 1), (*padding[:2], 0, 0, 0, 0), torch.float32
+            x, (taps[0], None, None), (up[0], 1, 1), (down[0], 1, 1), (*padding[:2], 0, 0, 0, 0), border, torch.float32
         )
         taps, up, down, padding = (None, *taps[1:]), (1, *up[1:]), (1, *down[1:]), (0, 0, *padding[2:])
-    return _upfirdn(x, taps, up, down, padding, dtype)
+        border = "zero"
+    return _upfirdn(x, taps, up, down, padding, border, dtype)
 
 
 def _upfirdn(
@@ -443,6 +446,7 @@ def _upfirdn(
     up: Sequence[int],
     down: Sequence[int],
     padding: Sequence[int],
+    border: str,
     dtype: torch.dtype,
 ) -> Tensor:
     """One pass over all dimensions, with a result of `dtype`."""
@@ -452,7 +456,9 @@ def _upfirdn(
     check_size(size)
     if y.numel() == 0:
         return y
-    channels = x.shape[1]
+    channels, folded = x.shape[1], (0, 0)
+    if border == "fold":
+        folded = folded_slices(x.shape[2], size[0], lengths[0], up[0], down[0], padding[0])
     block = min(CHANNELS, power_of_two(channels))
     voxels = min(VOXELS * CHANNELS // block, 128)  # sm_80 spills with fewer elements per thread
     grid = (x.shape[0] * triton.cdiv(y[0, 0].numel(), voxels), triton.cdiv(channels, block))
@@ -461,7 +467,8 @@ def _upfirdn(
         "x_ptr": x, "taps_d_ptr": taps_d, "taps_h_ptr": taps_h, "taps_w_ptr": taps_w, "y_ptr": y,
         "D": x.shape[2], "H": x.shape[3], "W": x.shape[4], "x_stride": x.stride(), "YD": size[0], "YH": size[1],
         "YW": size[2], "PD": padding[0], "PH": padding[2], "PW": padding[4],
-        "C": channels, "UP": tuple(up), "DOWN": tuple(down), "LENGTHS": lengths, "BV": voxels, "BC": block,
+        "C": channels, "UP": tuple(up), "DOWN": tuple(down), "LENGTHS": lengths,
+        "REPLICATE": border == "replicate", "FOLDED": folded, "BV": voxels, "BC": block,
     }  # fmt: skip
     with on(x.device):
         _run(kernels.upfirdn_kernel, grid, arguments)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 
 import ssconv
+from ssconv.spec import BORDERS
 from tests.support.strategies import (
     CONV_CASES,
     UPFIRDN_CASES,
@@ -119,12 +120,22 @@ def test_epilogue_backward(case):
 
 
 @pytest.mark.parametrize("name", ["up-2", "down-2", "crop", "up-122"])
+@pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
-def test_upfirdn(name, grad):
+def test_upfirdn(name, border, grad):
     case = UPFIRDN_CASES[name]
     x = tensors_of(case, torch.float32, requires_grad=grad)["x"]
     taps = [None if f is None else torch.tensor(f, dtype=torch.float32) for f in case.filters()]
-    torch.library.opcheck(OPS.upfirdn.default, (x, *taps, list(case.up), list(case.down), list(case.six), "reference"))
+    arguments = (x, *taps, list(case.up), list(case.down), list(case.six), "reference", border)
+    torch.library.opcheck(OPS.upfirdn.default, arguments)
+
+
+def test_upfirdn_as_programs_from_before_it_had_a_border_call_it():
+    x, taps = torch.randn(1, 2, 3, 4, 5, requires_grad=True), torch.tensor([1.0, 2.0, -1.0])
+    y = OPS.upfirdn(x, taps, taps, taps, [1] * 3, [1] * 3, [1] * 6, "reference")
+    torch.testing.assert_close(y, ssconv.upfirdn3d(x, taps, padding=1))
+    grads = [torch.autograd.grad(t.square().sum(), x)[0] for t in (y, ssconv.upfirdn3d(x, taps, padding=1))]
+    torch.testing.assert_close(*grads)
 
 
 def assert_the_fake_agrees(case, dtype: torch.dtype) -> None:
