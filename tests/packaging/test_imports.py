@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 # Of a package: its folders and the modules on its top, each allowed to import from those above it.
 ORDER = {
     "ssconv": [
+        "parser",
         "spec",
         "backend",
         "ops",
