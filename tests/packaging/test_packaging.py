@@ -87,7 +87,7 @@ def built_info(tree: Path, tmp_path: Path, **environment: str) -> dict[str, obje
     assert ".abi3." in library.name
     # In a process of its own: one process loads a library of one path only once.
     shown = subprocess.run(
-        [sys.executable, "-c", "import json, _C; print(json.dumps(_C.build_info()))"],
+        [sys.executable, "-c", "import torch, json, _C; print(json.dumps(_C.build_info()))"],
         env={**os.environ, "PYTHONPATH": str(library.parent)},
         cwd=tmp_path,
         capture_output=True,
@@ -400,11 +400,32 @@ print(ssconv.split_shuffle_conv3d(x, [w]).shape, ssconv.backends()["cpu"])
 """
 
 
-def test_without_the_module_the_reference_serves_and_says_why(tree: Path) -> None:
-    result = in_a_copy(tree, ONE_CALL)
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        pytest.param("tree", "is not built in the source tree {folder}: run pip install -e . there", id="tree"),
+        pytest.param("site", "is not installed: at its installation there was no C++17 compiler", id="installed"),
+        pytest.param(
+            "hidden", "is in {site}/ssconv, which the source tree {folder} hides; compile it in the tree", id="hidden"
+        ),
+    ],
+)
+def test_without_the_module_the_reference_serves_and_a_warning_says_why(
+    tree: Path, tmp_path: Path, place: str, reason: str
+) -> None:
+    if place == "site":
+        (tree / "setup.py").unlink()
+    site = tmp_path / "site"
+    (site / "ssconv").mkdir(parents=True)
+    if place == "hidden":
+        (site / "ssconv" / "_C.abi3.so").touch()
+    code = f"sys.path.append({str(site)!r})\n" + ONE_CALL
+    reason = f"the compiled module ssconv._C {reason.format(folder=tree, site=site)}"
+    result = in_a_copy(tree, code)
     assert result.returncode == 0, result.stderr
-    assert "torch.Size([1, 2, 3, 4, 5]) not available: the compiled module ssconv._C is not installed" in result.stdout
-    asked = in_a_copy(tree, ONE_CALL.replace("[w])", "[w], backend='cpu')"))
+    assert f"torch.Size([1, 2, 3, 4, 5]) not available: {reason}" in result.stdout
+    assert result.stderr.count(f"RuntimeWarning: ssconv: {reason}") == 1
+    asked = in_a_copy(tree, code.replace("[w])", "[w], backend='cpu')"))
     assert asked.returncode != 0
     assert "backend: 'cpu' was asked for and is not available: the compiled module" in asked.stderr
 
@@ -418,7 +439,7 @@ def test_a_module_that_does_not_load_is_told_and_the_reference_serves(tree: Path
 
 
 def test_torch_is_found_from_within_an_isolated_build(tree: Path) -> None:
-    """pip's isolated build hides site-packages; the headers of the torch that is installed are used all the same."""
+    """pip's isolated build hides site-packages; a torch without CUDA there is told all the same."""
     if shutil.which("c++") is None:
         pytest.skip("needs a C++ compiler")
     code = "import sys, setuptools; sys.argv = ['setup.py', '--version']; s = {'__name__': 'x'}; "
