@@ -69,9 +69,10 @@ test: $(STAMP) ## run the tests; what is left out is named at the end
 faults: $(STAMP) ## plant errors in the code, one at a time, and see that the tests' checks find each
 	$(PYTEST) -m faults
 
-lint: $(STAMP) ## check format and style, changing nothing
+lint: $(STAMP) ## check format, style and types, changing nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 format: $(STAMP) ## bring the code into the project's format
 	$(BIN)/ruff format .
@@ -83,5 +84,5 @@ bench: $(STAMP) ## time the operator against its rivals; JSON lines, a table and
 	$(BIN)/python -m benchmarks.operator.report
 
 clean: ## remove builds and caches (not .venv, not runs)
-	rm -rf $(STAMP) build dist ./*.egg-info ssconv/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(STAMP) build dist ./*.egg-info ssconv/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
