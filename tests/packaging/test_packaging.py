@@ -104,6 +104,8 @@ def test_versions_agree(tree: Path) -> None:
     result = setup_py(tree, "--version")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == ssconv.__version__
+    assert f"\nversion: {ssconv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {ssconv.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_module_tells_its_build_without_cuda(tree: Path, tmp_path: Path) -> None:
@@ -354,7 +356,7 @@ def test_make_lists_its_targets() -> None:
         pytest.skip("needs make")
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert listed.returncode == 0, listed.stderr
-    for target in ("setup", "demo", "test", "faults", "lint", "bench", "clean"):
+    for target in ("setup", "demo", "test", "faults", "lint", "wheel", "bench", "clean"):
         assert re.search(rf"^  make {target} +\S", listed.stdout, re.MULTILINE), target
 
 
