@@ -116,6 +116,16 @@ def test_the_module_tells_its_build_without_cuda(tree: Path, tmp_path: Path) -> 
     assert (info["cuda"], info["cuda_arch_list"], info["cuda_remarks"], info["kernels"]) == (None, [], [], [])
 
 
+def test_the_headers_of_torch_are_torchs_own() -> None:
+    headers = ROOT / "csrc" / "third_party"
+    if not torch.__version__.startswith("2.13."):
+        pytest.skip("they are those of torch 2.13")
+    files = [path.relative_to(headers) for path in sorted(headers.rglob("*.h"))]
+    own = Path(torch.__file__).parent / "include"
+    assert len(files) > 40
+    assert [str(file) for file in files if (own / file).read_bytes() != (headers / file).read_bytes()] == []
+
+
 @pytest.mark.parametrize("setting", ["1", "auto"])
 def test_the_module_records_the_release_of_nvcc(tree: Path, tmp_path: Path, setting: str) -> None:
     nvcc = fake_nvcc(tmp_path, 'echo "Cuda compilation tools, release 12.9, V12.9.41"')
