@@ -35,21 +35,21 @@ def _load() -> tuple[ModuleType | None, str]:
         if error.name != "ssconv._C":
             raise
         tree = Path(__file__).parents[2]
-        if hidden := _hidden_module():
+        if not (tree / "setup.py").exists():
+            reason = (
+                "the compiled module ssconv._C is not installed: at its installation there was no C++17 compiler, or "
+                "Python's C headers were missing; install them, then the package again (pip install --force-reinstall "
+                "--no-cache-dir --no-deps)"
+            )
+        elif hidden := _hidden_module():
             reason = (
                 f"the compiled module ssconv._C is in {os.path.dirname(hidden)}, which the source tree {tree} hides; "
                 "compile it in the tree too (pip install -e . there), or start Python in another folder"
             )
-        elif (tree / "setup.py").exists():
+        else:
             reason = (
                 f"the compiled module ssconv._C is not built in the source tree {tree}: run pip install -e . there "
                 "(it needs a C++17 compiler and Python's C headers)"
-            )
-        else:
-            reason = (
-                "the compiled module ssconv._C is not installed: at its installation there was no C++17 compiler, or "
-                "Python's C headers were missing; install them, then ssconv again (pip install --force-reinstall "
-                "--no-deps)"
             )
     except ImportError as error:
         reason = f"the compiled module ssconv._C does not load ({error}); build it again: pip install ."
