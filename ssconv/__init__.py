@@ -21,7 +21,7 @@ from ssconv.inflate_model import InflateReport, inflate_model
 from ssconv.layers import SplitShuffleConv3d
 from ssconv.spec import KERNEL_SETS
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "KERNEL_SETS",

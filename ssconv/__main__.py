@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 from ssconv.backend import trust
 from ssconv.backend.choice import choices, open_stores
 from ssconv.backend.dispatch import backends
+from ssconv.parser import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command. Returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ssconv", description=__doc__)
+    parser = Parser(prog="python -m ssconv", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser(
         "verify",

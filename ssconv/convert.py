@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,12 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from ssconv.layers import SplitShuffleConv3d
-from ssconv.spec import DTYPES, IDENTITY, KERNEL_SETS, MAX_EXTENT, Triple, check_branches, window_of
+from ssconv.spec import DTYPES, IDENTITY, KERNEL_SETS, MAX_EXTENT, KernelSet, Padding, Triple, check_branches, window_of
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 
-KernelSizes = str | Sequence[Sequence[int]]
+Convolution = nn.Conv3d | nn.ConvTranspose3d
+KernelSizes = KernelSet | Sequence[Sequence[int]]
 Skip = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 
@@ -34,7 +36,7 @@ class LayerReport:
     name: str
     also: tuple[str, ...]
     kind: str
-    kernel: Triple
+    kernel: tuple[int, ...]
     branches: tuple[Triple, ...] | None
     reason: str
     before: int
@@ -92,7 +94,7 @@ def _line(row: LayerReport) -> tuple[str, ...]:
     return (row.name + others, f"{row.kind} {_extents(row.kernel)}", now, f"{row.before:,}", f"{row.after:,}")
 
 
-def _extents(kernel: Sequence[int]) -> str:
+def _extents(kernel: Sequence[object]) -> str:
     return "x".join(str(k) for k in kernel)
 
 
@@ -145,13 +147,14 @@ def convert(model: nn.Module, kernel_sizes: KernelSizes = "split_depth", *, skip
     """
     branches = _named_branches(kernel_sizes)
     _check_model(model)
-    found: dict[nn.Module, list[str]] = defaultdict(list)
+    found: dict[Convolution, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, CONVOLUTIONS):
             found[module].append(name)
     skipped, ties, before = _skipped(skip, found), _ties(model), count_parameters(model)
 
-    rows, layers = [], {}
+    rows: list[LayerReport] = []
+    layers: dict[Convolution, SplitShuffleConv3d] = {}
     for conv, names in found.items():
         reason = "skip asks for it" if conv in skipped else why_not(conv, branches) or ties.get(conv, "")
         new = None
@@ -166,7 +169,7 @@ def convert(model: nn.Module, kernel_sizes: KernelSizes = "split_depth", *, skip
                 also=tuple(names[1:]),
                 kind=type(conv).__name__,
                 kernel=conv.kernel_size,
-                branches=new.kernel_sizes if new else None,
+                branches=_branches_of(new) if new else None,
                 reason=reason,
                 before=count_parameters(conv),
                 after=count_parameters(new or conv),
@@ -180,7 +183,7 @@ def convert(model: nn.Module, kernel_sizes: KernelSizes = "split_depth", *, skip
     return ConvertReport(tuple(rows), before, count_parameters(model), conv2d)
 
 
-def from_conv3d(conv: nn.Conv3d | nn.ConvTranspose3d, kernel_sizes: KernelSizes = "split_depth") -> SplitShuffleConv3d:
+def from_conv3d(conv: Convolution, kernel_sizes: KernelSizes = "split_depth") -> SplitShuffleConv3d:
     """Makes a SplitShuffleConv3d from one convolution, with extents and weights as `convert` chooses them.
 
     The layer shares no memory with `conv`.
@@ -235,7 +238,8 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> di
             continue
         given = converted.pop(f"{prefix}weight")
         dense = given.transpose(0, 1) if layer.transposed else given
-        extents = window_of(layer.kernel_sizes)  # type: ignore[arg-type]
+        branches = _branches_of(layer)
+        extents = window_of(branches)
         if (
             dense.dim() != 5
             or dense.shape[:2] != (layer.out_channels, layer.in_channels)
@@ -245,7 +249,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> di
                 f"state_dict: {prefix}weight: expected the weight of a layer of {layer.in_channels} to "
                 f"{layer.out_channels} channels and extents of {_extents(extents)}; got shape {tuple(given.shape)}"
             )
-        for s, weight in enumerate(branch_weights(dense, layer.kernel_sizes)):
+        for s, weight in enumerate(branch_weights(dense, branches)):
             converted[f"{prefix}weights.{s}"] = weight
     return converted
 
@@ -280,14 +284,14 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _skipped(skip: Skip, layers: dict[nn.Module, list[str]]) -> set[nn.Module]:
+def _skipped(skip: Skip, layers: dict[Convolution, list[str]]) -> set[Convolution]:
     """The layers that `skip` names, of `layers` and their names. A shared module is skipped under all its names."""
     if callable(skip) and not isinstance(skip, nn.Module):
         return {conv for conv, names in layers.items() if any(skip(name, conv) for name in names)}
     if skip is not None and not isinstance(skip, Iterable):
         raise TypeError(f"skip: expected names, patterns or a callable (name, module) -> bool; got {skip!r}")
     patterns = [skip] if isinstance(skip, str) else skip or ()
-    found = set()
+    found: set[Convolution] = set()
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"skip: expected names, patterns or a callable (name, module) -> bool; got {pattern!r}")
@@ -330,7 +334,7 @@ def count_parameters(module: nn.Module) -> int:
 # ---------------------------------------------------------------------------------------------- eligibility
 
 
-def why_not(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) -> str:
+def why_not(conv: Convolution, branches: tuple[Triple, ...]) -> str:
     """The reason why this layer is left alone, or ""."""
     up = isinstance(conv, nn.ConvTranspose3d)
     if reason := why_not_other_class(conv, nn.ConvTranspose3d if up else nn.Conv3d) or why_not_rebuilt(conv):
@@ -378,7 +382,8 @@ def why_not_other_class(module: nn.Module, base: type[nn.Module]) -> str:
     if isinstance(module, LazyModuleMixin):
         return "is lazy, its weights are not there yet; run the model once first"
     if is_parametrized(module):
-        return f"has a parametrization of {', '.join(module.parametrizations)}"
+        parametrized = [name for name, _ in module.get_submodule("parametrizations").named_children()]
+        return f"has a parametrization of {', '.join(parametrized)}"
     if overrides := _overrides(type(module), base):
         return f"is a subclass of nn.{base.__name__} that overrides {', '.join(overrides)}"
     if replaced := [name for name in vars(module) if callable(getattr(type(module), name, None))]:
@@ -407,10 +412,10 @@ def _overrides(kind: type, base: type) -> list[str]:
     return sorted(n for n in names - harmless if n in special or not (n.startswith("__") and n.endswith("__")))
 
 
-def _padding(conv: nn.Conv3d | nn.ConvTranspose3d) -> str:
+def _padding(conv: Convolution) -> Padding | Literal[""]:
     """The layer's padding as the operator has it, "same" or "valid"; "" for any other."""
     if isinstance(conv.padding, str):
-        return conv.padding
+        return "same" if conv.padding == "same" else "valid"
     dims = list(zip(conv.kernel_size, conv.stride, conv.padding, conv.output_padding, strict=True))
     up = isinstance(conv, nn.ConvTranspose3d)
     if all(p == k // 2 and extra == (s - 1 if up else 0) for k, s, p, extra in dims):
@@ -421,37 +426,47 @@ def _padding(conv: nn.Conv3d | nn.ConvTranspose3d) -> str:
 # ------------------------------------------------------------------------------------------------- the new layer
 
 
-def _fitted(branches: tuple[Triple, ...], kernel: Triple, kept: Sequence[bool] = (False,) * 3) -> tuple[Triple, ...]:
+def _fitted(
+    branches: tuple[Triple, ...], kernel: Sequence[int], kept: Sequence[bool] = (False,) * 3
+) -> tuple[Triple, ...]:
     """Extents per branch for a layer of extents `kernel`, from a set for a 3x3x3 layer; see `convert`.
 
     kept: per dimension, whether every branch keeps the layer's extent.
     """
     largest = window_of(branches)
-    return tuple(
-        tuple(
+
+    def fit(branch: Triple) -> Triple:
+        d, h, w = (
             own if whole or 1 < k == most else min(k, own)
             for k, most, own, whole in zip(branch, largest, kernel, kept, strict=True)
         )
-        for branch in branches
-    )  # type: ignore[return-value]
+        return d, h, w
+
+    return tuple(map(fit, branches))
+
+
+def _branches_of(layer: SplitShuffleConv3d) -> tuple[Triple, ...]:
+    """The extents per branch of a layer that has no identity branch."""
+    return tuple(kernel for kernel in layer.kernel_sizes if kernel)
 
 
 @torch.no_grad()
-def _split(conv: nn.Conv3d | nn.ConvTranspose3d, branches: tuple[Triple, ...]) -> SplitShuffleConv3d:
+def _split(conv: Convolution, branches: tuple[Triple, ...]) -> SplitShuffleConv3d:
     """The new layer for an eligible convolution."""
-    transposed = isinstance(conv, nn.ConvTranspose3d)
+    transposed, padding = isinstance(conv, nn.ConvTranspose3d), _padding(conv)
+    assert padding, "why_not has checked it"
     layer = SplitShuffleConv3d(
         conv.in_channels,
         conv.out_channels,
         _fitted(branches, conv.kernel_size, [transposed and s > 1 for s in conv.stride]),
         stride=conv.stride,
-        padding=_padding(conv),
+        padding=padding,
         transposed=transposed,
         bias=conv.bias is not None,
         device="meta",  # no random initialisation: the weights are set below
     )
     dense = conv.weight.transpose(0, 1) if transposed else conv.weight
-    for s, weight in enumerate(branch_weights(dense, layer.kernel_sizes)):
+    for s, weight in enumerate(branch_weights(dense, _branches_of(layer))):
         layer.weights[s] = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
     if conv.bias is not None:
         layer.bias = nn.Parameter(conv.bias.clone(), requires_grad=conv.bias.requires_grad)

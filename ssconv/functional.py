@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,11 @@ from ssconv import ops
 from ssconv.backend import reference
 from ssconv.backend.dispatch import resolve
 from ssconv.spec import (
+    Activation,
+    Backend,
+    DepthBorder,
     Epilogue,
+    Padding,
     check_call,
     check_companion,
     check_epilogue,
@@ -22,6 +27,7 @@ from ssconv.spec import (
     upfirdn_size,
 )
 
+_TensorOrNone = TypeVar("_TensorOrNone", Tensor, Tensor | None)
 _EXPORTING = False  # whether the operator is PyTorch's own operators now
 
 
@@ -51,17 +57,17 @@ def split_shuffle_conv3d(
     bias: Tensor | None = None,
     *,
     stride: int | Sequence[int] = 1,
-    padding: str = "same",
+    padding: Padding = "same",
     transposed: bool = False,
     shuffle: bool = True,
     in_scale: Tensor | None = None,
     out_scale: Tensor | None = None,
     noise: Tensor | None = None,
-    activation: str = "linear",
+    activation: Activation = "linear",
     negative_slope: float = 0.2,
     gain: float = 1.0,
     clamp: float | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """Channel-split 3D convolution with channel shuffle and fused epilogue (Liu et al. 2022).
 
@@ -116,11 +122,12 @@ def split_shuffle_conv3d(
     epilogue = _epilogue(len(geometry.branches) if shuffle else 1, activation, negative_slope, gain, clamp)
     present = [w for w in weights if w is not None]
     if _EXPORTING:
-        y, _ = reference.convolve(x, present, bias, in_scale, out_scale, noise, geometry, epilogue, False)
-        return y.to(x.dtype)
+        exact, _ = reference.convolve(x, present, bias, in_scale, out_scale, noise, geometry, epilogue, False)
+        return exact.to(x.dtype)
     chosen = resolve(backend, x)
     # The gradient of out_scale is a sum over z, which cannot be recovered from the output.
     save_z = out_scale is not None and out_scale.requires_grad and torch.is_grad_enabled()
+    y: Tensor
     y, _ = ops.forward(x, present, bias, in_scale, out_scale, noise, geometry, epilogue, save_z, chosen)
     return y
 
@@ -140,7 +147,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if on else None
 
 
-def _autocast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _autocast(t: _TensorOrNone, dtype: torch.dtype) -> _TensorOrNone:
     """Casts an argument as autocast does for a convolution; float64 stays."""
     return t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
 
@@ -160,14 +167,14 @@ def upfirdn3d(
     down: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
     gain: float = 1.0,
-    depth_border: str = "zero",
+    depth_border: DepthBorder = "zero",
     bias: Tensor | None = None,
     out_scale: Tensor | None = None,
     noise: Tensor | None = None,
-    activation: str = "linear",
+    activation: Activation = "linear",
     negative_slope: float = 0.2,
     clamp: float | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """Upsamples, filters and downsamples, then applies the operator's epilogue.
 
@@ -223,13 +230,14 @@ def upfirdn3d(
     check_noise(x, noise, size)
     epilogue = _epilogue(1, activation, negative_slope, gain, clamp)
     if _EXPORTING:
-        y = reference.upfirdn(x, per_dim, up, down, pads, depth_border)
-        return reference.epilogue(y, bias, out_scale, noise, epilogue).to(x.dtype)
+        resampled = reference.upfirdn(x, per_dim, up, down, pads, depth_border)
+        return reference.epilogue(resampled, bias, out_scale, noise, epilogue).to(x.dtype)
     chosen = resolve(backend, x)
-    y = ops.upfirdn(x, *per_dim, list(up), list(down), pads, chosen, depth_border)
+    y: Tensor = ops.upfirdn(x, *per_dim, list(up), list(down), pads, chosen, depth_border)
     if bias is None and out_scale is None and noise is None and epilogue == Epilogue():
         return y
-    return ops.epilogue(y, bias, out_scale, noise, epilogue, chosen)
+    y = ops.epilogue(y, bias, out_scale, noise, epilogue, chosen)
+    return y
 
 
 def replicate_depth(x: Tensor, before: int, after: int) -> Tensor:
@@ -246,7 +254,11 @@ def replicate_depth(x: Tensor, before: int, after: int) -> Tensor:
 
 def _check_taps(x: Tensor, taps: Tensor | Sequence[Tensor | None]) -> list[Tensor | None]:
     """Checks the filters and returns one per dimension."""
-    per_dim = [taps] * 3 if isinstance(taps, Tensor) else list(taps) if isinstance(taps, (list, tuple)) else [taps]
+    per_dim: list[Tensor | None] = []
+    if isinstance(taps, Tensor):
+        per_dim = [taps, taps, taps]
+    elif isinstance(taps, (list, tuple)):
+        per_dim = list(taps)
     if len(per_dim) != 3:
         raise ValueError(f"taps: expected one 1-D tensor, or three of them (or None) for D, H, W; got {taps!r}")
     for t in per_dim:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-PROFILES = ("average", "centre", "triangle")
+Profile = Literal["average", "centre", "triangle"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 
-def depth_profile(depth: int, profile: str) -> Tensor:
+def depth_profile(depth: int, profile: Profile) -> Tensor:
     """The factors (depth,), float64, sum 1, by which a 2D weight is spread along depth.
 
     "average": 1/depth each. "centre": 1 in the middle. "triangle": rises linearly to the middle, (1/4, 1/2, 1/4) for
@@ -36,7 +39,7 @@ def depth_profile(depth: int, profile: str) -> Tensor:
     return p / p.sum()
 
 
-def inflate_weight(weight2d: Tensor, depth: int, profile: str = "average") -> Tensor:
+def inflate_weight(weight2d: Tensor, depth: int, profile: Profile = "average") -> Tensor:
     """Spreads a 2D weight (O, I, kh, kw) along depth: (O, I, depth, kh, kw), same dtype and device, same sum.
 
     Raises:

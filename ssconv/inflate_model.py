@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ssconv.convert import count_parameters, table, why_not_other_class, why_not_rebuilt
 from ssconv.functional import replicate_depth
-from ssconv.inflate import depth_profile
+from ssconv.inflate import Profile, depth_profile
+from ssconv.spec import DepthBorder
 
 Rule = Callable[[nn.Module], nn.Module]
 
@@ -53,10 +54,10 @@ class InflateReport:
 def inflate_model(
     model2d: nn.Module,
     depth: int = 3,
-    profile: str = "average",
+    profile: Profile = "average",
     *,
     depth_stride: bool = True,
-    depth_border: str = "zero",
+    depth_border: DepthBorder = "zero",
     rules: Mapping[type[nn.Module], Rule] | None = None,
 ) -> tuple[nn.Module, InflateReport]:
     """Makes a network on volumes (N, C, D, H, W) from a 2D network (N, C, H, W).
@@ -205,9 +206,9 @@ class Inflation:
     """The options of one `inflate_model`, and the weights inflated so far, so that tied ones stay tied."""
 
     depth: int
-    profile: str
+    profile: Profile
     depth_stride: bool
-    depth_border: str
+    depth_border: DepthBorder
     weights: dict[int, tuple[Tensor, Tensor, nn.Parameter]] = field(default_factory=dict)
 
     def stride(self, in_plane: Any) -> Any:
@@ -218,7 +219,9 @@ class Inflation:
         """Factors (kd,) of the 2D weight along depth."""
         return depth_profile(1 if tuple(kernel) == (1, 1) else self.depth, self.profile)
 
-    def fill(self, conv3d: nn.Module, conv2d: nn.Module, taps: Tensor) -> nn.Module:
+    def fill(
+        self, conv3d: nn.Conv3d | nn.ConvTranspose3d, conv2d: nn.Conv2d | nn.ConvTranspose2d, taps: Tensor
+    ) -> nn.Module:
         """Gives conv3d the 2D weight (.., kh, kw), spread to (.., kd, kh, kw), and the same bias; returns it."""
         old = conv2d.weight
         _, before, weight = self.weights.get(id(old), (old, taps, None))
@@ -246,7 +249,7 @@ class ReplicateDepthConv3d(nn.Conv3d):
         return super().forward(replicate_depth(x, self.depth_border, self.depth_border))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, depth_border={self.depth_border}"
+        return f"{super().extra_repr()}, depth_border={self.depth_border}"  # type: ignore[no-untyped-call]
 
 
 class ReplicateDepthConvTranspose3d(nn.ConvTranspose3d):
@@ -256,7 +259,7 @@ class ReplicateDepthConvTranspose3d(nn.ConvTranspose3d):
         if output_size is not None:
             raise ValueError("output_size: expected None, the depth of the output is n * stride; crop the output")
         stride = self.stride[0]
-        border = -(-self.padding[0] // stride)
+        border = -(-int(self.padding[0]) // stride)
         y = super().forward(replicate_depth(x, border, border))
         return y[:, :, border * stride : (border + x.shape[2]) * stride]
 
@@ -279,10 +282,10 @@ def _conv(conv: nn.Conv2d, how: Inflation) -> nn.Module:
     new = (ReplicateDepthConv3d if replicate else nn.Conv3d)(
         conv.in_channels,
         conv.out_channels,
-        (kd, *conv.kernel_size),
+        (kd, *_pair(conv.kernel_size)),
         (how.stride(conv.stride), *conv.stride),
         (0 if replicate else border, *padding),
-        (dilation, *conv.dilation),
+        (dilation, *_pair(conv.dilation)),
         conv.groups,
         conv.bias is not None,
         conv.padding_mode,
@@ -306,19 +309,19 @@ def _conv_transpose(conv: nn.ConvTranspose2d, how: Inflation) -> nn.Module:
     new = (ReplicateDepthConvTranspose3d if replicate else nn.ConvTranspose3d)(
         conv.in_channels,
         conv.out_channels,
-        (len(taps), *conv.kernel_size),
+        (len(taps), *_pair(conv.kernel_size)),
         (stride, *conv.stride),
-        (border, *conv.padding),
-        (stride - 1 if border else 0, *conv.output_padding),
+        (border, *_pair(conv.padding)),
+        (stride - 1 if border else 0, *_pair(conv.output_padding)),
         conv.groups,
         conv.bias is not None,
-        (1, *conv.dilation),
+        (1, *_pair(conv.dilation)),
         device="meta",
     )
     return how.fill(new, conv, taps)
 
 
-def _meeting_taps(count: int, stride: int, profile: str) -> Tensor:
+def _meeting_taps(count: int, stride: int, profile: Profile) -> Tensor:
     """Taps of a transposed convolution: those that meet in one output slice, every stride-th, sum to 1."""
     middle = count // 2
     if profile == "centre":
@@ -418,7 +421,7 @@ WITHOUT_RULE = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold)
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
-    return tuple(value) if isinstance(value, Sequence) else (value, value)  # type: ignore[return-value]
+    return tuple(value) if isinstance(value, Sequence) else (value, value)
 
 
 def _each(value: Any) -> tuple[Any, ...]:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssconv.functional import split_shuffle_conv3d
 from ssconv.ops import flops
-from ssconv.spec import IDENTITY, KERNEL_SETS, check_branches, check_defaults, check_epilogue, check_geometry
+from ssconv.spec import (
+    IDENTITY,
+    KERNEL_SETS,
+    Activation,
+    KernelSet,
+    Padding,
+    check_branches,
+    check_defaults,
+    check_epilogue,
+    check_geometry,
+)
 
 
 class BranchWeights(nn.ParameterList):
@@ -59,18 +70,20 @@ class SplitShuffleConv3d(nn.Module):
         torch.Size([1, 32, 5, 6, 5])
     """
 
+    bias: Tensor | None
+
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_sizes: str | Sequence[Sequence[int] | None] = ((3, 3, 3), (1, 3, 3)),
+        kernel_sizes: KernelSet | Sequence[Sequence[int] | None] = ((3, 3, 3), (1, 3, 3)),
         *,
         stride: int | Sequence[int] = 1,
-        padding: str = "same",
+        padding: Padding = "same",
         transposed: bool = False,
         shuffle: bool = True,
         bias: bool = True,
-        activation: str = "linear",
+        activation: Activation = "linear",
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         padding_mode: str = "zeros",
@@ -108,7 +121,10 @@ class SplitShuffleConv3d(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, missing: list[str],
+        unexpected: list[str], errors: list[str],
+    ) -> None:  # fmt: skip
         """As nn.Module's; a convolution's own weight is an error, also with strict=False, which would drop it."""
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         if f"{prefix}weight" in state_dict:

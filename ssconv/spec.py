@@ -6,12 +6,17 @@ Nothing here computes. A backend receives a `Geometry` and an `Epilogue` that ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 Triple = tuple[int, int, int]
+KernelSet = Literal["dense", "grouped", "split_depth", "acs4"]
+Padding = Literal["same", "valid"]
+Activation = Literal["linear", "lrelu"]
+DepthBorder = Literal["zero", "replicate"]
+Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 
 # Extents of branches without a weight.
 IDENTITY: Triple = (0, 0, 0)  # the branch passes its channels through
@@ -25,13 +30,14 @@ KERNEL_SETS: dict[str, tuple[Triple, ...]] = {
 }
 
 MAX_EXTENT = 63  # taps per dimension; the CPU kernels have room for this many
-ACTIVATIONS = ("linear", "lrelu")
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def window_of(branches: Sequence[Triple]) -> Triple:
     """The largest extent (Kd, Kh, Kw) over the branches; the centres of all branches coincide in this window."""
-    return tuple(max(1, *(branch[d] for branch in branches)) for d in range(3))  # type: ignore[return-value]
+    d, h, w = (max(1, *(branch[axis] for branch in branches)) for axis in range(3))
+    return d, h, w
 
 
 # torch.compile traces both classes: they have methods and no properties, which older releases of it do not follow.
@@ -86,7 +92,7 @@ def triple(value: int | Sequence[int], name: str) -> Triple:
     values = tuple(value) if isinstance(value, Sequence) else ()
     if len(values) != 3 or not all(isinstance(v, int) for v in values):
         raise ValueError(f"{name}: expected an int or three of them for D, H, W; got {value!r}")
-    return values  # type: ignore[return-value]
+    return values
 
 
 def check_branches(kernel_sizes: Sequence[Sequence[int] | None], name: str = "kernel_sizes") -> tuple[Triple, ...]:

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "labelnet": "train a small network on a data set's classes, for the features of evaluate",
     "latents": "explore the latent space: interpolate, mix, sweep, find directions, project a scan, edit it",
     "report": "show a run on one HTML page that needs no network, with a model card",
+    "export": "write the networks of a run for MONAI and other programs",
     "summary": "print the parameters of the networks, layer by layer",
     "inflate": "turn a 2D checkpoint into the start of a 3D GAN",
 }

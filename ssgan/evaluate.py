@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssconv.parser import Parser
 from ssgan.metrics.evaluation import INTERVALS, EvaluationOptions, draw_closest_pairs, evaluate
 from ssgan.metrics.extractors import deepbet
 from ssgan.metrics.extractors.choose import NAMES, make_extractor
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan evaluate", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="ssgan evaluate", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssconv.parser import Parser
 from ssgan.runs.generator import CHECKPOINT_HELP, load_generator, parse_class, parse_seeds
 from ssgan.runs.samples import RECORD, SampleOptions, check_output_folder, write_samples
 from ssgan.utils.cores import use_threads
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan generate", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="ssgan generate", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

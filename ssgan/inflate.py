@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssconv.parser import Parser
 from ssgan.config.network import ARCHITECTURES, PROFILES
 from ssgan.data.axes import shape_option
 from ssgan.models import stylegan2
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan inflate", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="ssgan inflate", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

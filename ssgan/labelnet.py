@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssconv.parser import Parser
 from ssgan.data.dataset import VolumeDataset
 from ssgan.metrics.extractors.labels import save_label_network, train_label_network
 from ssgan.utils.cores import use_threads
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan labelnet", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="ssgan labelnet", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

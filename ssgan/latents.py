@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ssconv.parser import Parser
 from ssgan.latent_space import subcommands
 from ssgan.latent_space.files import LatentError, check_output_folder, write_record
 from ssgan.latent_space.generator import open_latent_space
@@ -128,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan latents", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="ssgan latents", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

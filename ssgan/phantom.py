@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssconv.parser import Parser
 from ssgan.config.fields import to_triple
 from ssgan.config.network import plan_levels
 from ssgan.data.axes import axis_names, shape_option
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan phantom", description=__doc__)
+    parser = Parser(prog="ssgan phantom", description=__doc__)
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssconv.parser import Parser
 from ssgan.config.fields import to_triple
 from ssgan.config.network import MAX_BASE, MIN_BASE, nearest_sizes, plan_levels
 from ssgan.data.axes import ARRAY_AXES, axis_names, shape_option
@@ -132,7 +133,7 @@ def _report(dataset: VolumeDataset, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan prepare", description=__doc__)
+    parser = Parser(prog="ssgan prepare", description=__doc__)
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

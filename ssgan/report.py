@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssconv.parser import Parser
 from ssgan.reporting.content import ReportError, collect
 from ssgan.reporting.html import MAX_PAGE, render_page
 from ssgan.reporting.model_card import render_model_card
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan report", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="ssgan report", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssconv.parser import Parser
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.split import SUBJECT, copy_part, split_indices
 from ssgan.data.writer import check_destination
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan split", description=__doc__)
+    parser = Parser(prog="ssgan split", description=__doc__)
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ssconv.parser import Parser
 from ssgan.config.fields import to_triple
 from ssgan.config.network import ARCHITECTURES, plan_levels
 from ssgan.config.presets import PRESETS, preset
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan summary", description=__doc__)
+    parser = Parser(prog="ssgan summary", description=__doc__)
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

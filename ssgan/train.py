@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ssconv.parser import Parser
 from ssgan.config.presets import preset
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
@@ -101,7 +102,7 @@ def _print_nothing(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan train", description=__doc__.split("\n")[0])
+    parser = Parser(prog="ssgan train", description=__doc__.split("\n")[0])
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 

@@ -34,6 +34,7 @@ from benchmarks.experiments.data import TRAIN, open_split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
 from benchmarks.operator.run import environment
+from ssconv.parser import Parser
 from ssgan.runs.config import identity
 from ssgan.runs.folder import RunLock
 from ssgan.runs.generator import parse_seeds
@@ -228,7 +229,7 @@ def _command(args: argparse.Namespace) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.experiments", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import ssconv
 from benchmarks.operator.run import environment
+from ssconv.parser import Parser
 
 SHAPE = (40, 56, 40)  # X, Y, Z; multiples of 8, as three strides of 2 want
 CLASSES = 3
@@ -276,9 +277,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.experiments.segmentation", description=__doc__.partition("\n")[0]
-    )
+    parser = Parser(prog="python -m benchmarks.experiments.segmentation", description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with imagesTr/ and labelsTr/")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/results/segmentation"), help="folder of the results"

@@ -8,7 +8,6 @@ The volumes are the first seeds and the data set's first volumes, not chosen one
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ssconv.parser import Parser
 from ssgan.data.axes import to_axial
 from ssgan.data.dataset import VolumeDataset
 from ssgan.models.sampling import latents, synthesise
@@ -46,7 +46,7 @@ def side_by_side(left: Path, right: Path, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.experiments.showcase", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from benchmarks.experiments import results, scoring, segmentation
 from benchmarks.experiments.data import TRAIN, split_indices
 from benchmarks.operator.run import environment
+from ssconv.parser import Parser
 from ssgan.config.network import NetworkConfig
 from ssgan.data.axes import to_array_axes
 from ssgan.data.dataset import VolumeDataset
@@ -353,7 +354,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.experiments.transfer", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

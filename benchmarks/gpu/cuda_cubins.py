@@ -10,7 +10,6 @@ copies, and loads and stores of 16 bytes. Exit code 1 where a kernel has a fault
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
 import json
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from benchmarks.gpu.cubins import count_instructions, tool
 from ssconv.backend.cuda import sm90, sm90_halo, table
 from ssconv.backend.cuda.table import Key
+from ssconv.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = ROOT / "tests" / "csrc" / "cuda_budget.json"
@@ -317,7 +317,7 @@ def row(c: Cubin) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.cuda_cubins", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m benchmarks.gpu.cuda_cubins", description=__doc__.split("\n\n")[0])
     parser.add_argument("--architecture", type=int, nargs="+", help="default: all that the module has")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     parser.add_argument("--update", action="store_true", help=f"lower {BUDGET.name} to the kernels' needs")

@@ -6,7 +6,6 @@ python -m benchmarks.gpu.environment --write FILE     # writes card, driver, ver
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.operator.run import commit as tree_commit
+from ssconv.parser import Parser
 
 NO_GPU = 2  # exit code
 LEAST_CUDNN = (9, 15)  # releases before it are slow or wrong: pytorch#163539, #166122, #167024
@@ -120,9 +120,7 @@ def folder(device: str, at: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu.environment", description=__doc__.partition("\n")[0]
-    )
+    parser = Parser(prog="python -m benchmarks.gpu.environment", description=__doc__.partition("\n")[0])
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--folder", action="store_true", help="print the name of the folder of results")
     wanted.add_argument("--write", type=Path, metavar="FILE", help="write card, driver, versions and backends as JSON")

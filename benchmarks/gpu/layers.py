@@ -9,7 +9,6 @@ the budget does not reach are recorded as skipped. Without a GPU: exit code 2.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ from benchmarks.gpu.roofline import PASSES, Peaks, measure_peaks, work
 from benchmarks.gpu.timing import CudaTimer, Prepare, Timer, measure_on
 from benchmarks.operator.cases import Contender, Layer, layer_input
 from benchmarks.operator.check import TOLERANCE_TF32, check, second_derivatives
+from ssconv.parser import Parser
 
 KIND = "gpu layer"
 DEVICE = "cuda"
@@ -271,7 +271,7 @@ def _line(r: Record) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.layers", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m benchmarks.gpu.layers", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     parser.add_argument("--layers", nargs="+", metavar="NAME", choices=[layer.name for layer in GPU_LAYERS])
     parser.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th layer from the I-th")

@@ -9,7 +9,6 @@ gradient, a millionth of them, is not counted. Without a GPU: exit code 2.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from benchmarks.gpu.timing import CudaTimer, Prepare, Timer, measure_on
 from benchmarks.operator.cases import SLOPE
 from ssconv.backend import reference
 from ssconv.backend.dispatch import implementation
+from ssconv.parser import Parser
 from ssconv.spec import Epilogue
 
 KIND = "gpu memory-bound"
@@ -152,9 +152,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu.memory_bound", description=__doc__.partition("\n")[0]
-    )
+    parser = Parser(prog="python -m benchmarks.gpu.memory_bound", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     parser.add_argument("--backends", nargs="+", choices=list(ssconv.backends()), help="default: those made for GPUs")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of timed calls for all (default: 10)")

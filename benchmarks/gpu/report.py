@@ -8,7 +8,6 @@ as they are there; writes summary.md, layers.png and training.png. Exit code 1 w
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -32,6 +31,7 @@ from benchmarks.gpu.figures import (
     variant,
     with_memory,
 )
+from ssconv.parser import Parser
 
 DOTS = 100  # per inch of the plots
 WIDTH, PANEL, LEGEND = 16.0, 3.0, 1.6  # inches
@@ -314,7 +314,7 @@ def write(folder: Path) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.report", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m benchmarks.gpu.report", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="results of acceptance.sh")
     args = parser.parse_args(argv)
     if not args.folder.is_dir():

@@ -11,7 +11,6 @@ forbids them, or as `ssgan train --precision bf16` (fp16) does. Without a GPU: e
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -38,6 +37,7 @@ from benchmarks.gpu.environment import about, refuse_without_gpu
 from benchmarks.gpu.figures import Record, append, measured, setting, variant
 from benchmarks.gpu.layers import SKIPPED, precision
 from benchmarks.gpu.timing import CudaTimer, Timer
+from ssconv.parser import Parser
 from ssgan.config.presets import PRESETS
 from ssgan.config.training import TrainConfig
 from ssgan.training.cuda_graphs import WARMUP
@@ -303,7 +303,7 @@ def _line(r: Record) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.training", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m benchmarks.gpu.training", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
     parser.add_argument("--edges", nargs="+", type=int, default=[], help="train on cubes instead of a preset's shape")

@@ -9,7 +9,6 @@ in the machine code (by the cuobjdump and nvdisasm of Triton's own wheel). Exit 
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -30,6 +29,7 @@ from benchmarks.gpu.cubins import count_instructions, tool
 from ssconv.backend.triton import launch as triton_backend
 from ssconv.backend.triton import table as triton_table
 from ssconv.backend.triton.table import Config, Key
+from ssconv.parser import Parser
 from ssconv.spec import KERNEL_SETS, Epilogue, Geometry
 
 # Bytes a program may have. sm_80's table also serves 8.6, 8.9 and 12.0, which have 99 KiB.
@@ -165,7 +165,7 @@ HEAD = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.triton_cubins", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.gpu.triton_cubins", description=__doc__)
     parser.add_argument("--architecture", type=int, nargs="+", choices=sorted(SHARED), default=sorted(SHARED))
     parser.add_argument("--full", action="store_true", help="with every part of the epilogue")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")

@@ -28,6 +28,7 @@ import scipy
 import torch
 
 from benchmarks.operator.run import environment, file_name
+from ssconv.parser import Parser
 from ssgan import evaluate
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.metrics import distances, prdc, volume_sets, voxels
@@ -138,9 +139,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.metrics.evaluation", description=__doc__.partition("\n")[0]
-    )
+    parser = Parser(prog="python -m benchmarks.metrics.evaluation", description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=200, help="volumes a side (default 200)")
     parser.add_argument("--shape", type=int, nargs=3, default=(32, 48, 32), metavar=("D", "H", "W"))
     parser.add_argument("--threads", type=int, default=2)

@@ -8,7 +8,6 @@ fault. The last third is held out, for the check for copies. Features: random3d,
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from ssconv.parser import Parser
 from ssgan.data.axes import ARRAY_AXES
 from ssgan.data.dataset import VolumeDataset
 from ssgan.metrics.extractors.choose import WITHOUT_WEIGHTS, make_extractor
@@ -77,7 +77,7 @@ def table(result: dict[str, dict[str, float]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics.faults", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m benchmarks.metrics.faults", description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="a data set of at least 24 volumes")
     parser.add_argument("--out", type=Path, help="the page (default: to the screen alone)")
     parser.add_argument("--seed", type=int, default=0)

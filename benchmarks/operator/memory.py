@@ -8,7 +8,6 @@ and parameters already exist and the libraries have been warmed up on a small la
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.operator.cases import LAYERS, Contender, Layer, contenders, layer_input
+from ssconv.parser import Parser
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -65,9 +65,7 @@ def peak_of(layer: str, contender: str, threads: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.operator.memory", description=__doc__.partition("\n")[0]
-    )
+    parser = Parser(prog="python -m benchmarks.operator.memory", description=__doc__.partition("\n")[0])
     parser.add_argument("layer", choices=[layer.name for layer in LAYERS])
     parser.add_argument("contender", help="such as 'dense/nn.Conv3d channels_last'")
     parser.add_argument("--threads", type=int, default=2)

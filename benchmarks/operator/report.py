@@ -7,13 +7,14 @@ A GPU run has a report of its own, `benchmarks.gpu.report`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ssconv.parser import Parser
 
 Records = list[dict[str, Any]]
 
@@ -140,9 +141,7 @@ def draw(records: Records, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.operator.report", description=__doc__.partition("\n")[0]
-    )
+    parser = Parser(prog="python -m benchmarks.operator.report", description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, nargs="?", help="results to read (default: the newest)")
     args = parser.parse_args(argv)
     source = args.file

@@ -5,7 +5,6 @@ python -m benchmarks.operator.run [--threads 2] [--repeats 15] [--layers 2x32x32
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from benchmarks.operator.cases import LAYERS, Contender, Layer, contenders, laye
 from benchmarks.operator.check import check
 from benchmarks.operator.memory import can_measure, peak_of
 from benchmarks.operator.timing import measure
+from ssconv.parser import Parser
 
 PASSES = ("forward", "forward+backward", "double backward")
 
@@ -157,7 +157,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.operator.run", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m benchmarks.operator.run", description=__doc__.partition("\n")[0])
     parser.add_argument("--layers", nargs="+", metavar="NAME", choices=[layer.name for layer in LAYERS], default=None)
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch (default: 2)")
     parser.add_argument("--repeats", type=int, default=15, help="timed calls of each contender (default: 15)")

@@ -9,7 +9,6 @@ backward through it (forward, gradient of the images), and the same two passes o
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.operator.timing import measure
+from ssconv.parser import Parser
 from ssgan.augmentation.ada import Augment
 from ssgan.config.augmentation import FLIPS, PLANES, POLICIES, AugmentConfig, policy
 from ssgan.config.presets import PRESETS, preset
@@ -75,7 +75,7 @@ def times(name: str, batch: int, repeats: int) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.training.augmentation", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--picture", type=Path, metavar="PNG")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--preset", choices=PRESETS, default="hippocampus")

@@ -38,6 +38,7 @@ from benchmarks.gpu.timing import HostTimer
 from benchmarks.gpu.training import PLAIN, TimedGan, computed_by, with_batch
 from benchmarks.operator.memory import CLEAR, STATUS, can_measure
 from benchmarks.operator.run import environment
+from ssconv.parser import Parser
 from ssgan.config.presets import PRESETS
 from ssgan.config.training import TrainConfig
 from ssgan.utils.environment import keep_freed_memory
@@ -245,7 +246,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.step", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m benchmarks.training.step", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--preset", default="hippocampus", choices=list(PRESETS), help="the preset whose widths the networks have"
     )

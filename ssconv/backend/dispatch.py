@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import os
+import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -17,21 +20,41 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def _hidden_module() -> str | None:
+    """The file of the compiled module in another ssconv on sys.path, which this one hides, or None."""
+    folders = [os.path.join(entry, "ssconv") for entry in sys.path]
+    spec = importlib.machinery.PathFinder.find_spec("ssconv._C", folders)
+    return spec.origin if spec else None
+
+
 def _load() -> tuple[ModuleType | None, str]:
-    """Imports the compiled module, which registers its ops. Returns it, or None and the reason."""
+    """Imports the compiled module, which registers its ops. Returns it, or None and the reason, which is a warning."""
     try:
         return importlib.import_module("ssconv._C"), ""
     except ModuleNotFoundError as error:
         if error.name != "ssconv._C":
             raise
-        return None, (
-            "the compiled module ssconv._C is not installed (without a C++ compiler, Python's C headers or torch's "
-            "the build leaves it out and says so)"
-        )
+        tree = Path(__file__).parents[2]
+        if not (tree / "setup.py").exists():
+            reason = (
+                "the compiled module ssconv._C is not installed: at its installation there was no C++17 compiler, or "
+                "Python's C headers were missing; install them, then the package again (pip install --force-reinstall "
+                "--no-cache-dir --no-deps)"
+            )
+        elif hidden := _hidden_module():
+            reason = (
+                f"the compiled module ssconv._C is in {os.path.dirname(hidden)}, which the source tree {tree} hides; "
+                "compile it in the tree too (pip install -e . there), or start Python in another folder"
+            )
+        else:
+            reason = (
+                f"the compiled module ssconv._C is not built in the source tree {tree}: run pip install -e . there "
+                "(it needs a C++17 compiler and Python's C headers)"
+            )
     except ImportError as error:
         reason = f"the compiled module ssconv._C does not load ({error}); build it again: pip install ."
-        warnings.warn(f"ssconv: {reason}; the reference backend serves", RuntimeWarning, stacklevel=3)
-        return None, reason
+    warnings.warn(f"ssconv: {reason}; until then the slow reference backend serves", RuntimeWarning, stacklevel=3)
+    return None, reason
 
 
 _COMPILED, _MISSING = _load()

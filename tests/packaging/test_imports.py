@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 # Of a package: its folders and the modules on its top, each allowed to import from those above it.
 ORDER = {
     "ssconv": [
+        "parser",
         "spec",
         "backend",
         "ops",
@@ -32,7 +33,9 @@ ORDER = {
         "training",
         "latent_space",
         "reporting",
+        "adapters",
         *["prepare", "phantom", "split", "summary", "inflate", "generate", "evaluate", "labelnet", "latents", "report"],
+        "export",
         "train",
         "cli",
         "__main__",

@@ -87,7 +87,7 @@ def built_info(tree: Path, tmp_path: Path, **environment: str) -> dict[str, obje
     assert ".abi3." in library.name
     # In a process of its own: one process loads a library of one path only once.
     shown = subprocess.run(
-        [sys.executable, "-c", "import json, _C; print(json.dumps(_C.build_info()))"],
+        [sys.executable, "-c", "import torch, json, _C; print(json.dumps(_C.build_info()))"],
         env={**os.environ, "PYTHONPATH": str(library.parent)},
         cwd=tmp_path,
         capture_output=True,
@@ -104,6 +104,8 @@ def test_versions_agree(tree: Path) -> None:
     result = setup_py(tree, "--version")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == ssconv.__version__
+    assert f"\nversion: {ssconv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {ssconv.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_module_tells_its_build_without_cuda(tree: Path, tmp_path: Path) -> None:
@@ -112,6 +114,16 @@ def test_the_module_tells_its_build_without_cuda(tree: Path, tmp_path: Path) -> 
     assert re.match(r"(gcc|clang) \d+\.\d+", str(info["compiler"]))
     assert info["cxx_standard"] == "C++17"
     assert (info["cuda"], info["cuda_arch_list"], info["cuda_remarks"], info["kernels"]) == (None, [], [], [])
+
+
+def test_the_headers_of_torch_are_torchs_own() -> None:
+    headers = ROOT / "csrc" / "third_party"
+    if not torch.__version__.startswith("2.13."):
+        pytest.skip("they are those of torch 2.13")
+    files = [path.relative_to(headers) for path in sorted(headers.rglob("*.h"))]
+    own = Path(torch.__file__).parent / "include"
+    assert len(files) > 40
+    assert [str(file) for file in files if (own / file).read_bytes() != (headers / file).read_bytes()] == []
 
 
 @pytest.mark.parametrize("setting", ["1", "auto"])
@@ -354,7 +366,7 @@ def test_make_lists_its_targets() -> None:
         pytest.skip("needs make")
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert listed.returncode == 0, listed.stderr
-    for target in ("setup", "demo", "test", "faults", "lint", "bench", "clean"):
+    for target in ("setup", "demo", "test", "faults", "lint", "wheel", "bench", "clean"):
         assert re.search(rf"^  make {target} +\S", listed.stdout, re.MULTILINE), target
 
 
@@ -400,11 +412,32 @@ print(ssconv.split_shuffle_conv3d(x, [w]).shape, ssconv.backends()["cpu"])
 """
 
 
-def test_without_the_module_the_reference_serves_and_says_why(tree: Path) -> None:
-    result = in_a_copy(tree, ONE_CALL)
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        pytest.param("tree", "is not built in the source tree {folder}: run pip install -e . there", id="tree"),
+        pytest.param("site", "is not installed: at its installation there was no C++17 compiler", id="installed"),
+        pytest.param(
+            "hidden", "is in {site}/ssconv, which the source tree {folder} hides; compile it in the tree", id="hidden"
+        ),
+    ],
+)
+def test_without_the_module_the_reference_serves_and_a_warning_says_why(
+    tree: Path, tmp_path: Path, place: str, reason: str
+) -> None:
+    if place == "site":
+        (tree / "setup.py").unlink()
+    site = tmp_path / "site"
+    (site / "ssconv").mkdir(parents=True)
+    if place == "hidden":
+        (site / "ssconv" / "_C.abi3.so").touch()
+    code = f"sys.path.append({str(site)!r})\n" + ONE_CALL
+    reason = f"the compiled module ssconv._C {reason.format(folder=tree, site=site)}"
+    result = in_a_copy(tree, code)
     assert result.returncode == 0, result.stderr
-    assert "torch.Size([1, 2, 3, 4, 5]) not available: the compiled module ssconv._C is not installed" in result.stdout
-    asked = in_a_copy(tree, ONE_CALL.replace("[w])", "[w], backend='cpu')"))
+    assert f"torch.Size([1, 2, 3, 4, 5]) not available: {reason}" in result.stdout
+    assert result.stderr.count(f"RuntimeWarning: ssconv: {reason}") == 1
+    asked = in_a_copy(tree, code.replace("[w])", "[w], backend='cpu')"))
     assert asked.returncode != 0
     assert "backend: 'cpu' was asked for and is not available: the compiled module" in asked.stderr
 
@@ -418,7 +451,7 @@ def test_a_module_that_does_not_load_is_told_and_the_reference_serves(tree: Path
 
 
 def test_torch_is_found_from_within_an_isolated_build(tree: Path) -> None:
-    """pip's isolated build hides site-packages; the headers of the torch that is installed are used all the same."""
+    """pip's isolated build hides site-packages; a torch without CUDA there is told all the same."""
     if shutil.which("c++") is None:
         pytest.skip("needs a C++ compiler")
     code = "import sys, setuptools; sys.argv = ['setup.py', '--version']; s = {'__name__': 'x'}; "

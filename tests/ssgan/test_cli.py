@@ -7,6 +7,7 @@ import importlib.util
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -121,8 +122,33 @@ def test_every_command_explains_itself_both_ways(name: str, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
-def test_every_command_refuses_an_unknown_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_refuses_an_unknown_option_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([name, "--no-such-option"])
     assert stopped.value.code == 2
-    assert f"ssgan {name}: error:" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ssgan {name}: error: ") and line.endswith(f"; see ssgan {name} --help")
+
+
+def test_an_error_behind_a_second_word_names_that_words_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["latents", "interpolate"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the following arguments are required: --run" in line
+    assert line.endswith("; see ssgan latents interpolate --help")
+
+
+def test_python_m_ssconv_refuses_an_unknown_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from ssconv.__main__ import main
+
+    with pytest.raises(SystemExit):
+        main(["verifi"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("python -m ssconv: error: ") and line.endswith("; see python -m ssconv --help")
+
+
+def test_no_program_of_the_project_has_another_parser() -> None:
+    root = Path(__file__).parents[2]
+    files = [p for package in ("ssconv", "ssgan", "benchmarks") for p in sorted((root / package).rglob("*.py"))]
+    assert len(files) > 150
+    assert [str(p) for p in files if "ArgumentParser(" in p.read_text()] == []
