@@ -4,8 +4,10 @@ struct Tile {
   int64_t d, h, w;
 };
 
-// Chooses a tile whose packed input and results stay in the L2 cache, with at least four tiles per worker.
-Tile choose_tile(const Geometry& g, const ParityClass& c, int64_t samples, int64_t z_floats, int workers) {
+// Chooses a tile whose packed input (`boxes` at a time) and results stay in the L2 cache, with at least four tiles per
+// worker.
+Tile choose_tile(const Geometry& g, const ParityClass& c, int64_t samples, int64_t z_floats, int workers,
+                 int64_t boxes = 1) {
   constexpr int64_t BOX = 112 * 1024, RESULT = 64 * 1024;  // floats
   Tile t = {1, 1, minimum(c.count[2], 64)};
   int64_t widest[3] = {1, 1, 1};
@@ -15,7 +17,7 @@ Tile choose_tile(const Geometry& g, const ParityClass& c, int64_t samples, int64
   const auto reads = [&](int d, int64_t outputs) { return (outputs - 1) * in_stride(g, d) + widest[d]; };
   const auto fits = [&](const Tile& u) {
     const int64_t box = reads(0, u.d) * reads(1, u.h) * reads(2, u.w) * box_channels(g.in_channels);
-    return box <= BOX && u.d * u.h * u.w * z_floats <= RESULT;
+    return box * boxes <= BOX && u.d * u.h * u.w * z_floats <= RESULT;
   };
   while (t.w > 8 && !fits(t)) t.w = ceil_div(t.w, 2);
   // Grow along D or H, whichever reduces the halo's share more.
@@ -139,9 +141,35 @@ struct Convolution {
            pitch == g.out_channels;
   }
 
-  // Computes z of branch s over the tile [begin, end) of class c.
-  void branch(int s, const ParityClass& c, int64_t n, const int64_t* begin, const int64_t* end, float* box_memory,
-              int64_t* offsets, const ResultView& to, Prefetcher& prefetcher) const {
+  // Whether branch s reads x where it lies, and packs nothing. pairs: as of `fuses_everywhere`.
+  bool in_place(int s, bool* pairs) const {
+    *pairs = false;
+    return fuses_everywhere(g, g.branch[s], pairs) && contiguous_f32() && (!*pairs || x.stride[4] <= MAX_ZERO_STRIDE);
+  }
+
+  // The box of inputs of branch s that the tile [begin, end) reads in any of `count` classes.
+  HaloBox box_of(int s, const ParityClass* classes, int count, const int64_t* begin, const int64_t* end) const {
+    Interval all[3] = {};
+    for (int i = 0; i < count; ++i)
+      for (int d = 0; d < 3; ++d) {
+        const Interval own = read_interval(axis_taps(g, g.branch[s], classes[i], d), in_stride(g, d), begin[d], end[d]);
+        if (own.length == 0) continue;
+        const int64_t low = all[d].length ? minimum(all[d].low, own.low) : own.low;
+        const int64_t last = maximum(all[d].low + all[d].length, own.low + own.length);
+        all[d] = {low, (all[d].length ? last : own.low + own.length) - low};
+      }
+    return {all[0], all[1], all[2], in_stride(g, 2), g.in_channels};
+  }
+
+  void pack(int s, const HaloBox& box, int64_t n, bool outside, float* to) const {
+    const float* scale = in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr;
+    pack_input(box, x, n, s * g.in_channels, scale, outside, to);
+  }
+
+  // Computes z of branch s over the tile [begin, end) of class c. ready: the box that box_memory holds already; null: it
+  // is packed here.
+  void branch(int s, const ParityClass& c, int64_t n, const int64_t* begin, const int64_t* end, const HaloBox* ready,
+              float* box_memory, int64_t* offsets, const ResultView& to, Prefetcher& prefetcher) const {
     const Branch& b = g.branch[s];
     const int64_t tile[3] = {end[0] - begin[0], end[1] - begin[1], end[2] - begin[2]};
     const auto position = [&](int64_t i) {
@@ -149,25 +177,19 @@ struct Convolution {
     };
     if (dots(b)) return dot_products(s, n, begin, end, to);
     AxisTaps r[3];
-    Interval spans[3];
     bool zero = b.kind == Kind::absent;
     for (int d = 0; d < 3; ++d) {
       r[d] = axis_taps(g, b, c, d);
-      spans[d] = read_interval(r[d], in_stride(g, d), begin[d], end[d]);
       zero = zero || r[d].count == 0;
     }
     if (zero) {
       for (int64_t i = 0; i < tile[0] * tile[1] * tile[2]; ++i) __builtin_memset(position(i), 0, size_t(pitch) * 4);
       return;
     }
-    const HaloBox box = {spans[0], spans[1], spans[2], in_stride(g, 2), g.in_channels};
-    // Nothing is packed where no block of channels needs the box and x can be read in place.
+    const HaloBox box = ready ? *ready : box_of(s, &c, 1, begin, end);
     bool pairs = false;
-    const bool in_place =
-        fuses_everywhere(g, b, &pairs) && contiguous_f32() && (!pairs || x.stride[4] <= MAX_ZERO_STRIDE);
-    if (!in_place)
-      pack_input(box, x, n, s * g.in_channels, in_scale ? in_scale + (n * g.branches + s) * g.in_channels : nullptr,
-           b.kind == Kind::identity || pairs, box_memory);
+    const bool lies = in_place(s, &pairs);
+    if (!lies && !ready) pack(s, box, n, b.kind == Kind::identity || pairs, box_memory);
     const int64_t pitch_in = box.pitch(), blocks = box.blocks(), full_blocks = g.in_channels / pitch_in;
     if (b.kind == Kind::identity) {
       for (int64_t i = 0; i < tile[0] * tile[1] * tile[2]; ++i)
@@ -182,7 +204,7 @@ struct Convolution {
       const int width = block_width(g.out_channels - o);
       if (fuse_three_taps(g, b, width)) {
         const ResultView sums = {to.at + o, to.d, to.h, to.w};
-        three_tap_block(s, o, width, r, box, in_place, n, begin, end, box_memory, offsets, sums, prefetcher);
+        three_tap_block(s, o, width, r, box, lies, n, begin, end, box_memory, offsets, sums, prefetcher);
         o += width;
         continue;
       }
@@ -399,71 +421,83 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
   const bool direct = convolution.stores_sums_directly();
   // An output that is not shuffled takes scale and bias branch by branch, without padding.
   const int64_t epilogue_pitch = e.groups == g.branches ? pitch : channels;
-  ParityClass all[8];
-  const int count = parity_classes(g, y.size + 2, all);
-  int64_t taps = 1;
-  for (int s = 0; s < g.branches; ++s)
-    if (g.branch[s].kind == Kind::convolution) taps = maximum(taps, tap_count(g.branch[s]));
-  for (int i = 0; i < count; ++i) {
-    const ParityClass& c = all[i];
-    const Tile tile = choose_tile(g, c, y.size[0], pitch * g.branches, pool.workers);
-    const int64_t nd = ceil_div(c.count[0], tile.d), nh = ceil_div(c.count[1], tile.h),
-                  nw = ceil_div(c.count[2], tile.w);
-    int64_t box = 0, steps = 0;  // steps: blocks of output channels over all branches
-    AxisTaps widest[3] = {};
-    for (int s = 0; s < g.branches; ++s) {
-      for (int64_t o = 0; o < g.out_channels && g.branch[s].kind == Kind::convolution; ++steps)
-        o += block_width(g.out_channels - o);
+  ParityClass classes[8];
+  const int count = parity_classes(g, y.size + 2, classes);
+  if (count == 0) return;
+  int64_t taps = 1, steps = 0;  // steps: blocks of output channels over all branches
+  int64_t low[3] = {}, high[3] = {};  // of the inputs that an output reads, in any branch and class
+  for (int s = 0; s < g.branches; ++s) {
+    const Branch& b = g.branch[s];
+    for (int64_t o = 0; o < g.out_channels && b.kind == Kind::convolution; ++steps) o += block_width(g.out_channels - o);
+    if (b.kind == Kind::convolution) taps = maximum(taps, tap_count(b));
+    for (int i = 0; i < count; ++i)
       for (int d = 0; d < 3; ++d) {
-        const AxisTaps r = axis_taps(g, g.branch[s], c, d);
-        if (r.count > widest[d].count) widest[d] = r;
+        const AxisTaps r = axis_taps(g, b, classes[i], d);
+        for (int t = 0; t < r.count; ++t) {
+          low[d] = minimum(low[d], r.shift[t]);
+          high[d] = maximum(high[d], r.shift[t]);
+        }
       }
-      int64_t n = box_channels(g.in_channels);
-      const int64_t extents[3] = {tile.d, tile.h, tile.w};
-      for (int d = 0; d < 3; ++d)
-        n *= read_interval(axis_taps(g, g.branch[s], c, d), in_stride(g, d), 0, extents[d]).length;
-      box = maximum(box, n);
-    }
-    box = maximum(box, (tile.w + 2) * MAX_ZERO_STRIDE + BLOCK);
-    distribute(pool, y.size[0] * nd * nh * nw, [&](int, auto next) {
-      Scratch box_memory(box * 4), results(tile.d * tile.h * tile.w * pitch * g.branches * 4),
-          offsets(2 * taps * ceil_div(g.in_channels, SMALL_BLOCK) * 8), rows(2 * e.groups * epilogue_pitch * 4),
-          line(tile.w * channels * 4);
-      const auto tile_coordinates = [&](int64_t task, int64_t* begin, int64_t* end) {  // returns the sample
-        const int64_t at[3] = {task / (nh * nw) % nd * tile.d, task / nw % nh * tile.h, task % nw * tile.w};
-        const int64_t extents[3] = {tile.d, tile.h, tile.w};
-        for (int d = 0; d < 3; ++d) {
-          begin[d] = at[d];
-          end[d] = minimum(at[d] + extents[d], c.count[d]);
-        }
-        return task / (nd * nh * nw);
-      };
-      int64_t next_task;
-      for (int64_t task = next(); task >= 0; task = next_task) {
-        next_task = next();
-        int64_t begin[3], end[3];
-        Interval spans[3] = {};
-        int64_t n = 0;
-        if (next_task >= 0) {
-          n = tile_coordinates(next_task, begin, end);
-          for (int d = 0; d < 3; ++d) spans[d] = read_interval(widest[d], in_stride(g, d), begin[d], end[d]);
-        }
-        Prefetcher prefetcher(x, n, spans, tile.d * tile.h * steps);
-        n = tile_coordinates(task, begin, end);
-        const int64_t ldz = pitch * g.branches, width = end[2] - begin[2];
-        ResultView sums = {results.floats(), (end[1] - begin[1]) * width * ldz, width * ldz, ldz};
+  }
+  // The classes of a tile take turns, so that its inputs are packed once for all; the first class is the largest.
+  const int boxes = count > 1 ? g.branches : 1;
+  const int64_t* const most = classes[0].count;
+  const Tile tile = choose_tile(g, classes[0], y.size[0], pitch * g.branches, pool.workers, boxes);
+  const int64_t extents[3] = {tile.d, tile.h, tile.w};
+  const int64_t nd = ceil_div(most[0], tile.d), nh = ceil_div(most[1], tile.h), nw = ceil_div(most[2], tile.w);
+  int64_t box = box_channels(g.in_channels);
+  for (int d = 0; d < 3; ++d) box *= (extents[d] - 1) * in_stride(g, d) + high[d] - low[d] + 1;
+  box = maximum(box, (tile.w + 2) * MAX_ZERO_STRIDE + BLOCK);
+  distribute(pool, y.size[0] * nd * nh * nw, [&](int, auto next) {
+    Scratch box_memory(boxes * box * 4), results(tile.d * tile.h * tile.w * pitch * g.branches * 4),
+        offsets(2 * taps * ceil_div(g.in_channels, SMALL_BLOCK) * 8), rows(2 * e.groups * epilogue_pitch * 4),
+        line(tile.w * channels * 4), packed_boxes(g.branches * int64_t(sizeof(HaloBox)));
+    HaloBox* const ready = reinterpret_cast<HaloBox*>(packed_boxes.data);
+    const auto tile_coordinates = [&](int64_t task, int64_t* begin, int64_t* end) {  // returns the sample
+      const int64_t at[3] = {task / (nh * nw) % nd * tile.d, task / nw % nh * tile.h, task % nw * tile.w};
+      for (int d = 0; d < 3; ++d) {
+        begin[d] = at[d];
+        end[d] = minimum(at[d] + extents[d], most[d]);
+      }
+      return task / (nd * nh * nw);
+    };
+    int64_t next_task;
+    for (int64_t task = next(); task >= 0; task = next_task) {
+      next_task = next();
+      int64_t begin[3], end[3];
+      Interval spans[3] = {};
+      int64_t n = 0;
+      if (next_task >= 0) {
+        n = tile_coordinates(next_task, begin, end);
+        for (int d = 0; d < 3; ++d)
+          spans[d] = {begin[d] * in_stride(g, d) + low[d],
+                      (end[d] - 1 - begin[d]) * in_stride(g, d) + high[d] - low[d] + 1};
+      }
+      Prefetcher prefetcher(x, n, spans, tile.d * tile.h * steps * count);
+      n = tile_coordinates(task, begin, end);
+      for (int s = 0; s < g.branches && count > 1; ++s) {
+        bool pairs = false;
+        ready[s] = convolution.box_of(s, classes, count, begin, end);
+        if (!convolution.in_place(s, &pairs)) convolution.pack(s, ready[s], n, pairs, box_memory.floats(s * box));
+      }
+      const SampleEpilogue sample = sample_epilogue(e, channels, n, epilogue_pitch, rows.floats());
+      for (int i = 0; i < count; ++i) {
+        const ParityClass& c = classes[i];
+        const int64_t last[3] = {minimum(end[0], c.count[0]), minimum(end[1], c.count[1]), minimum(end[2], c.count[2])};
+        if (last[0] <= begin[0] || last[1] <= begin[1] || last[2] <= begin[2]) continue;
+        const int64_t ldz = pitch * g.branches, width = last[2] - begin[2];
+        ResultView sums = {results.floats(), (last[1] - begin[1]) * width * ldz, width * ldz, ldz};
         if (direct) {
           sums = {static_cast<float*>(y.data) + n * y.stride[0], out_step(g, 0) * y.stride[2],
                   out_step(g, 1) * y.stride[3], out_step(g, 2) * y.stride[4]};
           for (int d = 0; d < 3; ++d) sums.at += (begin[d] * out_step(g, d) + c.offset[d]) * y.stride[2 + d];
         }
         for (int s = 0; s < g.branches; ++s, sums.at += pitch)
-          convolution.branch(s, c, n, begin, end, box_memory.floats(), reinterpret_cast<int64_t*>(offsets.data), sums,
+          convolution.branch(s, c, n, begin, last, count > 1 ? ready + s : nullptr,
+                             box_memory.floats(count > 1 ? s * box : 0), reinterpret_cast<int64_t*>(offsets.data), sums,
                              prefetcher);
-        if (direct) continue;
-        const SampleEpilogue sample = sample_epilogue(e, channels, n, epilogue_pitch, rows.floats());
-        convolution.store(c, n, begin, end, results.floats(), sample, line.floats());
+        if (!direct) convolution.store(c, n, begin, last, results.floats(), sample, line.floats());
       }
-    });
-  }
+    }
+  });
 }
