@@ -8,9 +8,11 @@ export_mode                         plain PyTorch operators, to export a model t
 inflate_model                       makes a 2D network 3D, its weights spread along depth
 inflate_weight, depth_profile       the same for one weight
 backends                            the backends, which are available, and why others are not
+keep_freed_memory                   on a CPU: large activations cost no page faults in each training step
 verify, choices                     on a GPU: checks the kernels; lists what serves each kind of call, and its rivals
 """
 
+from ssconv.allocation import keep_freed_memory
 from ssconv.backend.choice import choices
 from ssconv.backend.dispatch import backends
 from ssconv.backend.trust import VerifyReport, verify
@@ -38,6 +40,7 @@ __all__ = [
     "from_conv3d",
     "inflate_model",
     "inflate_weight",
+    "keep_freed_memory",
     "replicate_depth",
     "split_shuffle_conv3d",
     "upfirdn3d",

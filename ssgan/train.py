@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ssconv import keep_freed_memory
 from ssconv.parser import Parser
 from ssgan.config.presets import preset
 from ssgan.data.dataset import VolumeDataset
@@ -30,7 +31,7 @@ from ssgan.training.options import add_arguments, check_arguments, config_from
 from ssgan.training.precision import Execution
 from ssgan.training.schedule import check_metrics
 from ssgan.utils.cores import use_threads
-from ssgan.utils.environment import keep_freed_memory, pick_device
+from ssgan.utils.environment import pick_device
 from ssgan.utils.errors import run_command
 
 PHANTOMS = 256  # in the data set that a run without --data makes

@@ -34,13 +34,14 @@ from benchmarks.experiments.data import TRAIN, open_split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
 from benchmarks.operator.run import environment
+from ssconv import keep_freed_memory
 from ssconv.parser import Parser
 from ssgan.runs.config import identity
 from ssgan.runs.folder import RunLock
 from ssgan.runs.generator import parse_seeds
 from ssgan.training.cuda_graphs import check as check_graphs
 from ssgan.utils.cores import use_threads
-from ssgan.utils.environment import keep_freed_memory, pick_device
+from ssgan.utils.environment import pick_device
 from ssgan.utils.errors import UserError, run_command
 
 RESULTS = Path("benchmarks/results/experiments")

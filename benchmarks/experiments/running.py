@@ -25,9 +25,9 @@ from benchmarks.experiments import averages, results, scoring, training
 from benchmarks.experiments.data import Split
 from benchmarks.experiments.grids import Cell
 from benchmarks.experiments.training import Job, Stopped
+from ssconv import keep_freed_memory
 from ssgan.data.dataset import VolumeDataset
 from ssgan.reporting.formatting import format_duration
-from ssgan.utils.environment import keep_freed_memory
 from ssgan.utils.errors import UserError
 from ssgan.utils.signals import StopSignals
 

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from benchmarks.experiments import results, scoring, segmentation
 from benchmarks.experiments.data import TRAIN, split_indices
 from benchmarks.operator.run import environment
+from ssconv import keep_freed_memory
 from ssconv.parser import Parser
 from ssgan.config.network import NetworkConfig
 from ssgan.data.axes import to_array_axes
@@ -47,7 +48,6 @@ from ssgan.models.networks import Discriminator
 from ssgan.runs import checkpoint
 from ssgan.runs.config import load_config
 from ssgan.runs.generator import load_generator, parse_seeds
-from ssgan.utils.environment import keep_freed_memory
 from ssgan.utils.errors import UserError, run_command
 
 ARMS = ("fresh", "gan", "generated", "unlabelled")

@@ -38,10 +38,10 @@ from benchmarks.gpu.timing import HostTimer
 from benchmarks.gpu.training import PLAIN, TimedGan, computed_by, with_batch
 from benchmarks.operator.memory import CLEAR, STATUS, can_measure
 from benchmarks.operator.run import environment
+from ssconv import keep_freed_memory
 from ssconv.parser import Parser
 from ssgan.config.presets import PRESETS
 from ssgan.config.training import TrainConfig
-from ssgan.utils.environment import keep_freed_memory
 
 KIND = "training step"
 BASELINE = f"dense/{PLAIN}"

@@ -1,12 +1,10 @@
-"""The computer that a command runs on: choice of the device, memory allocation on a CPU, versions for the record."""
+"""The computer that a command runs on: choice of the device, versions for the record."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +12,6 @@ import torch
 
 import ssconv
 from ssgan.utils.errors import UserError
-
-# <malloc.h>. One arena, no mmap for large blocks, no trimming: freed memory stays with the process.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-_SETTINGS = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28))
-
-
-def keep_freed_memory() -> bool:
-    """Makes glibc keep freed memory for the next allocation; returns True if the setting took effect.
-
-    By default glibc maps every block above 32 MiB anew and unmaps it when it is freed, so every activation of a
-    training step costs page faults again; a step of the hippocampus preset took twice as long. The process keeps its
-    peak memory until it ends. Without glibc nothing changes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        return False
-    return all(mallopt(option, value) == 1 for option, value in _SETTINGS)
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = {
     "ssconv": [
         "parser",
+        "allocation",
         "spec",
         "backend",
         "ops",
