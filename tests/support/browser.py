@@ -45,12 +45,12 @@ class Browser:
         options = {
             "binary": CHROMIUM,
             "args": [*SWITCHES, f"--window-size={size[0]},{size[1]}", f"--user-data-dir={downloads / 'profile'}"],
-            "prefs": {"download.default_directory": str(downloads), "download.prompt_for_download": False},
         }
         wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
         session = self._call("POST", "/session", {"capabilities": wanted})["sessionId"]
         self._root += f"/session/{session}"
         self._call("POST", "/timeouts", {"script": 60_000})
+        self.devtools("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -122,10 +122,11 @@ class Browser:
         return Image.open(io.BytesIO(base64.b64decode(self._call("GET", "/screenshot"))))
 
     def pixels(self, selector: str) -> np.ndarray:
-        """The picture of an element (height, width, 3), as it is on the screen."""
+        """The picture of an element (height, width, 3), as it is on the screen after the next frame."""
         box = self.run(
+            "return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {"
             "const b = document.querySelector(arguments[0]).getBoundingClientRect();"
-            "return [b.left, b.top, b.right, b.bottom]", selector,
+            "done([b.left, b.top, b.right, b.bottom]); })))", selector,
         )  # fmt: skip
         return np.asarray(self.screenshot().convert("RGB").crop([round(v) for v in box])).astype(int)
 

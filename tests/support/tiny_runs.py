@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from ssgan.config.network import NetworkConfig
 from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.phantom import write_phantom_dataset
+from ssgan.runs import checkpoint
 from ssgan.training import loop
 
 SHAPE = (6, 8, 12)
@@ -28,3 +31,16 @@ def make_run(root: Path, stage: str = "3d") -> Path:
     options = {"progress": False, "echo": lambda text: None, "data_path": str(root / "data")}
     assert loop.train(cfg, data, root / stage, **options) == 0
     return root / stage
+
+
+def add_checkpoint(run: Path, seed: int) -> Path:
+    """Writes a checkpoint that is further than the run's newest, with another constant and noise in G_ema."""
+    tensors, meta = checkpoint.load(checkpoint.list_checkpoints(run / "checkpoints")[-1])
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in tensors.items():
+        if name.startswith("G_ema.synthesis") and name.endswith("const"):
+            tensor += torch.randn(tensor.shape, generator=generator)
+        if name.startswith("G_ema.synthesis") and name.endswith("noise_strength"):
+            tensor.fill_(0.3)
+    meta = dataclasses.replace(meta, images=meta.images + 4)
+    return checkpoint.save(checkpoint.numbered_path(run / "checkpoints", meta), tensors, meta)

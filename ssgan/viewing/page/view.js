@@ -79,7 +79,6 @@ export class Screens {
     if (buffer) {
       await this.second.show(buffer, name, title, this.window);
       this.apply(this.second);
-      if (!this.window) this.second.setWindow(...this.range());
     }
     for (const screen of this.all) screen.nv.resizeListener();
   }
@@ -97,7 +96,7 @@ export class Screens {
     screen.setColours(byId("colours").value);
     screen.setCrosshair(byId("crosshair").checked);
     screen.turn(Number(byId("azimuth").value), Number(byId("elevation").value));
-    if (screen === this.second) screen.setWindow(...this.range());
+    if (screen === this.second && this.window) screen.setWindow(...this.range()); // other files have windows of their own
     if (screen === this.second) screen.moveTo([0, 1, 2].map((i) => Number(byId(`mm-${i}`).value)));
   }
 

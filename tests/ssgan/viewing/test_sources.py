@@ -18,14 +18,13 @@ from ssgan.data.dataset import VolumeDataset, to_nifti
 from ssgan.data.writer import DatasetWriter
 from ssgan.latent_space.directions import principal_directions
 from ssgan.models.sampling import class_mean, latents
-from ssgan.runs import checkpoint
 from ssgan.runs.generator import load_generator
 from ssgan.training import loop
 from ssgan.utils.errors import UserError
 from ssgan.viewing.browsing import DatasetBrowser, FileBrowser
 from ssgan.viewing.exploring import RunExplorer
 from ssgan.viewing.replies import Forbidden, NotFound
-from tests.support.tiny_runs import CONFIG, SHAPE, make_run
+from tests.support.tiny_runs import CONFIG, SHAPE, add_checkpoint, make_run
 
 CPU = torch.device("cpu")
 
@@ -190,17 +189,6 @@ def test_the_2d_stage_shows_every_slice(tmp_path, depth_aware):
 # ---- the newest checkpoint ----
 
 
-def newer(run, seed):
-    """Writes a checkpoint that is further than the newest, with other weights of G_ema."""
-    tensors, meta = checkpoint.load(checkpoint.list_checkpoints(run / "checkpoints")[-1])
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in tensors.items():
-        if name.startswith("G_ema.synthesis") and name.endswith("const"):
-            tensor += torch.randn(tensor.shape, generator=generator)
-    meta = dataclasses.replace(meta, images=meta.images + 4)
-    return checkpoint.save(checkpoint.numbered_path(run / "checkpoints", meta), tensors, meta)
-
-
 def test_it_follows_a_run_that_still_trains(run, tmp_path):
     training = tmp_path / "training"
     shutil.copytree(run, training)
@@ -221,13 +209,13 @@ def test_it_follows_a_run_that_still_trains(run, tmp_path):
     before = explorer.state()
     assert (before["seen"], before["trouble"]) == ("8 volumes", "")
 
-    file = newer(training, 0)
+    file = add_checkpoint(training, 0)
     after = explorer.state()
     assert (after["seen"], after["name"]) == ("12 volumes", file.stem) and after["checkpoint"] != before["checkpoint"]
     assert np.abs(voxels(explorer.volume({}, save=False)) - first).max() > 1
     assert f"--checkpoint {file.stem}" in explorer.command({})
 
-    third = newer(training, 1)
+    third = add_checkpoint(training, 1)
     third.write_bytes(third.read_bytes()[:-100])
     damaged = explorer.state()
     assert "cannot be loaded" in damaged["trouble"] and damaged["checkpoint"] == after["checkpoint"]
@@ -240,7 +228,7 @@ def test_a_checkpoint_that_was_named_stays(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     explorer = explore(tmp_path / "run", Path("3d-final"))
     before = explorer.state()
-    newer(tmp_path / "run", 0)
+    add_checkpoint(tmp_path / "run", 0)
     assert explorer.state() == before and "--checkpoint 3d-final" in explorer.command({})
     with pytest.raises(UserError, match="no checkpoint '3d-best2'"):
         explore(run, Path("3d-best2"))
