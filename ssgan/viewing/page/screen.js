@@ -19,6 +19,7 @@ export class Screen {
 
   async start() {
     await this.nv.attachToCanvas(this.canvas, false);
+    this.setCrosshair(true); // its width in per cent counts from here on
     return this;
   }
 
