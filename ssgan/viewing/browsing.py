@@ -51,7 +51,7 @@ def dataset_volume(data: VolumeDataset, name: str) -> Reply:
 def describe_record(record: dict[str, Any]) -> list[str]:
     """What `prepare` decided about a volume, line by line."""
     warnings = record.get("warnings") or []
-    lines = ["verdict: used" + (f", with {len(warnings)} warnings" if warnings else "")]
+    lines = ["verdict: used" + (", with warnings" if warnings else "")]
     lines += [f"warning: {text}" for text in warnings]
     lines.append(f"window: {record['intensity_low']:.6g} to {record['intensity_high']:.6g} became -1 to 1")
     if record.get("class_label") is not None:

@@ -20,7 +20,7 @@ export async function startFiles(about, screens) {
     select("item", what, ...options(items)),
     make("p", {}, button("previous", "Previous"), button("next", "Next"), make("span", { id: "position" })),
     make("ul", { id: "about", className: "near note" })),
-  make("fieldset", {}, make("legend", {}, "Over it and beside it"),
+  make("fieldset", {}, make("legend", {}, "Compare"),
     ...(about.kind === "files" ? [select("overlay", "Over it", ...options(items, "nothing")), opacity] : []),
     select("beside", "Beside it", ...options(items, "nothing"))));
   if (about.skipped.length) {

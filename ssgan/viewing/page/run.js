@@ -76,6 +76,13 @@ function query() {
   return values.toString();
 }
 
+// What a query's volume is called.
+function named(asked) {
+  const values = new URLSearchParams(asked);
+  const changes = [values.has("at") && `on the way to ${values.get("to")}`, values.has("mix") && "mixed", values.has("moves") && "moved"];
+  return [`seed ${values.get("seed")}`, ...changes.filter(Boolean)].join(", ");
+}
+
 export async function startRun(about, screens) {
   const root = document.documentElement;
   let wanted = null, working = false, playing = false, checkpoint = about.state.checkpoint, nearTimer = 0;
@@ -90,8 +97,7 @@ export async function startRun(about, screens) {
         const asked = wanted;
         wanted = null;
         const buffer = await askBytes(`volume?${asked}`);
-        const title = `generated, seed ${byId("seed").value}`;
-        await screens.show(buffer, "generated.nii", title);
+        await screens.show(buffer, "generated.nii", `generated, ${named(asked)}`);
         byId("save").href = `save?${asked}`;
         root.dataset.shown = asked;
       }
@@ -122,7 +128,7 @@ export async function startRun(about, screens) {
       button.addEventListener("click", () => training(index, text).catch(failed));
       return make("li", {}, button);
     }));
-    if (byId("beside").value === "nearest") await training(found.nearest[0].index, byId("near").textContent && byId("near").firstChild.textContent, true);
+    if (byId("beside").value === "nearest") await training(found.nearest[0].index, byId("near").firstChild.textContent, true);
     root.dataset.near = asked;
   }
 
@@ -157,7 +163,7 @@ export async function startRun(about, screens) {
     setTimeout(() => { byId("copy").textContent = "Copy the command"; }, 1500);
   });
   byId("pin").addEventListener("click", async () => {
-    const asked = query(), title = `kept: seed ${byId("seed").value}`;
+    const asked = query(), title = `kept: ${named(asked)}`;
     choose(title);
     await screens.beside(await askBytes(`volume?${asked}`), "kept.nii", title);
     root.dataset.beside = title;

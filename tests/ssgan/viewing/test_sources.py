@@ -298,7 +298,7 @@ def test_a_data_set_tells_the_verdict_window_and_class_of_each_volume(tmp_path):
     assert about["kind"] == "dataset" and about["skipped"] == ["bad.nii.gz: the file is empty (0 bytes)"]
     assert [item["title"] for item in about["items"]] == ["0: s0.nii", "1: s1.nii"]
     lines = about["items"][1]["about"]
-    assert lines == ["verdict: used, with 1 warnings", "warning: taken as mm", "window: -7.5 to 101 became -1 to 1",
+    assert lines == ["verdict: used, with warnings", "warning: taken as mm", "window: -7.5 to 101 became -1 to 1",
                      "class: CN", "as stored: 9 x 8 x 7 voxels"]  # fmt: skip
     shown = image(browser.item("1"))
     np.testing.assert_allclose(shown.affine, np.diag([1, 2, 3, 1]))
