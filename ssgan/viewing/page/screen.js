@@ -2,8 +2,11 @@
 import { Niivue, NVImage } from "./niivue.js";
 
 const FLOAT32 = 16; // NIfTI's code
+const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i; // names of renderers that draw on the CPU
+// There a quarter of the pixels, which takes a fifth of the time, with letters that stay legible.
+const RESOLUTION = drawsOnCpu() ? { forceDevicePixelRatio: 0.5, fontMinPx: 22 } : {};
 const OPTIONS = {
-  logLevel: "error", loadingText: "", dragAndDropEnabled: false, multiplanarShowRender: 1, multiplanarLayout: 2,
+  ...RESOLUTION, logLevel: "error", loadingText: "", dragAndDropEnabled: false, multiplanarShowRender: 1, multiplanarLayout: 2,
   crosshairColor: [1, 0.35, 0.1, 1], crosshairWidth: 0.6, crosshairWidthUnit: "percent", fontColor: [0.75, 0.78, 0.82, 1], isAntiAlias: false,
 };
 
@@ -99,6 +102,13 @@ export class Screen {
   turn(azimuth, elevation) {
     this.nv.setRenderAzimuthElevation(azimuth, elevation);
   }
+}
+
+// Whether this browser draws without a GPU.
+function drawsOnCpu() {
+  const gl = document.createElement("canvas").getContext("webgl2");
+  const name = gl?.getExtension("WEBGL_debug_renderer_info")?.UNMASKED_RENDERER_WEBGL ?? gl?.RENDERER;
+  return gl !== null && SOFTWARE.test(gl.getParameter(name));
 }
 
 // The header of an uncompressed little-endian NIfTI-1 file of float32 without extensions, as text; null for other files.

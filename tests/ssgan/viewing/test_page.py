@@ -16,7 +16,7 @@ from ssgan.viewing.browsing import DatasetBrowser, FileBrowser
 from ssgan.viewing.exploring import RunExplorer
 from ssgan.viewing.server import Server
 from tests.support.browser import CHROMIUM, DRIVER, REASON, Browser
-from tests.support.tiny_runs import SHAPE, add_checkpoint, make_run
+from tests.support.tiny_runs import SHAPE, add_checkpoint, make_class_run, make_run
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason=REASON),
@@ -182,6 +182,20 @@ def test_seeds_of_the_film_and_of_the_styles_count_where_they_are_used(browser, 
     mixed = browser.pixels(CANVAS)
     change(browser, "#mix", "2", "mix=2&levels=0%2C1")
     assert different(browser.pixels(CANVAS), mixed) > 0.01
+
+
+def test_a_class_has_pictures_of_its_own(browser, pages, quiet, tmp_path):
+    pages.open(RunExplorer(make_class_run(tmp_path), None, None, view.pick_device("cpu")))
+    browser.wait(f"{DATA}.near")
+    assert browser.run("return [...document.getElementById('class').options].map((o) => o.textContent)") == [
+        "AD",
+        "a class",
+    ]
+    before = browser.pixels(CANVAS)
+    change(browser, "#class", "1", "class=1")
+    browser.wait(f"{DATA}.near.includes('class=1')")
+    assert different(browser.pixels(CANVAS), before) > 0.01
+    assert "--class 'a class'" in browser.run("return document.getElementById('command').value")
 
 
 def test_any_seed_and_back_to_0(browser, of_a_run):

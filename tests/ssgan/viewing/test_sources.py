@@ -24,7 +24,7 @@ from ssgan.utils.errors import UserError
 from ssgan.viewing.browsing import DatasetBrowser, FileBrowser
 from ssgan.viewing.exploring import RunExplorer
 from ssgan.viewing.replies import Forbidden, NotFound
-from tests.support.tiny_runs import CONFIG, SHAPE, add_checkpoint, make_run
+from tests.support.tiny_runs import CONFIG, SHAPE, add_checkpoint, make_class_run, make_run
 
 CPU = torch.device("cpu")
 
@@ -36,18 +36,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory):
-    """A run of two classes."""
-    root = tmp_path_factory.mktemp("classes")
-    rng = np.random.Generator(np.random.PCG64(1))
-    with DatasetWriter(root / "data", SHAPE) as writer:
-        for i, label in enumerate(["AD", "a class", "AD", "AD"]):
-            record = {"source": f"{i}", "intensity_low": 0.0, "intensity_high": 100.0, "affine": np.eye(4).tolist()}
-            record |= {"warnings": [], "class_label": label}
-            writer.add(rng.uniform(-1, 1, SHAPE).astype(np.float32), record)
-        data = writer.finish(spacing=[1.0] * 3, affine=np.eye(4), slice_axis="axial", recipe="mri")
-    cfg = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, classes=2))
-    loop.train(cfg, data, root / "run", progress=False, echo=lambda text: None, data_path=str(root / "data"))
-    return root / "run"
+    return make_class_run(tmp_path_factory.mktemp("classes"))
 
 
 def explore(run, checkpoint=None, data=None):
