@@ -9,16 +9,20 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
 from ssgan import view
+from ssgan.viewing import server
 from ssgan.viewing.browsing import FileBrowser
 from ssgan.viewing.exploring import RunExplorer
 from ssgan.viewing.server import PAGE, Server
 from tests.support.tiny_runs import make_run
+
+ROOT = Path(__file__).parents[3]
 
 
 def write(path):
@@ -77,6 +81,17 @@ def test_the_page_and_its_parts(files):
             assert b"http:" not in body and b"https:" not in body
     page = get(files, f"/{files.token}/")[2].decode()
     assert set(re.findall(r'(?:src|href)="([^"#]+)"', page)) - {"data:,"} <= set(PAGE)
+
+
+def test_niivue_comes_with_the_licences_of_all_that_is_in_it():
+    folder = Path(server.__file__).parent / "page"
+    licences, script = ((folder / name).read_text() for name in ("niivue.LICENSES.txt", "niivue.js"))
+    for name in ("NiiVue 0.69.0", "gl-matrix", "nifti-reader-js", "fflate", "@lukeed/uuid", "array-equal",
+                 "@ungap/structured-clone", "Roboto"):  # fmt: skip
+        assert name in licences
+    assert "Copyright (c) 2021, Niivue" in licences and "niivue.LICENSES.txt" in script[:200]
+    packaged = re.search(r"^ssgan = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)[1]
+    assert '"viewing/page/*"' in packaged and all(path.is_file() for path in folder.iterdir())
 
 
 WRONG = {"of another host": "evil.example", "that begins like ours": "127.0.0.1.evil.example", "empty": "",
@@ -217,6 +232,22 @@ def test_where_a_browser_is_opened(monkeypatch, display, ssh, expected):
     for name, value in (("DISPLAY", display), ("SSH_CONNECTION", ssh), ("WAYLAND_DISPLAY", "")):
         monkeypatch.setenv(name, value)
     assert view.has_browser() is expected
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_the_page_is_opened_in_the_default_browser(tmp_path, monkeypatch, capsys, opens):
+    """Where none opens, the tunnel is printed. Ctrl-C is a normal end."""
+    seen = []
+
+    def serve_forever(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(view, "has_browser", lambda: True)
+    monkeypatch.setattr(view.webbrowser, "open", lambda address: seen.append(address) or opens)
+    monkeypatch.setattr(Server, "serve_forever", serve_forever)
+    assert view.main([str(write(tmp_path / "a.nii"))]) == 0
+    out = capsys.readouterr().out
+    assert seen == [out.splitlines()[0]] and ("ssh -N -L" in out) is not opens and out.endswith("stopped\n")
 
 
 def test_without_a_browser_it_prints_the_tunnel_and_ctrl_c_ends_it(tmp_path):
