@@ -10,7 +10,6 @@ server's share is the time from the request to the last byte of the volume. It n
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.operator.run import environment
+from ssconv.parser import Parser
 from ssgan.config.presets import PRESETS
 from ssgan.utils.cores import use_threads
 from ssgan.utils.environment import pick_device
@@ -99,7 +99,7 @@ def line(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--presets", nargs="+", default=["demo", "hippocampus"], choices=list(PRESETS))
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, help="of the generator (default: as many as `ssgan view` takes)")

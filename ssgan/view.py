@@ -20,6 +20,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssconv.parser import Parser
 from ssgan.runs.config import is_run
 from ssgan.runs.generator import CHECKPOINT_HELP
 from ssgan.utils.cores import use_threads
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ssgan view", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="ssgan view", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     return run_command(parser.prog, run, parser.parse_args(argv))
 
