@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "measure generated volumes against real ones: distances, variety, copies",
     "labelnet": "train a small network on a data set's classes, for the features of evaluate",
     "latents": "explore the latent space: interpolate, mix, sweep, find directions, project a scan, edit it",
+    "view": "look at a run, a data set or NIfTI files in the browser, and walk through the latent space",
     "report": "show a run on one HTML page that needs no network, with a model card",
     "export": "write the networks of a run for MONAI and other programs",
     "summary": "print the parameters of the networks, layer by layer",

@@ -4,6 +4,7 @@
     python -m ssgan.latents mix         --run RUN --out DIR --rows 0-3 --columns 4-7 --levels 0-1
     python -m ssgan.latents truncation  --run RUN --out DIR --seeds 0-3
     python -m ssgan.latents directions  --run RUN --out DIR
+    python -m ssgan.latents volume      --run RUN --out DIR --seed 3 --mix-seed 4 --mix-levels 0-1 --move 1:+2
     python -m ssgan.latents project     --run RUN --out DIR --volume SCAN.nii.gz
     python -m ssgan.latents edit        --run RUN --out DIR --projection P.safetensors --directions D.safetensors
 
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--checkpoint", type=Path, help=CHECKPOINT_HELP)
         sub.add_argument("--class", dest="class_", help="name or number, for a run that was trained on classes")
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
-        if name in ("interpolate", "mix", "directions"):
+        if name in ("interpolate", "mix", "directions", "volume"):
             share = _within(float, 0, 1)
             sub.add_argument("--truncation", type=share, default=1.0, help="of the seeds' w, 0 to 1 (default 1)")
         if name != "project":
@@ -84,6 +85,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--sample-seed", type=seed, default=0, help="of the samples (default 0)")
     sub.add_argument("--seeds", help="volumes to start from (default: the mean w)")
     sub.add_argument("--levels", help="apply the directions to these levels only, such as 0-1")
+    sub = command("volume", "make one volume of seeds, mixed styles and moves along the principal directions of w")
+    sub.add_argument("--seed", type=seed, required=True, help="of the volume")
+    sub.add_argument("--to-seed", type=seed, help="with --at: a seed that w goes towards, in a straight line")
+    sub.add_argument("--at", type=_within(float, 0, 1), default=0.0, help="share of the way to --to-seed (default 0)")
+    sub.add_argument("--mix-seed", type=seed, help="seed of the styles of --mix-levels")
+    sub.add_argument("--mix-levels", help="such as 0-1; 0 is the coarsest")
+    move = {"nargs": "+", "default": (), "metavar": "K:SD"}
+    sub.add_argument("--move", **move, help="direction (from 1) and standard deviations, such as 1:+2 3:-0.5")
     sub = command("project", "find the w that makes a given volume; Ctrl-C saves, the same command goes on")
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--volume", type=Path, help="a NIfTI, NRRD or MetaImage file, prepared as the data set was")

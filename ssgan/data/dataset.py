@@ -58,6 +58,12 @@ class DatasetInfo:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def of_volume(self, record: dict[str, Any]) -> DatasetInfo:
+        """The description with a volume's own affine and intensities, from its record."""
+        own = {"intensity_low": record["intensity_low"], "intensity_high": record["intensity_high"]}
+        own["affine"] = tuple(tuple(row) for row in record["affine"])
+        return dataclasses.replace(self, **own)
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DatasetInfo:
         """Inverse of `to_json`; raises DatasetError for other fields or types. Old data sets have no `classes`."""

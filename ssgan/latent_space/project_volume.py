@@ -57,7 +57,7 @@ def read_file(path: Path, info: DatasetInfo) -> Target:
         raise LatentError(f"--volume {path}: {error}") from error
     for warning in record["warnings"]:
         print(f"warning: {path}: {warning}")
-    return Target(array, _own_info(info, record), str(path))
+    return Target(array, info.of_volume(record), str(path))
 
 
 def read_from_dataset(index: int, config: RunConfig, folder: Path | None) -> Target:
@@ -71,14 +71,7 @@ def read_from_dataset(index: int, config: RunConfig, folder: Path | None) -> Tar
         raise LatentError(f"--index: {folder} has volumes 0 to {len(data) - 1}; got {index}")
     record = data.records[index]
     name = f"{folder}, volume {index} ({record['source']})"
-    return Target(np.array(data.volumes[index]), _own_info(info, record), name)
-
-
-def _own_info(info: DatasetInfo, record: dict) -> DatasetInfo:
-    """The data set's description with a volume's own affine and intensities."""
-    own = {"intensity_low": record["intensity_low"], "intensity_high": record["intensity_high"]}
-    own["affine"] = tuple(tuple(row) for row in record["affine"])
-    return dataclasses.replace(info, **own)
+    return Target(np.array(data.volumes[index]), info.of_volume(record), name)
 
 
 def project_volume(

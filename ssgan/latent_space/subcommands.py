@@ -13,6 +13,7 @@ from ssgan.latent_space import tables
 from ssgan.latent_space.directions import Directions, principal_directions
 from ssgan.latent_space.files import LatentError, load_tensors, save_tensors
 from ssgan.latent_space.generator import LatentSpace
+from ssgan.latent_space.point import Point, find_directions, parse_move, point_ws
 from ssgan.latent_space.project_volume import project_volume, read_file, read_from_dataset, write_result
 from ssgan.latent_space.projection import ProjectionConfig, set_noise
 from ssgan.latent_space.styles import broadcast, parse_levels
@@ -53,6 +54,14 @@ def directions(args: argparse.Namespace, space: LatentSpace) -> VolumeTable:
         starts = {f"seed {s}": ws for s, ws in zip(seeds, space.ws(seeds, args.truncation), strict=True)}
     chosen = range(args.components)
     return tables.directions_table(space, found, chosen, starts, args.sigma, args.steps, args.levels)
+
+
+def volume(args: argparse.Namespace, space: LatentSpace) -> VolumeTable:
+    levels = tuple(parse_levels(args.mix_levels, space.G)) if args.mix_levels else ()
+    moves = tuple(map(parse_move, args.move))
+    point = Point(args.seed, args.truncation, args.noise, args.to_seed, args.at, args.mix_seed, levels, moves)
+    ws = point_ws(space, point, lambda: find_directions(space))
+    return tables.single_volume(ws, " ".join(point.options()))
 
 
 def edit(args: argparse.Namespace, space: LatentSpace) -> VolumeTable:
@@ -96,5 +105,6 @@ def project(args: argparse.Namespace, space: LatentSpace) -> tuple[dict[str, Any
 
 
 TABLES = {
-    "interpolate": interpolate, "mix": mix, "truncation": truncation, "directions": directions, "edit": edit,
+    "interpolate": interpolate, "mix": mix, "truncation": truncation, "directions": directions, "volume": volume,
+    "edit": edit,
 }  # fmt: skip

@@ -130,6 +130,11 @@ def directions_table(
     return VolumeTable(title, torch.stack(lines), rows, columns, stems, movies)
 
 
+def single_volume(ws: Tensor, name: str) -> VolumeTable:
+    """A table of one volume, of ws (1, num_ws, w_dim)."""
+    return VolumeTable(name, ws[None], ["volume"], [""], [["volume"]], {})
+
+
 def listed(values: Sequence[float]) -> str:
     return ", ".join(f"{v:g}" for v in values)
 

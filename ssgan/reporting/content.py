@@ -8,45 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial.distance import cdist
-from tqdm import tqdm
 
 from ssgan.config.network import ARCHITECTURES
 from ssgan.config.presets import PRESETS
 from ssgan.config.training import STAGE_OPTIONS, TrainConfig
 from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.metrics import evaluation
-from ssgan.metrics.sliced import block_means
+from ssgan.metrics.neighbours import Neighbours, TrainingVolumes
 from ssgan.models.parameters import build, parameter_count
 from ssgan.models.sampling import latents, synthesise
 from ssgan.runs.checkpoint import CheckpointMeta
-from ssgan.runs.config import RunConfig
+from ssgan.runs.config import RunConfig, open_data
 from ssgan.runs.generator import load_generator
 from ssgan.runs.log import JsonLog
 from ssgan.utils.environment import environment
 from ssgan.utils.errors import ConfigError, UserError
 from ssgan.utils.files import read_json
 
-REFERENCE_ROWS = 500  # training volumes whose nearest neighbours are the reference
-
 
 class ReportError(UserError):
-    """A data set or evaluation that does not belong to the run, or a report that cannot be made."""
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The nearest training volumes of generated volumes.
-
-    index, distance: of each generated volume. Distances are root mean squared differences of block means, at most 16 a
-    side, on the [-1, 1] scale. median, low: median and 5 % quantile of the distances of training volumes to their
-    nearest other one.
-    """
-
-    index: list[int]
-    distance: list[float]
-    median: float
-    low: float
+    """An evaluation that does not belong to the run, or a report that cannot be made."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +98,9 @@ def collect(run: Path, data: Path | None, metrics: Path | None, file: Path | Non
     the last.
 
     Raises:
-        ReportError: --data is not the run's data set, or the metrics file was not written by `ssgan evaluate`.
-        CheckpointError, DatasetError, RunError: a file of the run or data set is missing or damaged.
+        ReportError: the metrics file was not written by `ssgan evaluate`.
+        CheckpointError, DatasetError, RunError: a file of the run or data set is missing or damaged, or --data is not
+            the run's data set.
     """
     source = load_generator(run, file)
     G, config = source.G, source.config
@@ -132,7 +114,7 @@ def collect(run: Path, data: Path | None, metrics: Path | None, file: Path | Non
     if dataset is not None:
         real = np.array(dataset.volumes[: min(count, len(dataset))])
         if fake is not None:
-            neighbours = nearest_volumes(fake, dataset.volumes)
+            neighbours = TrainingVolumes(dataset.volumes).nearest(fake)
     found, note = (
         (None, "") if metrics is None else read_metrics(metrics, config.content_hash, source.sha256, source.meta)
     )
@@ -142,25 +124,6 @@ def collect(run: Path, data: Path | None, metrics: Path | None, file: Path | Non
         no_fake=no_fake, seeds=seeds, neighbours=neighbours, metrics=found, metrics_path=metrics, metrics_note=note,
         environment=environment(),
     )  # fmt: skip
-
-
-def open_data(config: RunConfig, given: Path | None) -> tuple[VolumeDataset | None, str]:
-    """Opens the data set that was given, or the recorded one, which may have moved: then None and the reason.
-
-    Raises:
-        ReportError: the data set that was given is not the run's.
-    """
-    recorded = config.data_path
-    path = given or config.data_folder
-    if given is None and (not recorded or not (path / "dataset.json").is_file()):
-        return None, f"The run's data set is not at {recorded or 'a recorded place'}; name it with --data."
-    dataset = VolumeDataset(path)
-    if dataset.info.content_hash != config.content_hash:
-        if given is not None:
-            run = config.path.parent
-            raise ReportError(f"--data {given} is not the data set that {run} was trained on (its contents differ)")
-        return None, f"The data set at {path} is no longer the one that the run was trained on; name it with --data."
-    return dataset, ""
 
 
 def read_metrics(path: Path, content_hash: str, sha256: str, meta: CheckpointMeta) -> tuple[dict[str, Any], str]:
@@ -191,21 +154,6 @@ def read_metrics(path: Path, content_hash: str, sha256: str, meta: CheckpointMet
             f"{meta.images:,} {unit}); evaluate again."
         )
     return found, " ".join(notes)
-
-
-def nearest_volumes(fake: np.ndarray, volumes: np.ndarray) -> Neighbours:
-    """Finds the nearest training volumes of generated ones; reads the data set once."""
-    bar = tqdm(volumes, desc="neighbours", unit="volume", disable=None)
-    train = np.stack([block_means(np.asarray(v)[None])[0].ravel() for v in bar])
-    made = block_means(fake).reshape(len(fake), -1)
-    scale = np.sqrt(train.shape[1])
-    distances = cdist(made, train) / scale
-    own = cdist(train[:REFERENCE_ROWS], train) / scale
-    own[np.arange(len(own)), np.arange(len(own))] = np.inf
-    reference = own.min(1) if len(train) > 1 else np.zeros(1)
-    index = distances.argmin(1)
-    found = distances.min(1)
-    return Neighbours(index.tolist(), found.tolist(), float(np.median(reference)), float(np.quantile(reference, 0.05)))
 
 
 def count_parameters(cfg: TrainConfig) -> list[tuple[str, int, int] | tuple[str, str]]:

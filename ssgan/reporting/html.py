@@ -17,14 +17,18 @@ from ssgan.reporting.content import ReportContent, ReportError, count_parameters
 from ssgan.reporting.curves import curves_section
 from ssgan.reporting.elements import esc, missing, picture, range_slider
 from ssgan.reporting.formatting import format_duration, format_number
-from ssgan.reporting.viewer import embedded_volumes, volumes_section
+from ssgan.reporting.viewer import embedded_volumes, viewer_scripts, volumes_section
 
 MAX_PAGE = 24 * 2**20  # bytes of the whole page
 MAX_FRAMES = 24  # snapshots
 
 
 def render_page(content: ReportContent) -> str:
-    """Renders the whole page. Raises ReportError where it is larger than MAX_PAGE."""
+    """Renders the whole page, with the viewer where MAX_PAGE leaves room for it.
+
+    Raises:
+        ReportError: the rest alone is larger than MAX_PAGE.
+    """
     volumes = embedded_volumes(content)
     parts = {
         "Overview": overview_section(content),
@@ -58,7 +62,10 @@ def render_page(content: ReportContent) -> str:
         "js": (files / "report.js").read_text(encoding="utf-8"),
         "volumes": json.dumps(volumes) if volumes else "",
     }
-    text = Template((files / "report.html").read_text(encoding="utf-8")).substitute(values)
+    page = Template((files / "report.html").read_text(encoding="utf-8"))
+    text = page.substitute(values, viewer=viewer_scripts() if volumes else "")
+    if len(text.encode()) > MAX_PAGE:  # then the slices alone
+        text = page.substitute(values, viewer="")
     if len(text.encode()) > MAX_PAGE:
         raise ReportError(
             f"the page has {len(text.encode()) >> 20} MiB, above {MAX_PAGE >> 20}; give a smaller --count"

@@ -1,15 +1,20 @@
-"""The report's volumes: embedded as 8-bit greys, with sliders through the slices of every plane."""
+"""The report's volumes: embedded as 8-bit greys, with sliders through the slices of every plane, and two of them side
+by side in the viewer of `ssgan view`."""
 
 from __future__ import annotations
 
 import base64
 import gzip
+import re
+from importlib import resources
 from typing import Any
 
+import nibabel
 import numpy as np
 from PIL import Image
 
 from ssgan.data.axes import to_axial
+from ssgan.data.dataset import DatasetInfo
 from ssgan.reporting.content import ReportContent
 from ssgan.reporting.elements import esc, missing, picture, range_slider
 from ssgan.utils.pictures import three_plane_grid
@@ -49,8 +54,41 @@ def embedded_volumes(content: ReportContent) -> dict[str, Any] | None:
         "spacing": spacing,
         "factor": factor,
         "sets": [{"title": title, "names": names} for title, names, _ in sets],
+        "nifti": base64.b64encode(nifti_header(content.info, greys.shape[:0:-1], factor)).decode(),
+        "window": [content.info.intensity_low, content.info.intensity_high],
         "data": base64.b64encode(packed).decode(),
     }
+
+
+def nifti_header(info: DatasetInfo, shape: tuple[int, ...], factor: int) -> bytes:
+    """The 352 bytes before the voxels of a NIfTI file of greys 0 .. 255, of axes (X, Y, Z) reduced by `factor`."""
+    reduction = np.diag([factor, factor, factor, 1.0])
+    reduction[:3, 3] = (factor - 1) / 2
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(shape)
+    header.set_sform(np.asarray(info.affine) @ reduction, code="aligned")
+    header.set_xyzt_units("mm")
+    header["scl_slope"], header["scl_inter"] = (info.intensity_high - info.intensity_low) / 255, info.intensity_low
+    header["vox_offset"] = 352
+    return header.binaryblock + bytes(4)
+
+
+def viewer_scripts() -> str:
+    """The scripts of the viewer, NiiVue among them, as elements of the page."""
+    own, shared = (resources.files(package) / "page" for package in ("ssgan.reporting", "ssgan.viewing"))
+    niivue = (shared / "niivue.js").read_text(encoding="utf-8")
+    names = re.search(r"export\{(\w+) as NVImage,(\w+) as Niivue\};\s*$", niivue)
+    if names is None:
+        raise ValueError("niivue.js does not end with the exports of NVImage and Niivue")
+    niivue = f"{niivue[: names.start()]}globalThis.niivue = {{ NVImage: {names[1]}, Niivue: {names[2]} }};"
+    niivue = niivue.replace("</", r"<\/")  # in its strings: no end of an element within the script
+    screen = (shared / "screen.js").read_text(encoding="utf-8")
+    screen = re.sub(
+        r"^import .*$", "const { Niivue, NVImage } = globalThis.niivue;", screen, count=1, flags=re.MULTILINE
+    )
+    screen = screen.replace("export class Screen", "class Screen") + (own / "viewer.js").read_text(encoding="utf-8")
+    return "".join(f'<script type="module">{script}</script>\n' for script in (niivue, screen))
 
 
 def reduce_volumes(volumes: np.ndarray, factor: int) -> np.ndarray:
@@ -93,7 +131,38 @@ def volumes_section(content: ReportContent, volumes: dict[str, Any] | None) -> s
         f"(axial) or right (sagittal). Arrow keys move a slider that has the focus.{reduced}"
     )
     return (
-        "".join(notes) + f'<p class="note">{esc(caption)}</p>{"".join(blocks)}<div class="no-js">{"".join(still)}</div>'
+        "".join(notes) + f'<p class="note">{esc(caption)}</p>{viewer_panel(volumes)}{"".join(blocks)}'
+        f'<div class="no-js">{"".join(still)}</div>'
+    )
+
+
+def viewer_panel(volumes: dict[str, Any]) -> str:
+    """Two volumes side by side in planes and in 3D: the first generated one and its nearest training volume, where they
+    are there, else the first of the first and last set. Hidden until the viewer's script finds that it can draw."""
+    titles = [g["title"].split(":")[0].split(" to each")[0] for g in volumes["sets"]]
+    names = [
+        (k, f"{title}, {name}") for k, (title, g) in enumerate(zip(titles, volumes["sets"])) for name in g["names"]
+    ]
+    starts = [next((k for k, title in enumerate(titles) if title == "Generated"), 0), len(titles) - 1]
+    parts = []
+    for side, begin in zip(("left", "right"), starts):
+        first = next(i for i, (k, _) in enumerate(names) if k == begin)
+        options = "".join(
+            f'<option value="{i}"{" selected" * (i == first)}>{esc(name)}</option>' for i, (_, name) in enumerate(names)
+        )
+        parts.append(
+            f'<figure id="viewer-{side}"><label for="shown-{side}">{side.capitalize()}</label> '
+            f'<select id="shown-{side}">{options}</select>'
+            f'<div><canvas tabindex="0" role="img" aria-label="{side} volume"></canvas></div>'
+            "<figcaption></figcaption></figure>"
+        )
+    views = {"3": "three planes and 3D", "0": "axial", "1": "coronal", "2": "sagittal", "4": "3D"}
+    options = "".join(f'<option value="{value}">{name}</option>' for value, name in views.items())
+    return (
+        '<div class="plane" id="viewer" hidden><h3>Two volumes side by side</h3>'
+        '<p class="note">Drag to move the crosshair, or to turn the 3D picture; the wheel goes through the slices. '
+        f'Both follow.</p><p><label for="view">View</label> <select id="view">{options}</select></p>'
+        f'<div class="pair">{"".join(parts)}</div></div>'
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ssgan.config.augmentation import AugmentConfig
 from ssgan.config.training import STAGE_OPTIONS, TrainConfig
-from ssgan.data.dataset import DatasetInfo
+from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.runs.checkpoint import config_hash
 from ssgan.utils.environment import environment
 from ssgan.utils.errors import UserError
@@ -113,6 +113,25 @@ class RunConfig:
         """Volumes of each class in the data set ([] without classes); equal where the run recorded none."""
         classes = self.train.network.classes
         return (self._entry("data").get("class_counts") or [1] * classes) if classes else []
+
+
+def open_data(config: RunConfig, given: Path | None) -> tuple[VolumeDataset | None, str]:
+    """Opens the data set that was given, or the recorded one, which may have moved: then None and the reason.
+
+    Raises:
+        RunError: the data set that was given is not the run's.
+    """
+    recorded = config.data_path
+    path = given or config.data_folder
+    if given is None and (not recorded or not (path / "dataset.json").is_file()):
+        return None, f"The run's data set is not at {recorded or 'a recorded place'}; name it with --data."
+    dataset = VolumeDataset(path)
+    if dataset.info.content_hash != config.content_hash:
+        if given is not None:
+            run = config.path.parent
+            raise RunError(f"--data {given} is not the data set that {run} was trained on (its contents differ)")
+        return None, f"The data set at {path} is no longer the one that the run was trained on; name it with --data."
+    return dataset, ""
 
 
 def is_run(folder: Path) -> bool:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from ssgan.config.network import NetworkConfig
 from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.phantom import write_phantom_dataset
+from ssgan.data.writer import DatasetWriter
+from ssgan.runs import checkpoint
 from ssgan.training import loop
 
 SHAPE = (6, 8, 12)
@@ -28,3 +33,31 @@ def make_run(root: Path, stage: str = "3d") -> Path:
     options = {"progress": False, "echo": lambda text: None, "data_path": str(root / "data")}
     assert loop.train(cfg, data, root / stage, **options) == 0
     return root / stage
+
+
+def make_class_run(root: Path) -> Path:
+    """Makes root/data with 4 volumes of noise of the classes "AD" and "a class", and root/run, trained on them."""
+    rng = np.random.Generator(np.random.PCG64(1))
+    with DatasetWriter(root / "data", SHAPE) as writer:
+        for i, label in enumerate(["AD", "a class", "AD", "AD"]):
+            record = {"source": f"{i}", "intensity_low": 0.0, "intensity_high": 100.0, "affine": np.eye(4).tolist()}
+            record |= {"warnings": [], "class_label": label}
+            writer.add(rng.uniform(-1, 1, SHAPE).astype(np.float32), record)
+        data = writer.finish(spacing=[1.0] * 3, affine=np.eye(4), slice_axis="axial", recipe="mri")
+    cfg = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, classes=2))
+    options = {"progress": False, "echo": lambda text: None, "data_path": str(root / "data")}
+    assert loop.train(cfg, data, root / "run", **options) == 0
+    return root / "run"
+
+
+def add_checkpoint(run: Path, seed: int) -> Path:
+    """Writes a checkpoint that is further than the run's newest, with another constant and noise in G_ema."""
+    tensors, meta = checkpoint.load(checkpoint.list_checkpoints(run / "checkpoints")[-1])
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in tensors.items():
+        if name.startswith("G_ema.synthesis") and name.endswith("const"):
+            tensor += torch.randn(tensor.shape, generator=generator)
+        if name.startswith("G_ema.synthesis") and name.endswith("noise_strength"):
+            tensor.fill_(0.3)
+    meta = dataclasses.replace(meta, images=meta.images + 4)
+    return checkpoint.save(checkpoint.numbered_path(run / "checkpoints", meta), tensors, meta)

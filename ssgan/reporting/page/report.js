@@ -70,10 +70,15 @@
     document.getElementById("slider-" + name).setAttribute("aria-valuetext", output.textContent);
   }
 
-  async function main() {
+  async function volumes() {
     const text = document.getElementById("volumes").textContent.trim();
     const about = text ? JSON.parse(text) : null;
-    const voxels = about ? await unpack(about.data) : null;
+    return { about, voxels: about ? await unpack(about.data) : null };
+  }
+
+  async function main() {
+    globalThis.reportVolumes = volumes(); // the viewer's script waits for them too
+    const { about, voxels } = await globalThis.reportVolumes;
     root.classList.add("js"); // only now: a browser that cannot unpack keeps the still pictures
     if (about) for (const name of Object.keys(PLANES)) slider(name, (index) => drawPlane(name, index, about, voxels));
     const frames = [...document.querySelectorAll("#snapshot-strip figure")];

@@ -10,6 +10,7 @@ from html import unescape
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -25,9 +26,9 @@ from ssgan.data.phantom import write_phantom_dataset
 from ssgan.models.sampling import latents
 from ssgan.reporting import content, html, picture, viewer
 from ssgan.runs.generator import load_generator
+from tests.support.browser import CHROMIUM, DRIVER, REASON, Browser
 from tests.support.tiny_runs import SHAPE, make_run
 
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 VOID = {"meta", "link", "img", "input", "br", "hr", "path", "use", "line", "circle"}
 
 
@@ -358,7 +359,7 @@ def test_volumes_beyond_the_bound_are_embedded_reduced(run, monkeypatch):
 PROBE = """<pre id="probe"></pre><script>(async () => {
   const root = document.documentElement;
   for (let i = 0; i < 200 && root.dataset.ready !== "true"; i++) await new Promise((done) => setTimeout(done, 10));
-  const drawn = [...document.querySelectorAll("canvas")].map((canvas) => {
+  const drawn = [...document.querySelectorAll("canvas[data-plane]")].map((canvas) => {
     const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     const grey = []; for (let i = 0; i < data.length; i += 4) grey.push(data[i]);
     return { plane: canvas.dataset.plane, volume: Number(canvas.dataset.volume), width, height, grey };
@@ -399,6 +400,71 @@ def test_chromium_draws_the_slices_that_the_sliders_ask_for(made, tmp_path):
     assert "slice 2 of 6" in seen["outputs"][0] and "slice 7 of 8" in seen["outputs"][1]
     assert seen["shown"][0] and sum(seen["shown"]) == 1
     assert not seen["wide"]  # nothing sticks out to the side
+
+
+def test_the_viewer_is_left_out_where_the_page_has_no_room_for_it(run, monkeypatch):
+    content = load_content(run, data=run.parent / "data")
+    whole = len(html.render_page(content).encode())
+    monkeypatch.setattr(html, "MAX_PAGE", whole - 1)
+    text = html.render_page(content)
+    assert len(text) < whole - 800_000 and "niivue" not in text.lower() and 'id="slider-axial"' in text
+
+
+def test_the_header_of_the_embedded_volumes_places_them_where_the_data_set_does(run, monkeypatch):
+    content = load_content(run, data=run.parent / "data")
+    for factor, bound in ((1, viewer.MAX_VOXELS), (2, 6 * int(np.prod(SHAPE)) // 8)):
+        monkeypatch.setattr(viewer, "MAX_VOXELS", bound)
+        found = viewer.embedded_volumes(content)
+        voxels = gzip.decompress(base64.b64decode(found["data"]))
+        head, size = base64.b64decode(found["nifti"]), int(np.prod(found["shape"]))
+        image = nibabel.Nifti1Image.from_bytes(head + voxels[size : 2 * size])  # the second volume
+        assert found["factor"] == factor and image.shape == tuple(found["shape"][::-1])
+        raw = to_axial(np.asarray(content.real[1]), "axial")
+        raw = viewer.reduce_volumes(raw[None], factor)[0] if factor > 1 else raw
+        low, high = content.info.intensity_low, content.info.intensity_high
+        expected = low + (raw.T + 1) / 2 * (high - low)
+        np.testing.assert_allclose(np.asarray(image.dataobj), expected, atol=0.51 * (high - low) / 255)
+        first = (factor - 1) / 2  # the middle of the first block, in voxels of the data set
+        middle = np.asarray(content.info.affine) @ (first, first, first, 1)
+        np.testing.assert_allclose(image.affine @ (0, 0, 0, 1), middle, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason=REASON)
+def test_two_volumes_side_by_side(made, tmp_path):
+    """Generated and nearest, in the viewer; where a browser has no WebGL 2, the panel is not there."""
+    browser, data = Browser(tmp_path), "document.documentElement.dataset"
+    try:
+        browser.resize(1280, 900)
+        browser.open(made.as_uri())
+        browser.wait(f"{data}.viewer")
+        browser.run("document.getElementById('viewer').scrollIntoView()")
+
+        def pixels(side):
+            return browser.pixels(f"#viewer-{side} canvas")[:, :540]
+
+        left, right = pixels("left"), pixels("right")
+        assert (left.max(2) > 60).mean() > 0.05 and (np.abs(left - right).max(2) > 30).mean() > 0.02
+        chosen = browser.run(
+            "return [...document.querySelectorAll('#viewer figure select')].map((s) => s.selectedOptions[0].text)"
+        )
+        assert chosen[0] == "Generated, seed 0" and chosen[1].startswith("Nearest training volume, volume ")
+        browser.set("#viewer-right select", browser.run("return document.querySelector('#viewer-left select').value"))
+        browser.wait("document.querySelector('#viewer-right canvas').ariaLabel === 'Generated, seed 0'")
+        assert (np.abs(left - pixels("right")).max(2) > 30).mean() < 0.002
+        browser.set("#view", "1")
+        assert (np.abs(left - pixels("left")).max(2) > 30).mean() > 0.02
+        assert browser.run(f"return {data}.errors") == "0" and browser.console() == []
+        browser.resize(390, 844)
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+        script = """const of = HTMLCanvasElement.prototype, get = of.getContext;
+            of.getContext = function (kind) { return kind === "webgl2" ? null : get.apply(this, arguments); };"""
+        browser.devtools("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+        browser.open(made.as_uri())
+        browser.wait(f"{data}.ready")
+        assert browser.run(f"return document.getElementById('viewer').hidden && {data}.errors === '0'")
+    finally:
+        browser.close()
 
 
 @pytest.mark.faults
