@@ -56,7 +56,7 @@ struct Upfirdn {
     sync_threads();
     for (int i = thread_index(); i < p.input_tile[0] * p.input_tile[1] * p.tile[2] * groups; i += THREADS) {
       const int c = i % groups * WIDE, w = i / groups % p.tile[2], row = i / groups / p.tile[2];
-      float sum[WIDE];
+      float sum[WIDE] = {};
       filter(p, 2, tile.first[2] + w, tile.source[2], row * p.input_tile[2] * cell + c * 4, cell, sum);
       put(second + i / groups * cell + c * 4, sum);
     }
@@ -64,7 +64,7 @@ struct Upfirdn {
     for (int i = thread_index(); i < p.input_tile[0] * p.tile[1] * p.tile[2] * groups; i += THREADS) {
       const int c = i % groups * WIDE, w = i / groups % p.tile[2], h = i / groups / p.tile[2] % p.tile[1],
                 d = i / groups / p.tile[2] / p.tile[1];
-      float sum[WIDE];
+      float sum[WIDE] = {};
       filter(p, 1, tile.first[1] + h, tile.source[1], second + (d * p.input_tile[1] * p.tile[2] + w) * cell + c * 4,
              p.tile[2] * cell, sum);
       put(i / groups * cell + c * 4, sum);
@@ -75,11 +75,10 @@ struct Upfirdn {
                 d = i / groups / p.tile[2] / p.tile[1];
       const int at_d = tile.first[0] + d, at_h = tile.first[1] + h, at_w = tile.first[2] + w;
       if (at_d >= p.size[0] || at_h >= p.size[1] || at_w >= p.size[2] || tile.channel + c >= p.channels) continue;
-      float sum[WIDE];
+      float sum[WIDE] = {};
       const uint32_t column = (h * p.tile[2] + w) * cell + c * 4, step = p.tile[1] * p.tile[2] * cell;
-      filter(p, 0, at_d, tile.source[0], column, step, sum);
-      if (at_d == 0) add_folded(p, tile, -p.folded[0], 0, column, step, sum);
-      if (at_d == p.size[0] - 1) add_folded(p, tile, p.size[0], p.size[0] + p.folded[1], column, step, sum);
+      const int last = at_d == p.size[0] - 1 ? at_d + p.folded[1] : at_d;
+      for (int o = at_d == 0 ? -p.folded[0] : at_d; o <= last; ++o) filter(p, 0, o, tile.source[0], column, step, sum);
       const int64_t voxel = ((tile.n * p.size[0] + at_d) * p.size[1] + at_h) * p.size[2] + at_w;
       store_run<T, WIDE>(static_cast<T*>(p.y) + voxel * p.channels + tile.channel + c, sum,
                          p.channels - tile.channel - c);
@@ -90,17 +89,6 @@ struct Upfirdn {
   SSCONV_DEVICE static int first_source(const Params& p, int i, int o) {
     const int position = o * p.down[i] - p.padding[i];
     return position >= 0 ? (position + p.up[i] - 1) / p.up[i] : -(-position / p.up[i]);
-  }
-
-  // Adds what the outputs [first, last) along D, which y does not have, would be at the tile's column.
-  SSCONV_DEVICE static void add_folded(const Params& p, const Tile& tile, int first, int last, uint32_t column,
-                                       uint32_t step, float (&sum)[8]) {
-    for (int o = first; o < last; ++o) {
-      float more[WIDE];
-      filter(p, 0, o, tile.source[0], column, step, more);
-#pragma unroll
-      for (int c = 0; c < WIDE; ++c) sum[c] += more[c];
-    }
   }
 
   // Loads 8 channels, from the tile's channel c on, of voxel (d, h, w) of the source tile; zeros outside x.
@@ -128,12 +116,10 @@ struct Upfirdn {
     }
   }
 
-  // sum[0 .. 8) = output o of the filter along dimension i. The samples lie in shared memory from `at` on, `step` bytes
+  // Adds output o of the filter along dimension i to sum[0 .. 8). The samples lie in shared memory from `at` on, `step` bytes
   // apart; the first of them is sample `source`.
   SSCONV_DEVICE static void filter(const Params& p, int i, int o, int source, uint32_t at, uint32_t step,
                                    float (&sum)[8]) {
-#pragma unroll
-    for (int c = 0; c < WIDE; ++c) sum[c] = 0.f;
     const int first = first_source(p, i, o);
     const int tap = first * p.up[i] - (o * p.down[i] - p.padding[i]);
     at += (first - source) * step;

@@ -154,8 +154,8 @@ FAULTS = [
     Fault("zeros between samples forgotten", "upfirdn.cuh", "t += p.up[i], at", "t += 1, at", UPFIRDN, "quick_filters"),
     Fault("the outer slices are not repeated", "upfirdn.cuh", "if (p.border == Border::replicate) d =",
           "if (p.border == Border::fold) d =", UPFIRDN, "quick_filters"),
-    Fault("what lies before the first slice is not added", "upfirdn.cuh", "if (at_d == 0) add_folded",
-          "if (false) add_folded", UPFIRDN, "quick_filters"),
+    Fault("what lies before the first slice is not added", "upfirdn.cuh", "o = at_d == 0 ? -p.folded[0] : at_d;",
+          "o = at_d;", UPFIRDN, "quick_filters"),
     Fault("the first tile does not reach what is added", "upfirdn.cuh",
           "if (first[0] == 0) source[0] = first_source(p, 0, -p.folded[0]);", "", UPFIRDN, "quick_filters"),
     # conv_sm90_halo: its pipelines
