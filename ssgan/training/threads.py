@@ -53,6 +53,16 @@ def numbers(usable: int) -> list[int]:
     return [usable, *(1 << i for i in reversed(range((usable - 1).bit_length())))]
 
 
+def try_numbers(usable: int, seconds: Callable[[int], float]) -> dict[int, float]:
+    """Returns the seconds of a step with each number of `numbers`, until fewer threads are slower."""
+    found: dict[int, float] = {}
+    for count in numbers(usable):
+        found[count] = seconds(count)
+        if found[count] > min(found.values()):
+            break
+    return found
+
+
 @dataclass
 class Threads:
     """The number of threads of a run in one process on a CPU.
@@ -103,12 +113,9 @@ class Threads:
         self._usual = None
 
     def _choose(self, run: Run, trainer: StageTrainer, why: str = "") -> None:
-        """Takes the fastest number: from the largest on, until fewer threads are slower."""
-        seconds, found = self.measure(), {}
-        for count in numbers(self.usable):
-            found[count] = seconds(run, trainer.stage, count)
-            if found[count] > min(found.values()):
-                break
+        """Takes and says the fastest number."""
+        seconds = self.measure()
+        found = try_numbers(self.usable, lambda count: seconds(run, trainer.stage, count))
         self.used = min(found, key=found.__getitem__)
         torch.set_num_threads(self.used)
         times = ", ".join(f"{n}: {found[n]:.2g} s{' a step' if n == min(found) else ''}" for n in sorted(found))
