@@ -54,7 +54,7 @@ def test_good_run(source, tmp_path, capfd):
 def in_a_shell(program, source, out):
     command = [sys.executable, "-m", *program, "--input", str(source), "--out", str(out), *ARGUMENTS]
     root = pathlib.Path(__file__).parents[2]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=root)
 
 
 def test_in_a_shell(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -31,9 +32,9 @@ def environment():
 
 def kill_and_resume(tmp_path, moments):
     """Kills the command where each function of `moments` says so (it sees the run's folder), then lets it finish."""
-    data_path = tmp_path / "data"
-    write_phantom_dataset(data_path, count=5, shape=(4, 8, 6), seed=1)
-    out = tmp_path / "run"
+    data_path, out = tmp_path / "data", tmp_path / "run"
+    if not data_path.exists():
+        write_phantom_dataset(data_path, count=5, shape=(4, 8, 6), seed=1)
     for moment in moments:
         process = subprocess.Popen(command(data_path, out), env=environment(), stdout=subprocess.DEVNULL)
         while process.poll() is None and not moment(out):
@@ -50,12 +51,27 @@ def kill_and_resume(tmp_path, moments):
     return done
 
 
-def test_kill_9_then_the_same_command(tmp_path):
-    def after_the_second_row(out):
-        log = out / "log.jsonl"
-        return log.exists() and log.read_text().count("\n") >= 5  # floor, start, threads and two of training
+DYING = """
+import os, signal, sys
+from ssgan import train
+from ssgan.runs.log import JsonLog
+append = JsonLog.append
+def append_and_die(self, row):
+    append(self, row)
+    if sum("event" not in row for row in self.rows) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+JsonLog.append = append_and_die
+train.main(sys.argv[1:])
+"""
 
-    done = kill_and_resume(tmp_path, [after_the_second_row])
+
+def test_kill_9_then_the_same_command(tmp_path):
+    """After the second row of training, before its checkpoint."""
+    write_phantom_dataset(tmp_path / "data", count=5, shape=(4, 8, 6), seed=1)
+    arguments = command(tmp_path / "data", tmp_path / "run")[3:]
+    killed = subprocess.run([sys.executable, "-c", DYING, *arguments], env=environment(), capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = kill_and_resume(tmp_path, [])
     assert "resuming" in done.stdout and "sliced Wasserstein distance to the data: start" in done.stdout
 
 
