@@ -91,9 +91,12 @@ def _train(
 
 
 def _open_data(args: argparse.Namespace) -> tuple[VolumeDataset, str]:
-    """The data set and its path as config.json records it; a new run without --data makes phantoms."""
+    """The data set and its path as config.json records it; a new run without --data makes phantoms.
+
+    The recorded path is absolute, since commands that read it run in any folder; that of the phantoms is "data".
+    """
     if args.data is not None:
-        return VolumeDataset(args.data), str(args.data)
+        return VolumeDataset(args.data), os.path.abspath(args.data)
     phantoms = args.out / "data"
     if is_run(args.out):
         recorded = load_config(args.out).data_path

@@ -61,8 +61,8 @@ def train(
     learning rates, up to `MAX_REWINDS` times a stage. threads: chooses their number, for one process on a CPU; None
     leaves PyTorch's. Every process of `group` calls this.
 
-    Returns 0 when the run is finished, and 128 plus the signal's number when SIGINT or SIGTERM stopped it (SIGTERM's if
-    another process received the signal).
+    Returns 0 when the run is finished, and 128 plus the signal's number when SIGINT, SIGTERM or SIGHUP stopped it
+    (SIGTERM's if another process received the signal).
 
     Raises:
         RunError, CheckpointError, NonFiniteError, DistributedError, OSError: see there; saved checkpoints are intact.
