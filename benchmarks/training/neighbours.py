@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 from benchmarks.operator.run import environment
 from benchmarks.training.step import BASELINE, OURS, SHARES, Step, configuration, own
+from ssconv import keep_freed_memory
 from ssgan.config.presets import PRESETS
 from ssgan.training.threads import REPEATS, try_numbers
 from ssgan.utils.cores import usable_cores
-from ssgan.utils.environment import keep_freed_memory
 
 KIND = "training step beside neighbours"
 CONTENDERS = (next(iter(OURS)), BASELINE)
