@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from ssconv.functional import split_shuffle_conv3d
@@ -22,6 +23,10 @@ from ssconv.spec import (
     check_epilogue,
     check_geometry,
 )
+
+torch.fx.wrap(
+    "split_shuffle_conv3d"
+)  # symbolic tracing keeps the call whole: it asks for shapes, which a Proxy has not
 
 
 class BranchWeights(nn.ParameterList):

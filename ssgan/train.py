@@ -30,6 +30,7 @@ from ssgan.training.loop import train
 from ssgan.training.options import add_arguments, check_arguments, config_from
 from ssgan.training.precision import Execution
 from ssgan.training.schedule import check_metrics
+from ssgan.training.threads import Threads
 from ssgan.utils.cores import use_threads
 from ssgan.utils.environment import pick_device
 from ssgan.utils.errors import run_command
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         check_folder(args.out)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine
+    usable = use_threads(processes=processes)
     use_threads(args.threads, processes)
     compiler = "inductor" if args.compile else ""
     execution = Execution(args.accumulate, args.checkpoint_activations, compiler, args.cuda_graphs)
@@ -58,12 +60,17 @@ def run(args: argparse.Namespace) -> int:
         dry_run(cfg, device, execution)
         return 0
     try:
-        return _train(args, device, execution, join(device, args.timeout))
+        group = join(device, args.timeout)
+        choice = device.type == "cpu" and group.size == 1 and not args.compile  # compiled code is made for a number
+        threads = Threads(usable, args.threads) if choice else None
+        return _train(args, device, execution, group, threads)
     finally:
         leave()
 
 
-def _train(args: argparse.Namespace, device: torch.device, execution: Execution, group: Group) -> int:
+def _train(
+    args: argparse.Namespace, device: torch.device, execution: Execution, group: Group, threads: Threads | None
+) -> int:
     """Trains in this process; the main one holds the run's lock, makes the data set and prints."""
     with contextlib.ExitStack() as held:
         if group.main:
@@ -79,13 +86,17 @@ def _train(args: argparse.Namespace, device: torch.device, execution: Execution,
         return train(
             cfg, data, args.out, init=args.init, data_path=path, device=device, progress=not args.no_progress,
             echo=print if group.main else _print_nothing, execution=execution, group=group, on_nan=args.on_nan,
+            threads=threads,
         )  # fmt: skip
 
 
 def _open_data(args: argparse.Namespace) -> tuple[VolumeDataset, str]:
-    """The data set and its path as config.json records it; a new run without --data makes phantoms."""
+    """The data set and its path as config.json records it; a new run without --data makes phantoms.
+
+    The recorded path is absolute, since commands that read it run in any folder; that of the phantoms is "data".
+    """
     if args.data is not None:
-        return VolumeDataset(args.data), str(args.data)
+        return VolumeDataset(args.data), os.path.abspath(args.data)
     phantoms = args.out / "data"
     if is_run(args.out):
         recorded = load_config(args.out).data_path

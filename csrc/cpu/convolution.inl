@@ -448,7 +448,8 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
   int64_t box = box_channels(g.in_channels);
   for (int d = 0; d < 3; ++d) box *= (extents[d] - 1) * in_stride(g, d) + high[d] - low[d] + 1;
   box = maximum(box, (tile.w + 2) * MAX_ZERO_STRIDE + BLOCK);
-  distribute(pool, y.size[0] * nd * nh * nw, [&](int, auto next) {
+  const int64_t work = y.size[0] * most[0] * most[1] * most[2] * (floats / 16 + channels * count);
+  distribute(pool, y.size[0] * nd * nh * nw, work, [&](int, auto next) {
     Scratch box_memory(boxes * box * 4), results(tile.d * tile.h * tile.w * pitch * g.branches * 4),
         offsets(2 * taps * ceil_div(g.in_channels, SMALL_BLOCK) * 8), rows(2 * e.groups * epilogue_pitch * 4),
         line(tile.w * channels * 4), packed_boxes(g.branches * int64_t(sizeof(HaloBox)));

@@ -152,7 +152,7 @@ void epilogue(const Volume& z, const Epilogue& e, const Volume& y, const Pool& p
   const int64_t lines = y.size[2] * y.size[3];
   const int64_t lines_per_task = ceil_div(lines, maximum(1, ceil_div(8 * pool.workers, maximum(1, y.size[0]))));
   const int64_t tasks = ceil_div(lines, lines_per_task);  // of a sample
-  distribute(pool, y.size[0] * tasks, [&](int, auto next) {
+  distribute(pool, y.size[0] * tasks, y.size[0] * channels * lines * width, [&](int, auto next) {
     Scratch in(z_direct ? 0 : width * channels * 4), out(y_direct ? 0 : width * channels * 4), rows(2 * channels * 4);
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t n = task / tasks;
@@ -281,7 +281,7 @@ void epilogue_backward(const Volume& gy, const Volume& y, const Volume* z, const
   Scratch bias_memory(bias ? tasks * channels * 8 : 0), scale_memory(scale ? tasks * samples * channels * 8 : 0);
   double* bias_sums = reinterpret_cast<double*>(bias_memory.data);
   double* scale_sums = reinterpret_cast<double*>(scale_memory.data);
-  distribute(pool, tasks, [&](int, auto next) {
+  distribute(pool, tasks, samples * channels * lines * width, [&](int, auto next) {
     Scratch memory(3 * channels * 4), g_line(width * channels * 4), y_line(width * channels * 4),
         z_line(width * channels * 4), out_line(width * channels * 4), noise_line(width * 4);
     float *factor = memory.floats(), *bias_line = memory.floats(channels), *scale_line = memory.floats(2 * channels);

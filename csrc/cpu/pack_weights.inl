@@ -62,7 +62,7 @@ void pack_weights(const Geometry& g, const float* scale, float* to, int64_t* at,
   }
   int64_t blocks = 0;
   for (int64_t o = 0; o < g.out_channels; o += block_width(g.out_channels - o)) ++blocks;
-  distribute(pool, blocks * g.branches, [&](int, auto next) {
+  distribute(pool, blocks * g.branches, total, [&](int, auto next) {
     for (int64_t task = next(); task >= 0; task = next()) {
       const int s = int(task / blocks);
       const Branch& b = g.branch[s];

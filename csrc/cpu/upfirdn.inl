@@ -210,7 +210,8 @@ inline void upfirdn(const Filter& f, const Volume& x, const Volume& y, const Poo
   const int64_t wanted = ceil_div(4 * pool.workers, maximum(1, y.size[0] * blocks * h_tiles));
   const int64_t depth = ceil_div(y.size[2], maximum(1, minimum(wanted, y.size[2] / 4)));
   const int64_t d_tiles = ceil_div(y.size[2], depth);
-  distribute(pool, y.size[0] * d_tiles * h_tiles * blocks, [&](int, auto next) {
+  const int64_t elements = y.size[0] * y.size[1] * y.size[2] * y.size[3] * y.size[4];
+  distribute(pool, y.size[0] * d_tiles * h_tiles * blocks, elements, [&](int, auto next) {
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t block = task % blocks, h = task / blocks % h_tiles, d = task / (blocks * h_tiles) % d_tiles;
       const FilterTile tile = {task / (blocks * h_tiles * d_tiles), block * BLOCK,

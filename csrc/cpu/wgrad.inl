@@ -202,7 +202,8 @@ void wgrad(const Geometry& g, const Volume& x, const float* x_scale, const Volum
   };
   const int64_t tasks_per_split = all_blocks ? 1 : g.branches * blocks,
                 blocks_per_task = g.branches * blocks / tasks_per_split;
-  distribute(pool, splits * tasks_per_split, [&](int, auto next) {
+  const int64_t positions = y.size[0] * c.count[0] * c.count[1] * c.count[2];
+  distribute(pool, splits * tasks_per_split, positions * ceil_div(floats, 16), [&](int, auto next) {
     Scratch box_memory(box * 4), gradient((tile.d * tile.h + 1) * (tile.w + 4) * WIDE * 4),
         offsets(2 * (tile.d * tile.h + 1) * 8);
     int64_t* offset_a = reinterpret_cast<int64_t*>(offsets.data);
@@ -236,7 +237,7 @@ void wgrad(const Geometry& g, const Volume& x, const float* x_scale, const Volum
     }
   });
   // Adds the splits, and stores the sums in the weight's own memory order.
-  distribute(pool, g.branches * blocks, [&](int, auto next) {
+  distribute(pool, g.branches * blocks, splits * floats, [&](int, auto next) {
     for (int64_t task = next(); task >= 0; task = next()) {
       const ChannelBlock block = channel_block(task, 0);
       const Branch& b = g.branch[block.branch];

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 from ssgan.utils.errors import UserError
 
@@ -53,19 +53,29 @@ def subjects(name: str) -> set[str]:
 
 
 def _files(name: str) -> set[str]:
-    """The names by which a `file` column may call the volume `name`: the end of its path, from any folder on."""
+    """The names by which a `file` column may call the volume `name`: the end of its path, from any folder on, with or
+    without the suffix."""
     parts = PurePath(name).parts
-    return {name, *("/".join(parts[first:]) for first in range(len(parts)))}
+    ends = {name, *("/".join(parts[first:]) for first in range(len(parts)))}
+    return ends | {strip_suffix(end) for end in ends}
+
+
+def _spellings(cell: str, names: set[str]) -> list[str]:
+    """A cell of a `file` column as it is; then, for tables made elsewhere, with / between folders as Windows does not
+    have it, and without the folders above --input, if that leaves one of `names`, the paths below --input."""
+    parts = PurePosixPath(cell.replace("\\", "/")).parts
+    below = ("/".join(parts[first:]) for first in range(1, len(parts)))
+    return [cell, "/".join(parts), *(path for path in below if path in names)]
 
 
 def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Labels:
     """Reads the classes of the volumes `names` (paths below the input) from a UTF-8 table with a header.
 
     Cells are separated by commas, semicolons or tabs. The columns, in any order and with others beside them: `file`
-    (a file's or a series' name, or its path; also `filename`) or `subject` (see `subjects`; also `subject_id`,
-    `participant_id`), which may name several volumes; and `class` (also `group`; "n/a" is none). The header is
-    case-insensitive. Rows that match no volume, volumes without a row, rows without a class and repeated rows are
-    returned for the caller to report, or raise an error with strict=True.
+    (a file's or a series' name, or its path, with or without the suffix; also `filename`) or `subject` (see
+    `subjects`; also `subject_id`, `participant_id`), which may name several volumes; and `class` (also `group`; "n/a"
+    is none). The header is case-insensitive. Rows that match no volume, volumes without a row, rows without a class and
+    repeated rows are returned for the caller to report, or raise an error with strict=True.
 
     Raises:
         LabelError: the table cannot be read, lacks a column, has a row of another length, names several files by one
@@ -81,6 +91,7 @@ def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Label
             f"--labels {path}, line 1: expected a header with the columns file (or subject) and class; got "
             f"{rows[0] if rows else 'an empty file'}"
         )
+    known = {*names, *map(strip_suffix, names)}
     by_name: dict[str, list[str]] = {}
     for name in names:
         for alias in _files(name) if key_kind is FILE else subjects(name):
@@ -99,7 +110,8 @@ def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Label
             )
         who, label = row[key].strip(), row[value].strip()
         label = "" if label.lower() in MISSING else label
-        match = by_name.get(who, [])
+        spellings = _spellings(who, known) if key_kind is FILE else [who]
+        match = next((by_name[spelling] for spelling in spellings if spelling in by_name), [])
         if not match:
             notes.append(f"line {number}: {who!r} is not among the input files")
         if key_kind is FILE and len(match) > 1:

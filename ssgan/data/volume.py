@@ -165,7 +165,7 @@ def make_volume(data: np.ndarray, affine: np.ndarray, original_shape: tuple[int,
     """
     bad = int(data.size - np.isfinite(data).sum())
     if bad:
-        raise VolumeError(f"{bad} of {data.size} voxels are NaN or infinite; repair them before preparing")
+        raise VolumeError(f"{bad} of {data.size} voxels are NaN or infinite in float32; repair them before preparing")
     low, high = float(data.min()), float(data.max())
     if low == high:
         raise VolumeError(f"constant volume: every voxel is {low:g}")

@@ -14,6 +14,7 @@ from ssgan.utils.pictures import QUANTITIES
 
 INK = "#0a0b0c"  # stands for the page's text colour in matplotlib's SVG
 NOT_CURVES = {"stage", "step", "images", "seconds", "event", "distance_floor", "images_per_second", "rewinds", "reason"}
+NOT_CURVES |= {"threads", "usable_cores"}
 
 
 def curves_section(content: ReportContent) -> str:

@@ -31,6 +31,7 @@ from ssgan.training.run import Echo, Run, RunningMeans, open_folder
 from ssgan.training.schedule import MAX_REWINDS, best_so_far, check_metrics, is_stopped_early
 from ssgan.training.start_file import differences, load_start
 from ssgan.training.step import StageTrainer
+from ssgan.training.threads import Threads
 from ssgan.utils.errors import ConfigError, OutOfMemory, out_of_memory
 from ssgan.utils.files import atomic_write_bytes
 from ssgan.utils.signals import StopSignals
@@ -51,15 +52,17 @@ def train(
     execution: Execution | None = None,
     group: Group = SINGLE,
     on_nan: str = "stop",
+    threads: Threads | None = None,
 ) -> int:
     """Trains or resumes the run in `folder`, whose lock the caller holds. Returns the exit status.
 
     init: a 2D checkpoint to inflate, or the output of `ssgan inflate`, for stage 3d. data_path: recorded in
     config.json. echo: shows messages. on_nan: "stop" raises, "rewind" goes back to the last checkpoint and halves the
-    learning rates, up to `MAX_REWINDS` times a stage. Every process of `group` calls this.
+    learning rates, up to `MAX_REWINDS` times a stage. threads: chooses their number, for one process on a CPU; None
+    leaves PyTorch's. Every process of `group` calls this.
 
-    Returns 0 when the run is finished, and 128 plus the signal's number when SIGINT or SIGTERM stopped it (SIGTERM's if
-    another process received the signal).
+    Returns 0 when the run is finished, and 128 plus the signal's number when SIGINT, SIGTERM or SIGHUP stopped it
+    (SIGTERM's if another process received the signal).
 
     Raises:
         RunError, CheckpointError, NonFiniteError, DistributedError, OSError: see there; saved checkpoints are intact.
@@ -104,7 +107,7 @@ def train(
                 trainer = trainer or begin_stage(run, stage, init)
                 while True:
                     try:
-                        finished = train_stage(run, trainer, stop)
+                        finished = train_stage(run, trainer, stop, threads)
                         break
                     except NonFiniteError as error:  # the same one in every process
                         if on_nan != "rewind":
@@ -170,9 +173,11 @@ def due_after(trainer: StageTrainer) -> Due:
     return Due(final, passed(snapshot_every), passed(metrics_every))
 
 
-def train_stage(run: Run, trainer: StageTrainer, stop: StopSignals) -> bool:
+def train_stage(run: Run, trainer: StageTrainer, stop: StopSignals, threads: Threads | None = None) -> bool:
     """Trains to the end of the stage. Returns False if a signal stopped it, with everything saved."""
     cfg, group, log, batch = run.cfg, run.group, run.log, trainer.hyper.batch
+    if threads is not None:
+        threads.begin(run, trainer)
     reals = RealImages(run.data, trainer.stage, cfg.seed, cfg.network)
     means = RunningMeans()
     began, seconds_before = time.monotonic(), log.seconds
@@ -187,7 +192,8 @@ def train_stage(run: Run, trainer: StageTrainer, stop: StopSignals) -> bool:
             # Step.
             clock = time.monotonic()
             stats = trainer.train_step(*reals.batch(trainer.images, batch, trainer.local_samples))
-            means.add(stats, time.monotonic() - clock)
+            seconds = time.monotonic() - clock
+            means.add(stats, seconds)
             bar.update(trainer.images, ((n, stats[n]) for n in ("loss_g", "loss_d")))
             due = due_after(trainer)
             stopping = group.any(stop.received is not None, run.device)
@@ -216,6 +222,9 @@ def train_stage(run: Run, trainer: StageTrainer, stop: StopSignals) -> bool:
                 run.save(trainer, final=False, best=True)
             if due.snapshot or final or stopping:
                 path = run.save(trainer, final)
+
+            if threads is not None:
+                threads.after_step(run, trainer, seconds)
 
             # Done?
             if stopped_early:

@@ -179,7 +179,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="use torch.compile for both networks in the main phases")
     add("--cuda-graphs", action="store_true", help="capture the phases as CUDA graphs; one process only")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one (default)")
-    add("--threads", type=COUNT, metavar="N", help="CPU threads (default: the cores that this process may use)")
+    add(
+        "--threads", type=COUNT, metavar="N",
+        help="CPU threads; the bits of the results depend on the number (default: the fastest by measured steps, at "
+        "most the cores that this process may use; a resumed run keeps its number)",
+    )  # fmt: skip
     add("--timeout", type=POSITIVE, default=TIMEOUT, metavar="S", help="seconds to wait for processes of torchrun")
 
 

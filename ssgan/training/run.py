@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,7 @@ def open_folder(cfg: TrainConfig, data: VolumeDataset, folder: Path, init: Path 
     if cfg.network.classes:
         digest = hashlib.sha256(np.ascontiguousarray(data.labels, "<i8").tobytes()).hexdigest()
         info |= {"class_counts": list(data.class_counts), "labels_sha256": digest}
-    source = None if init is None else {"path": str(init), "sha256": checkpoint.checksum(init)}
+    source = None if init is None else {"path": os.path.abspath(init), "sha256": checkpoint.checksum(init)}
     record_config(folder, cfg.to_json(), info, source, begun=found[-1].name[:2] if found else None)
     if found:
         check_voxels(data.volumes, data.info.content_hash, data_path or str(data.path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import re
 import sys
 from collections.abc import Callable
@@ -47,6 +48,11 @@ def run_command(program: str, command: Callable[[argparse.Namespace], int], args
     The status is the command's own, 2 after a user error, an error of the file system or for lack of memory, 130 after
     Ctrl-C. program: the command's name in messages, such as "ssgan train".
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # names of files may have characters that the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
         return command(args)
     except UserError as error:

@@ -85,12 +85,18 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     """Writes ``value`` as indented UTF-8 JSON, all or nothing.
 
+    Names of files that are not UTF-8 have characters (surrogates) that it cannot hold; then all but ASCII is escaped.
+
     Raises:
         ValueError: ``value`` holds NaN or an infinity, which JSON has no notation for.
         TypeError: ``value`` holds something JSON cannot express.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    atomic_write_bytes(path, (text + "\n").encode("utf-8"))
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError:
+        data = json.dumps(value, indent=2, allow_nan=False).encode("ascii")
+    atomic_write_bytes(path, data + b"\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -52,7 +52,7 @@ def setup_py(
         env={**inherited, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -93,7 +93,7 @@ def built_info(tree: Path, tmp_path: Path, **environment: str) -> dict[str, obje
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=900,
     )
     return json.loads(shown.stdout)
 
@@ -364,7 +364,7 @@ def test_make_test_says_what_it_leaves_out(tmp_path: Path) -> None:
 def test_make_lists_its_targets() -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert listed.returncode == 0, listed.stderr
     for target in ("setup", "demo", "test", "faults", "lint", "wheel", "bench", "clean"):
         assert re.search(rf"^  make {target} +\S", listed.stdout, re.MULTILINE), target
@@ -377,7 +377,7 @@ def test_make_setup_names_the_pythons_it_looked_for(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "setup.py", "constraints.txt"):
         (tmp_path / name).touch()
     result = subprocess.run(
-        ["make", "setup", "PYTHON=python-that-is-not-here"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        ["make", "setup", "PYTHON=python-that-is-not-here"], cwd=tmp_path, capture_output=True, text=True, timeout=900
     )
     assert result.returncode != 0
     assert "no Python from 3.10 to 3.13" in result.stderr and "python-that-is-not-here" in result.stderr
@@ -401,7 +401,7 @@ def in_a_copy(tree: Path, code: str, *options: str) -> subprocess.CompletedProce
         cwd=tree,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
 
 

@@ -263,3 +263,15 @@ def test_after_an_instance_norm_with_a_batch_of_one(device):
     mean, variance = x.mean((2, 3, 4), keepdim=True), x.var((2, 3, 4), correction=0, keepdim=True)
     (expected,) = torch.autograd.grad(layer((x - mean) / (variance + norm.eps).sqrt()), x, g)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_symbolic_tracing_keeps_the_call_whole(device):
+    """torch.fx runs the forward with proxies, which have no shape to check; the traced model trains as the model."""
+    model = nn.Sequential(a_layer(device), nn.ReLU(), ssconv.SplitShuffleConv3d(6, 4, stride=2, bias=False).to(device))
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.op for node in traced.graph.nodes].count("call_function") == 2
+    for x in (an_input(device), torch.randn(1, 4, 5, 3, 6, device=device)):
+        assert torch.equal(traced(x), model(x))
+    g = torch.randn_like(model(x))
+    found, expected = (torch.autograd.grad(m(x), [*model.parameters()], g) for m in (traced, model))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -54,7 +54,39 @@ def test_good_run(source, tmp_path, capfd):
 def in_a_shell(program, source, out):
     command = [sys.executable, "-m", *program, "--input", str(source), "--out", str(out), *ARGUMENTS]
     root = pathlib.Path(__file__).parents[2]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=root)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_names_that_the_terminal_cannot_write(encoding, tmp_path):
+    """Names in other alphabets, and in Latin-1 bytes, in a terminal of each encoding: all are read, bad ones named."""
+    source = tmp_path / "in"
+    names = ["日本.nii.gz", os.fsdecode(b"caf\xe9.nii.gz"), "Größe.nii.gz"]
+    for seed, name in enumerate(names):
+        good(source / name, seed)
+    for name in ("плохо.nii", os.fsdecode(b"b\xe9.nii")):
+        (source / name).write_bytes(b"no volume")
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    command = [
+        sys.executable,
+        "-m",
+        "ssgan.prepare",
+        "--input",
+        str(source),
+        "--out",
+        str(tmp_path / "out"),
+        *ARGUMENTS,
+    ]
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, cwd=root, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"3 volumes prepared" in done.stdout and b"2 skipped" in done.stdout and done.stderr == b""
+    bad = "skipped  плохо.nii".encode(encoding, "backslashreplace")
+    assert bad in done.stdout and rb"skipped  b\udce9.nii" in done.stdout
+    dataset = VolumeDataset(tmp_path / "out")
+    assert sorted(r["source"] for r in dataset.records) == sorted(names)
+    assert all((source / r["source"]).exists() for r in dataset.records)
 
 
 def test_in_a_shell(tmp_path):

@@ -80,7 +80,7 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def together(size: int, task: Callable[[Group], int], timeout: float = 60.0) -> list[int]:
+def together(size: int, task: Callable[[Group], int], timeout: float = 600.0) -> list[int]:
     """Runs `task` in `size` processes joined as torchrun joins them; returns their exit statuses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -202,6 +202,16 @@ def death(folder: Path) -> None:
     (folder / "statuses.json").write_text(json.dumps([stopped, first, second, alone]))
 
 
+def has_ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def rows(run: Path) -> int:
+    """Complete lines of the run's log."""
+    log = run / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
 def fifty_kills(folder: Path, kills: int = 50) -> None:
     """Kills runs at `kills` random moments; after each, the checkpoints are still there and intact."""
     data = write_phantom_dataset(folder / "data", count=5, shape=SHAPE, seed=1)
@@ -217,9 +227,13 @@ def fifty_kills(folder: Path, kills: int = 50) -> None:
     while done < kills:
         run = folder / f"run{runs}"
         before = newest(run)
+        # So many rows further, however fast the machine is, and then a moment anywhere in the work on the next.
+        until, delay = rows(run) + draw.randrange(4), draw.uniform(0, 0.1) * whole
         child = fork(lambda run=run: train(run, data, cfg=cfg))
-        deadline = time.monotonic() + draw.uniform(0.02, 0.5) * whole
-        while time.monotonic() < deadline and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        while rows(run) < until and not has_ended(child):
+            time.sleep(0.001)
+        deadline = time.monotonic() + delay
+        while time.monotonic() < deadline and not has_ended(child):
             time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
         status = ended(child)

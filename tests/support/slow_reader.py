@@ -19,7 +19,8 @@ def work(item):
             os._exit(3)
         case "raise":
             raise KeyError("broken")
-        case "hang":
+        case ("hang", path):
+            pathlib.Path(path).touch()
             time.sleep(60)
         case "slow":
             time.sleep(0.3)

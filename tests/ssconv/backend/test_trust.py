@@ -228,7 +228,7 @@ def start(*families: str) -> subprocess.Popen:
 def test_processes_at_once_verify_once(stand_ins, tmp_path):
     stand_ins("right", "wrong", "slow")
     running = [start(*names()) for _ in range(3)]
-    ended = [process.communicate(timeout=300) for process in running]
+    ended = [process.communicate(timeout=900) for process in running]
     assert [out.strip() for out, _ in ended] == ["['right', 'slow']"] * 3, ended
     assert sum("verifying" in err for _, err in ended) == 1
     assert processes(tmp_path) == 2  # a process for the first two, another after "wrong"
@@ -246,7 +246,7 @@ def alive(pid: int) -> bool:
 def test_a_killed_process_leaves_nothing_behind(stand_ins, tmp_path, monkeypatch):
     stand_ins("hangs", "right")
     process = start(*names())
-    end = time.monotonic() + 300
+    end = time.monotonic() + 900
     while not processes(tmp_path) and time.monotonic() < end:
         time.sleep(0.05)
     child = int((tmp_path / "log").read_text().split()[0])

@@ -211,3 +211,32 @@ def test_one_name_for_several_files(tmp_path):
         read_labels(write_lines(["file,class", "0.nii.gz,a"]), names)
     rows = ["file,class", "sub/0.nii.gz,b"]
     assert read_labels(write_lines(rows), names).classes == {names[1]: "b"}
+
+
+FILES = ["a/0.nii.gz", "a/1.nii.gz", "b/0.nii.gz"]
+SPELLINGS = {
+    "folders of Windows": "{0}\\{1}.nii.gz",
+    "from here": "./{0}/{1}.nii.gz",
+    "from a folder above": "study/images/{0}/{1}.nii.gz",
+    "absolute": "/mnt/study/{0}/{1}.nii.gz",
+    "absolute on Windows": "D:\\study\\{0}\\{1}.nii.gz",
+    "without the suffix": "{0}/{1}",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_paths_of_tables_made_elsewhere(spelling, tmp_path):
+    rows = [f"{spelling.format(*name.removesuffix('.nii.gz').split('/'))},{name[0]}" for name in FILES]
+    labels = read_labels(table(tmp_path, "\n".join(["file,class", *rows])), FILES, strict=True)
+    assert labels.classes == {name: name[0] for name in FILES}
+
+
+@pytest.mark.parametrize("cell", ["/mnt/other/c/0.nii.gz", "c/0.nii.gz", "x1.nii.gz", "b/0.nii.gz/2.nii.gz", "\\"])
+def test_other_paths_name_no_volume(cell, tmp_path):
+    labels = read_labels(table(tmp_path, f"file,class\n{cell},x\na/1.nii.gz,y\n"), FILES)
+    assert labels.classes == {"a/1.nii.gz": "y"} and labels.notes == [f"line 2: {cell!r} is not among the input files"]
+
+
+def test_a_name_without_suffix_that_two_files_have(tmp_path):
+    with pytest.raises(LabelError, match="line 2: '0' names several files"):
+        read_labels(table(tmp_path, "file,class\n0,x\n"), ["0.nii", "0.mha"])

@@ -380,7 +380,7 @@ def in_browser(page, tmp_path, address=""):
     copy.write_text(page.replace("</body>", PROBE))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--window-size=1200,900", "--virtual-time-budget=8000", "--dump-dom", f"{copy.as_uri()}{address}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     head = re.search(r"<html[^>]*>", done.stdout)[0]
     probe = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)[1]

@@ -89,6 +89,15 @@ def test_json_round_trip(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == value
 
 
+def test_json_of_a_file_name_that_is_not_utf_8(tmp_path):
+    """As os.fsdecode gives it; the file stays UTF-8, and the name still opens its file."""
+    value = {"name": os.fsdecode(b"caf\xe9.nii"), "other": "Größe"}
+    write_json_atomic(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert os.fsencode(read_json(tmp_path / "a.json")["name"]) == b"caf\xe9.nii"
+    (tmp_path / "a.json").read_bytes().decode("utf-8")
+
+
 @pytest.mark.parametrize(
     "value, error", [(float("nan"), ValueError), (float("inf"), ValueError), (object(), TypeError)]
 )
