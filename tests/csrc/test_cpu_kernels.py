@@ -93,7 +93,7 @@ FAULTS = [
     Fault("last block of inputs replaces the others", "convolution.inl",
           "p.accumulate = k > 0;", "p.accumulate = false;"),
     Fault("a tile wider than the volume", "convolution.inl",
-          "minimum(at[d] + extents[d], c.count[d])", "at[d] + extents[d]", "guard_pages"),
+          "minimum(end[2], c.count[2])};", "end[2]};", "guard_pages"),
     Fault("sums straight into an output of other channels", "convolution.inl",
           "pitch == g.out_channels;", "true;", "guard_pages"),
     Fault("sums of one parity side by side", "convolution.inl", "out_step(g, 1) * y.stride[3],", "y.stride[3],"),
