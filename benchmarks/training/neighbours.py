@@ -194,7 +194,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 skipped[situation] = str(error)
     shape = "x".join(map(str, args.shape))
     about = {"kind": KIND, **environment(), "preset": args.preset, "shape": list(args.shape), "batch": args.batch}
-    about |= {"command": " ".join(["python -m benchmarks.training.neighbours", *(Path(w).name for w in words)]), "note": args.note}
+    about |= {
+        "command": " ".join(["python -m benchmarks.training.neighbours", *(Path(w).name for w in words)]),
+        "note": args.note,
+    }
     del about["threads"]
     records = []
     for (situation, name), rounds in found.items():
