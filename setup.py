@@ -25,6 +25,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -274,10 +275,13 @@ class BuildWithKernels(build_ext):
     """build_ext that makes the library to link with, and compiles the CUDA kernels, first."""
 
     def build_extension(self, ext: Extension) -> None:
-        link_stand_in(Path(self.build_temp, "torch"))
-        # The linker would leave it out: it has no symbol that is needed.
-        stand_in = str(Path(self.build_temp, "torch", TORCH_LIBRARY))
-        ext.extra_link_args += ["-Wl,--push-state,--no-as-needed", stand_in, "-Wl,--pop-state"]
+        if sys.platform == "darwin":  # its linker can leave symbols to the loader; no Mac was at hand to try it
+            ext.extra_link_args += ["-undefined", "dynamic_lookup"]
+        else:
+            link_stand_in(Path(self.build_temp, "torch"))
+            # The linker would leave it out: it has no symbol that is needed.
+            stand_in = str(Path(self.build_temp, "torch", TORCH_LIBRARY))
+            ext.extra_link_args += ["-Wl,--push-state,--no-as-needed", stand_in, "-Wl,--pop-state"]
         nvcc = getattr(ext, "nvcc", None)
         if nvcc is not None:
             ext.extra_objects = compile_kernels(nvcc, Path(self.build_temp, "cuda"))
