@@ -32,6 +32,7 @@ from tqdm import tqdm
 from benchmarks.operator.run import environment
 from benchmarks.training.step import BASELINE, OURS, SHARES, Step, configuration, own
 from ssconv import keep_freed_memory
+from ssconv.parser import Parser
 from ssgan.config.presets import PRESETS
 from ssgan.training.threads import REPEATS, try_numbers
 from ssgan.utils.cores import usable_cores
@@ -166,9 +167,7 @@ def table(records: Sequence[dict[str, Any]], skipped: dict[str, str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training.neighbours", description=__doc__.partition("\n")[0]
-    )
+    parser = Parser(prog="python -m benchmarks.training.neighbours", description=__doc__.partition("\n")[0])
     parser.add_argument("--preset", default="demo", choices=list(PRESETS), help="the preset whose widths count")
     parser.add_argument("--shape", type=int, nargs=3, default=(16, 16, 16), metavar=("D", "H", "W"))
     parser.add_argument("--batch", type=int, default=8)

@@ -60,8 +60,8 @@ struct StructLayout {
   F(grid) F(format) F(gy) F(y) F(z) F(gz) F(scale) F(bias_sums) F(scale_sums) F(noise_sums) F(slope) F(gain)           \
   F(clamp) F(clamped) F(channels) F(groups) F(lanes) F(voxels_per_block) F(blocks) F(d) F(h) F(w)
 #define SSCONV_FIELDS_UpfirdnParams(F)                                                                                 \
-  F(grid) F(format) F(shared_bytes) F(x) F(y) F(size) F(channels) F(taps) F(length) F(up) F(down) F(padding) F(tile)   \
-  F(input_tile) F(block_channels) F(blocks)
+  F(grid) F(format) F(shared_bytes) F(x) F(y) F(size) F(channels) F(taps) F(length) F(up) F(down) F(padding)           \
+  F(border) F(folded) F(tile) F(input_tile) F(block_channels) F(blocks)
 
 inline std::vector<StructLayout> struct_layouts() {
   std::vector<StructLayout> layouts;

@@ -131,7 +131,8 @@ def test_upfirdn(name, border, grad):
 
 
 def test_upfirdn_as_programs_from_before_it_had_a_border_call_it():
-    x, taps = torch.randn(1, 2, 3, 4, 5, requires_grad=True), torch.tensor([1.0, 2.0, -1.0])
+    x = torch.randn(1, 2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    taps = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
     y = OPS.upfirdn(x, taps, taps, taps, [1] * 3, [1] * 3, [1] * 6, "reference")
     torch.testing.assert_close(y, ssconv.upfirdn3d(x, taps, padding=1))
     grads = [torch.autograd.grad(t.square().sum(), x)[0] for t in (y, ssconv.upfirdn3d(x, taps, padding=1))]

@@ -97,7 +97,7 @@ def test_memory_is_estimated_by_what_the_allocator_gives():
     assert measured > 40e6, "too small to tell from the allocator's own"
     assert 0.9 < estimate / measured < 1.1, (measured, estimate)
     less = dry_run.measure_memory(LARGER, "3d", CPU, Execution(recompute=True))
-    assert less.each < 0.95 * memory.each  # one of two blocks has most of the activations
+    assert less.each < 0.97 * memory.each  # the finer of the two blocks has most of the activations, and is held twice
 
 
 def test_the_proposed_batch_is_the_largest_power_of_two_that_fits():
