@@ -110,6 +110,9 @@ def small_cases() -> Iterator[ConvCase]:
     yield ConvCase(cin=8, cout=6, size=(3, 5, 9), layout="channels_last", stride=(1, 2, 2), epilogue=SHARED, seed=62)
     yield ConvCase(((1, 1, 9), (3, 1, 3)), 6, 8, size=(4, 3, 11), padding="valid", layout="channels_last", seed=63)
     yield ConvCase(cin=40, cout=9, size=(2, 3, 5), layout="channels_last", epilogue=SHARED, seed=64)
+    # Scaled weights of each sample instead of scaled inputs; dot products.
+    yield ConvCase(cin=8, cout=8, size=(6, 7, 9), layout="channels_last", in_scale=True, epilogue=FULL, seed=79)
+    yield ConvCase(((1, 1, 1),), 19, 1, size=(3, 4, 5), layout="channels_last", in_scale=True, epilogue=FULL, seed=80)
     # Two lines in a vector: odd numbers of them, one alone, a stride between them, too far apart; and one line of 16.
     yield ConvCase(cin=8, cout=8, size=(3, 5, 19), layout="channels_last", epilogue=SHARED, seed=65)
     yield ConvCase(cin=12, cout=7, size=(4, 1, 9), layout="channels_last", epilogue=FULL, seed=66)
