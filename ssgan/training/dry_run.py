@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import math
 import os
 import time
@@ -34,6 +35,7 @@ from ssgan.training.run import Echo
 from ssgan.training.step import StageTrainer
 
 META = torch.device("meta")
+COLLECTED = 500  # operations of a step between two collections of reference cycles
 TIMED_BYTES = 1 << 30  # of a step that is timed on a CPU
 MARGIN = 0.85  # fraction of the free memory that a proposed batch may fill; kernels need workspaces of their own
 # Bytes of process memory for a byte of tensors. CPU: glibc keeps freed blocks that the next phase cannot reuse; 2.0 to
@@ -52,11 +54,15 @@ def count_flops(call: Callable[[], Any]) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of live tensors made under it; `peak` is their maximum."""
+    """Counts the bytes of live tensors made under it; `peak` is their maximum.
+
+    Tensors in reference cycles, as activation checkpointing leaves them, are collected every `COLLECTED` operations.
+    When Python itself would do so depends on what else the process has done.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.operations = 0
         self._storages: set[int] = set()
 
     def hold(self, tensor: Tensor) -> None:
@@ -75,6 +81,9 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.operations += 1
+        if self.operations % COLLECTED == 0:
+            gc.collect()
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.hold(leaf)
@@ -129,13 +138,22 @@ def measure_memory(cfg: TrainConfig, stage: str, device: torch.device, execution
     1 image would not do: path length uses half of a batch, which is one image at a batch of 1 and of 2.
     """
     peaks = []
-    for images in (2, 4):
-        live = LiveBytes()
-        with MetaValues(), live:
-            trainer = MetaTrainer(with_batch(cfg, stage, images), stage, execution)
-            trainer.train_step(*empty_batch(trainer))
-            del trainer
-        peaks.append(live.peak)
+    automatic = gc.isenabled()
+    gc.collect()
+    gc.freeze()  # the collections look at what the steps make alone, and take no time
+    gc.disable()
+    try:
+        for images in (2, 4):
+            live = LiveBytes()
+            with MetaValues(), live:
+                trainer = MetaTrainer(with_batch(cfg, stage, images), stage, execution)
+                trainer.train_step(*empty_batch(trainer))
+                del trainer
+            peaks.append(live.peak)
+    finally:
+        gc.unfreeze()
+        if automatic:
+            gc.enable()
     each = max((peaks[1] - peaks[0]) / 2, 1)
     overhead = OVERHEAD.get(device.type, OVERHEAD_ELSEWHERE)
     return Memory(round(max(peaks[0] - 2 * each, 0) * overhead), round(each * overhead))
