@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.operator.run import environment
-from benchmarks.training.step import BASELINE, OURS, SHARES, Step, configuration, own
+from benchmarks.training.step import BASELINE, OURS, SHARES, Step, append, configuration, own
 from ssconv import keep_freed_memory
 from ssconv.parser import Parser
 from ssgan.config.presets import PRESETS
@@ -193,10 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 skipped[situation] = str(error)
     shape = "x".join(map(str, args.shape))
     about = {"kind": KIND, **environment(), "preset": args.preset, "shape": list(args.shape), "batch": args.batch}
-    about |= {
-        "command": " ".join(["python -m benchmarks.training.neighbours", *(Path(w).name for w in words)]),
-        "note": args.note,
-    }
+    named = [args.out.name if args.out and w == str(args.out) else w for w in words]
+    about |= {"command": " ".join(["python -m benchmarks.training.neighbours", *named]), "note": args.note}
     del about["threads"]
     records = []
     for (situation, name), rounds in found.items():
@@ -206,13 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table(records, skipped)
     print(text)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("a") as file:
-            file.writelines(json.dumps(r) + "\n" for r in records)
         title = f"Training step of {args.preset} at {shape}, batch {args.batch}, where the machine is not ours alone"
         versions = f"`{about['device']}`, torch {torch.__version__}, commit {about['commit']}, `{about['command']}`"
-        with args.out.with_suffix(".md").open("a") as file:
-            file.write(f"## {title}\n\n{versions}\n\n{args.note}\n\n{text}\n\n".replace("\n\n\n\n", "\n\n"))
+        append(args.out, records, title, versions, args.note, text)
     return 0
 
 

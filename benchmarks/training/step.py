@@ -245,6 +245,15 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def append(out: Path, records: Sequence[dict[str, Any]], title: str, *paragraphs: str) -> None:
+    """Appends JSON lines to `out`, and the section `title` to the Markdown beside it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a") as file:
+        file.writelines(json.dumps(r) + "\n" for r in records)
+    with out.with_suffix(".md").open("a") as file:
+        file.write("".join(f"{part}\n\n" for part in (f"## {title}", *paragraphs) if part))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.training.step", description=__doc__.partition("\n")[0])
     parser.add_argument(
@@ -297,13 +306,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table(records)
     print(text)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("a") as file:
-            file.writelines(json.dumps(r) + "\n" for r in records)
         title = f"Training step at {'x'.join(map(str, args.shape))}, batch {args.batch}, {args.threads} threads"
-        with args.out.with_suffix(".md").open("a") as file:
-            file.write(f"## {title}\n\n`{head['device']}`, torch {torch.__version__}, commit {head.get('commit')}\n\n")
-            file.write(text + "\n\n")
+        about = f"`{head['device']}`, torch {torch.__version__}, commit {head.get('commit')}"
+        append(args.out, records, title, about, text)
     return 0
 
 

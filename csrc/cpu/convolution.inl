@@ -112,10 +112,12 @@ struct Convolution {
 
   // Whether branch b has so few outputs, each of one voxel, that dot products are faster than the GEMMs' blocks.
   bool dots(const Branch& b) const {
-    return b.kind == Kind::convolution && tap_count(b) == 1 && g.out_channels <= 2 && x.type == Type::f32 &&
-           x.stride[1] == 1 && g.stride[0] * g.stride[1] * g.stride[2] == 1 && (g.first[0] | g.first[1] | g.first[2]) == 0;
+    const bool pointwise = tap_count(b) == 1 && g.stride[0] * g.stride[1] * g.stride[2] == 1 &&
+                           (g.first[0] | g.first[1] | g.first[2]) == 0;
+    return b.kind == Kind::convolution && pointwise && g.out_channels <= 2 && x.type == Type::f32 && x.stride[1] == 1;
   }
 
+  // As `branch`, where `dots`.
   void dot_products(int s, int64_t n, const int64_t* begin, const int64_t* end, const ResultView& to) const {
     const Branch& b = g.branch[s];
     Scratch memory(g.in_channels * 4);
@@ -166,8 +168,8 @@ struct Convolution {
     pack_input(box, x, n, s * g.in_channels, scale, outside, to);
   }
 
-  // Computes z of branch s over the tile [begin, end) of class c. ready: the box that box_memory holds already; null: it
-  // is packed here.
+  // Computes z of branch s over the tile [begin, end) of class c. ready: the box that box_memory holds; null: it is
+  // packed here.
   void branch(int s, const ParityClass& c, int64_t n, const int64_t* begin, const int64_t* end, const HaloBox* ready,
               float* box_memory, int64_t* offsets, const ResultView& to, Prefetcher& prefetcher) const {
     const Branch& b = g.branch[s];
@@ -424,11 +426,12 @@ void convolve(const Geometry& g, const Volume& x, const float* in_scale, const E
   ParityClass classes[8];
   const int count = parity_classes(g, y.size + 2, classes);
   if (count == 0) return;
-  int64_t taps = 1, steps = 0;  // steps: blocks of output channels over all branches
+  int64_t taps = 1, steps = 0;        // steps: blocks of output channels over all branches
   int64_t low[3] = {}, high[3] = {};  // of the inputs that an output reads, in any branch and class
   for (int s = 0; s < g.branches; ++s) {
     const Branch& b = g.branch[s];
-    for (int64_t o = 0; o < g.out_channels && b.kind == Kind::convolution; ++steps) o += block_width(g.out_channels - o);
+    for (int64_t o = 0; o < g.out_channels && b.kind == Kind::convolution; ++steps)
+      o += block_width(g.out_channels - o);
     if (b.kind == Kind::convolution) taps = maximum(taps, tap_count(b));
     for (int i = 0; i < count; ++i)
       for (int d = 0; d < 3; ++d) {

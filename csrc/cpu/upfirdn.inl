@@ -39,12 +39,13 @@ inline Axis supports(const Filter& f, int d, int64_t inputs, int64_t outputs, Su
   return axis;
 }
 
-// The supports along D. Where the border is not zero, the outputs that it reaches get taps of their own in `taps`, which
-// holds border_taps(f, inputs, outputs) floats: one for each sample from the first to the last that they are made of.
+// Floats that `depth_supports` needs for taps of its own.
 inline int64_t border_taps(const Filter& f, int64_t inputs, int64_t outputs) {
   return f.border == Border::zero ? 0 : inputs * (f.border == Border::fold ? minimum(outputs, 2) : outputs);
 }
 
+// The supports along D. Outputs that a border other than zero reaches get taps of their own in `taps`: one for each
+// sample from the first to the last that they are made of.
 inline Axis depth_supports(const Filter& f, int64_t inputs, int64_t outputs, Support* memory, float* taps) {
   Axis axis = supports(f, 0, inputs, outputs, memory);
   if (f.border == Border::zero) return axis;

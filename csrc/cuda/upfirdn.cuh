@@ -116,8 +116,8 @@ struct Upfirdn {
     }
   }
 
-  // Adds output o of the filter along dimension i to sum[0 .. 8). The samples lie in shared memory from `at` on, `step` bytes
-  // apart; the first of them is sample `source`.
+  // Adds output o of the filter along dimension i to sum[0 .. 8). The samples lie in shared memory from `at` on, `step`
+  // bytes apart; the first of them is sample `source`.
   SSCONV_DEVICE static void filter(const Params& p, int i, int o, int source, uint32_t at, uint32_t step,
                                    float (&sum)[8]) {
     const int first = first_source(p, i, o);
