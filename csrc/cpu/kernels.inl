@@ -85,6 +85,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 #include "geometry.inl"
 #include "pack_weights.inl"
 #include "epilogue.inl"
+#include "tiles.inl"
 #include "convolution.inl"
 #include "wgrad.inl"
 #include "upfirdn.inl"
