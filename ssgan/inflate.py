@@ -48,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dense-levels", type=int, nargs="+", metavar="LEVEL",
         help="with --arch: levels of the 3D networks that stay dense, 0 the coarsest",
     )  # fmt: skip
+    parser.add_argument(
+        "--mask-classes", type=int, metavar="K",
+        help="add channels for masks of K classes, background included, to a source of intensities alone",
+    )  # fmt: skip
     parser.add_argument("--config", type=Path, help="the run's config.json (default: the one of the source's run)")
     parser.add_argument("--depth", type=int, help="depth of the volumes, for a pickle (default: the images' height)")
     parser.add_argument(
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             raise InflateError("--config: is for checkpoints of a run; a pickle describes its own networks")
         source = load_pickle_source(args.source, args.channels or "grey", args.depth)
     levels = None if args.dense_levels is None else tuple(args.dense_levels)
-    network = target_network(source, args.arch, args.arch_d, levels)
+    network = target_network(source, args.arch, args.arch_d, levels, args.mask_classes)
     tensors, reports = inflate_source(source, network, args.profile)
     checkpoint.save(args.out, tensors, start_meta(network, source.images), dataclasses.asdict(network))
     print(f"profile {args.profile}\n\n" + "\n\n".join(f"{name}\n{report}" for name, report in reports.items()) + "\n")

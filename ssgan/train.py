@@ -19,7 +19,8 @@ import torch
 from ssconv import keep_freed_memory
 from ssconv.parser import Parser
 from ssgan.config.presets import preset
-from ssgan.data.dataset import VolumeDataset
+from ssgan.config.training import TrainConfig
+from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
 from ssgan.runs.config import RunError, is_run, load_config
 from ssgan.runs.folder import RunLock, check_folder
@@ -54,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
     execution = Execution(args.accumulate, args.checkpoint_activations, compiler, args.cuda_graphs)
     if args.dry_run:
         info = None if args.data is None else VolumeDataset(args.data).info
-        known = (info.shape, info.classes, info.slice_axis) if info else (preset(args.preset).shape,)
-        cfg = config_from(args, *known)
+        cfg = _config(args, info) if info else config_from(args, preset(args.preset).shape)
         check_metrics(cfg)
         dry_run(cfg, device, execution)
         return 0
@@ -80,7 +80,7 @@ def _train(
         group.barrier(device)  # the other processes wait until the data set is there
         if not group.main:
             data, path = VolumeDataset(args.data or args.out / "data"), str(args.data or "data")
-        cfg = config_from(args, data.info.shape, data.info.classes, data.info.slice_axis)
+        cfg = _config(args, data.info)
         if group.main and data.info.classes and not args.conditional:
             print(f"the data set has {len(data.info.classes)} classes, not used: --conditional trains on them")
         return train(
@@ -88,6 +88,10 @@ def _train(
             echo=print if group.main else _print_nothing, execution=execution, group=group, on_nan=args.on_nan,
             threads=threads,
         )  # fmt: skip
+
+
+def _config(args: argparse.Namespace, info: DatasetInfo) -> TrainConfig:
+    return config_from(args, info.shape, info.classes, info.slice_axis, info.mask_classes)
 
 
 def _open_data(args: argparse.Namespace) -> tuple[VolumeDataset, str]:

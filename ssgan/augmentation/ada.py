@@ -88,6 +88,9 @@ class Augment:
     shape: (D, H, W), D = 1 for slices, which are augmented within their plane only.
     slice_axis, spacing ((x, y, z) mm): the data set's; by them the patient's axes are found, and rotations are made in
         mm.
+    mask_classes: channels at the end that are a label map's class probabilities. Geometry (interpolated as intensities
+        are) and cutout change them as they do the intensities, all else leaves them as they are; outside the volume is
+        the first class, the background.
 
     Raises:
         ConfigError: quarter turns in a plane of unequal extents or spacings, or an unknown slice axis.
@@ -95,13 +98,13 @@ class Augment:
 
     def __init__(
         self, config: AugmentConfig, shape: Triple, *, slice_axis: str = "axial",
-        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        spacing: Sequence[float] = (1.0, 1.0, 1.0), mask_classes: int = 0,
     ) -> None:  # fmt: skip
         if slice_axis not in ARRAY_AXES:
             raise ConfigError(f"slice_axis: expected one of {', '.join(ARRAY_AXES)}; got {slice_axis!r}")
         if len(shape) != 3 or min(shape) < 1 or len(spacing) != 3 or not min(spacing) > 0:
             raise ConfigError(f"shape, spacing: expected three numbers above 0 each; got {shape}, {spacing}")
-        self.config, self.shape = config, tuple(shape)
+        self.config, self.shape, self.mask_classes = config, tuple(shape), mask_classes
         world = ARRAY_AXES[slice_axis]
         self.spacing = tuple(float(spacing[a]) for a in world)  # along D, H, W
         self.flip_axes = [world.index(FLIPS[name]) for name in config.flips]
@@ -184,7 +187,18 @@ class Augment:
             raise ValueError(f"images: expected shape {expected}, as drawn for; got {tuple(images.shape)}")
         if images.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"images: expected float32 or float64; got {images.dtype}")
-        return self._intensity(self._geometry(images, draws), draws)
+        if not self.mask_classes:
+            return self._cut(self._intensity(self._geometry(images, draws), draws), draws)
+        x = self._geometry(self._negated(images), draws)
+        first = images.shape[1] - self.mask_classes
+        x = torch.cat([self._intensity(x[:, :first], draws), x[:, first:]], 1)
+        return self._negated(self._cut(x, draws))
+
+    def _negated(self, x: Tensor) -> Tensor:
+        """Changes the sign of the first class's channel, whose background is +1 where that of the others is -1."""
+        sign = x.new_ones(x.shape[1])
+        sign[-self.mask_classes] = -1
+        return x * sign[:, None, None, None]
 
     def _geometry(self, x: Tensor, d: Draws) -> Tensor:
         c = self.config
@@ -221,6 +235,9 @@ class Augment:
         if d.noise is not None:
             noise = d.noise
             x = _where(x, d.noise_std > 0, lambda y, r: y + _each(d.noise_std[r], y) * noise[r.to(noise.device)].to(y))
+        return x
+
+    def _cut(self, x: Tensor, d: Draws) -> Tensor:
         return _where(x, d.cut, lambda y, r: cut_box(y, d.cut_centre[r], self.config.cutout))
 
 

@@ -105,6 +105,8 @@ class NetworkConfig:
     classes: number of classes to condition on, 0 for none.
     label_layers: layers of the discriminator's mapping of the class, None for mapping_layers.
     depth_places: (base's depth, volume's depth) if the 2D networks are conditioned on the slice index, else None.
+    mask_classes: classes of the label map that comes with each image, in the image channels 1 .. mask_classes; 0 for
+        none (`ssgan.models.masks`).
     """
 
     shape: Triple
@@ -123,6 +125,7 @@ class NetworkConfig:
     depth_places: tuple[int, int] | None = None
     arch_d: str | None = None
     dense_levels: tuple[int, ...] = ()
+    mask_classes: int = 0
 
     def __post_init__(self) -> None:
         for name, arch in (("arch", self.arch), ("arch_d", self.discriminator_arch)):
@@ -147,6 +150,11 @@ class NetworkConfig:
             raise ConfigError(f"depth_places: expected {(self.base[0], self.shape[0])}, base and shape; got {places}")
         if places is not None and not 1 <= places[0] <= places[1]:
             raise ConfigError(f"depth_places: expected (base's depth, volume's depth); got {places}")
+        if self.mask_classes and (self.mask_classes < 2 or self.image_channels != 1 + self.mask_classes):
+            raise ConfigError(
+                f"mask_classes: expected 0, or at least 2 with a channel for each and one for the intensity; got "
+                f"{self.mask_classes} and {self.image_channels} image channels"
+            )
         for name in ("classes", "label_layers"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name}: expected at least 0; got {getattr(self, name)}")
@@ -201,6 +209,10 @@ class NetworkConfig:
         slice lies, as they do in the 3D networks, and inflation copies each position's values to that position.
         """
         return dataclasses.replace(self, depth_places=(self.base[0], self.shape[0]) if aware else None)
+
+    def with_masks(self, classes: int) -> NetworkConfig:
+        """A copy whose images are an intensity and a label map of `classes` classes; 0 for the intensity alone."""
+        return dataclasses.replace(self, image_channels=1 + classes, mask_classes=classes)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NetworkConfig:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ssgan.latent_space.files import LatentError
 from ssgan.latent_space.styles import map_latents
+from ssgan.models.masks import with_unknown_masks
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.utils.seeding import splitmix64
 
@@ -132,7 +133,10 @@ class Projector:
         if tuple(target.shape) != tuple(G.cfg.shape) or not bool(torch.isfinite(target).all()):
             raise LatentError(f"target: expected finite values of shape {G.cfg.shape}; got {tuple(target.shape)}")
         device = next(G.parameters()).device
-        self.target = target.to(device)[None, None].expand(1, G.cfg.image_channels, -1, -1, -1).contiguous()
+        network = G.cfg
+        self.channels = network.image_channels - network.mask_classes  # the target has no mask
+        target = target.to(device)[None, None].expand(1, self.channels, -1, -1, -1)
+        self.target = with_unknown_masks(target, network.mask_classes).contiguous()
         self.distance = FeatureDistance(D.to(device), self.target)
         z = torch.randn(W_SAMPLES, G.cfg.z_dim, generator=self._random(0))
         w = map_latents(G, z, label=label)
@@ -158,14 +162,23 @@ class Projector:
         """(1, num_ws, w_dim)"""
         return self.w.detach().expand(1, self.G.num_ws, -1)
 
+    def _image(self, w: Tensor) -> Tensor:
+        """Generates the image (1, C, D, H, W) of w (1, num_ws or 1, w_dim), without a mask."""
+        image = self.G.synthesis(w.expand(1, self.G.num_ws, -1), noise="const")
+        return with_unknown_masks(image, self.G.cfg.mask_classes)
+
+    def _voxel_error(self, x: Tensor) -> Tensor:
+        """Mean squared difference of the intensities."""
+        return (x - self.target)[:, : self.channels].square().mean()
+
     def advance(self) -> dict[str, float]:
         """Takes a step; gives its losses, which are of the w with noise added."""
         cfg, progress = self.cfg, self.step / self.cfg.steps
         size = self.spread * NOISE_SIZE * max(0.0, 1 - progress / NOISE_UNTIL) ** 2
         drawn = torch.randn(self.w.shape, generator=self._random(self.step + 2)).to(self.w.device)
         self.adam.param_groups[0]["lr"] = cfg.learning_rate * rate_factor(progress)
-        x = self.G.synthesis((self.w + size * drawn).expand(1, self.G.num_ws, -1), noise="const")
-        features, voxels = self.distance(x), (x - self.target).square().mean()
+        x = self._image(self.w + size * drawn)
+        features, voxels = self.distance(x), self._voxel_error(x)
         loss = features + cfg.voxel_weight * voxels
         if self.noise:
             loss = loss + NOISE_WEIGHT * torch.stack([noise_penalty(n) for n in self.noise.values()]).sum()
@@ -190,8 +203,8 @@ class Projector:
     def figures(self) -> dict[str, float]:
         """Measures the result: feature distance, root mean squared voxel difference ([-1, 1] scale), PSNR in dB (peak
         2), and w's distance from its mean in units of the spread of w (about 1 for a w that some z maps to)."""
-        x = self.G.synthesis(self.ws, noise="const")
-        rms = float((x - self.target).square().mean().sqrt())
+        x = self._image(self.ws)
+        rms = float(self._voxel_error(x).sqrt())
         distance = (self.ws[0] - self.mean).square().sum(1).mean().sqrt()
         psnr = 20 * math.log10(2 / max(rms, 1e-12))
         return {

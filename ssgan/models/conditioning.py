@@ -1,4 +1,4 @@
-"""What the networks are told about an image: its class, and which slice of a volume it is."""
+"""What the networks are told about an image: its class, which slice of a volume it is, and whether it has a mask."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from ssgan.config.network import NetworkConfig
 
 
 class Condition(NamedTuple):
-    """Labels and slice indices of N images. A field is None where the networks take none.
+    """Labels, slice indices and masks of N images. A field is None where the networks take none.
 
     labels: class numbers (N,) int64, or weights of the classes (N, classes) floating, one-hot as a rule.
     slice_index: (N,) int64, the index along the volume's depth, for 2D networks with `depth_places`.
+    mask_shown: (N,), 1 where the discriminator sees the mask, 0 where it is hidden; None shows all.
     """
 
     labels: Tensor | None = None
     slice_index: Tensor | None = None
+    mask_shown: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         return Condition(*(None if t is None else function(t) for t in self))

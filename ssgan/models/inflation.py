@@ -25,7 +25,7 @@ class InflationReport:
     """Where each tensor of the 3D network comes from: rows of (name, action, 2D shape or None, 3D shape).
 
     Actions: copied, inflated, fresh; preceded by "selected" or "identity" where the architecture changed
-    (`ssgan.models.dense_to_split`).
+    (`ssgan.models.dense_to_split`); widened where channels for masks were added (`ssgan.models.mask_channels`).
     """
 
     profile: str

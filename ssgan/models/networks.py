@@ -24,6 +24,7 @@ from ssgan.config.network import NetworkConfig
 from ssgan.models.checks import check_images, check_latents, check_styles
 from ssgan.models.conditioning import UNCONDITIONAL, Condition, check_slice_index, check_slice_range, one_hot
 from ssgan.models.layers import Conv, FullyConnected, MinibatchStd, ModulatedConv, Resampler, ToImage, kernel_stages
+from ssgan.models.masks import hide_masks, softmax_masks
 
 ONE = (((1, 1, 1),),)  # a dense 1x1x1 convolution
 IN_PLANE = (((1, 3, 3),),)  # a dense convolution within the slice
@@ -148,7 +149,10 @@ def constant_at(const: Tensor, slice_index: Tensor, depth: int) -> Tensor:
 
 
 class Synthesis(nn.Module):
-    """ws (N, num_ws, w_dim) -> volume (N, C, D, H, W); 2D networks with `depth_places` also take the slice index."""
+    """ws (N, num_ws, w_dim) -> volume (N, C, D, H, W); 2D networks with `depth_places` also take the slice index.
+
+    With `mask_classes` the channels but the first are class probabilities (`ssgan.models.masks`).
+    """
 
     def __init__(self, cfg: NetworkConfig):
         super().__init__()
@@ -189,7 +193,7 @@ class Synthesis(nn.Module):
             styles = ws[:, first : first + block.num_conv + 1]
             x, image = run_block(block, self.recompute, x, image, styles, drawn)
             first += block.num_conv
-        return image
+        return softmax_masks(image) if self.cfg.mask_classes else image
 
 
 class Generator(nn.Module):
@@ -298,7 +302,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         labels = one_hot(condition.labels, self.cfg.classes, len(x))
-        y = self.head(self.features(x, condition.slice_index))
+        y = self.head(self.features(hide_masks(x, condition.mask_shown), condition.slice_index))
         if labels is None:
             return y
         return (y * self.mapping(None, labels)).sum(1, keepdim=True) / math.sqrt(y.shape[1])

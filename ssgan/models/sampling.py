@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssgan.models.conditioning import Condition
+from ssgan.models.masks import decode_masks
 from ssgan.models.networks import Generator
 
 
@@ -27,12 +29,24 @@ def class_shares(class_counts: Sequence[int], count: int) -> Tensor | None:
     return torch.searchsorted(bounds, quantiles, right=True)
 
 
+class Pairs(NamedTuple):
+    """Volumes (N, D, H, W) float32 and their masks, class numbers (N, D, H, W) uint8; None without masks."""
+
+    volumes: np.ndarray
+    masks: np.ndarray | None
+
+
+def synthesise(G: Generator, z: Tensor, **options: Any) -> np.ndarray:
+    """Generates volumes (N, D, H, W) float32 from latents z (N, z_dim); options as of `synthesise_pairs`."""
+    return synthesise_pairs(G, z, **options).volumes
+
+
 @torch.no_grad()
-def synthesise(
+def synthesise_pairs(
     G: Generator, z: Tensor, *, batch: int, truncation: float = 1.0, noise: str = "const", noise_seed: int = 0,
     c: Tensor | None = None, centre: Tensor | None = None,
-) -> np.ndarray:  # fmt: skip
-    """Generates volumes (N, D, H, W) float32 from latents z (N, z_dim), `batch` at a time (channel 0).
+) -> Pairs:  # fmt: skip
+    """Generates volumes from latents z (N, z_dim), `batch` at a time, with their masks where the network gives them.
 
     A 2D network with `depth_places` gives slices at index 0, 1, .. along depth in turn.
 
@@ -42,15 +56,18 @@ def synthesise(
     generator = torch.Generator(device).manual_seed(noise_seed)
     slice_index = torch.arange(len(z)) % G.cfg.depth_places[1] if G.cfg.is_flat and G.cfg.depth_places else None
     groups = z.split(batch)
-    volumes = []
+    volumes, masks = [], []
     for part, condition in zip(groups, Condition(c, slice_index).split([len(g) for g in groups]), strict=True):
         condition = condition.map(lambda t: t.to(device))
         w = G.mapping(part.to(device), condition.labels)
         if truncation != 1.0:
             w = (G.mapping.w_avg if centre is None else centre).lerp(w, truncation)
         ws = w[:, None].expand(-1, G.num_ws, -1)
-        volumes.append(G.synthesis(ws, noise, generator, condition.slice_index)[:, 0].cpu())
-    return torch.cat(volumes).numpy()
+        images = G.synthesis(ws, noise, generator, condition.slice_index)
+        volumes.append(images[:, 0].cpu())
+        if G.cfg.mask_classes:
+            masks.append(decode_masks(images).cpu())
+    return Pairs(torch.cat(volumes).numpy(), torch.cat(masks).numpy() if masks else None)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ OPTIONS += ("network.arch", "network.arch_d")
 # Fields that older versions did not write, with the value that stands for what those versions did.
 ADDED_LATER = {"precision": "fp32", "freeze_d": 0, "warmup_kimg": 0.0, "cooldown_kimg": 0.0, "ema_carries_over": False}
 ADDED_LATER |= {"network.classes": 0, "network.label_layers": None, "network.depth_places": None}
-ADDED_LATER |= {"network.arch_d": None, "network.dense_levels": []}
+ADDED_LATER |= {"network.arch_d": None, "network.dense_levels": [], "network.mask_classes": 0}
 ADDED_LATER |= {"loss": "logistic", "stage_2d.r2_gamma": None, "stage_3d.r2_gamma": None}
 ADDED_LATER |= {f"augment.{k}": list(v) if isinstance(v, tuple) else v for k, v in AugmentConfig().to_json().items()}
 

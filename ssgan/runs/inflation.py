@@ -14,6 +14,7 @@ from ssgan.config.network import NetworkConfig, plan_levels
 from ssgan.models import stylegan2
 from ssgan.models.dense_to_split import select_weights
 from ssgan.models.inflation import InflationReport, inflate_network
+from ssgan.models.mask_channels import add_mask_channels
 from ssgan.models.networks import Discriminator, Generator
 from ssgan.runs import checkpoint
 from ssgan.runs.config import config_of_checkpoint, read_config
@@ -78,16 +79,26 @@ def load_pickle_source(file: Path, channels: str = "grey", depth: int | None = N
 
 
 def target_network(
-    source: Source2d, arch: str | None = None, arch_d: str | None = None, dense_levels: tuple[int, ...] | None = None
-) -> NetworkConfig:
-    """Describes the 3D networks that the options --arch, --arch-d and --dense-levels ask for.
+    source: Source2d, arch: str | None = None, arch_d: str | None = None, dense_levels: tuple[int, ...] | None = None,
+    mask_classes: int | None = None,
+) -> NetworkConfig:  # fmt: skip
+    """Describes the 3D networks that the options --arch, --arch-d, --dense-levels and --mask-classes ask for.
 
     Without `arch` a run keeps its own architecture, and a pickle becomes split_depth.
 
     Raises:
-        InflateError: dense_levels without arch, of a run.
+        InflateError: dense_levels without arch, of a run; mask_classes for networks that cannot get them.
     """
     own = source.network
+    if mask_classes is not None:
+        if own.image_channels != 1:
+            have = (
+                f"masks of {own.mask_classes} classes" if own.mask_classes else f"{own.image_channels} image channels"
+            )
+            raise InflateError(
+                f"--mask-classes: is for a source of one image channel; this one has {have}; leave it out"
+            )
+        own = own.with_masks(mask_classes)
     if arch is not None or not source.run:
         return own.with_arch(arch or "split_depth", arch_d, dense_levels or ())
     if dense_levels is not None:
@@ -109,12 +120,29 @@ def inflate_source(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(source.seed, "3d", 0, "init"))
         nets: dict[str, nn.Module] = {"G": Generator(network), "D": Discriminator(network)}
+        widened = _widened(source, network)
     nets["G_ema"] = copy.deepcopy(nets["G"])
     tensors, reports = {"pl_mean": source.pl_mean}, {}
     for name, net in nets.items():
-        reports[name] = select_and_inflate(source.nets[name], source.network, net, network, profile)
+        net2d, actions = widened.get(name, (source.nets[name], {}))
+        before = source.network.with_masks(network.mask_classes) if widened else source.network
+        report = select_and_inflate(net2d, before, net, network, profile)
+        rows = [(n, actions.get(n, action), shape2d, shape3d) for n, action, shape2d, shape3d in report.rows]
+        reports[name] = InflationReport(profile, rows)
         tensors |= checkpoint.with_prefix(name, net.state_dict())
     return tensors, reports
+
+
+def _widened(source: Source2d, network: NetworkConfig) -> dict[str, tuple[nn.Module, dict[str, str]]]:
+    """The source's networks with class channels, where `network` has them and the source has not; else nothing."""
+    if source.network.mask_classes == network.mask_classes:
+        return {}
+    flat, found = source.network.with_masks(network.mask_classes).flat(), {}
+    fresh: dict[type, nn.Module] = {Generator: Generator(flat), Discriminator: Discriminator(flat)}
+    for name, net in source.nets.items():  # G and G_ema get the same fresh values
+        wide = copy.deepcopy(fresh[type(net)])
+        found[name] = (wide, add_mask_channels(net, wide))
+    return found
 
 
 def select_and_inflate(

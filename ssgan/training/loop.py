@@ -146,11 +146,15 @@ def check_plan(cfg: TrainConfig, data: VolumeDataset, execution: Execution, grou
             f"classes: the networks have {cfg.network.classes}, the data set {data.path} has {len(data.class_counts)}; "
             "prepare it with --labels, or train without --conditional"
         )
+    masks = cfg.network.mask_classes
+    if masks and masks != data.info.mask_classes:
+        have = f"masks of {data.info.mask_classes} classes" if data.info.mask_classes else "no masks"
+        raise ConfigError(f"mask_classes: the networks have {masks}, the data set {data.path} has {have}")
     for stage in cfg.stages:
         batch = (cfg.stage_2d if stage == "2d" else cfg.stage_3d).batch
         split_batch(batch, cfg.network.mbstd_group, group.size * execution.accumulate)
         shape = cfg.network.flat().shape if stage == "2d" else cfg.network.shape
-        Augment(cfg.augment, shape, slice_axis=data.info.slice_axis, spacing=data.info.spacing)
+        Augment(cfg.augment, shape, slice_axis=data.info.slice_axis, spacing=data.info.spacing, mask_classes=masks)
 
 
 class Due(NamedTuple):

@@ -83,6 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, metavar="DATASET", help="data set of `ssgan prepare` (default: phantoms, made in RUN/data)"
     )
     add("--conditional", action="store_true", help="condition on the data set's classes (`ssgan prepare --labels`)")
+    add(
+        "--no-masks", action="store_true",
+        help="train on intensities alone (default: with masks, if the data set has any: `ssgan prepare --masks`)",
+    )  # fmt: skip
 
     architectures = tuple(ARCHITECTURES)
     add = parser.add_argument_group("architecture").add_argument
@@ -202,11 +206,13 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def config_from(
-    args: argparse.Namespace, shape: Triple, classes: Sequence[str] | None = None, slice_axis: str = "axial"
-) -> TrainConfig:
+    args: argparse.Namespace, shape: Triple, classes: Sequence[str] | None = None, slice_axis: str = "axial",
+    mask_classes: int = 0,
+) -> TrainConfig:  # fmt: skip
     """The configuration that the options stand for, with networks for volumes of `shape` (D, H, W).
 
-    classes: the names of the data set's classes, if it has any. slice_axis: the data set's, for messages.
+    classes: the names of the data set's classes, if it has any. slice_axis: the data set's, for messages. mask_classes:
+    classes of the data set's masks, 0 for none.
 
     Raises:
         ConfigError: options that do not go together or do not fit the data set.
@@ -224,15 +230,18 @@ def config_from(
     cfg = preset(args.preset).train_config(args.preset, shape, **changes)
     return dataclasses.replace(
         cfg,
-        network=_network(args, cfg.network, len(classes or ()) if args.conditional else 0, slice_axis),
+        network=_network(args, cfg.network, len(classes or ()) if args.conditional else 0, slice_axis, mask_classes),
         stage_2d=_stage(args, "2d", cfg.stage_2d),
         stage_3d=_stage(args, "3d", cfg.stage_3d),
     )
 
 
-def _network(args: argparse.Namespace, default: NetworkConfig, classes: int, slice_axis: str) -> NetworkConfig:
+def _network(
+    args: argparse.Namespace, default: NetworkConfig, classes: int, slice_axis: str, mask_classes: int
+) -> NetworkConfig:  # fmt: skip
     """The preset's networks with the architecture asked for, or those that the file given by --init holds."""
     network = default.with_arch(args.arch, args.arch_d, args.dense_levels)
+    network = network.with_masks(0 if args.no_masks else mask_classes)
     network = dataclasses.replace(network, classes=classes)
     if args.depth_aware is not None:
         network = network.depth_aware(args.depth_aware)

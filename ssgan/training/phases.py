@@ -70,9 +70,13 @@ class Phases:
         return images if draws is None else self.augment(images, draws.take(micro.samples))
 
     def inputs_of(self, micro: MicroBatch, inputs: GeneratorInputs, real: ImageBatch) -> GeneratorInputs:
-        """A micro-batch's rows of a batch's inputs; in pairs with the condition of the real images."""
+        """A micro-batch's rows of a batch's inputs; in pairs with the condition of the real images.
+
+        A mask is hidden from the discriminator where that of the real image is (`ssgan.models.masks`).
+        """
         own = inputs.take(micro.samples)
-        return own._replace(condition=real.condition) if self.paired else own
+        condition = own.condition._replace(mask_shown=real.condition.mask_shown)
+        return own._replace(condition=real.condition if self.paired else condition)
 
     def generate(
         self, inputs: GeneratorInputs, synthesis: Callable[..., Tensor] | None = None

@@ -50,6 +50,9 @@ def start_network(init: Path | None, network: NetworkConfig, slice_axis: str = "
         if own.dense_levels
         else "leave --dense-levels out, or inflate with it",
         "classes": "train on as many classes (--conditional) as the source has, or start from another",
+        "mask_classes": f"inflate with --mask-classes {network.mask_classes}"
+        if network.mask_classes and not own.mask_classes
+        else "train on a data set with masks of as many classes, or with --no-masks from another start",
         "image_channels": "volumes have one; inflate with --channels grey",
     }
     for name, hint in hints.items():
@@ -72,6 +75,7 @@ def differences(init: Path, cfg: TrainConfig) -> str:
         "preset": (config.train.preset, cfg.preset),
         "architecture": (theirs.arch_name, ours.arch_name),
         "number of classes": (theirs.classes, ours.classes),
+        "classes of the masks": (theirs.mask_classes, ours.mask_classes),
     }
     if (theirs.shape[1:], theirs.depth_places) != (ours.shape[1:], ours.depth_places):
         pairs["shape (D, H, W)"] = (theirs.shape, ours.shape)

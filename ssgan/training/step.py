@@ -74,7 +74,8 @@ class StageTrainer:
         self.opt_g = self._adam(self.G, self.hyper.lr_g, path_length)
         self.opt_d = self._adam(self.D, self.hyper.lr_d, penalty)
         self.scale_g, self.scale_d = (LossScale(cfg.precision == "fp16") for _ in range(2))
-        self.augment = Augment(cfg.augment, network.shape, slice_axis=slice_axis, spacing=spacing)
+        masks = network.mask_classes
+        self.augment = Augment(cfg.augment, network.shape, slice_axis=slice_axis, spacing=spacing, mask_classes=masks)
         self.ada = AdaptiveProbability(cfg.augment, self.hyper.batch, self.hyper.kimg)
         self.pl_mean = torch.zeros((), device=device)
         self.step = 0
@@ -160,7 +161,7 @@ class StageTrainer:
     def _check_condition(self, condition: Condition, count: int) -> None:
         if count != len(self.local_samples):
             raise ValueError(f"reals: expected the {len(self.local_samples)} images of this process; got {count}")
-        labels, slice_index = condition
+        labels, slice_index, mask_shown = condition
         if (labels is None) == bool(self.class_counts) or (labels is not None and len(labels) != count):
             expected = f"{count}, one for each image" if self.class_counts else "none, the networks have no classes"
             raise ValueError(f"labels: expected {expected}; got {'none' if labels is None else len(labels)}")
@@ -170,12 +171,15 @@ class StageTrainer:
             raise ValueError(f"slice_index: expected {expected}; got {got}")
         if slice_index is not None and slice_index.device.type == "cpu":
             check_slice_range(slice_index, self.slice_count)
+        if mask_shown is not None and (len(mask_shown) != count or not self.cfg.network.mask_classes):
+            expected = f"{count}, one for each image" if self.cfg.network.mask_classes else "none, images have no masks"
+            raise ValueError(f"mask_shown: expected {expected}; got {len(mask_shown)}")
 
     def _split_reals(self, reals: Tensor, condition: Condition) -> list[ImageBatch]:
         """Real images and conditions by micro-batch, on the device, labels one-hot."""
         reals = reals.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-        labels, slice_index = condition.map(lambda t: t.to(self.device))
-        condition = Condition(one_hot(labels, self.cfg.network.classes), slice_index)
+        condition = condition.map(lambda t: t.to(self.device))
+        condition = condition._replace(labels=one_hot(condition.labels, self.cfg.network.classes))
         sizes = [len(micro.samples) for micro in self.phases.micro_batches]
         return [ImageBatch(*both) for both in zip(reals.split(sizes), condition.split(sizes), strict=True)]
 
@@ -252,7 +256,8 @@ class StageTrainer:
         """Draws the augmentation of a whole batch; None without augmentation."""
         if not self.cfg.augment.active:
             return None
-        channels, generator = self.cfg.network.image_channels, self._generator_for(purpose)
+        network, generator = self.cfg.network, self._generator_for(purpose)
+        channels = network.image_channels - network.mask_classes  # noise is added to intensities only
         return self.augment.draw(self.hyper.batch, self.ada.p, generator, channels=channels, device=self.device)
 
     def _draw_path_noise(self) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ssgan.metrics.extractors.weights import WeightsError, file_sha256
+from ssgan.models.masks import with_unknown_masks
 from ssgan.models.networks import Discriminator
 from ssgan.runs import checkpoint
 from ssgan.runs.config import RunConfig, config_of_checkpoint, load_config
@@ -54,5 +55,6 @@ class DiscriminatorFeatures:
         rows = []
         for first in tqdm(range(0, len(volumes), 8), desc=self.name, leave=False, disable=None):
             x = torch.from_numpy(np.array(volumes[first : first + 8], np.float32))[:, None]
+            x = with_unknown_masks(x, self.network.cfg.mask_classes)
             rows.append(self.network.features(x).mean((2, 3, 4)).double().numpy())
         return np.concatenate(rows)
