@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="voxels towards the head's right, front and top (default 16 24 16)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
+    parser.add_argument(
+        "--masks", action="store_true", help="write the heads' label maps too: grey matter, white matter, ventricles"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seed: expected 0 or more; got {args.seed}")
     shape = to_triple(tuple(args.shape), "--shape", "X Y Z")[::-1]
     plan_levels(shape, axis_names("axial"), "choose another --shape")  # refuses a shape that no network accepts
-    dataset = write_phantom_dataset(args.out, args.count, shape, args.seed)
+    dataset = write_phantom_dataset(args.out, args.count, shape, args.seed, args.masks)
     shown = np.array(dataset.volumes[:CONTACT_SHEET_VOLUMES])
     names = [f"phantom {i}" for i in range(len(shown))]
     sheet = contact_sheet(shown, names, args.out / "contact_sheet.png", spacing=dataset.info.spacing)

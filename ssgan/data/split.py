@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssgan.data.dataset import DatasetError, VolumeDataset
-from ssgan.data.writer import DatasetWriter
+from ssgan.data.writer import DatasetWriter, MaskClasses
 
 SUBJECT = r"sub-[0-9A-Za-z]+|\d{3}_S_\d{4}"  # BIDS and ADNI
 
@@ -50,11 +50,14 @@ def split_indices(
 
 
 def copy_part(whole: VolumeDataset, indices: Sequence[int], path: Path) -> VolumeDataset:
-    """Writes some volumes of a data set as a new one and opens it; raises DatasetError if `path` is taken."""
+    """Writes some volumes of a data set, with their masks, as a new one and opens it; raises DatasetError if `path` is
+    taken. The classes of the masks stay, also those that none of these volumes has."""
     info = whole.info
-    with DatasetWriter(path, info.shape) as writer:
+    classes = MaskClasses(info.mask_values, info.mask_names or ()) if info.mask_values is not None else None
+    with DatasetWriter(path, info.shape, masks=classes) as writer:
         for i in indices:
-            writer.add(whole.volumes[i], whole.records[i])
+            labelled = whole.masks is not None and whole.has_mask is not None and whole.has_mask[i]
+            writer.add(whole.volumes[i], whole.records[i], whole.masks[i] if labelled else None)  # type: ignore[index]
         return writer.finish(
             spacing=info.spacing, affine=np.asarray(info.affine), slice_axis=info.slice_axis, recipe=info.recipe
         )

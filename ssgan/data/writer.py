@@ -14,19 +14,74 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 
 from ssgan.config.fields import Triple
-from ssgan.data.dataset import FORMAT, VERSION, DatasetError, DatasetInfo, VolumeDataset, class_names
+from ssgan.data.dataset import (
+    FORMAT,
+    NO_MASK,
+    VERSION,
+    DatasetError,
+    DatasetInfo,
+    VolumeDataset,
+    check_mask_classes,
+    class_names,
+)
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import fsync_path, read_json, write_json_atomic
 
-FILES = ("volumes.npy", "dataset.json", "contact_sheet.png")
+FILES = ("volumes.npy", "masks.npy", "dataset.json", "contact_sheet.png")
 CONTACT_SHEET_VOLUMES = 48  # at most
 WORK_FILES = ("plan.json", "journal.jsonl", "lock")  # of an unfinished data set
-HEADER_BYTES = 128  # of volumes.npy; numpy pads the header to a multiple of 64, and any count of volumes fits
+HEADER_BYTES = 128  # of a .npy file; numpy pads the header to a multiple of 64, and any count of volumes fits
+
+
+class MaskClasses(NamedTuple):
+    """The classes of a data set's masks: their values in the source files, from 0 on, and their names."""
+
+    values: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+class _ArrayFile:
+    """A .npy file (N, *shape) to which arrays are appended; its header is written last."""
+
+    def __init__(self, path: Path, dtype: str, shape: Triple, resume: bool) -> None:
+        self.file: BinaryIO = path.open("r+b" if resume else "w+b")
+        self.dtype, self.shape = dtype, shape
+        self.size = np.dtype(dtype).itemsize * math.prod(shape)  # bytes of one array
+
+    def append(self, voxels: bytes) -> None:
+        self.file.seek(0, os.SEEK_END)
+        self.file.write(voxels)
+
+    def next(self) -> bytes:
+        """The voxels of the next array; too few at the end of the file."""
+        return self.file.read(self.size)
+
+    def truncate(self, count: int) -> None:
+        self.file.truncate(HEADER_BYTES + count * self.size)
+
+    def write_header(self, count: int) -> None:
+        """Writes the .npy header for so many arrays; its length is the same for any count."""
+        self.file.seek(0)
+        head = {"descr": self.dtype, "fortran_order": False, "shape": (count, *self.shape)}
+        np.lib.format.write_array_header_1_0(self.file, head)
+        assert self.file.tell() == HEADER_BYTES
+
+    def read(self, count: int) -> np.ndarray:
+        """Reads back the first `count` arrays."""
+        self.file.flush()
+        voxels = np.fromfile(self.file.name, self.dtype, count * math.prod(self.shape), offset=HEADER_BYTES)
+        return voxels.reshape(count, *self.shape)
+
+    def finish(self, count: int) -> None:
+        self.write_header(count)
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
 
 
 class DatasetWriter:
@@ -39,6 +94,8 @@ class DatasetWriter:
     the next writer with the same plan continues there: `done` volumes and skipped files are settled already. They are
     read from a journal, whose checksums are compared with the voxels on the disk.
 
+    With `masks`, the classes of the masks, each volume may have one: masks.npy is written beside volumes.npy.
+
     Raises:
         DatasetError: `path` holds something else, another process writes there, or an unfinished data set with another
             plan is there and restart is False.
@@ -46,8 +103,10 @@ class DatasetWriter:
 
     def __init__(
         self, path: str | os.PathLike[str], shape: Triple, overwrite: bool = False, plan: dict[str, Any] | None = None,
-        restart: bool = False,
+        restart: bool = False, masks: MaskClasses | None = None,
     ) -> None:  # fmt: skip
+        if masks is not None:
+            check_mask_classes(*masks)
         self.path, self.shape, self.overwrite, self.count = Path(path), tuple(shape), overwrite, 0
         check_destination(self.path, overwrite)
         self.target = self.path.resolve()  # a link stays one, and its disk is the one written to
@@ -56,8 +115,9 @@ class DatasetWriter:
         self.folder = self.target.parent / f".{self.target.name}.{mark}"
         self.records: list[dict[str, Any]] = []
         self.skipped: list[dict[str, Any]] = []
+        self.mask_classes = masks
         self._hash = hashlib.sha256()
-        self._file: BinaryIO | None = None
+        self._files: list[_ArrayFile] = []  # of the volumes, and of the masks if there are any
         self._journal: TextIO | None = None
         self._lock: TextIO | None = None
 
@@ -72,14 +132,16 @@ class DatasetWriter:
             self._take_lock()
         try:
             resume = self.plan is not None and self._can_resume()
-            self._file = (self.folder / "volumes.npy").open("r+b" if resume else "w+b")
+            for name, dtype in self._arrays():
+                self._files.append(_ArrayFile(self.folder / name, dtype, self.shape, resume))  # type: ignore[arg-type]
             if resume:
                 self._resume()
             elif self.plan is not None:
                 write_json_atomic(self.folder / "plan.json", self.plan)
             if self.plan is not None:
                 self._journal = (self.folder / "journal.jsonl").open("a" if resume else "w", encoding="utf-8")
-            self._write_header()
+            for file in self._files:
+                file.write_header(self.count)
         except DatasetError:
             self._close()
             raise
@@ -87,6 +149,10 @@ class DatasetWriter:
             self._keep_or_delete()
             raise
         return self
+
+    def _arrays(self) -> list[tuple[str, str]]:
+        """The files with voxels and their types."""
+        return [("volumes.npy", "<f4")] + ([("masks.npy", "|u1")] if self.mask_classes is not None else [])
 
     def _take_lock(self) -> None:
         self._lock = (self.folder / "lock").open("w")
@@ -98,7 +164,7 @@ class DatasetWriter:
 
     def _can_resume(self) -> bool:
         """Whether an unfinished data set with the same plan is there; deletes its files if they cannot be used."""
-        needed = ("plan.json", "journal.jsonl", "volumes.npy")
+        needed = ("plan.json", "journal.jsonl", *(name for name, _ in self._arrays()))
         if not self.restart and all((self.folder / name).is_file() for name in needed):
             old = read_json(self.folder / "plan.json")
             different = [k for k in {**old, **self.plan} if old.get(k) != self.plan.get(k)]
@@ -116,9 +182,9 @@ class DatasetWriter:
 
     def _resume(self) -> None:
         """Reads the journal up to the first entry whose voxels are not on the disk, and truncates the files there."""
-        assert self._file is not None
-        size, good = 4 * math.prod(self.shape), 0  # bytes of a volume, bytes of intact journal lines
-        self._file.seek(HEADER_BYTES)
+        good = 0  # bytes of intact journal lines
+        for file in self._files:
+            file.file.seek(HEADER_BYTES)
         with (self.folder / "journal.jsonl").open("rb") as journal:
             for line in journal:
                 try:
@@ -128,38 +194,54 @@ class DatasetWriter:
                 if "skipped" in entry:
                     self.skipped.append(entry["skipped"])
                 else:
-                    voxels = self._file.read(size)
-                    if "crc" not in entry or len(voxels) != size or zlib.crc32(voxels) != entry["crc"]:
+                    voxels = [file.next() for file in self._files]
+                    whole = all(len(v) == file.size for v, file in zip(voxels, self._files, strict=True))
+                    if not whole or _checksums(voxels) != {k: v for k, v in entry.items() if k != "record"}:
                         break
-                    self._hash.update(voxels)
-                    self.records.append(entry["record"])
+                    self._settle(voxels, entry["record"])
                 good += len(line)
-        self.count = len(self.records)
-        self._file.truncate(HEADER_BYTES + self.count * size)
+        for file in self._files:
+            file.truncate(self.count)
         os.truncate(self.folder / "journal.jsonl", good)
 
-    def _write_header(self) -> None:
-        """Writes the .npy header for the volumes so far; its length is the same for any count."""
-        assert self._file is not None
-        self._file.seek(0)
-        head = {"descr": "<f4", "fortran_order": False, "shape": (self.count, *self.shape)}
-        np.lib.format.write_array_header_1_0(self._file, head)
-        assert self._file.tell() == HEADER_BYTES
+    def add(self, volume: np.ndarray, record: dict[str, Any], mask: np.ndarray | None = None) -> None:
+        """Appends a volume (D, H, W) in [-1, 1] with its record for dataset.json, and its mask of class numbers.
 
-    def add(self, volume: np.ndarray, record: dict[str, Any]) -> None:
-        """Appends a volume (D, H, W) in [-1, 1] with its record for dataset.json.
-
-        The record holds at least intensity_low and intensity_high.
+        The record holds at least intensity_low and intensity_high; with a mask, `mask` names its source.
         """
-        assert self._file is not None
         array = np.ascontiguousarray(volume, dtype="<f4")
         if array.shape != self.shape or not np.isfinite(array).all() or np.abs(array).max() > 1:
             raise ValueError(f"volume: expected finite values in [-1, 1] of shape {self.shape}; got {array.shape}")
-        voxels = array.tobytes()
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(voxels)
-        self._write_journal({"crc": zlib.crc32(voxels), "record": record})
-        self._hash.update(voxels)
+        voxels = [array.tobytes()]
+        if self.mask_classes is not None:
+            labels, counts = self._checked_mask(mask)
+            voxels.append(labels.tobytes())
+            name = None if mask is None else str(record.get("mask") or record.get("source"))
+            record = {**record, "mask": name, "mask_voxels": counts}
+        elif mask is not None:
+            raise ValueError("mask: this data set has none; give `masks`, their classes, to the DatasetWriter")
+        for file, array_bytes in zip(self._files, voxels, strict=True):
+            file.append(array_bytes)
+        self._write_journal({**_checksums(voxels), "record": record})
+        self._settle(voxels, record)
+
+    def _checked_mask(self, mask: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
+        """The mask as it is written, and the voxels of each class; raises ValueError for another shape or class."""
+        assert self.mask_classes is not None
+        if mask is None:
+            return np.full(self.shape, NO_MASK, np.uint8), [0] * len(self.mask_classes.values)
+        classes, array = len(self.mask_classes.values), np.asarray(mask)
+        if array.shape != self.shape or array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= classes:
+            raise ValueError(
+                f"mask: expected class numbers below {classes} of shape {self.shape}; got {array.dtype} from "
+                f"{array.min()} to {array.max()} of shape {array.shape}"
+            )
+        return np.ascontiguousarray(array, dtype=np.uint8), np.bincount(array.ravel(), minlength=classes).tolist()
+
+    def _settle(self, voxels: Sequence[bytes], record: dict[str, Any]) -> None:
+        """Counts a volume that is on the disk, with its mask."""
+        for array in voxels:
+            self._hash.update(array)
         self.records.append(record)
         self.count += 1
 
@@ -171,27 +253,25 @@ class DatasetWriter:
     def _write_journal(self, entry: dict[str, Any]) -> None:
         """Appends a line to the journal, after the voxels that it is about."""
         if self._journal is not None:
-            assert self._file is not None
-            self._file.flush()
+            for file in self._files:
+                file.file.flush()
             self._journal.write(json.dumps(entry) + "\n")
             self._journal.flush()
 
     def read(self, count: int) -> np.ndarray:
         """Reads back the first `count` volumes, (count, D, H, W)."""
-        assert self._file is not None
-        self._file.flush()
-        voxels = count * int(np.prod(self.shape))
-        return np.fromfile(self._file.name, "<f4", voxels, offset=HEADER_BYTES).reshape(count, *self.shape)
+        return self._files[0].read(count)
+
+    def read_masks(self, count: int) -> np.ndarray | None:
+        """Reads back the first `count` masks, (count, D, H, W); None for a data set without masks."""
+        return self._files[1].read(count) if self.mask_classes is not None else None
 
     def finish(
         self, *, spacing: Sequence[float], affine: np.ndarray, slice_axis: str, recipe: str
     ) -> VolumeDataset:  # fmt: skip
         """Writes dataset.json, moves the data set to `path` and opens it."""
-        assert self._file is not None
-        self._write_header()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        for file in self._files:
+            file.finish(self.count)
         info = DatasetInfo(
             shape=self.shape,  # type: ignore[arg-type]
             spacing=tuple(float(s) for s in spacing),  # type: ignore[arg-type]
@@ -202,6 +282,8 @@ class DatasetWriter:
             intensity_high=float(np.median([r["intensity_high"] for r in self.records])),
             content_hash=self._hash.hexdigest(),
             classes=class_names([r["class_label"] for r in self.records if "class_label" in r]),
+            mask_values=self.mask_classes.values if self.mask_classes is not None else None,
+            mask_names=self.mask_classes.names if self.mask_classes is not None else None,
         )
         head = {"format": FORMAT, "version": VERSION, "info": info.to_json()}
         write_json_atomic(self.folder / "dataset.json", {**head, "volumes": self.records, "skipped": self.skipped})
@@ -242,7 +324,7 @@ class DatasetWriter:
             self._close()
 
     def _close(self) -> None:
-        for file in (self._file, self._journal, self._lock):
+        for file in (*(f.file for f in self._files), self._journal, self._lock):
             if file is not None:
                 with suppress(OSError):  # closing flushes, which fails again on a full disk
                     file.close()
@@ -250,6 +332,11 @@ class DatasetWriter:
     def _delete(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self._close()
+
+
+def _checksums(voxels: Sequence[bytes]) -> dict[str, int]:
+    """The CRC-32 of a volume's voxels, and of its mask's if it has one, as the journal holds them."""
+    return {name: zlib.crc32(array) for name, array in zip(("crc", "mask_crc"), voxels)}
 
 
 def check_destination(path: Path, overwrite: bool) -> None:
