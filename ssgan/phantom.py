@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     dataset = write_phantom_dataset(args.out, args.count, shape, args.seed, args.masks)
     shown = np.array(dataset.volumes[:CONTACT_SHEET_VOLUMES])
     names = [f"phantom {i}" for i in range(len(shown))]
-    sheet = contact_sheet(shown, names, args.out / "contact_sheet.png", spacing=dataset.info.spacing)
+    masks = None if dataset.masks is None else np.array(dataset.masks[:CONTACT_SHEET_VOLUMES])
+    sheet = contact_sheet(shown, names, args.out / "contact_sheet.png", spacing=dataset.info.spacing, masks=masks)
     print(f"{len(dataset)} phantoms of shape {shape_option(dataset.info.shape)} in {args.out}; look at {sheet}")
     return 0
 

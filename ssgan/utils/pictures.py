@@ -2,11 +2,13 @@
 
 Volumes are (N, Z, Y, X) in [-1, 1] with X, Y, Z to the patient's right, front and head; `ssgan.data.axes.to_axial`
 gives that order. Pictures show the head up, the front up (axial) or to the right (sagittal), and the patient's right
-on the right. Every file is written atomically.
+on the right. Masks are class numbers of the same shape, drawn in colour over the volumes: each class has its colour of
+MASK_COLOURS, class 0 and 255 (no mask) have none. Every file is written atomically.
 """
 
 from __future__ import annotations
 
+import colorsys
 import math
 import os
 from collections.abc import Sequence
@@ -23,6 +25,12 @@ INK, PAPER = (225, 228, 232), (16, 17, 20)
 CELL = 112  # height of the tallest plane, in pixels
 GAP, MARGIN, TITLE = 3, 10, 22
 MAX_WIDTH = 1900
+NO_MASK = 255  # as in `ssgan.data.dataset`
+TINT = 0.4  # of a class's colour inside its outline
+MASK_COLOURS = (  # of the classes from 1 on: Okabe and Ito's, which the colour-blind can tell, then hues far apart
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178)),
+    *(tuple(round(255 * c) for c in colorsys.hsv_to_rgb(0.618034 * i % 1, 0.6 + 0.4 * (i % 2), 1)) for i in range(24)),
+)
 SLICE_MILLISECONDS, FRAME_MILLISECONDS = 90, 120  # that a GIF shows a slice, or a frame of `cells_gif`
 QUANTITIES = {
     "loss_g": "generator loss",
@@ -47,12 +55,16 @@ def three_plane_grid(
     spacing: Spacing | None = None,
     title: str | None = None,
     columns: int | None = None,
+    masks: np.ndarray | None = None,
 ) -> Path:
     """Writes a PNG with a cell per volume (N, Z, Y, X): its axial, coronal and sagittal middle slices.
 
-    spacing: (x, y, z) mm, by which the slices are scaled.
+    spacing: (x, y, z) mm, by which the slices are scaled. masks: (N, Z, Y, X) class numbers; a volume with one shows,
+    instead of the middle slices, those with the most voxels of the mask.
     """
-    return _sheet([_cell(v, spacing) for v in _checked(volumes, 4)], None, path, title, columns)
+    volumes = _checked(volumes, 4)
+    cells = [_cell(v, spacing, mask=m) for v, m in zip(volumes, _checked_masks(masks, volumes), strict=True)]
+    return _sheet(cells, None, path, title, columns)
 
 
 def contact_sheet(
@@ -63,6 +75,7 @@ def contact_sheet(
     spacing: Spacing | None = None,
     title: str | None = None,
     columns: int | None = None,
+    masks: np.ndarray | None = None,
 ) -> Path:
     """Writes a `three_plane_grid` of volumes (N, Z, Y, X) with one of N names under each cell.
 
@@ -71,7 +84,8 @@ def contact_sheet(
     volumes = _checked(volumes, 4)
     if len(names) != len(volumes):
         raise ImageError(f"names: expected {len(volumes)}, one per volume; got {len(names)}")
-    return _sheet([_cell(v, spacing, sides=True) for v in volumes], names, path, title, columns)
+    masked = zip(volumes, _checked_masks(masks, volumes), strict=True)
+    return _sheet([_cell(v, spacing, sides=True, mask=m) for v, m in masked], names, path, title, columns)
 
 
 def slice_grid(
@@ -82,12 +96,23 @@ def slice_grid(
     return _sheet([_plane(s, (1.0, 1.0), CELL / max(slices.shape[1:])) for s in slices], None, path, title, columns)
 
 
-def save_gif(volume: np.ndarray, path: str | os.PathLike[str], *, spacing: Spacing | None = None) -> Path:
-    """Writes a looping GIF through the axial slices of a volume (Z, Y, X), from foot to head and back."""
-    volume = _checked(volume[None] if np.ndim(volume) == 3 else volume, 4)[0]
+def save_gif(
+    volume: np.ndarray,
+    path: str | os.PathLike[str],
+    *,
+    spacing: Spacing | None = None,
+    masks: np.ndarray | None = None,
+) -> Path:
+    """Writes a looping GIF through the axial slices of a volume (Z, Y, X), from foot to head and back; `masks` is of
+    the same shape."""
+    volumes = _checked(volume[None] if np.ndim(volume) == 3 else volume, 4)
+    mask = _checked_masks(masks[None] if masks is not None and np.ndim(masks) == 3 else masks, volumes)[0]
+    volume = volumes[0]
     sx, sy, _ = spacing or (1.0, 1.0, 1.0)
     scale = 2 * CELL / max(volume.shape[1] * sy, volume.shape[2] * sx)
-    frames = [_plane(s, (sy, sx), scale) for s in volume]
+    frames = [_plane(s, (sy, sx), scale, None if mask is None else mask[z]) for z, s in enumerate(volume)]
+    if mask is not None:
+        frames = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     return _write_gif(frames + frames[-2:0:-1], path, SLICE_MILLISECONDS)
 
 
@@ -225,22 +250,64 @@ def _checked(array: np.ndarray, dims: int) -> np.ndarray:
     return array
 
 
-def _plane(plane: np.ndarray, mm: tuple[float, float], scale: float) -> Image.Image:
-    """Draws a slice with rows upwards, -1 black and +1 white; mm: voxel size along rows and columns."""
+def _checked_masks(masks: np.ndarray | None, volumes: np.ndarray) -> Sequence[np.ndarray | None]:
+    """The mask of each volume, None where there is none; raises ImageError for another shape or no class numbers."""
+    if masks is None:
+        return [None] * len(volumes)
+    masks = np.asarray(masks)
+    if masks.shape != volumes.shape or masks.dtype.kind not in "iu" or masks.min() < 0 or masks.max() > NO_MASK:
+        raise ImageError(
+            f"masks: expected class numbers (integers from 0 to {NO_MASK}) of shape {volumes.shape}; got "
+            f"{masks.dtype} of shape {masks.shape}"
+        )
+    return [np.where(mask == NO_MASK, 0, mask).astype(np.uint8) for mask in masks]
+
+
+def _plane(plane: np.ndarray, mm: tuple[float, float], scale: float, mask: np.ndarray | None = None) -> Image.Image:
+    """Draws a slice with rows upwards, -1 black and +1 white, and its mask over it; mm: voxel size along rows and
+    columns."""
     grey = np.round((np.clip(plane[::-1], -1, 1) + 1) * 127.5).astype(np.uint8)
     rows, columns = (max(1, round(n * s * scale)) for n, s in zip(plane.shape, mm, strict=True))
-    return Image.fromarray(grey).resize((columns, rows), Image.Resampling.BICUBIC)
+    image = Image.fromarray(grey).resize((columns, rows), Image.Resampling.BICUBIC)
+    return image if mask is None else _with_mask(image, mask)
 
 
-def _cell(volume: np.ndarray, spacing: Spacing | None, sides: bool = False) -> Image.Image:
-    """Draws the three middle slices side by side; `sides` marks left and right in the axial and coronal ones."""
+def _with_mask(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Draws the classes of a mask (H, W), rows upwards, over a grey image: tinted, with an outline."""
+    classes = np.asarray(Image.fromarray(mask[::-1]).resize(image.size, Image.Resampling.NEAREST))
+    padded = np.pad(classes, 1, mode="edge")
+    around = [padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]]
+    outline = np.any([classes != other for other in around], axis=0)
+    strength = np.where(classes == 0, 0.0, np.where(outline, 1.0, TINT))[..., None]
+    colours = np.array([(0, 0, 0), *MASK_COLOURS])[np.where(classes == 0, 0, (classes - 1) % len(MASK_COLOURS) + 1)]
+    drawn = np.asarray(image, np.float64)[..., None] * (1 - strength) + colours * strength
+    return Image.fromarray(np.round(drawn).astype(np.uint8))
+
+
+def _slices_to_show(shape: Sequence[int], mask: np.ndarray | None) -> list[int]:
+    """The index on each axis of the slice with the most voxels of the mask, of several the one nearest the middle."""
+    middle = [n // 2 for n in shape]
+    if mask is None or not mask.any():
+        return middle
+    found = []
+    for axis, n in enumerate(shape):
+        voxels = np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis))
+        found.append(min(np.flatnonzero(voxels == voxels.max()).tolist(), key=lambda i: abs(i - n // 2)))
+    return found
+
+
+def _cell(
+    volume: np.ndarray, spacing: Spacing | None, sides: bool = False, mask: np.ndarray | None = None
+) -> Image.Image:
+    """Draws three slices side by side, those of `_slices_to_show`; `sides` marks left and right in the axial and
+    coronal ones."""
     sx, sy, sz = spacing or (1.0, 1.0, 1.0)
-    z, y, x = (n // 2 for n in volume.shape)
+    z, y, x = _slices_to_show(volume.shape, mask)
     scale = CELL / max(n * s for n, s in zip(volume.shape, (sz, sy, sx), strict=True))
     planes = [
-        _plane(volume[z], (sy, sx), scale),
-        _plane(volume[:, y], (sz, sx), scale),
-        _plane(volume[:, :, x], (sz, sy), scale),
+        _plane(volume[z], (sy, sx), scale, None if mask is None else mask[z]),
+        _plane(volume[:, y], (sz, sx), scale, None if mask is None else mask[:, y]),
+        _plane(volume[:, :, x], (sz, sy), scale, None if mask is None else mask[:, :, x]),
     ]
     height = max(p.height for p in planes)
     cell = Image.new("RGB", (sum(p.width for p in planes) + 2 * GAP, height), PAPER)
