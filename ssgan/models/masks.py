@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NO_MASK = 255  # of every voxel of a volume without a mask, in masks.npy
+from ssgan.data.dataset import NO_MASK
+
 SOFTENED = 0.5  # share of the low-pass in an encoded mask
 CONFIDENCE = 0.98  # of the encoded class; the rest is spread evenly over all classes
 BINOMIAL = (0.25, 0.5, 0.25)  # low-pass filter

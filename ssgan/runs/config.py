@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ssgan.config.augmentation import AugmentConfig
 from ssgan.config.training import STAGE_OPTIONS, TrainConfig
-from ssgan.data.dataset import DatasetInfo, VolumeDataset
+from ssgan.data.dataset import DatasetInfo, VolumeDataset, content_hash
 from ssgan.runs.checkpoint import config_hash
 from ssgan.utils.environment import environment
 from ssgan.utils.errors import UserError
@@ -205,15 +202,14 @@ def _as_before(name: str, value: Any) -> bool:
     return name in ADDED_LATER and (value is None or value == ADDED_LATER[name])
 
 
-def check_voxels(volumes: np.ndarray, expected: str, where: str) -> None:
-    """Raises RunError where the voxels (N, D, H, W) do not have the SHA-256 `expected`, the one in dataset.json."""
-    digest = hashlib.sha256()
-    for volume in volumes:
-        digest.update(np.ascontiguousarray(volume))
-    if digest.hexdigest() != expected:
+def check_voxels(data: VolumeDataset, where: str) -> None:
+    """Raises RunError where volumes and masks do not have the SHA-256 that dataset.json has."""
+    found, expected = content_hash(data.volumes, data.masks), data.info.content_hash
+    if found != expected:
+        files = "volumes.npy" if data.masks is None else "volumes.npy and masks.npy"
         raise RunError(
-            f"the data set {where}: its voxels have changed since it was made (SHA-256 {digest.hexdigest()[:12]}.., "
-            f"dataset.json says {expected[:12]}..); restore volumes.npy, or prepare it again and start another run"
+            f"the data set {where}: its voxels have changed since it was made (SHA-256 {found[:12]}.., "
+            f"dataset.json says {expected[:12]}..); restore {files}, or prepare it again and start another run"
         )
 
 
@@ -231,6 +227,8 @@ def option_for(field: str, value: Any) -> str:
         return ""
     if part in ("stage_2d", "stage_3d"):
         return f"--{name.replace('_', '-')}-{part[-2:]} {value}" if name in STAGE_OPTIONS else ""
+    if field == "network.mask_classes":
+        return "" if value else "--no-masks"
     return f"--{name.replace('_', '-')} {value}" if field in OPTIONS else ""
 
 

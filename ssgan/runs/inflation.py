@@ -127,7 +127,11 @@ def inflate_source(
         net2d, actions = widened.get(name, (source.nets[name], {}))
         before = source.network.with_masks(network.mask_classes) if widened else source.network
         report = select_and_inflate(net2d, before, net, network, profile)
-        rows = [(n, actions.get(n, action), shape2d, shape3d) for n, action, shape2d, shape3d in report.rows]
+        rows = []
+        for tensor, action, shape2d, shape3d in report.rows:
+            if tensor in actions:
+                action, shape2d = actions[tensor], tuple(source.nets[name].state_dict()[tensor].shape)
+            rows.append((tensor, action, shape2d, shape3d))
         reports[name] = InflationReport(profile, rows)
         tensors |= checkpoint.with_prefix(name, net.state_dict())
     return tensors, reports

@@ -17,7 +17,7 @@ from torch import Tensor
 from ssgan.config.training import TrainConfig
 from ssgan.data.axes import to_axial
 from ssgan.data.dataset import VolumeDataset
-from ssgan.models.sampling import latents, synthesise
+from ssgan.models.sampling import latents, synthesise_pairs
 from ssgan.runs import checkpoint
 from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.runs.config import check_voxels, identity, record_config
@@ -52,7 +52,7 @@ def open_folder(cfg: TrainConfig, data: VolumeDataset, folder: Path, init: Path 
     source = None if init is None else {"path": os.path.abspath(init), "sha256": checkpoint.checksum(init)}
     record_config(folder, cfg.to_json(), info, source, begun=found[-1].name[:2] if found else None)
     if found:
-        check_voxels(data.volumes, data.info.content_hash, data_path or str(data.path))
+        check_voxels(data, data_path or str(data.path))
 
 
 class Run:
@@ -83,8 +83,9 @@ class Run:
     def log_start(self) -> None:
         """Logs, before the first step, the distance between real images and that of untrained networks."""
         trainer = self.new_trainer(self.cfg.stages[-1])
-        real = np.array(self.data.volumes[: min(SNAPSHOT_IMAGES, len(self.data))])
-        self.draw(real, self.folder / "snapshots" / "reals.png", "real")
+        count, masked = min(SNAPSHOT_IMAGES, len(self.data)), self.cfg.network.mask_classes > 0
+        masks = np.array(self.data.masks[:count]) if masked and self.data.masks is not None else None
+        self.draw(np.array(self.data.volumes[:count]), masks, self.folder / "snapshots" / "reals.png", "real")
         row = {"stage": trainer.stage, "step": 0, "images": 0, "seconds": 0.0}
         self.log.append({"event": "floor", **row, "distance_floor": self.monitor.distance(trainer.stage).floor})
         self.log.append({"event": "start", **row, **self.measure(trainer)})
@@ -118,17 +119,20 @@ class Run:
         number, classes = np.arange(SNAPSHOT_IMAGES), max(self.cfg.network.classes, 1)
         z = latents(number // classes, self.cfg.network.z_dim)  # every class of one seed, then of the next
         c = torch.from_numpy(number % classes) if self.cfg.network.classes else None
-        volumes = synthesise(trainer.G_ema, z, batch=trainer.hyper.batch, c=c)
+        volumes, masks = synthesise_pairs(trainer.G_ema, z, batch=trainer.hyper.batch, c=c)
         path = self.folder / "snapshots" / f"{trainer.stage}-{trainer.images:09d}.png"
         title = f"stage {trainer.stage}, {trainer.images} images"
         if trainer.stage == "2d":
             return slice_grid(volumes[:, 0], path, title=title)
-        return self.draw(volumes, path, title)
+        return self.draw(volumes, masks, path, title)
 
-    def draw(self, volumes: np.ndarray, path: Path, title: str) -> Path:
-        """Draws volumes (N, D, H, W) as three planes each."""
+    def draw(self, volumes: np.ndarray, masks: np.ndarray | None, path: Path, title: str) -> Path:
+        """Draws volumes (N, D, H, W), and their masks, as three planes each."""
         info = self.data.info
-        return three_plane_grid(to_axial(volumes, info.slice_axis), path, spacing=info.spacing, title=title)
+        if masks is not None:
+            masks = to_axial(masks, info.slice_axis)
+        axial = to_axial(volumes, info.slice_axis)
+        return three_plane_grid(axial, path, spacing=info.spacing, title=title, masks=masks)
 
     def plot_curves(self) -> None:
         plot_curves(self.log.rows, self.folder / "curves.png")

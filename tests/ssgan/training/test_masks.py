@@ -1,17 +1,26 @@
 """Training on pairs of image and mask, some of them without a mask, against the losses written out in float64."""
 
 import dataclasses
+import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from ssgan import inflate, train
 from ssgan.config.augmentation import AugmentConfig, policy
 from ssgan.config.training import StageConfig
+from ssgan.data.dataset import NO_MASK, VolumeDataset
+from ssgan.data.phantom import MASK_CLASSES, write_phantom_dataset
+from ssgan.data.writer import DatasetWriter
 from ssgan.models.conditioning import Condition
 from ssgan.models.masks import encode_masks
 from ssgan.runs.checkpoint import CheckpointMeta
+from ssgan.runs.generator import load_generator
 from ssgan.training.accumulation import GeneratorInputs, ImageBatch
 from ssgan.training.precision import Execution
+from ssgan.training.real_images import RealImages
 from ssgan.training.step import StageTrainer
 from tests.support.process_checks import CONFIG, SHAPE
 
@@ -144,3 +153,88 @@ def test_masks_are_not_expected_of_images_without_and_have_one_entry_an_image():
     plain = StageTrainer(dataclasses.replace(PAIRS, network=PAIRS.network.with_masks(0)), "3d", CPU)
     with pytest.raises(ValueError, match="mask_shown: expected none"):
         plain.train_step(real_pairs()[:, :1], Condition(mask_shown=torch.ones(BATCH)))
+
+
+def phantoms(folder, missing=()):
+    """A data set of 6 phantoms with masks but for those in `missing`."""
+    whole = write_phantom_dataset(folder / "whole", count=6, shape=(8, 12, 8), masks=True)
+    if not missing:
+        return whole
+    with DatasetWriter(folder / "partly", whole.info.shape, masks=MASK_CLASSES) as writer:
+        for i, record in enumerate(whole.records):
+            writer.add(whole.volumes[i], record, None if i in missing else whole.masks[i])
+        return writer.finish(spacing=whole.info.spacing, affine=np.eye(4), slice_axis="axial", recipe="phantom")
+
+
+@pytest.mark.parametrize("stage", ["2d", "3d"])
+def test_real_images_come_with_the_masks_of_their_own_volumes_and_slices(tmp_path, stage):
+    data = phantoms(tmp_path, missing=(1, 4))
+    assert (np.array(data.masks[[1, 4]]) == NO_MASK).all()
+    real = RealImages(data, stage, 3, PAIRS.network.with_masks(4))
+    images, condition = real.batch(5, 7)
+    for i, item in enumerate(real.items(5, 7)):
+        volume, d = (
+            (int(item), slice(None)) if stage == "3d" else (int(item) // 8, slice(int(item) % 8, int(item) % 8 + 1))
+        )
+        assert np.array_equal(images[i, 0], data.volumes[volume][d])
+        assert bool(condition.mask_shown[i]) == (volume not in (1, 4))
+        if volume in (1, 4):
+            assert not images[i, 1:].any()
+        else:
+            assert np.array_equal(images[i, 1:].argmax(0), data.masks[volume][d])
+    assert (
+        RealImages(phantoms(tmp_path / "all"), stage, 3, PAIRS.network.with_masks(4)).batch(0, 2)[1].mask_shown is None
+    )
+    assert (
+        RealImages(data, stage, 3, PAIRS.network.with_masks(0)).batch(0, 2)[0].shape[1] == 1
+    )  # networks of intensities alone
+
+
+def command(data, out, *more):
+    options = ("--kimg-2d", "0.016", "--kimg-3d", "0.016", "--batch-2d", "4", "--batch-3d", "4", "--threads", "1")
+    return train.main(["--data", str(data), "--out", str(out), *options, "--no-progress", *more])
+
+
+def test_from_masks_to_a_run_and_back(tmp_path, capsys):
+    """The masks of a data set are trained on unless --no-masks; such a run continues, and does not mix with another."""
+    data = phantoms(tmp_path, missing=(2,))
+    assert command(data.path, tmp_path / "run", "--loss", "relativistic", "--augment", "ada") == 0
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["config"]["network"]["mask_classes"] == 4 and config["data"]["info"]["mask_names"][0] == "background"
+    G = load_generator(tmp_path / "run").G
+    assert G.cfg.image_channels == 5
+    for name in ("reals.png", "3d-000000016.png"):
+        assert (tmp_path / "run/snapshots" / name).is_file()
+    assert command(data.path, tmp_path / "run", "--loss", "relativistic", "--augment", "ada", "--kimg-3d", "0.02") == 0
+    capsys.readouterr()
+    assert command(data.path, tmp_path / "run", "--loss", "relativistic", "--augment", "ada", "--no-masks") == 2
+    assert "network.mask_classes was 4, now 0" in capsys.readouterr().err
+
+    assert command(data.path, tmp_path / "plain", "--no-masks", "--stage", "2d") == 0
+    assert load_generator(tmp_path / "plain").G.cfg.image_channels == 1
+    source, start = str(tmp_path / "plain/checkpoints/2d-final.safetensors"), str(tmp_path / "start.safetensors")
+    capsys.readouterr()
+    assert command(data.path, tmp_path / "deep", "--stage", "3d", "--init", source) == 2
+    assert "its run had classes of the masks 0, this one has 4" in capsys.readouterr().err
+    assert inflate.main(["--source", source, "--out", start, "--mask-classes", "4"]) == 0
+    assert "to_image.weight widened (1, 64, 1, 1, 1) -> (5, 64, 1, 1, 1)" in " ".join(capsys.readouterr().out.split())
+    shutil.rmtree(tmp_path / "deep")
+    assert command(data.path, tmp_path / "deep", "--stage", "3d", "--init", start) == 0
+    assert load_generator(tmp_path / "deep").G.cfg.mask_classes == 4
+    assert inflate.main(["--source", source, "--out", str(tmp_path / "one.safetensors"), "--mask-classes", "1"]) == 2
+    assert "mask_classes: expected 0, or at least 2" in capsys.readouterr().err
+    paired = str(tmp_path / "run/checkpoints/2d-final.safetensors")
+    assert inflate.main(["--source", paired, "--out", str(tmp_path / "two.safetensors"), "--mask-classes", "4"]) == 2
+    assert "this one has masks of 4 classes; leave it out" in capsys.readouterr().err
+
+
+def test_masks_that_changed_after_training_began_are_noticed(tmp_path, capsys):
+    data = phantoms(tmp_path)
+    assert command(data.path, tmp_path / "run", "--stage", "2d") == 0
+    file = data.path / "masks.npy"
+    changed = np.load(file)
+    changed[0, 0, 0, 0] ^= 1
+    np.save(file, changed)
+    capsys.readouterr()
+    assert command(VolumeDataset(data.path).path, tmp_path / "run", "--stage", "2d", "--kimg-2d", "0.02") == 2
+    assert "restore volumes.npy and masks.npy" in capsys.readouterr().err
