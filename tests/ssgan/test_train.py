@@ -105,7 +105,11 @@ def endless(tmp_path):
 def test_a_terminal_that_is_closed_costs_no_image(tmp_path):
     """The kernel sends SIGHUP to the terminal's session, and writing to the terminal fails from then on."""
     terminal, theirs = os.openpty()
-    script = "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    script = (
+        "import fcntl, os, signal, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # the tests themselves may run under nohup
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script, *endless(tmp_path)],
         env=environment(), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
