@@ -16,10 +16,11 @@ from pathlib import Path
 from ssconv.parser import Parser
 from ssgan.config.fields import to_triple
 from ssgan.config.network import MAX_BASE, MIN_BASE, nearest_sizes, plan_levels
-from ssgan.data.axes import ARRAY_AXES, axis_names, shape_option
-from ssgan.data.dataset import VolumeDataset
+from ssgan.data.axes import ARRAY_AXES, axis_names
 from ssgan.data.labels import read_labels
-from ssgan.data.preparation import FORMATS, PrepareError, common_spacing, find_input, find_sources, prepare
+from ssgan.data.mask_names import parse_names
+from ssgan.data.masks import ENDINGS, load_masks
+from ssgan.data.preparation import FORMATS, PrepareError, common_spacing, describe, find_input, find_sources, prepare
 from ssgan.data.preprocessing import Recipe
 from ssgan.data.recipes import CT_WINDOW, RECIPES
 from ssgan.data.workers import run_in_order
@@ -52,9 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slice-axis", choices=tuple(ARRAY_AXES), default="axial", help="plane of the 2D slices (default axial)")
     add("--labels", type=Path, help="table (CSV, or BIDS participants.tsv) with the columns file or subject, and class")
     add(
+        "--masks", metavar="DIR|PATTERN|TABLE",
+        help="label maps of the volumes, on the grids of their images (NIfTI, NRRD, MetaImage): a folder, where a mask "
+        f"has its volume's path or name, also with {', '.join(ENDINGS)} behind it or without nnU-Net's _0000; a "
+        "pattern such as 'labels/{name}.nii.gz' ({dir}: the volume's folder), relative to --input; or a table with the "
+        "columns file or subject, and mask. Each class is resampled linearly, as the image is, and a voxel gets the "
+        "class with the largest value",
+    )  # fmt: skip
+    add("--masks-optional", action="store_true", help="keep volumes without a mask (default: skip them)")
+    add(
+        "--mask-names", metavar="1=NAME,2=NAME",
+        help="names of the masks' values (default: those of a Decathlon or nnU-Net dataset.json beside or above the "
+        "masks, else the values)",
+    )  # fmt: skip
+    add(
         "--strict",
         action="store_true",
-        help="stop at the first file that cannot be used, or whose header contradicts itself",
+        help="stop at the first file that cannot be used, or whose header contradicts itself, or empty mask",
     )
     add("--overwrite", action="store_true", help="replace a data set at --out")
     add("--restart", action="store_true", help="delete an unfinished run for --out and begin again")
@@ -72,14 +87,19 @@ def run(args: argparse.Namespace) -> int:
     found = find_input(args.input)
     imap = functools.partial(run_in_order, workers=args.workers, limit=args.time_limit)
     spacing = tuple(args.spacing) if args.spacing else defaults.spacing(shape)
-    sources = find_sources(found, args.input, imap, need_spacing=spacing is None)
+    sources, masks = find_sources(found, args.input, imap, need_spacing=spacing is None), None
+    if args.masks:
+        masks, sources = load_masks(
+            args.masks, sources, args.input, imap, optional=args.masks_optional, strict=args.strict,
+            names=None if args.mask_names is None else parse_names(args.mask_names),
+        )  # fmt: skip
     recipe = Recipe(args.recipe, shape, spacing or common_spacing(sources), args.slice_axis, window)
     labels = read_labels(args.labels, [s.name for s in sources], args.strict) if args.labels else None
     dataset = prepare(
-        sources, args.input, args.out, recipe, labels, imap=imap, strict=args.strict, overwrite=args.overwrite,
-        restart=args.restart,
+        sources, args.input, args.out, recipe, labels, imap=imap, masks=masks, strict=args.strict,
+        overwrite=args.overwrite, restart=args.restart,
     )  # fmt: skip
-    _report(dataset, args.out)
+    print("\n".join(describe(dataset)))
     return 0
 
 
@@ -94,6 +114,9 @@ def _check(args: argparse.Namespace) -> tuple[float, float]:
         raise PrepareError(f"--window: expected LOW below HIGH; got {low:g} {high:g}")
     if args.spacing is not None and not all(0 < s < math.inf for s in args.spacing):
         raise PrepareError(f"--spacing: expected millimetres above 0; got {args.spacing}")
+    for option, value in (("--masks-optional", args.masks_optional), ("--mask-names", args.mask_names)):
+        if value and not args.masks:
+            raise PrepareError(f"{option}: only with --masks")
     if args.workers < 1:
         raise PrepareError(f"--workers: expected at least 1; got {args.workers}")
     if not args.time_limit > 0:
@@ -111,25 +134,6 @@ def _check_sizes(shape: Sequence[int]) -> None:
             f"got {', '.join(f'{axis} {n}' for axis, (n, _) in bad.items())}; the nearest that fit are "
             f"{', '.join(axis + ' ' + ' or '.join(map(str, near)) for axis, (_, near) in bad.items())}"
         )
-
-
-def _report(dataset: VolumeDataset, out: Path) -> None:
-    info = dataset.info
-    warned = sum(bool(r["warnings"]) for r in dataset.records)
-    print(f"{len(dataset)} volumes prepared ({warned} with a warning), {len(dataset.skipped)} skipped: {out}")
-    if info.classes:
-        print(
-            "classes " + ", ".join(f"{name}: {n}" for name, n in zip(info.classes, dataset.class_counts, strict=True))
-        )
-    x, y, z = info.spacing
-    own = RECIPES[info.recipe].window is None
-    scale = "medians of the volumes, of which each has its own" if own else "the window of all volumes"
-    print(
-        f"shape {shape_option(info.shape, info.slice_axis)} (arrays D, H, W: {info.shape}), "
-        f"spacing {x:g} x {y:g} x {z:g} mm, "
-        f"intensity {info.intensity_low:g} .. {info.intensity_high:g} ({scale}) -> -1 .. 1"
-    )
-    print(f"look at {out / 'contact_sheet.png'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

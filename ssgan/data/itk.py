@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ssgan.data.volume import (
+    StoredVolume,
     Volume,
     VolumeError,
     check_axes,
@@ -77,6 +78,12 @@ def load_itk(path: Path) -> Volume:
         VolumeError: as `ssgan.data.nifti.load_nifti`; also for unknown or repeated header fields, no spacing, voxels in
             several files or in another folder, and voxels of another length than the header declares.
     """
+    stored = read_itk(path)
+    return make_volume(stored.data, stored.affine, stored.shape, stored.warnings)
+
+
+def read_itk(path: Path) -> StoredVolume:
+    """Reads one file whose voxels may be anything; raises VolumeError as `load_itk` for all else."""
     import SimpleITK as sitk
 
     reader, header, shape, itemsize = _open(path)
@@ -87,7 +94,7 @@ def load_itk(path: Path) -> Volume:
             data = sitk.GetArrayViewFromImage(image).astype(np.float32)
     except (RuntimeError, MemoryError) as error:
         raise VolumeError(f"the voxels cannot be read, the file is damaged or cut off: {_reason(error)}") from error
-    return make_volume(data.T.reshape(shape), header.affine, reader.GetSize(), header.warnings)
+    return StoredVolume(data.T.reshape(shape), header.affine, reader.GetSize(), header.warnings)
 
 
 def header_spacing(path: Path) -> np.ndarray:

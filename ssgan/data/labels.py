@@ -1,4 +1,4 @@
-"""Reads class labels from a table: the class of every file or subject, and the rows that do not fit the files."""
+"""Reads a table that gives a class, or a mask's file, to every file or subject, and names the rows that fit none."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ssgan.utils.errors import UserError
 
 # Names of columns; BIDS' participants.tsv has participant_id, its scans.tsv filename.
 FILE, SUBJECT, CLASS = ("file", "filename"), ("subject", "subject_id", "participant_id"), ("class", "group")
+MASK = ("mask",)
 DELIMITERS = ",;\t"
 MISSING = ("", "n/a")  # n/a is BIDS' missing value
 SUFFIXES = (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -26,7 +27,7 @@ class LabelError(UserError):
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes that a table gives to volumes.
+    """The classes, or whatever else was asked for, that a table gives to volumes.
 
     classes: volume name -> class. missing: volume name -> reason why it has none. notes: rows without effect, and why.
     """
@@ -81,14 +82,19 @@ def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Label
         LabelError: the table cannot be read, lacks a column, has a row of another length, names several files by one
             name, or gives a volume two classes.
     """
-    rows = _rows(path)
+    return read_table(path, names, "--labels", CLASS, strict)
+
+
+def read_table(path: Path, names: Sequence[str], option: str, columns: Sequence[str], strict: bool = False) -> Labels:
+    """`read_labels`, of the column that has one of the names `columns`, from the table that `option` gives."""
+    word = columns[0]
+    rows = read_rows(path, option)
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
-    column = {kind: next((i for i, c in enumerate(head) if c in kind), None) for kind in (FILE, SUBJECT, CLASS)}
-    key_kind = FILE if column[FILE] is not None else SUBJECT
-    key, value = column[key_kind], column[CLASS]
+    key_kind = FILE if column_of(head, FILE) is not None else SUBJECT
+    key, value = column_of(head, key_kind), column_of(head, columns)
     if key is None or value is None:
         raise LabelError(
-            f"--labels {path}, line 1: expected a header with the columns file (or subject) and class; got "
+            f"{option} {path}, line 1: expected a header with the columns file (or subject) and {word}; got "
             f"{rows[0] if rows else 'an empty file'}"
         )
     known = {*names, *map(strip_suffix, names)}
@@ -106,7 +112,7 @@ def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Label
             continue
         if len(row) <= max(key, value) or any(cell.strip() for cell in row[len(head) :]):
             raise LabelError(
-                f"--labels {path}, line {number}: expected {len(head)} columns as in the header; got {row}"
+                f"{option} {path}, line {number}: expected {len(head)} columns as in the header; got {row}"
             )
         who, label = row[key].strip(), row[value].strip()
         label = "" if label.lower() in MISSING else label
@@ -116,38 +122,46 @@ def read_labels(path: Path, names: Sequence[str], strict: bool = False) -> Label
             notes.append(f"line {number}: {who!r} is not among the input files")
         if key_kind is FILE and len(match) > 1:
             raise LabelError(
-                f"--labels {path}, line {number}: {who!r} names several files; give the path below --input, such as "
+                f"{option} {path}, line {number}: {who!r} names several files; give the path below --input, such as "
                 f"{match[0]!r}"
             )
         for name in match:
             if name in lines and classes.get(name, "") != label:
                 raise LabelError(
-                    f"--labels {path}, line {number}: {who!r} has the class {classes.get(name, '')!r} already, by line "
-                    f"{lines[name]}; now {label!r}"
+                    f"{option} {path}, line {number}: {who!r} has the {word} {classes.get(name, '')!r} already, by "
+                    f"line {lines[name]}; now {label!r}"
                 )
         if match and all(name in lines for name in match):
-            notes.append(f"line {number}: {who!r} stands there twice with the same class, as in line {lines[match[0]]}")
+            notes.append(
+                f"line {number}: {who!r} stands there twice with the same {word}, as in line {lines[match[0]]}"
+            )
         for name in match:
             lines.setdefault(name, number)
             if label:
                 classes[name] = label
             else:
-                missing[name] = f"no class in {path.name}: line {number} leaves it empty"
+                missing[name] = f"no {word} in {path.name}: line {number} leaves it empty"
     for name in names:
         if name not in lines:
-            missing[name] = f"no class in {path.name}: no row names it"
+            missing[name] = f"no {word} in {path.name}: no row names it"
     if strict and (notes or missing):
         first = notes[0] if notes else next(f"{name} has {reason}" for name, reason in missing.items())
-        raise LabelError(f"--labels {path}: {first} (--strict stops at the first such row or file)")
+        raise LabelError(f"{option} {path}: {first} (--strict stops at the first such row or file)")
     if not classes:
         raise LabelError(
-            f"--labels {path}: none of its {len(rows) - 1} rows gives a class to one of the {len(names)} volumes, such "
-            f"as {names[0]!r}"
+            f"{option} {path}: none of its {len(rows) - 1} rows gives a {word} to one of the {len(names)} volumes, "
+            f"such as {names[0]!r}"
         )
     return Labels(classes, missing, notes)
 
 
-def _rows(path: Path) -> list[list[str]]:
+def column_of(head: Sequence[str], names: Sequence[str]) -> int | None:
+    """The number of the first column of a header that has one of the names."""
+    return next((i for i, cell in enumerate(head) if cell.strip().lower() in names), None)
+
+
+def read_rows(path: Path, option: str) -> list[list[str]]:
+    """The cells of a table, its header first; raises LabelError where it is no table."""
     try:
         raw = path.read_bytes()
         text = raw.decode("utf-8-sig")
@@ -157,8 +171,8 @@ def _rows(path: Path) -> list[list[str]]:
     except UnicodeDecodeError as error:
         line = len(re.findall(rb"\r\n?|\n", raw[: error.start])) + 1
         raise LabelError(
-            f"--labels {path} cannot be read as CSV: line {line} holds the byte 0x{raw[error.start]:02x}, which is not "
+            f"{option} {path} cannot be read as CSV: line {line} holds the byte 0x{raw[error.start]:02x}, which is not "
             "UTF-8; save the table as UTF-8 text"
         ) from error
     except (OSError, csv.Error) as error:
-        raise LabelError(f"--labels {path} cannot be read as CSV: {error}") from error
+        raise LabelError(f"{option} {path} cannot be read as CSV: {error}") from error

@@ -17,6 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from ssgan.data.volume import (
+    StoredVolume,
     Volume,
     VolumeError,
     check_axes,
@@ -51,6 +52,13 @@ def load_nifti(path: Path) -> Volume:
         VolumeError: unreadable or cut off, not 3D, complex or RGB, NaN or infinite voxels, constant, or an affine
             that is zero, not finite, degenerate or sheared.
     """
+    stored = read_nifti(path)
+    volume = make_volume(stored.data, stored.affine, stored.shape, stored.warnings)
+    return replace(volume, contradiction=stored.contradiction)
+
+
+def read_nifti(path: Path) -> StoredVolume:
+    """Reads one file whose voxels may be anything; raises VolumeError as `load_nifti` for all else."""
     image, warnings = _open(path)
     shape, notes = _check_header(path, image)
     affine, more = _check_affine(image, warnings)
@@ -63,7 +71,7 @@ def load_nifti(path: Path) -> Volume:
             data = np.asanyarray(image.dataobj, dtype=np.float32).reshape(shape)
     except (OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError) as error:
         raise VolumeError(f"the voxels cannot be read, the file is damaged or cut off: {first_line(error)}") from error
-    return replace(make_volume(data, affine, image.shape, warnings), contradiction=contradiction)
+    return StoredVolume(data, affine, image.shape, warnings, contradiction)
 
 
 def header_spacing(path: Path) -> np.ndarray:

@@ -7,6 +7,7 @@ it has done in a hidden folder beside the data set, and the next run with the sa
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ssgan.data import itk
-from ssgan.data.axes import to_axial
+from ssgan.data.axes import shape_option, to_axial
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.labels import Labels, strip_suffix
-from ssgan.data.preprocessing import LABEL_MAP, PADDED, Recipe, prepare_source
+from ssgan.data.masks import Masks, relative
+from ssgan.data.preprocessing import EMPTY_MASK, LABEL_MAP, PADDED, VANISHED, Recipe, prepare_source
 from ssgan.data.recipes import RECIPES
 from ssgan.data.sources import InputFiles, Source, find_files, find_volumes
 from ssgan.data.volume import Failure
@@ -130,6 +132,7 @@ def prepare(
     labels: Labels | None = None,
     *,
     imap: Imap,
+    masks: Masks | None = None,
     strict: bool = False,
     overwrite: bool = False,
     restart: bool = False,
@@ -140,20 +143,28 @@ def prepare(
         PrepareError: no volume can be used, or one cannot and strict is True; nothing is left at `out`.
         OSError: for example a full disk; an earlier data set at `out` stays, and what was done is kept beside it.
     """
-    excluded = {**(labels.missing if labels else {}), **RECIPES[recipe.name].select(sources)}  # name -> reason
-    with DatasetWriter(out, recipe.array_shape, overwrite, _plan(sources, recipe, labels), restart) as writer:
+    excluded = {  # name -> reason
+        **(masks.excluded if masks else {}),
+        **(labels.missing if labels else {}),
+        **RECIPES[recipe.name].select(sources),
+    }
+    plan, classes = _plan(sources, root, recipe, labels, masks), masks.classes if masks else None
+    with DatasetWriter(out, recipe.array_shape, overwrite, plan, restart, classes) as writer:
         if writer.done:
             print(f"going on after {writer.done} of {len(sources)} volumes of an unfinished run")
         for note in labels.notes if labels else ():
             print(f"labels   {note}")
+        for note in _mask_notes(masks) if masks else ():
+            print(f"masks    {note}")
         try:
-            _write_volumes(writer, sources, root, recipe, labels, excluded, imap, strict)
+            _write_volumes(writer, sources, root, recipe, labels, masks, excluded, imap, strict)
             if not writer.count:
                 raise PrepareError(f"{root}: none of its {len(sources)} files can be used; the reasons stand above")
             _print_common_warnings(writer.records)
             affine = np.median([r["affine"] for r in writer.records], axis=0)
             spacing = np.diag(affine)[:3]
             _write_contact_sheet(writer, recipe, spacing)
+            writer.skipped += [{"file": f, "reason": r} for f, r in (masks.unused if masks else {}).items()]
             return writer.finish(spacing=spacing, affine=affine, slice_axis=recipe.slice_axis, recipe=recipe.name)
         except (KeyboardInterrupt, OSError):
             if writer.done:
@@ -161,16 +172,29 @@ def prepare(
             raise
 
 
+def _mask_notes(masks: Masks) -> list[str]:
+    """Lines about the masks for the user."""
+    notes = [*masks.notes, *masks.problems]
+    if masks.optional and masks.missing:
+        notes.append(f"{len(masks.missing)} volumes have none, such as {next(iter(masks.missing))}, and are kept")
+    if masks.unused:
+        some = ", ".join(list(masks.unused)[:3]) + (", .." if len(masks.unused) > 3 else "")
+        notes.append(f"{len(masks.unused)} files are no volume's mask (dataset.json names each): {some}")
+    return notes
+
+
 def _write_volumes(
     writer: DatasetWriter, sources: Sequence[Source], root: Path, recipe: Recipe, labels: Labels | None,
-    excluded: dict[str, str], imap: Imap, strict: bool,
+    masks: Masks | None, excluded: dict[str, str], imap: Imap, strict: bool,
 ) -> None:  # fmt: skip
     """Prepares the volumes that the writer does not have yet, and adds or skips each."""
     sources_by_hash = {r["content_hash"]: r["source"] for r in writer.records}
     done = writer.done
     remaining = list(sources[done:])
-    tasks = [None if s.name in excluded else s for s in remaining]
-    results = _imap_tasks(imap, functools.partial(prepare_source, recipe=recipe, strict=strict), tasks)
+    files = masks.files if masks else {}
+    tasks = [None if s.name in excluded else dataclasses.replace(s, mask=files.get(s.name)) for s in remaining]
+    of_masks = {"classes": masks.classes} if masks else {}
+    results = _imap_tasks(imap, functools.partial(prepare_source, recipe=recipe, strict=strict, **of_masks), tasks)
     bar = tqdm(zip(remaining, results), desc="preparing", unit="volume", total=len(sources), initial=done, disable=None)
     with contextlib.closing(results), bar:
         for source, result in bar:
@@ -183,20 +207,23 @@ def _write_volumes(
                 writer.skip({"file": source.name, "reason": reason})
                 bar.write(f"skipped  {source.name}: {reason}")
                 continue
-            array, record = result
+            array, record, *mask = result
             record = {"source": source.name, **record}
+            if mask:
+                record["mask"] = relative(files[source.name], root)
             if labels is not None:
                 record["class_label"] = labels.classes[source.name]
             for warning in record["warnings"]:
-                if not warning.startswith((PADDED, LABEL_MAP)):
+                if not warning.startswith((PADDED, LABEL_MAP, EMPTY_MASK, VANISHED)):
                     bar.write(f"warning  {source.name}: {warning}")
-            writer.add(array, record)
+            writer.add(array, record, *mask)
             sources_by_hash[record["content_hash"]] = source.name
 
 
 def _print_common_warnings(records: Sequence[dict[str, Any]]) -> None:
     """Prints one line for each warning that many volumes can have; dataset.json has it for each volume."""
-    for kind, advice in ((PADDED, ""), (LABEL_MAP, "; to leave them out, give --input the folder of the images alone")):
+    alone = "; to leave them out, give --input the folder of the images alone"
+    for kind, advice in ((PADDED, ""), (LABEL_MAP, alone), (EMPTY_MASK, ""), (VANISHED, "")):
         found = [(r["source"], w.removeprefix(kind)) for r in records for w in r["warnings"] if w.startswith(kind)]
         if found:
             print(f"warning  {len(found)} of {len(records)} volumes: {kind}, such as {''.join(found[0])}{advice}")
@@ -210,9 +237,11 @@ def _imap_tasks(imap: Imap, function: Callable[[Source], Any], tasks: Sequence[S
             yield None if task is None else next(results)
 
 
-def _plan(sources: Sequence[Source], recipe: Recipe, labels: Labels | None) -> dict[str, Any]:
+def _plan(
+    sources: Sequence[Source], root: Path, recipe: Recipe, labels: Labels | None, masks: Masks | None
+) -> dict[str, Any]:
     """All that decides the data set; an unfinished run with the same plan is continued."""
-    return {
+    plan = {
         "recipe": recipe.name,
         "shape": recipe.shape,
         "spacing": recipe.spacing,
@@ -221,6 +250,11 @@ def _plan(sources: Sequence[Source], recipe: Recipe, labels: Labels | None) -> d
         "labels": None if labels is None else _digest(sorted(labels.classes.items())),
         "files": _digest([(s.name, [(f.name, *_size_and_time(f)) for f in s.files], s.reason) for s in sources]),
     }
+    if masks is not None:
+        files = [(name, relative(f, root), *_size_and_time(f)) for name, f in sorted(masks.files.items())]
+        plan["masks"] = _digest((files, sorted(masks.excluded.items()), sorted(masks.unused.items())))
+        plan["mask_classes"] = masks.classes._asdict()
+    return plan
 
 
 def _digest(value: Any) -> str:
@@ -233,9 +267,42 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def describe(dataset: VolumeDataset) -> list[str]:
+    """Lines about a prepared data set: volumes, classes, masks, grid and intensities."""
+    info = dataset.info
+    warned = sum(bool(r["warnings"]) for r in dataset.records)
+    lines = [
+        f"{len(dataset)} volumes prepared ({warned} with a warning), {len(dataset.skipped)} skipped: {dataset.path}"
+    ]
+    if info.classes:
+        counts = zip(info.classes, dataset.class_counts, strict=True)
+        lines.append("classes " + ", ".join(f"{name}: {n}" for name, n in counts))
+    if dataset.has_mask is not None:
+        voxels = np.array([r["mask_voxels"] for r in dataset.records])[dataset.has_mask]
+        parts = [
+            f"{name} (value {value}) in {(counts > 0).sum()}, {counts.mean():.4g} voxels on average"
+            for value, name, counts in zip(info.mask_values or (), info.mask_names or (), voxels.T, strict=True)
+            if value
+        ]
+        lines.append(f"masks of {len(voxels)} volumes: {'; '.join(parts)}")
+    x, y, z = info.spacing
+    own = RECIPES[info.recipe].window is None
+    scale = "medians of the volumes, of which each has its own" if own else "the window of all volumes"
+    lines.append(
+        f"shape {shape_option(info.shape, info.slice_axis)} (arrays D, H, W: {info.shape}), "
+        f"spacing {x:g} x {y:g} x {z:g} mm, "
+        f"intensity {info.intensity_low:g} .. {info.intensity_high:g} ({scale}) -> -1 .. 1"
+    )
+    return [*lines, f"look at {dataset.path / 'contact_sheet.png'}"]
+
+
 def _write_contact_sheet(writer: DatasetWriter, recipe: Recipe, spacing: np.ndarray) -> None:
     """Draws the first volumes as they were written, read back from the file."""
     count = min(writer.count, CONTACT_SHEET_VOLUMES)
     names = [strip_suffix(record["source"]) for record in writer.records[:count]]
     path = writer.folder / "contact_sheet.png"
-    contact_sheet(to_axial(writer.read(count), recipe.slice_axis), names, path, spacing=tuple(map(float, spacing)))
+    volumes, masks = writer.read(count), writer.read_masks(count)
+    contact_sheet(
+        to_axial(volumes, recipe.slice_axis), names, path, spacing=tuple(map(float, spacing)),
+        masks=None if masks is None else to_axial(masks, recipe.slice_axis),
+    )  # fmt: skip

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import PurePath
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
+import nibabel
 import numpy as np
 from scipy import ndimage
 
 from ssgan.config.fields import Triple
 from ssgan.data.axes import ARRAY_AXES, to_array_axes
+from ssgan.data.masks import read_mask
 from ssgan.data.recipes import CT_WINDOW, RECIPES
 from ssgan.data.sources import Source, load
-from ssgan.data.volume import HOUNSFIELD, MAX_VOXELS, Failure, Volume, VolumeError
+from ssgan.data.volume import HOUNSFIELD, MAX_VOXELS, Failure, StoredVolume, Volume, VolumeError
+from ssgan.data.writer import MaskClasses
 
 MRI_PERCENTILES = (0.5, 99.5)
 LABEL_VALUES = 8  # integers with fewer distinct values are labels rather than intensities
@@ -23,6 +26,9 @@ LABEL_NAME = re.compile(r"^(label|seg|mask)|[_-](labels?|seg|mask)$", re.IGNOREC
 # The beginnings of warnings that many volumes can have; `prepare` prints one line for all of them.
 PADDED = "smaller than the shape, padded with background"
 LABEL_MAP = f"looks like a label map (by its name, or integers of fewer than {LABEL_VALUES} values)"
+EMPTY_MASK = "the mask is empty (every voxel is 0)"
+VANISHED = "a class of the mask vanishes by resampling and cropping"
+ONE_GRID = 0.05  # of a voxel; the most by which a corner of a mask's grid may lie off its image's
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,13 @@ class Recipe:
         return tuple(self.shape[a] for a in ARRAY_AXES[self.slice_axis])  # type: ignore[return-value]
 
 
-def prepare_source(source: Source, recipe: Recipe, strict: bool = False) -> tuple[np.ndarray, dict[str, Any]] | Failure:
+def prepare_source(
+    source: Source, recipe: Recipe, strict: bool = False, classes: MaskClasses | None = None
+) -> tuple[np.ndarray, dict[str, Any]] | tuple[np.ndarray, dict[str, Any], np.ndarray] | Failure:
     """Reads and prepares one volume; returns the array (D, H, W) and its record, or the reason why there is none.
 
-    strict: whether a header that contradicts itself is such a reason.
+    With a mask, which `classes` are for, it also returns the mask (D, H, W) of class numbers. strict: whether a header
+    that contradicts itself, or an empty mask, is such a reason.
     """
     modality = RECIPES[recipe.name].modality
     try:
@@ -63,11 +72,34 @@ def prepare_source(source: Source, recipe: Recipe, strict: bool = False) -> tupl
         if strict and volume.contradiction:
             raise VolumeError(volume.contradiction)
         array, record = prepare_volume(volume, recipe)
+        mask = None
+        if source.mask is not None and classes is not None:
+            mask, notes = _prepare_mask_file(source.mask, volume, recipe, classes, strict)
+            record["warnings"] += notes
     except VolumeError as error:
         return Failure(str(error))
     if _is_label_map(source.name, volume.data):
         record["warnings"].append(LABEL_MAP)
-    return array, {"content_hash": volume.content_hash, **record}
+    record = {"content_hash": volume.content_hash, **record}
+    return (array, record) if mask is None else (array, record, mask)
+
+
+def _prepare_mask_file(
+    path: Path, image: Volume, recipe: Recipe, classes: MaskClasses, strict: bool
+) -> tuple[np.ndarray, list[str]]:
+    """Reads and prepares a mask; also returns warnings about it. Raises VolumeError, which names the file."""
+    try:
+        stored = read_mask(path)
+        if strict and (stored.contradiction or not stored.data.any()):
+            raise VolumeError(stored.contradiction or EMPTY_MASK)
+        mask = prepare_mask(stored, image, recipe, classes.values)
+    except VolumeError as error:
+        raise VolumeError(f"its mask {path.name}: {error}") from error
+    before, after = (set(np.unique(array).tolist()) for array in (stored.data, mask))
+    lost = [name for k, (value, name) in enumerate(zip(*classes)) if value in before and k not in after and k > 0]
+    warnings = [f"mask: {warning}" for warning in stored.warnings]
+    warnings += [] if stored.data.any() else [EMPTY_MASK]
+    return mask, warnings + ([f"{VANISHED}: {', '.join(lost)}"] if lost else [])
 
 
 def _is_label_map(name: str, data: np.ndarray) -> bool:
@@ -115,6 +147,57 @@ def prepare_volume(volume: Volume, recipe: Recipe) -> tuple[np.ndarray, dict[str
         "warnings": warnings,
     }
     return to_array_axes(fitted, recipe.slice_axis), record
+
+
+def prepare_mask(mask: StoredVolume, image: Volume, recipe: Recipe, values: Sequence[int]) -> np.ndarray:
+    """Makes the mask (D, H, W) of a training volume: uint8, the index in `values` of each voxel's value.
+
+    mask: of uint8 values, on the grid of `image` as stored. Each class is resampled as the image is, as an image that
+    is 1 in the class and 0 elsewhere (linear interpolation, after the same Gaussian where voxels become larger); each
+    voxel gets the class with the largest value, of several equal ones the first. Without resampling nothing changes.
+    What lies outside the image is background.
+
+    Raises:
+        VolumeError: the mask lies on another grid than the image.
+    """
+    _check_grid(mask, image)
+    labels = nibabel.apply_orientation(mask.data, nibabel.io_orientation(image.original_affine))
+    best = result = None
+    for number, value in enumerate(values):
+        one_hot = labels == value
+        if number and not one_hot.any():
+            continue
+        data, _ = resample(
+            replace(image, data=one_hot.astype(np.float32)), recipe.spacing, float(number == 0), recipe.shape
+        )
+        fitted, _ = fit_shape(data, recipe.shape)
+        if best is None or result is None:
+            best, result = fitted, np.zeros(recipe.shape, np.uint8)
+            continue
+        result[fitted > best] = number
+        best = np.maximum(best, fitted)
+    assert result is not None
+    return to_array_axes(result, recipe.slice_axis)
+
+
+def _check_grid(mask: StoredVolume, image: Volume) -> None:
+    """Raises VolumeError unless a mask's voxels lie, as they are stored, where the image's do."""
+    shape = image.original_shape[:3]
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+    off = corners @ (mask.affine - image.original_affine)[:3, :3].T + (mask.affine - image.original_affine)[:3, 3]
+    if mask.data.shape == shape and np.abs(off).max() <= ONE_GRID * image.spacing.min():
+        return
+    order, its = ("".join(nibabel.aff2axcodes(affine)) for affine in (mask.affine, image.original_affine))
+    raise VolumeError(
+        f"it lies on another grid: {_grid_text(mask.data.shape, mask.affine)}; the image has "
+        f"{_grid_text(shape, image.original_affine)}"
+        f"{f' (voxel order {order} against {its})' if order != its else ''}; resample the mask to the image's grid"
+    )
+
+
+def _grid_text(shape: Sequence[int], affine: np.ndarray) -> str:
+    rows = " ".join(f"[{' '.join(f'{v:.5g}' for v in row)}]" for row in affine[:3])
+    return f"{' x '.join(map(str, shape))} voxels, affine {rows}"
 
 
 def intensity_bounds(data: np.ndarray, recipe: Recipe) -> tuple[float, float]:

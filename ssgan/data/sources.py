@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ssgan.data import dicom, itk, nifti
-from ssgan.data.volume import Volume, VolumeError, ras_spacing
+from ssgan.data.volume import StoredVolume, Volume, VolumeError, ras_spacing
 
 OTHER_SUFFIXES = {  # of files that are often found beside volumes
     ".xml", ".csv", ".tsv", ".txt", ".json", ".xls", ".xlsx", ".pdf", ".md", ".png", ".jpg", ".jpeg", ".bval", ".bvec",
@@ -28,7 +28,7 @@ class Source:
     """A volume that can be read.
 
     name: its path below the input. series: with DICOM. spacing: (x, y, z) in mm, if it was read. reason: why the volume
-    cannot be read, or "".
+    cannot be read, or "". mask: the file with its label map.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Source:
     series: dicom.Series | None = None
     spacing: tuple[float, ...] | None = None
     reason: str = ""
+    mask: Path | None = None
 
 
 @dataclass
@@ -172,3 +173,14 @@ def load(source: Source) -> Volume:
         return dicom.load_series(source.series)
     path = source.files[0]
     return (nifti.load_nifti if path.name.lower().endswith(nifti.SUFFIXES) else itk.load_itk)(path)
+
+
+def read_stored(path: Path) -> StoredVolume:
+    """Reads one NIfTI, NRRD or MetaImage file as it is stored; raises VolumeError with the reason if it cannot."""
+    name = path.name.lower()
+    if not name.endswith(nifti.SUFFIXES + itk.SUFFIXES):
+        what = (
+            "DICOM (a DICOM-SEG is not read)" if name.endswith(dicom.SUFFIXES) or _may_be_dicom(path) else "no volume"
+        )
+        raise VolumeError(f"{what}; convert it to NIfTI")
+    return (nifti.read_nifti if name.endswith(nifti.SUFFIXES) else itk.read_itk)(path)

@@ -33,6 +33,20 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class StoredVolume:
+    """A file's voxels as they are stored, with a checked header.
+
+    data: (I, J, K) float32. affine: 4x4, to RAS+ in mm. shape: as in the header. warnings, contradiction: as `Volume`.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    shape: tuple[int, ...]
+    warnings: list[str] = field(default_factory=list)
+    contradiction: str = ""
+
+
+@dataclass(frozen=True)
 class Volume:
     """A checked volume.
 
