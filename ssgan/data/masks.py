@@ -80,7 +80,6 @@ def load_masks(
     """
     masks, volumes = find_masks(given, sources, root, optional)
     values = _read_values(masks, root, imap)
-    found = None if names is not None else find_description(_description_folders(given, masks))
     if strict:
         _refuse_problems(masks, given, root)
     if not masks.files:
@@ -92,6 +91,7 @@ def load_masks(
         raise MaskError(
             f"--masks {given}: {len(values | {0})} different values; expected at most {MAX_CLASSES} classes"
         )
+    found = None if names is not None else find_description(_description_folders(given, masks))
     where, known = ("--mask-names", names or {}) if found is None else (str(found[0]), found[1])
     masks.classes = name_classes(sorted(values), known, where)
     unnamed, absent = sorted(values - {0, *known}), sorted(set(known) - {0, *values})
