@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     imap = functools.partial(run_in_order, workers=args.workers, limit=args.time_limit)
     spacing = tuple(args.spacing) if args.spacing else defaults.spacing(shape)
     sources, masks = find_sources(found, args.input, imap, need_spacing=spacing is None), None
-    if args.masks:
+    if args.masks is not None:
         masks, sources = load_masks(
             args.masks, sources, args.input, imap, optional=args.masks_optional, strict=args.strict,
             names=None if args.mask_names is None else parse_names(args.mask_names),
@@ -115,7 +115,7 @@ def _check(args: argparse.Namespace) -> tuple[float, float]:
     if args.spacing is not None and not all(0 < s < math.inf for s in args.spacing):
         raise PrepareError(f"--spacing: expected millimetres above 0; got {args.spacing}")
     for option, value in (("--masks-optional", args.masks_optional), ("--mask-names", args.mask_names)):
-        if value and not args.masks:
+        if value and args.masks is None:
             raise PrepareError(f"{option}: only with --masks")
     if args.workers < 1:
         raise PrepareError(f"--workers: expected at least 1; got {args.workers}")

@@ -27,6 +27,7 @@ CHANNEL = "_0000"  # behind the name of nnU-Net's images, and not of their masks
 FORMATS = ".nii, .nii.gz, .nrrd, .mha or .mhd"
 MAX_CLASSES = 32  # with the background; a map of more is an image, or an atlas, of which no GAN has been tried
 DICOM_SEG = "DICOM (a DICOM-SEG is not read); convert it to NIfTI"
+Found = tuple[dict[str, list[Path]], list[Source]]  # files that may be a volume's mask, by its name; the volumes
 
 
 class MaskError(UserError):
@@ -131,9 +132,6 @@ def _refuse_problems(masks: Masks, given: str, root: Path) -> None:
         raise MaskError(f"--masks {given}: {problem} (--strict stops at the first such row)")
 
 
-Found = tuple[dict[str, list[Path]], list[Source]]  # files that may be a volume's mask, by its name; the volumes
-
-
 def find_masks(given: str, sources: Sequence[Source], root: Path, optional: bool = False) -> tuple[Masks, list[Source]]:
     """Finds the mask of each volume of `sources` (below `root`); also returns the volumes, which are no masks.
 
@@ -198,7 +196,8 @@ def _settle(found: dict[str, list[Path]], volumes: Sequence[Source], root: Path,
 
 
 def _by_name(folder: Path, sources: Sequence[Source], root: Path, masks: Masks) -> Found:
-    """Each volume's masks below a folder, by its path or else its file name; first as it is, then with an ending.
+    """Each volume's masks below a folder: at its path, or else with its file name anywhere, if they are at no other
+    volume's path; the name as it is, or else with an ending.
 
     Files of --input are masks if `folder` is below --input and they are in it, or if they have the name of another
     volume with an ending.
@@ -206,7 +205,7 @@ def _by_name(folder: Path, sources: Sequence[Source], root: Path, masks: Masks) 
     below, above = (Path(os.path.realpath(path)) for path in (folder, root))
     if below != above and below.is_relative_to(above):
         sources = [s for s in sources if not Path(_real(s.files[0])).is_relative_to(below)]
-    own = {_real(file): s.name for s in sources for file in s.files}
+    own = {_real(file) for s in sources for file in s.files}
     listed = find_files(folder)
     paths: dict[str, list[Path]] = {}  # path below the folder without suffix -> files
     names: dict[str, list[Path]] = {}  # file name without suffix -> files
@@ -215,19 +214,18 @@ def _by_name(folder: Path, sources: Sequence[Source], root: Path, masks: Masks) 
         paths.setdefault(stem.as_posix(), []).append(path)
         names.setdefault(stem.name, []).append(path)
 
-    def candidates(source: Source) -> list[Path]:
-        stem = PurePath(strip_suffix(source.name))
-        exact = [stem] + ([stem.with_name(stem.name.removesuffix(CHANNEL))] if stem.name.endswith(CHANNEL) else [])
-        ended = [stem.with_name(stem.name + ending) for ending in ENDINGS]
-        for stems, is_own in ((exact, False), (ended, True)):
-            for index, keys in ((paths, [s.as_posix() for s in stems]), (names, [s.name for s in stems])):
-                files = [f for key in keys for f in index.get(key, []) if is_own or _real(f) not in own]
-                if files:
-                    return files
-        return []
-
-    found = {source.name: candidates(source) for source in sources}
-    claimed = {_real(path) for files in found.values() for path in files}
+    found: dict[str, list[Path]] = {source.name: [] for source in sources}
+    claimed: set[str] = set()
+    for index, key in ((paths, PurePath.as_posix), (names, lambda stem: stem.name)):
+        for source in [s for s in sources if not found[s.name]]:
+            stem = PurePath(strip_suffix(source.name))
+            exact = [stem] + ([stem.with_name(stem.name.removesuffix(CHANNEL))] if stem.name.endswith(CHANNEL) else [])
+            ended = [stem.with_name(stem.name + ending) for ending in ENDINGS]
+            free = [
+                [f for s in stems for f in index.get(key(s), []) if _real(f) not in claimed] for stems in (exact, ended)
+            ]
+            found[source.name] = [f for f in free[0] if _real(f) not in own] or free[1]
+        claimed = {_real(path) for files in found.values() for path in files}
     volumes = [s for s in sources if not any(_real(f) in claimed for f in s.files)]
     for path in listed.files:
         if _real(path) not in claimed and _real(path) not in own:
@@ -294,11 +292,11 @@ def _without_masks(sources: Sequence[Source], found: dict[str, list[Path]]) -> l
 
 def _real(path: Path) -> str:
     """The path without links in its folders; a link to a file stays one, since several may point to one content."""
-    return os.path.join(_real_folder(path.parent), path.name)
+    return os.path.join(_real_folder(os.path.abspath(path.parent)), path.name)
 
 
 @functools.cache
-def _real_folder(folder: Path) -> str:
+def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 

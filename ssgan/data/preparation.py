@@ -285,6 +285,8 @@ def describe(dataset: VolumeDataset) -> list[str]:
             if value
         ]
         lines.append(f"masks of {len(voxels)} volumes: {'; '.join(parts)}")
+        absent = [name for name, n in zip(info.mask_names or (), voxels.sum(0), strict=True) if not n]
+        lines += [f"warning  no volume has a voxel of the class {name}" for name in absent]
     x, y, z = info.spacing
     own = RECIPES[info.recipe].window is None
     scale = "medians of the volumes, of which each has its own" if own else "the window of all volumes"

@@ -287,6 +287,40 @@ def test_resampled(source, tmp_path):
         assert image[mask == 1].min() > -0.1 and image[mask == 0].max() < 0.1 and 50 < (mask == 1).sum() < 700
 
 
+def test_a_class_that_no_volume_keeps(source, tmp_path, capfd):
+    data = labels(2)
+    data[0, 0, 0] = 9
+    save(source / "labelsTr" / "2.nii.gz", data)
+    assert run(source, tmp_path / "out") == 0
+    out = capfd.readouterr().out
+    assert "warning  no volume has a voxel of the class 9" in out and "9 (value 9) in 0, 0 voxels on average" in out
+    assert (
+        "warning  1 of 5 volumes: a class of the mask vanishes by resampling and cropping, such as 2.nii.gz: 9" in out
+    )
+    assert VolumeDataset(tmp_path / "out").info.mask_values == (0, 1, 4, 9)
+
+
+def test_masks_of_dicom_series_as_itk_writes_them(tmp_path):
+    """Two real series; each mask is drawn on the series as SimpleITK reads it: bright voxels, above and below."""
+    sitk = pytest.importorskip("SimpleITK")
+    folder = SHARED_DATA / "dicom"
+    if not folder.exists():
+        pytest.skip(f"the real series are not there: {folder}")
+    for series in sorted(p for p in folder.iterdir() if p.is_dir()):
+        image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series)))
+        voxel = sitk.GetArrayFromImage(image)
+        mask = sitk.GetImageFromArray((voxel > np.median(voxel)).astype(np.uint8) * 3)
+        mask.CopyInformation(image)
+        (tmp_path / "m").mkdir(exist_ok=True)
+        sitk.WriteImage(mask, str(tmp_path / "m" / f"{series.name}.nii.gz"))
+    command = ["--input", folder, "--masks", tmp_path / "m", "--out", tmp_path / "out", "--shape", 32, 32, 32]
+    assert prepare.main([str(a) for a in command]) == 0
+    data = VolumeDataset(tmp_path / "out")
+    assert len(data) == 2 and data.has_mask.all() and not data.skipped
+    for volume, mask in zip(data.volumes, data.masks):
+        assert volume[mask == 1].min() > volume[mask == 0].max() - 0.01 and (mask == 1).sum() > 2000
+
+
 def test_real_hippocampus(tmp_path, capfd):
     """Against nibabel's voxels: same volume in mm3 to 6 % at another spacing, all labels where nothing is resampled."""
     folder = SHARED_DATA / "msd-hippocampus"

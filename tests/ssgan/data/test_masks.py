@@ -46,6 +46,17 @@ def test_the_same_path_or_name_below_another_folder(tmp_path):
     assert len(names) == 4 and not masks.unused and not masks.notes
 
 
+def test_a_mask_at_one_volumes_path_is_no_other_volumes(tmp_path):
+    """Files of one name in the folder of each subject, of which some have no mask; also beside the images."""
+    touch(tmp_path / "in", "s1/t1.nii", "s2/t1.nii", "s3/t1.nii")
+    touch(tmp_path / "m", "s2/t1.nii")
+    files, masks, _ = found(tmp_path / "m", tmp_path / "in")
+    assert files == {"s2/t1.nii": "../m/s2/t1.nii"} and list(masks.missing) == ["s1/t1.nii", "s3/t1.nii"]
+    touch(tmp_path / "in", "s1/t1_seg.nii")
+    files, masks, _ = found(tmp_path / "in", tmp_path / "in")
+    assert files == {"s1/t1.nii": "s1/t1_seg.nii"} and list(masks.missing) == ["s2/t1.nii", "s3/t1.nii"]
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("place", ["m", "in", "in/masks"])
 def test_the_usual_endings(place, ending, tmp_path):
