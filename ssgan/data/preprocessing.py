@@ -167,9 +167,7 @@ def prepare_mask(mask: StoredVolume, image: Volume, recipe: Recipe, values: Sequ
         one_hot = labels == value
         if number and not one_hot.any():
             continue
-        data, _ = resample(
-            replace(image, data=one_hot.astype(np.float32)), recipe.spacing, float(number == 0), recipe.shape
-        )
+        data, _ = resample(replace(image, data=one_hot.astype(np.float32)), recipe.spacing, 0.0, recipe.shape)
         fitted, _ = fit_shape(data, recipe.shape)
         if best is None or result is None:
             best, result = fitted, np.zeros(recipe.shape, np.uint8)
