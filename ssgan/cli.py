@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "generate": "write volumes of a trained run as NIfTI, PNG and GIF",
     "evaluate": "measure generated volumes against real ones: distances, variety, copies",
     "labelnet": "train a small network on a data set's classes, for the features of evaluate",
+    "segmenter": "train a small segmentation network on a data set's masks, for the masks of evaluate",
     "latents": "explore the latent space: interpolate, mix, sweep, find directions, project a scan, edit it",
     "view": "look at a run, a data set or NIfTI files in the browser, and walk through the latent space",
     "report": "show a run on one HTML page that needs no network, with a model card",

@@ -1,5 +1,7 @@
 """`ssgan evaluate`: measures how close generated volumes are to real ones, how varied, and whether they are copies.
 
+Where both sides have masks, it measures those too.
+
 python -m ssgan.evaluate --real DATASET|DIR --fake DATASET|DIR|RUN --out metrics.json [--held-out DATASET|DIR]
 """
 
@@ -9,18 +11,24 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ssconv.parser import Parser
 from ssgan.metrics.evaluation import INTERVALS, EvaluationOptions, draw_closest_pairs, evaluate
 from ssgan.metrics.extractors import deepbet
 from ssgan.metrics.extractors.choose import NAMES, make_extractor
 from ssgan.metrics.registry import comparisons
+from ssgan.metrics.segmenter import Segmenter
 from ssgan.metrics.volume_sets import EvaluateError, load_held_out, load_sides
 from ssgan.runs.config import is_run
 from ssgan.runs.generator import CHECKPOINT_HELP
 from ssgan.utils.cores import use_threads
 from ssgan.utils.errors import run_command
 from ssgan.utils.files import write_json_atomic
+
+# The entries of a figure of masks in metrics.json that are printed, where they are not "generated" and "real".
+SIDES = {"volume_ml": ("generated_mean", "real_mean"), "volume_distance": ("value", "floor")}
+SIDES |= {name: ("generated", "reference") for name in ("surface_mm", "dice_to_closest")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", type=Path,
         help="the extractor's published weights, a file that you downloaded (discriminator: a run or checkpoint)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--segmenter", type=Path, metavar="FILE",
+        help="of `ssgan segmenter`: segments the generated images, and compares the result with their masks",
     )  # fmt: skip
     parser.add_argument("--count", type=int, help="volumes per side (default: as many as both sides allow)")
     parser.add_argument("--repeats", type=int, default=50, help="resamples for the intervals (default 50)")
@@ -67,9 +79,10 @@ def run(args: argparse.Namespace) -> int:
     check_files(args)
     extractor = make_extractor(args.extractor or "random3d", args.weights)
     beside = make_extractor("deepbet", None) if args.extractor is None and deepbet.is_installed() else None
+    segmenter = Segmenter(args.segmenter) if args.segmenter else None
     real, fake = load_sides(args.real, args.fake, args.count, args.checkpoint)
     held = load_held_out(args.held_out, real, fake) if args.held_out else None
-    record = evaluate(real, fake, held, extractor, options, beside)
+    record = evaluate(real, fake, held, extractor, options, beside, segmenter)
     picture = draw_closest_pairs(real, fake, record["memorisation"], args.out.with_suffix(".pairs.png"))
     record["memorisation"]["picture"] = picture.name
     write_json_atomic(args.out, record)
@@ -78,9 +91,36 @@ def run(args: argparse.Namespace) -> int:
     for name, row in record["metrics"].items():
         better = "better near the floor" if row["better"] == "as floor" else f"{row['better']} is better"
         print(f"{name:<17} {row['value']:>10g}  floor {row['floor']:>10g}  {better:<21}  95 % {row['interval']}")
+    if "masks" in record:
+        print("\n".join(mask_lines(record["masks"])))
+    elif real.masks is not None or fake.masks is not None:
+        print(f"masks: not compared, as {'--fake' if real.masks is not None else '--real'} has none")
     ratio = record["memorisation"]["voxels"]["ratio"]
     print(f"copies: voxel ratio {ratio:g} (about 1 without copies); {args.out}, {picture}")
     return 0
+
+
+def mask_lines(found: dict[str, Any]) -> list[str]:
+    """The table of the masks' figures: a line for each class, of the generated masks / of real ones."""
+    columns = {"volume_ml": "volume, ml", "volume_distance": "its distance", "absent": "absent"}
+    columns |= {"surface_mm": "surface, mm", "dice_to_closest": "Dice to it", "components": "components"}
+    columns |= {"segmenter_dice": "agreement"} if "segmenter" in found else {}
+    lines = [
+        f"masks: {found['count']} generated / {found['count']} real; surface and Dice to the closest of "
+        f"{found['training']} training masks / of {found['reference']}",
+        f"{'':<13}" + "".join(f"{text:>15}" for text in columns.values()),
+    ]
+    for name, row in found["classes"].items():
+        cells = []
+        for key in columns:
+            left, right = (row[key].get(k) for k in SIDES.get(key, ("generated", "real")))
+            cells.append(f"{_short(left)} / {_short(right)}".rjust(15))
+        lines.append(f"{name[:13]:<13}" + "".join(cells))
+    return lines
+
+
+def _short(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssconv.parser import Parser
+from ssgan.data.dataset import is_dataset
 from ssgan.runs.config import is_run
 from ssgan.runs.generator import CHECKPOINT_HELP
 from ssgan.utils.cores import use_threads
@@ -50,7 +51,7 @@ def open_source(args: argparse.Namespace) -> Source:
         raise UserError(f"--checkpoint and --data belong to a run; {first} is none (it has no config.json)")
     if run:
         return RunExplorer(first, args.checkpoint, args.data, pick_device(args.device))
-    if len(args.paths) == 1 and (first / "dataset.json").is_file():
+    if len(args.paths) == 1 and is_dataset(first):
         return DatasetBrowser(first)
     return FileBrowser(args.paths)
 

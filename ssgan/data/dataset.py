@@ -127,6 +127,21 @@ def content_hash(volumes: np.ndarray, masks: np.ndarray | None = None) -> str:
     return digest.hexdigest()
 
 
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder holds a data set: a dataset.json that is not a list of files as the Decathlon and nnU-Net have.
+
+    A damaged one counts: opening it says what is wrong.
+    """
+    file = folder / "dataset.json"
+    if not file.is_file():
+        return False
+    try:
+        head = read_json(file)
+    except UserError:
+        return True
+    return not isinstance(head, dict) or "format" in head or "labels" not in head
+
+
 def class_names(labels: Sequence[str]) -> tuple[str, ...] | None:
     """The different labels in order, by value if all are whole numbers; None if there are no labels."""
     names = set(labels)

@@ -14,9 +14,11 @@ from ssgan.data.axes import to_axial
 from ssgan.metrics import intervals, voxels
 from ssgan.metrics.extractors.deepbet import Deepbet
 from ssgan.metrics.features import Extractor, per_volume
+from ssgan.metrics.masks import compare_masks
 from ssgan.metrics.memorisation import DIGITS, memorisation, significant
 from ssgan.metrics.prdc import NEIGHBOURS
 from ssgan.metrics.registry import Metric, comparisons
+from ssgan.metrics.segmenter import Segmenter
 from ssgan.metrics.volume_sets import MIN_VOLUMES, EvaluateError, VolumeSet, check_counts
 from ssgan.utils.files import atomic_path
 from ssgan.utils.pictures import contact_sheet
@@ -25,6 +27,7 @@ FORMAT, VERSION = "ssgan-metrics", 1
 INTERVALS = ("half", "bootstrap")
 FEW_REPEATS = 10  # resamples of expensive metrics: of voxels, and of networks with many samples per volume
 PAIR_REPEATS = 1000  # resamples of the pairs of MS-SSIM, which are cheap
+MIN_MASKS = 2  # a side
 
 Side = tuple[np.ndarray, np.ndarray]  # features and volumes of the same items
 
@@ -123,16 +126,18 @@ def compare_sets(
 
 def evaluate(
     real: VolumeSet, fake: VolumeSet, held: VolumeSet | None, extractor: Extractor, options: EvaluationOptions,
-    beside: Extractor | None = None,
+    beside: Extractor | None = None, segmenter: Segmenter | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates `fake` against `real`, with `held`-out volumes for the check for copies. Returns metrics.json's record.
 
-    Half of the real volumes are the other side of the comparison, half are for the floor.
+    Half of the real volumes are the other side of the comparison, half are for the floor. Where both sides have masks,
+    those are compared too.
 
-    beside: another extractor, whose metrics are reported too, as NAME_EXTRACTOR.
+    beside: another extractor, whose metrics are reported too, as NAME_EXTRACTOR. segmenter: for the agreement of
+    images and masks.
 
     Raises:
-        EvaluateError: too few volumes.
+        EvaluateError: too few volumes or masks, or held-out volumes that the segmenter was trained on.
     """
     count = check_counts(len(real.volumes), len(fake.volumes), options.count)
     for one in (extractor, beside):
@@ -140,6 +145,7 @@ def evaluate(
             one.slice_axis = real.slice_axis
     rng = np.random.Generator(np.random.PCG64(options.seed))
     order, chosen = rng.permutation(len(real.volumes)), np.sort(rng.permutation(len(fake.volumes))[:count])
+    masks = evaluate_masks(real, fake, held, order, chosen, segmenter)  # first: it names what does not fit
     real_features = cached_features(extractor, real, options.cache)
     fake_features = cached_features(extractor, fake, options.cache)
 
@@ -171,8 +177,70 @@ def evaluate(
         "real": describe(real),
         "fake": describe(fake),
         "metrics": metrics,
+        **({} if masks is None else {"masks": masks}),
         "memorisation": copies,
     }
+
+
+def evaluate_masks(
+    real: VolumeSet, fake: VolumeSet, held: VolumeSet | None, order: np.ndarray, chosen: np.ndarray,
+    segmenter: Segmenter | None,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Compares the masks of both sides, and with a segmenter images and masks; None where a side has no masks.
+
+    order: a random order of the real volumes. chosen: the generated volumes to take.
+
+    Raises:
+        EvaluateError, WeightsError: as `evaluate`; a segmenter of other data, or without masks to use it on.
+    """
+    if real.masks is None or fake.masks is None:
+        if segmenter is not None:
+            side = "--real" if real.masks is None else "--fake"
+            raise EvaluateError(f"--segmenter {segmenter.file}: {side} has no masks to compare with; leave it out")
+        return None
+    names = ((real.info or fake.info).mask_names) or ()
+    labelled, made = order[np.isin(order, real.labelled)], chosen[np.isin(chosen, fake.labelled)]
+    count = min(len(labelled) // 2, len(made))
+    if count < MIN_MASKS:
+        raise EvaluateError(
+            f"expected at least {2 * MIN_MASKS} real volumes with masks (half are for the floor) and {MIN_MASKS} "
+            f"generated; got {len(labelled)} and {len(made)}"
+        )
+    held_rows = held.labelled if held is not None else []
+    held_masks = np.asarray(held.masks[held_rows]) if len(held_rows) else None
+    about: dict[str, Any] = {
+        "count": count,
+        "training": len(labelled),
+        "reference": "held-out masks" if held_masks is not None else "other training masks",
+    }
+    if segmenter is not None:
+        segmenter.check(names, real.volumes.shape[1:])
+        seen = segmenter.seen(held.volumes[held_rows]) if held_masks is not None else []
+        if seen:
+            raise EvaluateError(
+                f"--segmenter {segmenter.file} was trained on volumes {[int(held_rows[i]) for i in seen[:5]]} of "
+                "--held-out; train it on the data set of --real"
+            )
+    parts = [np.sort(labelled[:count]), np.sort(labelled[count : 2 * count])]
+    first, spare = (np.asarray(real.masks[rows]) for rows in parts)
+    figures = compare_masks(
+        first, np.asarray(fake.masks[made[:count]]), spare, real.masks[np.sort(labelled)], held_masks, names,
+        real.array_spacing,
+    )  # fmt: skip
+    if segmenter is not None:
+        dice = segmenter.dice(fake.volumes[made[:count]], fake.masks[made[:count]])
+        own = list(segmenter.record.dice)
+        if held_masks is not None:
+            own = segmenter.dice(held.volumes[held_rows], held_masks)
+        for row, generated, reference in zip(figures.values(), dice, own, strict=True):
+            row["segmenter_dice"] = {"generated": generated, "real": reference}
+        about["segmenter"] = {
+            "sha256": segmenter.checksum,
+            "steps": segmenter.record.steps,
+            "data": segmenter.record.data,
+            "real": "held-out volumes" if held_masks is not None else "volumes that its training held aside",
+        }
+    return about | {"classes": figures}
 
 
 def describe(source: VolumeSet) -> dict[str, Any]:

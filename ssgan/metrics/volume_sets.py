@@ -1,21 +1,25 @@
-"""Loads the sets of volumes that an evaluation compares: of a data set, a run or a folder of NIfTI files."""
+"""Loads the sets of volumes, and of masks, that an evaluation compares: of a data set, a run or a folder of NIfTI."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from tqdm import tqdm
 
-from ssgan.data.axes import shape_option, to_array_axes
-from ssgan.data.dataset import DatasetInfo, VolumeDataset
+from ssgan.data.axes import ARRAY_AXES, shape_option, to_array_axes
+from ssgan.data.dataset import NO_MASK, DatasetInfo, VolumeDataset, content_hash, is_dataset
+from ssgan.data.masks import read_mask
 from ssgan.data.nifti import SUFFIXES, load_nifti
 from ssgan.data.sources import find_files
-from ssgan.data.volume import VolumeError
+from ssgan.data.volume import Volume, VolumeError
 from ssgan.models.sampling import latents, synthesise
 from ssgan.runs.config import is_run
 from ssgan.runs.generator import load_generator
@@ -24,6 +28,7 @@ from ssgan.utils.errors import UserError
 MIN_VOLUMES = 12  # a side
 MAX_GENERATED = 200  # volumes of a run, unless more are asked for
 BATCH = 4
+MASK_ENDING = "_seg"  # of a mask's file beside its volume's, before the suffix
 
 
 class EvaluateError(UserError):
@@ -35,7 +40,8 @@ class VolumeSet:
     """Volumes (N, D, H, W) float32 in [-1, 1].
 
     kind: "dataset", "run" or "folder". spacing: (x, y, z) mm. info: None for a folder. checkpoint: of the file that a
-    run's volumes were generated from, as metrics.json records it.
+    run's volumes were generated from, as metrics.json records it. masks: (N, D, H, W) uint8 class numbers, NO_MASK in a
+    volume without a mask; or None.
     """
 
     path: Path
@@ -45,14 +51,23 @@ class VolumeSet:
     slice_axis: str
     info: DatasetInfo | None = None
     checkpoint: dict[str, Any] | None = None
+    masks: np.ndarray | None = None
 
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of all voxels, as a data set records it."""
-        digest = hashlib.sha256()
-        for volume in self.volumes:
-            digest.update(np.ascontiguousarray(volume, dtype="<f4").tobytes())
-        return digest.hexdigest()
+        return content_hash(self.volumes, self.masks)
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """The indices of the volumes that have a mask."""
+        masks = [] if self.masks is None else self.masks
+        return np.array([i for i, mask in enumerate(masks) if mask[0, 0, 0] != NO_MASK], dtype=np.int64)
+
+    @property
+    def array_spacing(self) -> tuple[float, ...]:
+        """The spacing in mm along D, H, W."""
+        return tuple(self.spacing[axis] for axis in ARRAY_AXES[self.slice_axis])
 
     @cached_property
     def volume_hashes(self) -> list[str]:
@@ -68,10 +83,10 @@ def load_sides(real: Path, fake: Path, count: int | None, checkpoint: Path | Non
     Raises:
         EvaluateError: a side cannot be read, --real is a run, or the sides differ in shape, spacing or axes.
     """
-    if is_run(real) and not (real / "dataset.json").is_file():
+    if is_run(real) and not is_dataset(real):
         raise EvaluateError(f"--real {real} is a run; expected a data set or a folder of NIfTI")
     if is_run(fake) and real.is_dir():  # before the work of generating
-        have = len(_nifti_files(real, "--real")) if _is_folder(real) else len(VolumeDataset(real))
+        have = len(_folder_pairs(real, "--real")) if _is_folder(real) else len(VolumeDataset(real))
         check_counts(have, None, count)
     if _is_folder(real):
         second = load_volume_set(fake, "--fake", None, count or MAX_GENERATED, checkpoint)
@@ -81,6 +96,7 @@ def load_sides(real: Path, fake: Path, count: int | None, checkpoint: Path | Non
         most = count or min(MAX_GENERATED, len(first.volumes) // 2)
         second = load_volume_set(fake, "--fake", first, most, checkpoint)
     check_comparable(first, second, "--fake")
+    check_masks(first, second, "--fake")
     return first, second
 
 
@@ -107,13 +123,14 @@ def load_held_out(path: Path, real: VolumeSet, fake: VolumeSet) -> VolumeSet:
     """Loads --held-out. Raises EvaluateError where it cannot be compared, or holds training volumes."""
     held = load_volume_set(path, "--held-out", real if real.info else fake)
     check_comparable(real, held, "--held-out")
+    check_masks(real if real.info else fake, held, "--held-out")
     check_disjoint(real, held)
     return held
 
 
 def _is_folder(path: Path) -> bool:
     """Whether it is a folder of files: neither a data set nor a run, which record what their intensities mean."""
-    return path.is_dir() and not (path / "dataset.json").is_file() and not is_run(path)
+    return path.is_dir() and not is_dataset(path) and not is_run(path)
 
 
 def load_volume_set(
@@ -126,9 +143,10 @@ def load_volume_set(
     Raises:
         EvaluateError: see the message, which names `option`.
     """
-    if (path / "dataset.json").is_file():
+    if is_dataset(path):
         data = VolumeDataset(path)
-        loaded = VolumeSet(path, "dataset", data.volumes, data.info.spacing, data.info.slice_axis, data.info)
+        info = data.info
+        loaded = VolumeSet(path, "dataset", data.volumes, info.spacing, info.slice_axis, info, masks=data.masks)
     elif is_run(path):
         loaded = _generate(path, option, count, checkpoint)
     elif path.is_dir():
@@ -174,14 +192,38 @@ def _nifti_files(path: Path, option: str) -> list[Path]:
     return files
 
 
+def _folder_pairs(path: Path, option: str) -> list[tuple[Path, Path | None]]:
+    """The volumes below a folder, each with its mask, NAME_seg beside NAME, or None.
+
+    Raises:
+        EvaluateError: as `_nifti_files`, or a mask without its volume beside others that have theirs.
+    """
+    files = [
+        (f.with_name(re.sub(r"\.(nii|nii\.gz|hdr)$", "", f.name, flags=re.I)), f) for f in _nifti_files(path, option)
+    ]
+    by_stem = dict(files)
+    volumes = {s: s.with_name(s.name.removesuffix(MASK_ENDING)) for s in by_stem if s.name.endswith(MASK_ENDING)}
+    alone = [mask for mask, volume in volumes.items() if volume not in by_stem]
+    if len(alone) == len(volumes):  # then the ending has no such meaning in this folder
+        return [(file, None) for _, file in files]
+    if alone:
+        raise EvaluateError(
+            f"{option} {by_stem[alone[0]]}: a mask without its volume {volumes[alone[0]].name} beside it; restore the "
+            "volume, or delete the mask"
+        )
+    return [(f, by_stem.get(s.with_name(s.name + MASK_ENDING))) for s, f in files if s not in volumes]
+
+
 def _load_folder(path: Path, option: str, like: VolumeSet | None) -> VolumeSet:
     """Reads NIfTI files. Their intensities are scaled to [-1, 1] as those of `like` were, and clipped; without `like`
-    by the 0.5 and 99.5 percentiles of all voxels."""
-    files = _nifti_files(path, option)
+    by the 0.5 and 99.5 percentiles of all voxels. Masks are read where `like` has masks, whose values they have."""
+    pairs = _folder_pairs(path, option)
     axis = like.slice_axis if like else "axial"
+    values = like.info.mask_values if like and like.info else None
     arrays: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     spacing: np.ndarray | None = None
-    for file in tqdm(files, desc=f"reading {option}", disable=None):
+    for file, mask in tqdm(pairs, desc=f"reading {option}", disable=None):
         try:
             volume = load_nifti(file)
         except VolumeError as error:
@@ -197,6 +239,13 @@ def _load_folder(path: Path, option: str, like: VolumeSet | None) -> VolumeSet:
             )
         arrays.append(array)
         spacing = volume.spacing
+        if values and mask:
+            try:
+                masks.append(to_array_axes(read_class_numbers(mask, volume, values), axis))
+            except VolumeError as error:
+                raise EvaluateError(f"{option} {mask}: {error}") from error
+        elif values:
+            masks.append(np.full(array.shape, NO_MASK, np.uint8))
     raw = np.stack(arrays)
     info = like.info if like else None
     low, high = (info.intensity_low, info.intensity_high) if info else np.percentile(raw, (0.5, 99.5))
@@ -205,7 +254,29 @@ def _load_folder(path: Path, option: str, like: VolumeSet | None) -> VolumeSet:
             f"{option} {path} is a folder and so is the other side: no common intensity scale; prepare one of them"
         )
     scaled = np.clip((raw - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
-    return VolumeSet(path, "folder", scaled, tuple(map(float, spacing)), axis)
+    stacked = np.stack(masks) if values and any(mask for _, mask in pairs) else None
+    return VolumeSet(path, "folder", scaled, tuple(map(float, spacing)), axis, masks=stacked)
+
+
+def read_class_numbers(file: Path, volume: Volume, values: Sequence[int]) -> np.ndarray:
+    """Reads the mask of a volume, (X, Y, Z) uint8 class numbers. values: the value of each class in the file.
+
+    Raises:
+        VolumeError: unreadable, on another grid than the volume, or with other values.
+    """
+    stored = read_mask(file)
+    order = nibabel.io_orientation(stored.affine)
+    data = nibabel.apply_orientation(stored.data, order)
+    affine = stored.affine @ nibabel.orientations.inv_ornt_aff(order, stored.data.shape)
+    if data.shape != volume.data.shape or not np.allclose(affine, volume.affine, atol=1e-3):
+        raise VolumeError(
+            f"expected the grid of its volume, shape {volume.data.shape} and affine {volume.affine.tolist()}; got "
+            f"{data.shape} and {affine.tolist()}"
+        )
+    found = np.unique(data)
+    if not np.isin(found, values).all():
+        raise VolumeError(f"expected the values {list(values)} of the data set's masks; got {found.tolist()}")
+    return np.searchsorted(values, data).astype(np.uint8)
 
 
 def check_finite(source: VolumeSet, option: str) -> VolumeSet:
@@ -228,6 +299,15 @@ def check_comparable(real: VolumeSet, other: VolumeSet, option: str) -> None:
         raise EvaluateError(
             f"{option}: expected the spacing of --real, {real.spacing} mm; got {other.spacing}; prepare both alike"
         )
+
+
+def check_masks(first: VolumeSet, other: VolumeSet, option: str) -> None:
+    """Raises EvaluateError where both have masks, of other classes."""
+    if first.masks is None or other.masks is None or first.info is None or other.info is None:
+        return  # the masks of a folder were read as those of the other side
+    kinds = [dict(zip(s.info.mask_names, s.info.mask_values, strict=True)) for s in (first, other)]
+    if kinds[0] != kinds[1]:
+        raise EvaluateError(f"{option}: expected the classes of the other masks, {kinds[0]}; got {kinds[1]}")
 
 
 def check_disjoint(real: VolumeSet, held: VolumeSet) -> None:
