@@ -1,8 +1,9 @@
-"""`ssgan generate`: writes volumes of a trained run as NIfTI, PNG and GIF.
+"""`ssgan generate`: writes volumes of a trained run as NIfTI, PNG and GIF; with their masks, if it was trained on any.
 
     python -m ssgan.generate --run RUN --seeds 0-15,20 --out DIR [--truncation 0.7] [--class NAME|NUMBER|all]
 
-The latent of a seed depends on the seed alone, not on the other seeds, the class or --batch.
+Of a run with masks, seedN_seg.nii.gz is the mask of seedN.nii.gz, and dataset.json lists all pairs in the folder for
+nnU-Net and MONAI. The latent of a seed depends on the seed alone, not on the other seeds, the class or --batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ssconv.parser import Parser
+from ssgan.runs.datalist import DATALIST, nnunet_obstacle, write_datalist
 from ssgan.runs.generator import CHECKPOINT_HELP, load_generator, parse_class, parse_seeds
 from ssgan.runs.samples import RECORD, SampleOptions, check_output_folder, write_samples
 from ssgan.utils.cores import use_threads
@@ -75,6 +77,11 @@ def run(args: argparse.Namespace) -> int:
         which = "all" if shown == len(seeds) else f"the first {shown}"
         of_class = "" if label is None else f" of class {names[label]}"
         print(f"{len(seeds)} {'slices' if flat else 'volumes'}{of_class} in {args.out}, {which} shown in {montage}")
+    if source.G.cfg.mask_classes and not flat:
+        count = write_datalist(args.out, source.info, args.run.resolve().name)
+        print(f"{args.out / DATALIST}: {count} pairs of image and mask, for nnU-Net and MONAI")
+        if obstacle := nnunet_obstacle(source.info):
+            print(f"note: {obstacle}")
     return 0
 
 

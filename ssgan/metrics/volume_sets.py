@@ -20,7 +20,7 @@ from ssgan.data.masks import read_mask
 from ssgan.data.nifti import SUFFIXES, load_nifti
 from ssgan.data.sources import find_files
 from ssgan.data.volume import Volume, VolumeError
-from ssgan.models.sampling import latents, synthesise
+from ssgan.models.sampling import latents, synthesise_pairs
 from ssgan.runs.config import is_run
 from ssgan.runs.generator import load_generator
 from ssgan.utils.errors import UserError
@@ -166,19 +166,20 @@ def _generate(path: Path, option: str, count: int, checkpoint: Path | None) -> V
         raise EvaluateError(f"{option} {path}: {name} is of stage 2d, which makes slices; train the 3D stage")
     c = source.class_labels(count)
     parts = [
-        synthesise(
+        synthesise_pairs(
             G, latents(range(i, min(i + BATCH, count)), G.cfg.z_dim), batch=BATCH,
             c=None if c is None else c[i : i + BATCH],
         )
         for i in tqdm(range(0, count, BATCH), desc="generating", disable=None)
     ]  # fmt: skip
-    volumes = np.clip(np.concatenate(parts), -1, 1)
+    volumes = np.clip(np.concatenate([part.volumes for part in parts]), -1, 1)
+    masks = np.concatenate([part.masks for part in parts]) if G.cfg.mask_classes else None
     about = {
         "checkpoint": source.path.name,
         "checkpoint_sha256": source.sha256,
         "checkpoint_images": source.meta.images,
     }
-    return VolumeSet(path, "run", volumes, info.spacing, info.slice_axis, info, about)
+    return VolumeSet(path, "run", volumes, info.spacing, info.slice_axis, info, about, masks)
 
 
 def _nifti_files(path: Path, option: str) -> list[Path]:

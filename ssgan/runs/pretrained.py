@@ -24,7 +24,7 @@ import ssconv
 from ssgan.config.network import NetworkConfig
 from ssgan.data.dataset import DatasetInfo
 from ssgan.models.networks import Discriminator, Generator
-from ssgan.models.sampling import class_mean, latents, synthesise
+from ssgan.models.sampling import Pairs, class_mean, latents, synthesise_pairs
 from ssgan.runs import checkpoint
 from ssgan.runs.config import FILE, RunError
 from ssgan.runs.generator import load_generator
@@ -79,15 +79,21 @@ class Pretrained(nn.Module):
 class PretrainedGenerator(Pretrained, Generator):
     """A generator that can be written to a folder and read from it."""
 
-    @torch.no_grad()
     def volumes(self, seeds: Sequence[int], truncation: float = 1.0, label: int | None = None) -> np.ndarray:
         """Generates the volumes (N, D, H, W) in [-1, 1] of `ssgan generate --seeds ..`, four at a time.
 
         label: the class, for a network with classes.
         """
+        return self.pairs(seeds, truncation, label).volumes
+
+    @torch.no_grad()
+    def pairs(self, seeds: Sequence[int], truncation: float = 1.0, label: int | None = None) -> Pairs:
+        """Generates what `volumes` does, and the masks where the network makes them."""
         c = None if label is None else torch.full((len(seeds),), label)
         centre = None if label is None or truncation == 1.0 else class_mean(self, label)
-        return synthesise(self, latents(seeds, self.cfg.z_dim), batch=4, truncation=truncation, c=c, centre=centre)
+        return synthesise_pairs(
+            self, latents(seeds, self.cfg.z_dim), batch=4, truncation=truncation, c=c, centre=centre
+        )
 
 
 class PretrainedDiscriminator(Pretrained, Discriminator):

@@ -1,4 +1,4 @@
-"""Generates volumes of a run and writes them as NIfTI, PNG and GIF."""
+"""Generates volumes of a run, and masks where it makes them, and writes them as NIfTI, PNG and GIF."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from ssgan.data.axes import to_axial
-from ssgan.data.dataset import DatasetInfo, to_nifti
-from ssgan.models.sampling import class_mean, latents, synthesise
+from ssgan.data.dataset import DatasetInfo, to_nifti, to_nifti_mask
+from ssgan.models.sampling import class_mean, latents, synthesise_pairs
+from ssgan.runs.datalist import ENDING, MASK_ENDING
 from ssgan.runs.generator import LoadedGenerator
 from ssgan.utils.errors import UserError
 from ssgan.utils.files import atomic_path
@@ -53,6 +54,8 @@ def write_samples(
 ) -> tuple[Path, int]:
     """Writes the volumes of all seeds, and a montage of the first ones; of a 2D checkpoint PNG slices only.
 
+    Of a run with masks each volume has its mask beside it, which the pictures show over it.
+
     label: the class, None for networks without classes.
 
     Returns:
@@ -64,17 +67,21 @@ def write_samples(
     if label is not None and options.truncation != 1.0 and options.truncation_centre == "class":
         centre = class_mean(G, label)
     shown: list[np.ndarray] = []
+    shown_masks: list[np.ndarray] = []
     batch = 1 if options.noise == "random" else options.batch  # so that a seed's noise does not depend on other seeds
     for first in range(0, len(seeds), batch):
         part = seeds[first : first + batch]
         c = None if label is None else torch.full((len(part),), label)
-        volumes = synthesise(
+        volumes, masks = synthesise_pairs(
             G, latents(part, G.cfg.z_dim), batch=batch, truncation=options.truncation, noise=options.noise,
             noise_seed=part[0], c=c, centre=centre,
         )  # fmt: skip
-        for seed, volume in zip(part, volumes, strict=True):
-            _write_sample(volume, out, f"{prefix}seed{seed:04d}", info, stage)
-        shown += list(volumes[: max(0, MAX_SHOWN - len(shown))])
+        for i, seed in enumerate(part):
+            mask = None if masks is None else masks[i]
+            _write_sample(volumes[i], mask, out, f"{prefix}seed{seed:04d}", info, stage)
+        room = max(0, MAX_SHOWN - len(shown))
+        shown += list(volumes[:room])
+        shown_masks += [] if masks is None else list(masks[:room])
 
     stack, captions = np.stack(shown), [f"seed {seed}" for seed in seeds[: len(shown)]]
     file = out / ("montage.png" if label is None else f"montage-class{label}.png")
@@ -82,22 +89,36 @@ def write_samples(
     if stage == "2d":
         return slice_grid(stack[:, 0], file, title=title), len(shown)
     axial = to_axial(stack, info.slice_axis)
-    return contact_sheet(axial, captions, file, spacing=info.spacing, title=title), len(shown)
+    drawn = to_axial(np.stack(shown_masks), info.slice_axis) if shown_masks else None
+    return contact_sheet(axial, captions, file, spacing=info.spacing, title=title, masks=drawn), len(shown)
 
 
-def _write_sample(volume: np.ndarray, out: Path, name: str, info: DatasetInfo, stage: str) -> None:
-    """Writes the files of one seed; volume (D, H, W) in [-1, 1]."""
+def _write_sample(
+    volume: np.ndarray, mask: np.ndarray | None, out: Path, name: str, info: DatasetInfo, stage: str
+) -> None:
+    """Writes the files of one seed; volume (D, H, W) in [-1, 1], mask (D, H, W) uint8 class numbers."""
     if stage == "2d":
         slice_grid(volume, out / f"{name}.png")
         return
-    save_nifti(volume, info, out / f"{name}.nii.gz")
+    if mask is not None:  # first, so that no volume of an interrupted call lacks its mask
+        save_nifti_mask(mask, info, out / f"{name}{MASK_ENDING}")
+    save_nifti(volume, info, out / f"{name}{ENDING}")
     axial = to_axial(volume, info.slice_axis)
-    three_plane_grid(axial[None], out / f"{name}.png", spacing=info.spacing, title=name)
-    save_gif(axial, out / f"{name}.gif", spacing=info.spacing)
+    drawn = None if mask is None else to_axial(mask, info.slice_axis)
+    over = None if drawn is None else drawn[None]
+    three_plane_grid(axial[None], out / f"{name}.png", spacing=info.spacing, title=name, masks=over)
+    save_gif(axial, out / f"{name}.gif", spacing=info.spacing, masks=drawn)
 
 
 def save_nifti(volume: np.ndarray, info: DatasetInfo, path: Path) -> Path:
     """Writes a volume (D, H, W) in [-1, 1] as NIfTI with the affine and the intensities of `info`."""
     with atomic_path(path) as temporary:
         nibabel.save(to_nifti(volume, info), temporary)
+    return path
+
+
+def save_nifti_mask(mask: np.ndarray, info: DatasetInfo, path: Path) -> Path:
+    """Writes a mask (D, H, W) of class numbers as NIfTI with the affine and the mask's values of `info`."""
+    with atomic_path(path) as temporary:
+        nibabel.save(to_nifti_mask(mask, info), temporary)
     return path

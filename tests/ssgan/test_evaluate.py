@@ -274,7 +274,7 @@ def few(tmp_path_factory):
     ],
 )  # fmt: skip
 def test_too_few_volumes_are_counted_before_any_is_generated(real, fake, more, got, few, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(volume_sets, "synthesise", lambda *args, **kwargs: pytest.fail("generated"))
+    monkeypatch.setattr(volume_sets, "synthesise_pairs", lambda *args, **kwargs: pytest.fail("generated"))
     told = ["--real", str(few / real), "--fake", str(few / fake), "--out", str(tmp_path / "a.json"), *more]
     assert evaluate.main(told) == 2
     err = capsys.readouterr().err

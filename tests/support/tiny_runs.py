@@ -50,6 +50,17 @@ def make_class_run(root: Path) -> Path:
     return root / "run"
 
 
+def make_mask_run(root: Path, stage: str = "3d") -> Path:
+    """Makes root/data with 6 phantoms and their masks, and root/STAGE, a run trained on both; its masks have all
+    classes."""
+    data = write_phantom_dataset(root / "data", count=6, shape=SHAPE, seed=1, masks=True)
+    network = CONFIG.network.with_masks(data.info.mask_classes)
+    cfg = dataclasses.replace(CONFIG, stage=stage, network=network)
+    options = {"progress": False, "echo": lambda text: None, "data_path": str(root / "data")}
+    assert loop.train(cfg, data, root / stage, **options) == 0
+    return root / stage
+
+
 def add_checkpoint(run: Path, seed: int) -> Path:
     """Writes a checkpoint that is further than the run's newest, with another constant and noise in G_ema."""
     tensors, meta = checkpoint.load(checkpoint.list_checkpoints(run / "checkpoints")[-1])
