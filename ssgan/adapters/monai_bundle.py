@@ -5,7 +5,8 @@
     BUNDLE/models/                   the generator (`ssgan.runs.pretrained`)
     BUNDLE/docs/README.md            how to run it
 
-The bundle needs this package to run: MONAI has no such network.
+The bundle needs this package to run: MONAI has no such network. Of a run with masks it writes both: seedN.nii.gz and
+seedN_seg.nii.gz, and the dataset.json of `ssgan generate` beside them.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import numpy as np
 import torch
 
 import ssconv
-from ssgan.data.dataset import to_nifti
+from ssgan.runs.datalist import ENDING, MASK_ENDING, write_datalist
 from ssgan.runs.generator import parse_seeds
 from ssgan.runs.pretrained import PretrainedGenerator
+from ssgan.runs.samples import save_nifti, save_nifti_mask
 from ssgan.utils.errors import UserError
-from ssgan.utils.files import atomic_path, atomic_write_bytes, write_json_atomic
+from ssgan.utils.files import atomic_write_bytes, write_json_atomic
 
 README = """# {name}
 
@@ -31,7 +33,7 @@ A 3D GAN of `ssgan`. In this folder, with `pip install split-shuffle-gan "monai"
 
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . --seeds "'0-7'"
 
-writes volumes as NIfTI to `volumes`. `--truncation 0.7` makes them more typical and less varied{classes}.
+writes volumes{masks} as NIfTI to `volumes`. `--truncation 0.7` makes them more typical and less varied{classes}.
 """
 
 
@@ -49,7 +51,8 @@ def write_bundle(G: PretrainedGenerator, folder: Path, name: str) -> None:
     write_json_atomic(folder / "configs" / "inference.json", _inference(bool(classes)))
     numbers = ", ".join(f"{i} ({text})" for i, text in enumerate(classes))
     told = f"; `--label` chooses the class: {numbers}" if classes else ""
-    atomic_write_bytes(folder / "docs" / "README.md", README.format(name=name, classes=told).encode())
+    texts = {"name": name, "classes": told, "masks": " and their masks" if G.cfg.mask_classes else ""}
+    atomic_write_bytes(folder / "docs" / "README.md", README.format(**texts).encode())
 
 
 def _inference(conditional: bool) -> dict[str, Any]:
@@ -81,8 +84,10 @@ def _metadata(G: PretrainedGenerator, name: str) -> dict[str, Any]:
     info, (depth, height, width) = G.info, G.cfg.shape
     latent = {"type": "tuple", "format": "latent", "num_channels": G.cfg.z_dim, "spatial_shape": [], "dtype": "float32"}
     latent |= {"value_range": [], "is_patch_data": False, "channel_def": {}}
-    image = {"type": "image", "format": "magnitude", "num_channels": 1, "spatial_shape": [depth, height, width]}
-    image |= {"dtype": "float32", "value_range": [-1, 1], "is_patch_data": False, "channel_def": {"0": "image"}}
+    channels = ["image", *(info.mask_names or ())[: G.cfg.mask_classes]]  # those of masks are 2 p - 1 of the classes
+    image = {"type": "image", "format": "magnitude", "num_channels": len(channels)}
+    image |= {"spatial_shape": [depth, height, width], "dtype": "float32", "value_range": [-1, 1]}
+    image |= {"is_patch_data": False, "channel_def": {str(i): channel for i, channel in enumerate(channels)}}
     return {
         "version": "0.1.0",
         "changelog": {"0.1.0": "exported by ssgan"},
@@ -109,10 +114,15 @@ def _version(package: str) -> str:
 def write_volumes(
     network: PretrainedGenerator, folder: str, seeds: str, truncation: float = 1.0, label: int | None = None
 ) -> list[Path]:
-    """Writes the volumes of seeds ("0-3,7") as NIfTI; the files are returned. This is what the bundle runs."""
-    numbers = parse_seeds(str(seeds))
-    files = [Path(folder, f"seed{seed:04d}.nii.gz") for seed in numbers]
-    for file, volume in zip(files, network.volumes(numbers, truncation, label), strict=True):
-        with atomic_path(file) as temporary:
-            nibabel.save(to_nifti(volume, network.info), temporary)
-    return files
+    """Writes the volumes of seeds ("0-3,7"), and their masks where the network makes them, as NIfTI; the volumes' files
+    are returned. This is what the bundle runs."""
+    numbers, info = parse_seeds(str(seeds)), network.info
+    stems = [f"seed{seed:04d}" for seed in numbers]
+    volumes, masks = network.pairs(numbers, truncation, label)
+    for i, stem in enumerate(stems):
+        if masks is not None:
+            save_nifti_mask(masks[i], info, Path(folder, f"{stem}{MASK_ENDING}"))
+        save_nifti(volumes[i], info, Path(folder, f"{stem}{ENDING}"))
+    if masks is not None:
+        write_datalist(Path(folder), info, "the bundle")
+    return [Path(folder, f"{stem}{ENDING}") for stem in stems]
