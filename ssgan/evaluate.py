@@ -17,6 +17,7 @@ from ssconv.parser import Parser
 from ssgan.metrics.evaluation import INTERVALS, EvaluationOptions, draw_closest_pairs, evaluate
 from ssgan.metrics.extractors import deepbet
 from ssgan.metrics.extractors.choose import NAMES, make_extractor
+from ssgan.metrics.masks import mask_table
 from ssgan.metrics.registry import comparisons
 from ssgan.metrics.segmenter import Segmenter
 from ssgan.metrics.volume_sets import EvaluateError, load_held_out, load_sides
@@ -25,10 +26,6 @@ from ssgan.runs.generator import CHECKPOINT_HELP
 from ssgan.utils.cores import use_threads
 from ssgan.utils.errors import run_command
 from ssgan.utils.files import write_json_atomic
-
-# The entries of a figure of masks in metrics.json that are printed, where they are not "generated" and "real".
-SIDES = {"volume_ml": ("generated_mean", "real_mean"), "volume_distance": ("value", "floor")}
-SIDES |= {name: ("generated", "reference") for name in ("surface_mm", "dice_to_closest")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,26 +98,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def mask_lines(found: dict[str, Any]) -> list[str]:
-    """The table of the masks' figures: a line for each class, of the generated masks / of real ones."""
-    columns = {"volume_ml": "volume, ml", "volume_distance": "its distance", "absent": "absent"}
-    columns |= {"surface_mm": "surface, mm", "dice_to_closest": "Dice to it", "components": "components"}
-    columns |= {"segmenter_dice": "agreement"} if "segmenter" in found else {}
-    lines = [
-        f"masks: {found['count']} generated / {found['count']} real; surface and Dice to the closest of "
-        f"{found['training']} training masks / of {found['reference']}",
-        f"{'':<13}" + "".join(f"{text:>15}" for text in columns.values()),
-    ]
-    for name, row in found["classes"].items():
-        cells = []
-        for key in columns:
-            left, right = (row[key].get(k) for k in SIDES.get(key, ("generated", "real")))
-            cells.append(f"{_short(left)} / {_short(right)}".rjust(15))
-        lines.append(f"{name[:13]:<13}" + "".join(cells))
-    return lines
-
-
-def _short(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3g}"
+    """The table of the masks' figures as text."""
+    table = mask_table(found)
+    rows = [["", *table.columns], *table.rows]
+    return [table.caption, *(f"{name[:13]:<13}" + "".join(f"{cell:>15}" for cell in cells) for name, *cells in rows)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -16,6 +16,16 @@ from scipy.stats import wasserstein_distance
 
 from ssgan.metrics.memorisation import REFERENCE_ROWS, significant
 
+# Of a figure in metrics.json: its name in tables, and which two of its entries stand there.
+COLUMNS = {
+    "volume_ml": ("volume, ml", "generated_mean", "real_mean"),
+    "volume_distance": ("its distance", "value", "floor"),
+    "absent": ("absent", "generated", "real"),
+    "surface_mm": ("surface, mm", "generated", "reference"),
+    "dice_to_closest": ("Dice to it", "generated", "reference"),
+    "components": ("components", "generated", "real"),
+    "segmenter_dice": ("agreement", "generated", "real"),
+}
 NEIGHBOURHOOD = np.ones((3, 3, 3), bool)  # of connected components: voxels that share a corner are connected
 
 
@@ -162,3 +172,26 @@ def compare_masks(
             },
         }  # fmt: skip
     return figures
+
+
+class MaskTable(NamedTuple):
+    """The figures of masks as text: a row is the class's name and its cells, one for each of `columns`."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def mask_table(found: dict[str, Any]) -> MaskTable:
+    """Writes `masks` of metrics.json as a table, "of generated masks / of real ones" in each cell."""
+    columns = {key: column for key, column in COLUMNS.items() if all(key in row for row in found["classes"].values())}
+    rows = []
+    for name, figures in found["classes"].items():
+        sides = [[figures[key].get(side) for side in column[1:]] for key, column in columns.items()]
+        cells = [" / ".join("none" if value is None else f"{value:.3g}" for value in values) for values in sides]
+        rows.append([name, *cells])
+    caption = (
+        f"masks: {found['count']} generated / {found['count']} real; surface and Dice to the closest of "
+        f"{found['training']} training masks / of {found['reference']}"
+    )
+    return MaskTable(caption, [column[0] for column in columns.values()], rows)

@@ -16,7 +16,7 @@ from ssgan.data.dataset import DatasetInfo, VolumeDataset
 from ssgan.metrics import evaluation
 from ssgan.metrics.neighbours import Neighbours, TrainingVolumes
 from ssgan.models.parameters import build, parameter_count
-from ssgan.models.sampling import latents, synthesise
+from ssgan.models.sampling import latents, synthesise_pairs
 from ssgan.runs.checkpoint import CheckpointMeta
 from ssgan.runs.config import RunConfig, open_data
 from ssgan.runs.generator import load_generator
@@ -35,7 +35,8 @@ class ReportContent:
     """Everything that the report, the model card and the picture show.
 
     rows: log.jsonl. result: result.json, None while the run is not finished. real, fake: (N, D, H, W) in [-1, 1], or
-    None with the reason in `no_real`, `no_fake`. seeds: of `fake`. metrics: metrics.json or None; metrics_note: a
+    None with the reason in `no_real`, `no_fake`. real_masks, fake_masks: their class numbers (N, D, H, W) uint8, None
+    for a run without masks. seeds: of `fake`. metrics: metrics.json or None; metrics_note: a
     warning to its readers, or "". environment: versions and machine of this call.
     """
 
@@ -49,6 +50,8 @@ class ReportContent:
     data: VolumeDataset | None
     real: np.ndarray | None
     fake: np.ndarray | None
+    real_masks: np.ndarray | None
+    fake_masks: np.ndarray | None
     no_real: str
     no_fake: str
     seeds: list[int]
@@ -107,12 +110,16 @@ def collect(run: Path, data: Path | None, metrics: Path | None, file: Path | Non
     dataset, no_real = open_data(config, data)
     result = read_json(run / "result.json") if (run / "result.json").is_file() else None
     seeds, no_fake, fake, real, neighbours = list(range(count)), "", None, None, None
+    real_masks = fake_masks = None
     if source.meta.stage == "2d":
         no_fake = "The last checkpoint is of the 2D stage, which makes slices; its snapshots are below."
     else:
-        fake = np.clip(synthesise(G, latents(seeds, G.cfg.z_dim), batch=2, c=source.class_labels(count)), -1, 1)
+        made = synthesise_pairs(G, latents(seeds, G.cfg.z_dim), batch=2, c=source.class_labels(count))
+        fake, fake_masks = np.clip(made.volumes, -1, 1), made.masks
     if dataset is not None:
         real = np.array(dataset.volumes[: min(count, len(dataset))])
+        if config.train.network.mask_classes:
+            real_masks = np.array(dataset.masks[: len(real)])
         if fake is not None:
             neighbours = TrainingVolumes(dataset.volumes).nearest(fake)
     found, note = (
@@ -120,9 +127,9 @@ def collect(run: Path, data: Path | None, metrics: Path | None, file: Path | Non
     )
     return ReportContent(
         run=run, config=config, rows=JsonLog(run / "log.jsonl").rows, result=result, meta=source.meta,
-        checkpoint=source.path, sha256=source.sha256, data=dataset, real=real, fake=fake, no_real=no_real,
-        no_fake=no_fake, seeds=seeds, neighbours=neighbours, metrics=found, metrics_path=metrics, metrics_note=note,
-        environment=environment(),
+        checkpoint=source.path, sha256=source.sha256, data=dataset, real=real, fake=fake, real_masks=real_masks,
+        fake_masks=fake_masks, no_real=no_real, no_fake=no_fake, seeds=seeds, neighbours=neighbours, metrics=found,
+        metrics_path=metrics, metrics_note=note, environment=environment(),
     )  # fmt: skip
 
 

@@ -6,9 +6,11 @@ import base64
 import html
 import io
 
+import numpy as np
 from PIL import Image
 
 FRAME_WIDTH = 960  # pixels
+COLOUR = 40  # difference between two channels of a pixel that is more than the tint of paper and ink
 
 
 def esc(value: object) -> str:
@@ -17,11 +19,13 @@ def esc(value: object) -> str:
 
 
 def picture(image: Image.Image, alt: str, caption: str = "", attributes: str = "") -> str:
-    """Makes a figure with the picture as a grey JPEG of at most FRAME_WIDTH."""
+    """Makes a figure with the picture as a JPEG of at most FRAME_WIDTH, grey where it shows no masks in colour."""
     if image.width > FRAME_WIDTH:
         image = image.resize((FRAME_WIDTH, round(image.height * FRAME_WIDTH / image.width)), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    image.convert("L").save(stream, format="JPEG", quality=85, optimize=True)
+    pixels = np.asarray(image.convert("RGB")).astype(np.int16)
+    mode = "RGB" if (pixels.max(-1) - pixels.min(-1)).max() > COLOUR else "L"
+    image.convert(mode).save(stream, format="JPEG", quality=85, optimize=True)
     data = base64.b64encode(stream.getvalue()).decode()
     note = f"<figcaption>{esc(caption)}</figcaption>" if caption else ""
     size = f'width="{image.width}" height="{image.height}"'

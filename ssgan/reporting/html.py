@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ssgan.config.network import ARCHITECTURES
+from ssgan.metrics.masks import mask_table
 from ssgan.reporting.content import ReportContent, ReportError, count_parameters
 from ssgan.reporting.curves import curves_section
 from ssgan.reporting.elements import esc, missing, picture, range_slider
@@ -129,9 +131,26 @@ def metrics_section(content: ReportContent) -> str:
         '<div class="scroll"><table><thead><tr><th scope=col>metric<th scope=col class=number>value'
         "<th scope=col class=number>95 % interval<th scope=col class=number>floor<th scope=col>better"
         '<th scope=col><span aria-hidden="true">value with interval, floor marked</span></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>{masks_part(found)}"
         f'<p class="note">Protocol: {esc(found["protocol"])}. Features: {esc(extractor.get("name"))}, SHA-256 '
         f"{esc(str(extractor.get('sha256'))[:12])}. From {esc(content.metrics_path)}.</p>"
+    )
+
+
+def masks_part(found: dict[str, Any]) -> str:
+    """Shows the figures of the masks of metrics.json, or nothing where it has none."""
+    if "masks" not in found:
+        return ""
+    table = mask_table(found["masks"])
+    head = "".join(f"<th scope=col class=number>{esc(column)}" for column in table.columns)
+    rows = "".join(
+        f"<tr><th scope=row>{esc(name)}</th>{''.join(f'<td class=number>{esc(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in table.rows
+    )
+    return (
+        f"<h3>Masks</h3><p>{esc(table.caption[0].upper() + table.caption[1:])}. Each cell: of generated masks / of "
+        'real ones. Agreement: Dice of a segmenter trained on real pairs.</p><div class="scroll"><table><thead><tr>'
+        f"<th scope=col>class{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ssgan.metrics.masks import mask_table
 from ssgan.reporting.content import ReportContent, count_parameters
 from ssgan.reporting.formatting import format_duration, format_number
 
@@ -25,6 +26,9 @@ def render_model_card(content: ReportContent) -> str:
     versions = ", ".join(f"{k} {content.environment[k]}" for k in ("ssgan", "commit", "Python", "torch"))
     hyper = cfg.stage_2d if meta.stage == "2d" else cfg.stage_3d
     r1, r2 = hyper.gammas(cfg.loss)
+    masks = ""
+    if network.mask_classes:
+        masks = f", each with a mask of {', '.join((info.mask_names or ())[1:])}"
     places = ", the 2D stage knew where along depth each slice lies" if cfg.network.depth_places else ""
     return f"""# Model card: {content.run.resolve().name}
 
@@ -34,7 +38,7 @@ Written by `ssgan report` from the run's own records. What a person has to add i
 
 - 3D Split&Shuffle-GAN (after Liu et al. 2022), a StyleGAN2 for volumes
 - architecture `{network.arch_name}`, preset `{cfg.preset}`
-- makes volumes of {shape} voxels (D x H x W), {spacing} mm (x, y, z), slice axis {info.slice_axis}
+- makes volumes of {shape} voxels (D x H x W), {spacing} mm (x, y, z), slice axis {info.slice_axis}{masks}
 - parameters: {size}
 - checkpoint `{content.checkpoint.name}`, SHA-256 `{content.sha256}`
 - {"training is finished" if content.result is not None else "**training is not finished**"}
@@ -113,6 +117,11 @@ def evaluation(content: ReportContent) -> str:
         shown = "none" if interval is None else f"{format_number(interval[0])} to {format_number(interval[1])}"
         value, floor = format_number(row.get("value")), format_number(row.get("floor"))
         lines.append(f"| {name} | {value} | {shown} | {floor} | {row.get('better', '')} |")
+    if "masks" in found:
+        table = mask_table(found["masks"])
+        lines += ["", f"{table.caption[0].upper()}{table.caption[1:]}. Of generated masks / of real ones:", ""]
+        lines += [f"| class | {' | '.join(table.columns)} |", "|---" * (1 + len(table.columns)) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in table.rows]
     return "\n".join([*lines, "", f"{found['count']} against {found['count']} volumes. Protocol: {found['protocol']}."])
 
 

@@ -1,5 +1,5 @@
-"""The report's volumes: embedded as 8-bit greys, with sliders through the slices of every plane, and two of them side
-by side in the viewer of `ssgan view`."""
+"""The report's volumes: embedded as 8-bit greys, with sliders through the slices of every plane and the masks in colour
+over them, and two volumes side by side in the viewer of `ssgan view`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssgan.data.axes import to_axial
 from ssgan.data.dataset import DatasetInfo
 from ssgan.reporting.content import ReportContent
 from ssgan.reporting.elements import esc, missing, picture, range_slider
-from ssgan.utils.pictures import three_plane_grid
+from ssgan.utils.pictures import MASK_COLOURS, NO_MASK, TINT, three_plane_grid
 
 MAX_VOXELS = 12 * 2**20  # embedded, of all sets together
 PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}  # name -> axis of (Z, Y, X) that the slider moves along
@@ -28,21 +28,22 @@ def embedded_volumes(content: ReportContent) -> dict[str, Any] | None:
 
     Where they have more than MAX_VOXELS together, every axis is reduced by block means until they have not.
     """
-    sets: list[tuple[str, list[str], np.ndarray]] = []
+    sets: list[tuple[str, list[str], np.ndarray, np.ndarray | None]] = []
     if content.real is not None:
-        sets.append(
-            ("Real: the first of the data set", [f"volume {i}" for i in range(len(content.real))], content.real)
-        )
+        names = [f"volume {i}" for i in range(len(content.real))]
+        sets.append(("Real: the first of the data set", names, content.real, content.real_masks))
     if content.fake is not None:
-        sets.append(("Generated: the first seeds, none chosen", [f"seed {s}" for s in content.seeds], content.fake))
-    found = content.neighbours
-    if found is not None and content.data is not None:
+        names = [f"seed {s}" for s in content.seeds]
+        sets.append(("Generated: the first seeds, none chosen", names, content.fake, content.fake_masks))
+    found, data = content.neighbours, content.data
+    if found is not None and data is not None:
         names = [f"volume {i}, {d:.3f}" for i, d in zip(found.index, found.distance, strict=True)]
-        near = np.stack([np.asarray(content.data.volumes[i]) for i in found.index])
-        sets.append(("Nearest training volume to each generated one, and its distance", names, near))
+        near = np.stack([np.asarray(data.volumes[i]) for i in found.index])
+        masks = None if content.real_masks is None else np.stack([np.asarray(data.masks[i]) for i in found.index])
+        sets.append(("Nearest training volume to each generated one, and its distance", names, near, masks))
     if not sets:
         return None
-    everything = to_axial(np.concatenate([v for _, _, v in sets]), content.info.slice_axis)
+    everything = to_axial(np.concatenate([v for _, _, v, _ in sets]), content.info.slice_axis)
     factor = next(f for f in range(1, 1000) if everything.size / f**3 <= MAX_VOXELS)
     spacing = [s * factor for s in content.info.spacing[::-1]]
     if factor > 1:
@@ -53,10 +54,30 @@ def embedded_volumes(content: ReportContent) -> dict[str, Any] | None:
         "shape": list(greys.shape[1:]),
         "spacing": spacing,
         "factor": factor,
-        "sets": [{"title": title, "names": names} for title, names, _ in sets],
+        "sets": [{"title": title, "names": names} for title, names, _, _ in sets],
         "nifti": base64.b64encode(nifti_header(content.info, greys.shape[:0:-1], factor)).decode(),
         "window": [content.info.intensity_low, content.info.intensity_high],
         "data": base64.b64encode(packed).decode(),
+        **_embedded_masks(content, [(v, m) for _, _, v, m in sets], factor),
+    }
+
+
+def _embedded_masks(
+    content: ReportContent, sets: list[tuple[np.ndarray, np.ndarray | None]], factor: int
+) -> dict[str, Any]:
+    """Packs the masks of all sets of (volumes, masks) as gzipped class numbers on the axes and the grid of the greys,
+    with names and colours of the classes; nothing where no set has masks."""
+    if all(m is None for _, m in sets):
+        return {}
+    masks = [np.full(v.shape, NO_MASK, np.uint8) if m is None else m for v, m in sets]
+    everything = to_axial(np.concatenate(masks), content.info.slice_axis)
+    z, y, x = (slice(factor // 2, n // factor * factor, factor) for n in everything.shape[1:])  # amid each block
+    packed = gzip.compress(np.ascontiguousarray(everything[:, z, y, x]).tobytes(), 9, mtime=0)
+    names = (content.info.mask_names or ())[1:]
+    return {
+        "masks": base64.b64encode(packed).decode(),
+        "classes": [{"name": n, "colour": list(c)} for n, c in zip(names, MASK_COLOURS, strict=False)],
+        "tint": TINT,
     }
 
 
@@ -120,10 +141,13 @@ def volumes_section(content: ReportContent, volumes: dict[str, Any] | None) -> s
             block.append(f'<p class="note">{esc(group["title"])}</p><ul class="films">{"".join(cells)}</ul>')
         blocks.append("".join(block) + "</div>")
     still = []
-    for name, array in (("real", content.real), ("generated", content.fake)):
+    for name, array, masks in (
+        ("real", content.real, content.real_masks), ("generated", content.fake, content.fake_masks)
+    ):  # fmt: skip
         if array is not None:
-            alt = f"{len(array)} {name} volumes, axial, coronal and sagittal middle slices"
-            still.append(picture(grid(content, array), alt, f"{name}, middle slices"))
+            slices = "middle slices" if masks is None else "slices with most of the mask, masks in colour"
+            alt = f"{len(array)} {name} volumes, axial, coronal and sagittal {slices}"
+            still.append(picture(grid(content, array, masks), alt, f"{name}, {slices}"))
     reduced = f" Reduced by a factor of {volumes['factor']} along every axis for this page." * (volumes["factor"] > 1)
     scale = f"{content.info.intensity_low:g} to {content.info.intensity_high:g}"
     caption = (
@@ -131,8 +155,24 @@ def volumes_section(content: ReportContent, volumes: dict[str, Any] | None) -> s
         f"(axial) or right (sagittal). Arrow keys move a slider that has the focus.{reduced}"
     )
     return (
-        "".join(notes) + f'<p class="note">{esc(caption)}</p>{viewer_panel(volumes)}{"".join(blocks)}'
+        "".join(notes)
+        + f'<p class="note">{esc(caption)}</p>{mask_legend(volumes)}{viewer_panel(volumes)}{"".join(blocks)}'
         f'<div class="no-js">{"".join(still)}</div>'
+    )
+
+
+def mask_legend(volumes: dict[str, Any]) -> str:
+    """Names the colours of the masks, with a box that hides them; nothing without masks."""
+    if "masks" not in volumes:
+        return ""
+    swatches = [(c["name"], ",".join(map(str, c["colour"]))) for c in volumes["classes"]]
+    colours = "".join(
+        f'<li><span class="swatch" style="background:rgb({colour})"></span>{esc(name)}</li>'
+        for name, colour in swatches
+    )
+    return (
+        f'<ul class="legend" aria-label="Colours of the masks">{colours}</ul><p class="js-only"><input type="checkbox" '
+        'id="show-masks" checked> <label for="show-masks">Show the masks over the slices</label></p>'
     )
 
 
@@ -166,12 +206,14 @@ def viewer_panel(volumes: dict[str, Any]) -> str:
     )
 
 
-def grid(content: ReportContent, volumes: np.ndarray) -> Image.Image:
+def grid(content: ReportContent, volumes: np.ndarray, masks: np.ndarray | None) -> Image.Image:
     """Draws `three_plane_grid` as an image."""
     path = content.run / ".report-still.png"
+    axis = content.info.slice_axis
+    drawn = None if masks is None else to_axial(masks, axis)
     try:
-        three_plane_grid(to_axial(volumes, content.info.slice_axis), path, spacing=content.info.spacing)
+        three_plane_grid(to_axial(volumes, axis), path, spacing=content.info.spacing, masks=drawn)
         with Image.open(path) as image:
-            return image.convert("L")
+            return image.convert("RGB")
     finally:
         path.unlink(missing_ok=True)

@@ -45,8 +45,9 @@
     sagittal: { axis: 2, rows: 0, columns: 1, at: (i, r, c) => [r, c, i] },
   };
 
-  function drawPlane(name, index, about, voxels) {
+  function drawPlane(name, index, about, voxels, masks) {
     const plane = PLANES[name], [nz, ny, nx] = about.shape;
+    const shown = masks && document.getElementById("show-masks").checked;
     const height = about.shape[plane.rows], width = about.shape[plane.columns];
     for (const canvas of document.querySelectorAll(`canvas[data-plane="${name}"]`)) {
       const start = Number(canvas.dataset.volume) * nz * ny * nx;
@@ -57,8 +58,9 @@
       for (let r = 0; r < height; r++) {
         for (let c = 0; c < width; c++) {
           const [z, y, x] = plane.at(index, height - 1 - r, c);
-          const grey = voxels[start + (z * ny + y) * nx + x], at = 4 * (r * width + c);
-          image.data[at] = image.data[at + 1] = image.data[at + 2] = grey;
+          const voxel = start + (z * ny + y) * nx + x, grey = voxels[voxel], at = 4 * (r * width + c);
+          const found = shown && masks[voxel] ? about.classes[masks[voxel] - 1] : undefined; // none of class 0 and 255
+          for (let i = 0; i < 3; i++) image.data[at + i] = found ? grey + about.tint * (found.colour[i] - grey) : grey;
           image.data[at + 3] = 255;
         }
       }
@@ -73,14 +75,17 @@
   async function volumes() {
     const text = document.getElementById("volumes").textContent.trim();
     const about = text ? JSON.parse(text) : null;
-    return { about, voxels: about ? await unpack(about.data) : null };
+    const masks = about && about.masks ? await unpack(about.masks) : null;
+    return { about, voxels: about ? await unpack(about.data) : null, masks };
   }
 
   async function main() {
     globalThis.reportVolumes = volumes(); // the viewer's script waits for them too
-    const { about, voxels } = await globalThis.reportVolumes;
+    const { about, voxels, masks } = await globalThis.reportVolumes;
     root.classList.add("js"); // only now: a browser that cannot unpack keeps the still pictures
-    if (about) for (const name of Object.keys(PLANES)) slider(name, (index) => drawPlane(name, index, about, voxels));
+    const planes = about ? Object.keys(PLANES) : [];
+    for (const name of planes) slider(name, (index) => drawPlane(name, index, about, voxels, masks));
+    if (masks) document.getElementById("show-masks").addEventListener("change", fromAddress);
     const frames = [...document.querySelectorAll("#snapshot-strip figure")];
     slider("snapshot", (index) => {
       frames.forEach((frame, i) => frame.classList.toggle("shown", i === index));
