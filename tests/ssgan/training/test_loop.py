@@ -17,6 +17,7 @@ from ssgan.config.network import NetworkConfig
 from ssgan.config.training import StageConfig, TrainConfig
 from ssgan.data.dataset import VolumeDataset
 from ssgan.data.phantom import write_phantom_dataset
+from ssgan.models.conditioning import UNCONDITIONAL
 from ssgan.runs import checkpoint
 from ssgan.runs.config import RunError
 from ssgan.runs.folder import LOCK_NAME, RunLock, check_folder
@@ -414,7 +415,7 @@ def test_batches_are_the_items(data):
     for i, item in enumerate(items):
         assert np.array_equal(batch[i, 0, 0].numpy(), data.volumes[item // SHAPE[0], item % SHAPE[0]])
     assert np.array_equal(condition.slice_index.numpy(), items % SHAPE[0]) and condition.labels is None
-    assert RealImages(data, "2d", 0, NETWORK).batch(28, 4)[1] == (None, None)  # networks that take no slice index
+    assert RealImages(data, "2d", 0, NETWORK).batch(28, 4)[1] == UNCONDITIONAL  # networks that take no slice index
 
 
 def test_stream_seeds_differ_in_every_argument_and_stay():
