@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.spatial.distance import cdist
 
+from ssgan.data.phantom import make_labelled_phantom
 from ssgan.metrics import masks
 
 SPACING = (3.0, 0.5, 2.0)  # mm along D, H, W
@@ -153,3 +155,48 @@ def test_a_class_that_nobody_has():
     assert found["volume_distance"] == {"value": None, "floor": None}
     assert found["components"] == {"real": None, "generated": None}
     assert found["surface_mm"] == {"generated": None, "reference": None}
+
+
+@pytest.fixture(scope="module")
+def heads():
+    """Masks of phantom heads: to train on, to compare with, for the floor, generated, held out; and their spacing."""
+    made = np.stack([make_labelled_phantom((12, 16, 14), 0, i)[1] for i in range(60)])
+    return np.split(made, [20, 30, 40, 50]), (11.25, 11.25, 11.25)
+
+
+def figures(heads, fake):
+    (training, real, spare, _, held), spacing = heads
+    names = ("background", "grey", "white", "ventricles")
+    everything = np.concatenate([training, real, spare])
+    return masks.compare_masks(real, fake, spare, everything, held, names, spacing)["white"]
+
+
+def test_each_fault_is_seen_by_its_figure(heads):
+    """Generated masks that are other real ones are near every reference; each fault moves its own figure away."""
+    (training, _, _, honest, _), _ = heads
+    good = figures(heads, honest)
+    assert good["volume_distance"]["value"] < 2 * good["volume_distance"]["floor"]
+    for figure in ("surface_mm", "dice_to_closest"):
+        assert good[figure]["generated"] == pytest.approx(good[figure]["reference"], rel=0.2)
+
+    swollen = np.stack([np.where(ndimage.binary_dilation(m == 2), np.uint8(2), m) for m in honest])
+    found = figures(heads, swollen)
+    assert found["volume_distance"]["value"] > 3 * good["volume_distance"]["value"]
+    assert found["surface_mm"]["generated"] > 1.3 * good["surface_mm"]["generated"]
+
+    specks = honest.copy()
+    specks[:, 0, 0, 0] = specks[:, -1, -1, -1] = specks[:, 0, -1, 0] = 2
+    assert figures(heads, specks)["components"]["generated"] >= good["components"]["generated"] + 2.5
+
+    turned = honest[:, ::-1]  # upside down: volumes and components stay, no real head looks like it
+    found = figures(heads, turned)
+    assert found["volume_ml"] == good["volume_ml"] and found["components"] == good["components"]
+    assert found["dice_to_closest"]["generated"] < good["dice_to_closest"]["generated"] - 0.02
+
+    copies = figures(heads, training[:10])
+    assert copies["dice_to_closest"]["generated"] == 1 > copies["dice_to_closest"]["reference"]
+    assert copies["surface_mm"]["generated"] == 0 < copies["surface_mm"]["reference"]
+
+    lacking = np.where(honest == 2, 1, honest).astype(np.uint8)
+    lacking[:5] = honest[:5]
+    assert figures(heads, lacking)["absent"] == {"real": 0.0, "generated": 0.5}
