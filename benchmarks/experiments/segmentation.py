@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import ssconv
+from benchmarks.experiments.unet import dice, network
 from benchmarks.operator.run import environment
 from ssconv.parser import Parser
 
@@ -95,28 +95,6 @@ def split(count: int, train: int = TRAIN) -> tuple[np.ndarray, np.ndarray]:
         raise BadData(f"data: {count} volumes; expected more than the {train} that train (--train)")
     order = np.random.default_rng(0).permutation(count)
     return order[:train], np.sort(order[train:])
-
-
-def dice(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Computes the Dice of classes 1 and 2, (N, 2), of label volumes (N, 1, X, Y, Z); 1 where a class is in neither."""
-    scores = []
-    for c in range(1, CLASSES):
-        a, b = (predicted == c).flatten(1), (truth == c).flatten(1)
-        both, sizes = (a & b).sum(1), a.sum(1) + b.sum(1)
-        scores.append(torch.where(sizes > 0, 2 * both / sizes.clamp(min=1), 1.0))
-    return torch.stack(scores, 1)
-
-
-def network(channels: Sequence[int], seed: int, variant: str) -> nn.Module:
-    """Builds MONAI's U-Net with residual units, 3 levels down; converts its convolutions unless it is dense."""
-    from monai.networks.nets import UNet
-
-    torch.manual_seed(seed)
-    strides = (2,) * (len(channels) - 1)
-    model = UNet(3, 1, CLASSES, tuple(channels), strides, num_res_units=2, norm="instance")
-    if variant != "dense":
-        ssconv.convert(model, variant)
-    return model
 
 
 @dataclass
