@@ -162,19 +162,18 @@ def prepare_mask(mask: StoredVolume, image: Volume, recipe: Recipe, values: Sequ
     """
     _check_grid(mask, image)
     labels = nibabel.apply_orientation(mask.data, nibabel.io_orientation(image.original_affine))
-    best = result = None
-    for number, value in enumerate(values):
-        one_hot = labels == value
-        if number and not one_hot.any():
-            continue
-        data, _ = resample(replace(image, data=one_hot.astype(np.float32)), recipe.spacing, 0.0, recipe.shape)
-        fitted, _ = fit_shape(data, recipe.shape)
-        if best is None or result is None:
-            best, result = fitted, np.zeros(recipe.shape, np.uint8)
-            continue
-        result[fitted > best] = number
-        best = np.maximum(best, fitted)
-    assert result is not None
+
+    def resampled(value: int) -> np.ndarray:
+        one_hot = replace(image, data=(labels == value).astype(np.float32))
+        return fit_shape(resample(one_hot, recipe.spacing, 0.0, recipe.shape)[0], recipe.shape)[0]
+
+    best, result = resampled(values[0]), np.zeros(recipe.shape, np.uint8)
+    present = set(np.unique(labels).tolist())
+    for number, value in enumerate(values[1:], 1):
+        if value in present:
+            share = resampled(value)
+            result[share > best] = number
+            best = np.maximum(best, share)
     return to_array_axes(result, recipe.slice_axis)
 
 
