@@ -132,10 +132,10 @@ class TimedGan(StageTrainer):
         self.timer = timer
         self.marks: list[tuple[str, Any]] = []
 
-    def _optimiser_step(self, phase: str, loss: Tensor) -> float:
-        value = super()._optimiser_step(phase, loss)
+    def _optimiser_step(self, phase: str, loss: Tensor) -> Tensor:
+        taken = super()._optimiser_step(phase, loss)
         self.marks.append((phase, self.timer.mark()))
-        return value
+        return taken
 
     def timed_step(self, reals: Tensor) -> dict[str, float]:
         """Times each phase of a step that has all of them, in seconds; "average" is the EMA of G's weights."""

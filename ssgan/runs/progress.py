@@ -40,12 +40,11 @@ class Progress:
             self._last = now
             rate = (self.done - self._first) / max(now - self._start, 1e-9)
             left = tqdm.format_interval(max(self.total - self.done, 0) / max(rate, 1e-9))
-            print(
+            text = (
                 f"stage {self.stage}: {self.done}/{self.total} images ({100 * self.done / max(self.total, 1):.0f} %), "
-                f"{rate:.1f} img/s, {left} left, {_shown(stats)}",
-                file=sys.stderr,
-                flush=True,
+                f"{rate:.1f} img/s, {left} left"
             )
+            print(", ".join(filter(None, (text, _shown(stats)))), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

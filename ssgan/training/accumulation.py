@@ -1,4 +1,4 @@
-"""Gradient accumulation: inputs by micro-batch, and gradients summed over micro-batches into `.grad`."""
+"""Gradient accumulation: inputs by micro-batch, and gradients summed over micro-batches in one tensor."""
 
 from __future__ import annotations
 
@@ -80,20 +80,35 @@ class Accumulator:
             check(device, group.size)
             self.call = Graphs(CudaRecorder(device))
         self.frozen = 0  # blocks of D that do not train: another number needs other graphs
+        self.total: Tensor | None = None  # gradients of a phase, one parameter's after another's
+        self.parameters: list[tuple[str, nn.Parameter]] = []  # those that have a gradient
+
+    def begin(self, net: nn.Module) -> None:
+        """Forgets the gradients of `net` before a phase that makes new ones."""
+        for p in net.parameters():
+            p.grad = None
+        self.total = None
 
     def run(self, name: str, micro: MicroBatch, segment: Callable[..., Any], *inputs: Any) -> Any:
         """Calls segment(*inputs) or replays its graph."""
         return self.call((name, micro.index, self.frozen), segment, *inputs)
 
     def backward(self, name: str, micro: MicroBatch, net: nn.Module, output: Tensor, upstream: Tensor) -> None:
-        """Adds the gradients of `output`, which an earlier segment returned, to `.grad`."""
+        """Adds the gradients of `output`, which an earlier segment returned."""
         self.add(net, self.run(name, micro, partial(gradients, net, output), upstream))
 
     def add(self, net: nn.Module, found: Gradients) -> None:
-        """Adds a micro-batch's gradients to `.grad`."""
-        for p, gradient in zip(trainable_parameters(net), found, strict=True):
-            if gradient is not None:
-                p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+        """Adds a micro-batch's gradients. In all micro-batches of a phase the same parameters have one."""
+        named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+        self.parameters = [both for both, gradient in zip(named, found, strict=True) if gradient is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in found if gradient is not None])
+        self.total = flat if self.total is None else self.total.add_(flat)
+
+    def assign(self, total: Tensor) -> None:
+        """Makes the parameters' `.grad` views of `total`."""
+        sizes = [p.numel() for _, p in self.parameters]
+        for (_, p), gradient in zip(self.parameters, total.split(sizes), strict=True):
+            p.grad = gradient.view(p.shape)
 
 
 def trainable_parameters(net: nn.Module) -> list[nn.Parameter]:
@@ -101,10 +116,5 @@ def trainable_parameters(net: nn.Module) -> list[nn.Parameter]:
 
 
 def gradients(net: nn.Module, output: Tensor, upstream: Tensor) -> Gradients:
-    """Gradients of the trainable parameters of `net`, in the parameters' memory layout."""
-    parameters = trainable_parameters(net)
-    found = torch.autograd.grad(output, parameters, upstream, allow_unused=True)
-    return [
-        g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g)
-        for g, p in zip(found, parameters, strict=True)
-    ]
+    """Gradients of the trainable parameters of `net`."""
+    return list(torch.autograd.grad(output, trainable_parameters(net), upstream, allow_unused=True))

@@ -60,10 +60,13 @@ class Group:
             bucket.append(tensor)
             held += tensor.numel()
             if held >= BUCKET or i == len(tensors) - 1:
-                flat = torch.cat([t.reshape(-1) for t in bucket])
-                self._call(dist.all_reduce, flat)
-                for t, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
-                    t.copy_(summed.view(t.shape))
+                if len(bucket) == 1 and tensor.is_contiguous():
+                    self._call(dist.all_reduce, tensor)
+                else:
+                    flat = torch.cat([t.reshape(-1) for t in bucket])
+                    self._call(dist.all_reduce, flat)
+                    for t, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                        t.copy_(summed.view(t.shape))
                 bucket, held = [], 0
 
     def any(self, flag: bool, device: torch.device) -> bool:

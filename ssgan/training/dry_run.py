@@ -90,22 +90,15 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
-class MetaValues(TorchDispatchMode):
-    """Reads every value of a meta tensor as 1, such as the loss, which a step looks at."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].device == META:
-            return 1.0
-        return func(*args, **(kwargs or {}))
-
-
 class MetaTrainer(StageTrainer):
     """A stage on the meta device: its steps have the shapes of real ones, and compute nothing."""
 
     def __init__(self, cfg: TrainConfig, stage: str, execution: Execution) -> None:
         with META:
             super().__init__(cfg, stage, META, _plain(execution))
-        self.ada = AdaptiveProbability(cfg.augment, self.hyper.batch, self.hyper.kimg)  # it reads its sums
+        # Its sums have values, and it never adapts p, which reads from the device.
+        never = dataclasses.replace(cfg.augment, interval=2**30)
+        self.ada = AdaptiveProbability(never, self.hyper.batch, self.hyper.kimg)
 
     def _generator_for(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         return super()._generator_for(purpose)  # the meta device has no generators
@@ -145,7 +138,7 @@ def measure_memory(cfg: TrainConfig, stage: str, device: torch.device, execution
     try:
         for images in (2, 4):
             live = LiveBytes()
-            with MetaValues(), live:
+            with live:
                 trainer = MetaTrainer(with_batch(cfg, stage, images), stage, execution)
                 trainer.train_step(*empty_batch(trainer))
                 del trainer
@@ -195,7 +188,8 @@ def step_seconds(trainer: StageTrainer, repeats: int = 2) -> float:
         for _ in range(repeats):
             trainer.step = step
             began = time.perf_counter()
-            trainer.train_step(*batch)  # reads the losses at its end, so all work is done
+            trainer.train_step(*batch)
+            trainer.check()  # waits for the device
             found.append(time.perf_counter() - began)
         return min(found)
 
@@ -240,10 +234,9 @@ def count_operations(trainer: MetaTrainer) -> Operations:
     for net in (trainer.G, trainer.D):  # PyTorch's counter follows gradients otherwise
         net.requires_grad_(False)
     trainer.step = 1
-    with MetaValues():
-        g = count_flops(functools.partial(trainer.phases.generate, inputs))
-        d = count_flops(functools.partial(trainer.D, images, condition))
-        return Operations(g, d, count_flops(functools.partial(trainer.train_step, images, condition)))
+    g = count_flops(functools.partial(trainer.phases.generate, inputs))
+    d = count_flops(functools.partial(trainer.D, images, condition))
+    return Operations(g, d, count_flops(functools.partial(trainer.train_step, images, condition)))
 
 
 def smaller(cfg: TrainConfig) -> TrainConfig:

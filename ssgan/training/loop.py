@@ -163,6 +163,7 @@ class Due(NamedTuple):
     final: bool  # the stage's last step
     snapshot: bool  # with a checkpoint and the distance
     metrics: bool
+    row: bool
 
 
 def due_after(trainer: StageTrainer) -> Due:
@@ -174,7 +175,8 @@ def due_after(trainer: StageTrainer) -> Due:
     def passed(every: int) -> bool:
         return final or trainer.images // every > (trainer.images - batch) // every
 
-    return Due(final, passed(snapshot_every), passed(metrics_every))
+    snapshot, metrics = passed(snapshot_every), passed(metrics_every)
+    return Due(final, snapshot, metrics, row=snapshot or metrics or trainer.step % LOG_STEPS == 0)
 
 
 def train_stage(run: Run, trainer: StageTrainer, stop: StopSignals, threads: Threads | None = None) -> bool:
@@ -183,7 +185,7 @@ def train_stage(run: Run, trainer: StageTrainer, stop: StopSignals, threads: Thr
     if threads is not None:
         threads.begin(run, trainer)
     reals = RealImages(run.data, trainer.stage, cfg.seed, cfg.network)
-    means = RunningMeans()
+    means, shown = RunningMeans(), dict[str, float]()
     began, seconds_before = time.monotonic(), log.seconds
     stopped_early = group.any(group.main and is_stopped_early(log.rows, trainer.stage, cfg), run.device)
     with contextlib.ExitStack() as stack:
@@ -196,16 +198,20 @@ def train_stage(run: Run, trainer: StageTrainer, stop: StopSignals, threads: Thr
             # Step.
             clock = time.monotonic()
             stats = trainer.train_step(*reals.batch(trainer.images, batch, trainer.local_samples))
-            seconds = time.monotonic() - clock
-            means.add(stats, seconds)
-            bar.update(trainer.images, ((n, stats[n]) for n in ("loss_g", "loss_d")))
             due = due_after(trainer)
             stopping = group.any(stop.received is not None, run.device)
+            reporting = due.row or stopping
+            if reporting:
+                trainer.check()  # waits for the device; between two rows the host runs ahead of it
+            seconds = time.monotonic() - clock
 
             # Snapshot, measure and report.
             best = False
-            if group.main and (due.snapshot or due.metrics or stopping or trainer.step % LOG_STEPS == 0):
+            if group.main:
+                means.add(stats, seconds)
+            if group.main and reporting:
                 row = {"stage": trainer.stage, "step": trainer.step, "images": trainer.images} | means.row(batch)
+                shown = {name: row[name] for name in ("loss_g", "loss_d")}
                 if due.snapshot:
                     board.image("G_ema", run.snapshot(trainer), trainer.images)
                 if due.snapshot or due.metrics:
@@ -217,6 +223,7 @@ def train_stage(run: Run, trainer: StageTrainer, stop: StopSignals, threads: Thr
                     run.plot_curves()
                 best = cfg.best_metric in row and best_so_far(log.rows, trainer.stage, cfg)[1] == 0
                 stopped_early = is_stopped_early(log.rows, trainer.stage, cfg)
+            bar.update(trainer.images, shown.items())
             if due.snapshot or due.metrics:  # only the main process has measured
                 best, stopped_early = group.any(best, run.device), group.any(stopped_early, run.device)
 

@@ -1,4 +1,4 @@
-"""The four phases of a training step. Each adds the gradients of its loss to the parameters of one network.
+"""The four phases of a training step. Each adds up the gradients of its loss by the parameters of one network.
 
     generator        mean softplus(-D(A(G(z))))                              by G
     path length      pl_weight * mean (|J^T y| - a)^2, J = dG/dw             by G, every g_reg_interval steps
@@ -91,8 +91,8 @@ class Phases:
     def generator(
         self, inputs: GeneratorInputs, reals: Sequence[ImageBatch], augment: AugmentDraws | None,
         augment_real: AugmentDraws | None, scale: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Also moves w_avg towards the batch's mean w. reals, augment_real: used in pairs only."""
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Also returns the batch's mean w (w_dim,). reals, augment_real: used in pairs only."""
         total, w_sum = self.zero(), torch.zeros_like(self.G.mapping.w_avg)
         for micro, real in zip(self.micro_batches, reals, strict=True):
             own = self.inputs_of(micro, inputs, real)
@@ -109,8 +109,7 @@ class Phases:
             self.sums["sign_fake"] += sign * micro.weight
             w_sum += ws[:, 0].detach().sum(0)
         self.group.sum([w_sum])
-        self.G.mapping.update_w_avg(w_sum / self.hyper.batch)
-        return total
+        return total, w_sum / self.hyper.batch
 
     def fool(
         self, seen: Tensor, condition: Condition, partners: Tensor | None, upstream: Tensor

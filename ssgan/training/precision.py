@@ -30,30 +30,37 @@ class Execution:
 class LossScale:
     """Dynamic loss scaling of one optimiser for fp16. A step whose gradients overflow is skipped and halves the scale;
     `interval` steps without overflow double it. Without fp16 the scale is 1 and no step is skipped.
+
+    scale, good: () float32 on the device, the scale and the steps since it last changed. The host reads neither.
     """
 
-    def __init__(self, enabled: bool, scale: float = 2.0**13, interval: int = 1000) -> None:
+    def __init__(
+        self, enabled: bool, device: torch.device | str = "cpu", scale: float = 2.0**13, interval: int = 1000
+    ) -> None:  # fmt: skip
         self.enabled, self.interval = enabled, interval
-        self.scale, self.good = (scale if enabled else 1.0), 0
+        self.scale = torch.full((), scale if enabled else 1.0, device=device)
+        self.good = torch.zeros((), device=device)
 
-    def update(self, finite: bool) -> bool:
-        """Adapts the scale to a step's gradients. Returns False if the step is to be skipped.
+    def excuses(self, finite: Tensor) -> Tensor:
+        """Whether training may go on after a step's gradients, which are `finite` or not.
 
-        With a scale of 1 the scale cannot be the cause of an overflow: True is returned, and the caller's check for
-        NaN and infinities stops the training.
+        With a scale of 1 the scale cannot be the cause of an overflow.
         """
-        if not self.enabled or (not finite and self.scale <= 1.0):
-            return True
-        self.good = self.good + 1 if finite else 0
-        if not finite:
-            self.scale /= 2
-        elif self.good >= self.interval:
-            self.scale, self.good = min(self.scale * 2, 2.0**24), 0
-        return finite
+        return finite | (self.scale > 1) if self.enabled else finite
+
+    def update(self, finite: Tensor, alive: Tensor) -> None:
+        """Adapts the scale to a step's gradients, where `alive`."""
+        if not self.enabled:
+            return
+        good = torch.where(finite, self.good + 1, 0.0)
+        due = good >= self.interval
+        grown = torch.where(due, (self.scale * 2).clamp(max=2.0**24), self.scale)
+        self.scale = torch.where(alive, torch.where(finite, grown, self.scale / 2), self.scale)
+        self.good = torch.where(alive, torch.where(due, 0.0, good), self.good)
 
     def state(self) -> Tensor:
         """(scale, steps since the last change) for the checkpoint."""
-        return torch.tensor([self.scale, float(self.good)], dtype=torch.float64)
+        return torch.stack([self.scale, self.good]).to("cpu", torch.float64)
 
     def load(self, state: Tensor) -> None:
-        self.scale, self.good = float(state[0]), int(state[1])
+        self.scale, self.good = state.to(self.scale).unbind()

@@ -25,6 +25,7 @@ from ssgan.runs.folder import remove_stray_files
 from ssgan.runs.log import JsonLog, distance_line
 from ssgan.training.distributed import Group
 from ssgan.training.monitor import Monitor
+from ssgan.training.optimiser import read
 from ssgan.training.precision import Execution
 from ssgan.training.step import StageTrainer
 from ssgan.utils.files import write_json_atomic
@@ -159,18 +160,24 @@ class RunningMeans:
     """Means of the steps' statistics since the last row of the log."""
 
     def __init__(self) -> None:
-        self.values: dict[str, list[float]] = defaultdict(list)
+        self.values: dict[str, list[Tensor | float]] = defaultdict(list)
         self.seconds = 0.0
 
-    def add(self, stats: dict[str, float], seconds: float) -> None:
+    def add(self, stats: dict[str, Tensor | float], seconds: float) -> None:
         self.seconds += seconds
         for name, value in stats.items():
             self.values[name].append(value)
 
     def row(self, batch: int) -> dict[str, Any]:
-        """The means and images per second; begins anew."""
+        """Reads the values, all at once. Returns the means and images per second; begins anew."""
         count = len(self.values["loss_g"])
-        row: dict[str, Any] = {name: math.fsum(values) / len(values) for name, values in self.values.items()}
+        on_device = [(name, v) for name, values in self.values.items() for v in values if isinstance(v, Tensor)]
+        found: dict[str, list[float]] = {
+            name: [v for v in values if not isinstance(v, Tensor)] for name, values in self.values.items()
+        }
+        for (name, _), value in zip(on_device, read([v for _, v in on_device]), strict=True):
+            found[name].append(value)
+        row: dict[str, Any] = {name: math.fsum(values) / len(values) for name, values in found.items()}
         row["images_per_second"] = count * batch / max(self.seconds, 1e-9)
         self.values.clear()
         self.seconds = 0.0

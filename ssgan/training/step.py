@@ -67,16 +67,19 @@ class StageTrainer:
             torch.manual_seed(stream_seed(cfg.seed, stage, 0, "init"))
             self.G, self.D = Generator(network).to(device), Discriminator(network).to(device)
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)  # computes in float32
+        self.average = optimiser.Average(self.G_ema, self.G)
         for net in (self.G.synthesis, self.D):
             net.conv_dtype, net.recompute = DTYPES[cfg.precision], execution.recompute
         path_length = cfg.g_reg_interval if self.hyper.pl_weight > 0 else None
         penalty = cfg.d_reg_interval if max(self.hyper.gammas(cfg.loss)) > 0 else None
         self.opt_g = self._adam(self.G, self.hyper.lr_g, path_length)
         self.opt_d = self._adam(self.D, self.hyper.lr_d, penalty)
-        self.scale_g, self.scale_d = (LossScale(cfg.precision == "fp16") for _ in range(2))
+        self.scale_g, self.scale_d = (LossScale(cfg.precision == "fp16", device) for _ in range(2))
+        self.watch = optimiser.Watch(device)
         masks = network.mask_classes
         self.augment = Augment(cfg.augment, network.shape, slice_axis=slice_axis, spacing=spacing, mask_classes=masks)
         self.ada = AdaptiveProbability(cfg.augment, self.hyper.batch, self.hyper.kimg)
+        self.signs: list[Tensor] = []  # mean signs of the real logits that `ada` has not seen
         self.pl_mean = torch.zeros((), device=device)
         self.step = 0
         self.images_before = 0  # shown in the stage that this one was inflated from
@@ -94,7 +97,8 @@ class StageTrainer:
 
     def _adam(self, net: nn.Module, lr: float, interval: int | None) -> torch.optim.Adam:
         lr, betas = optimiser.lazy_adam(lr, self.cfg.adam_betas, interval)
-        return torch.optim.Adam(net.parameters(), lr=lr, betas=betas, eps=self.cfg.adam_eps)
+        fused = self.device.type != "meta"  # it has no values, and no fused kernel
+        return torch.optim.Adam(net.parameters(), lr=lr, betas=betas, eps=self.cfg.adam_eps, fused=fused)
 
     @property
     def images(self) -> int:
@@ -108,55 +112,86 @@ class StageTrainer:
 
     # ----------------------------------------------------------------------------------------------------------- step
 
-    def train_step(self, reals: Tensor, condition: Condition = UNCONDITIONAL) -> dict[str, float]:
-        """Does one step and returns the whole batch's losses and mean signs of the logits.
+    def train_step(self, reals: Tensor, condition: Condition = UNCONDITIONAL) -> dict[str, Tensor | float]:
+        """Does one step and returns the whole batch's losses and mean signs of the logits, tensors ().
+
+        The host reads nothing from the device, except where p of the augmentation is adapted; see `check`.
 
         reals: (n, C, D, H, W), real images of the samples `local_samples`. condition: their class numbers, for networks
         with classes, and their slice indices, for 2D networks with `depth_places`.
+
+        Raises:
+            NonFiniteError: see `check`.
         """
         self._check_condition(condition, len(reals))
         cfg, hyper, phases = self.cfg, self.hyper, self.phases
         self._set_rates()
         phases.sums.clear()
         phases.accumulator.frozen = self.frozen
-        stats: dict[str, float] = {}
+        stats: dict[str, Tensor | float] = {}
         batches = self._split_reals(reals, condition)
 
         self.G.requires_grad_(True)
         self.D.requires_grad_(False)
-        self.opt_g.zero_grad(set_to_none=True)
+        phases.accumulator.begin(self.G)
         inputs = self.draw("g_main", hyper.batch)
         augments = self._draw_augmentation("aug_g"), self._draw_augmentation("aug_g_real") if phases.paired else None
-        loss = phases.generator(inputs, batches, *augments, self._scale("G"))
-        stats["loss_g"] = self._optimiser_step("generator", loss)
+        stats["loss_g"], mean_w = phases.generator(inputs, batches, *augments, self.scale_g.scale)
+        taken, w_avg = self._optimiser_step("generator", stats["loss_g"]), self.G.mapping.w_avg
+        self.G.mapping.update_w_avg(torch.where(taken, mean_w, w_avg))
         if hyper.pl_weight > 0 and self.step % cfg.g_reg_interval == 0:
-            self.opt_g.zero_grad(set_to_none=True)
+            phases.accumulator.begin(self.G)
             inputs, y = self.draw("g_path", self.path_batch), self._draw_path_noise()
-            loss, self.pl_mean = phases.path_length(inputs, y, self.pl_mean, self._scale("G"))
-            self._optimiser_step("path length", loss)
+            loss, pl_mean = phases.path_length(inputs, y, self.pl_mean, self.scale_g.scale)
+            self.pl_mean = torch.where(self._optimiser_step("path length", loss), pl_mean, self.pl_mean)
 
         self.G.requires_grad_(False)
         trainable(self.D, self.frozen)
-        self.opt_d.zero_grad(set_to_none=True)
+        phases.accumulator.begin(self.D)
         inputs = self.draw("d_main", hyper.batch)
         augments = self._draw_augmentation("aug_fake"), self._draw_augmentation("aug_real")
-        loss, generated = phases.discriminator(inputs, batches, *augments, self._scale("D"))
-        stats["loss_d"] = self._optimiser_step("discriminator", loss)
+        stats["loss_d"], generated = phases.discriminator(inputs, batches, *augments, self.scale_d.scale)
+        self._optimiser_step("discriminator", stats["loss_d"])
         if max(hyper.gammas(cfg.loss)) > 0 and self.step % cfg.d_reg_interval == 0:
-            self.opt_d.zero_grad(set_to_none=True)
+            phases.accumulator.begin(self.D)
             augments = self._draw_augmentation("aug_r1"), self._draw_augmentation("aug_r2") if generated else None
-            loss = phases.penalty(batches, generated, *augments, self._scale("D"))
+            loss = phases.penalty(batches, generated, *augments, self.scale_d.scale)
             self._optimiser_step("R1", loss)
 
         self.group.sum(list(phases.sums.values()))
-        stats |= {name: float(value) for name, value in phases.sums.items()}
+        stats |= phases.sums
+        alive, averaged = self.watch.alive, self.G_ema.mapping.w_avg
+        self.average.update(torch.where(alive, self._ema_beta(), 1.0))
+        averaged.copy_(torch.where(alive, self.G.mapping.w_avg, averaged))  # the other buffers are constants
+        self.step += 1
         if cfg.augment.active:
             stats["augment_p"] = self.ada.p
-            self.ada.observe_mean(stats["sign_real"], hyper.batch)  # of the whole batch: the same in every process
+            self.signs.append(phases.sums["sign_real"])  # of the whole batch: the same in every process
+            if self.ada.steps + 1 == self.ada.config.interval:
+                self.check()
             self.ada.step()
-        optimiser.update_ema(self.G_ema, self.G, self._ema_beta())
-        self.step += 1
         return stats
+
+    def check(self) -> None:
+        """Reads from the device whether all steps so far were sound. All processes call it.
+
+        A step with a loss or gradient that is not finite changes nothing, nor does any step after it, so the state is
+        the last good one. With fp16 a gradient may overflow, and only this step is skipped.
+
+        Raises:
+            NonFiniteError: one was not; the message names the step, the phase and the network's parameter.
+        """
+        phase = self.watch.read()
+        if phase is not None:
+            optimiser.check_finite(phase.where, self._networks(), phase)
+        for sign in optimiser.read(self.signs):
+            self.ada.observe_mean(sign, self.hyper.batch)
+        self.signs.clear()
+
+    def check_finite(self, when: str) -> None:
+        """Checks as `check` does, and the weights."""
+        self.check()
+        optimiser.check_finite(f"stage {self.stage}, step {self.step}, {when}", self._networks())
 
     def _check_condition(self, condition: Condition, count: int) -> None:
         if count != len(self.local_samples):
@@ -196,38 +231,32 @@ class StageTrainer:
         rampup = None if self.cfg.ema_carries_over and self.images_before > 0 else hyper.ema_rampup
         return optimiser.ema_beta(hyper.batch, self.images, hyper.ema_kimg * 1000, rampup)
 
-    def _scale(self, net: str) -> Tensor:
-        """Loss scale, () float32."""
-        return torch.full((), (self.scale_g if net == "G" else self.scale_d).scale, device=self.device)
+    def _networks(self) -> dict[str, nn.Module]:
+        return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
 
-    def _optimiser_step(self, phase: str, loss: Tensor) -> float:
-        """Sums loss and gradients over processes and takes an optimiser step. Returns the loss of the whole batch.
+    def _optimiser_step(self, phase: str, loss: Tensor) -> Tensor:
+        """Sums loss and gradients over processes and takes an optimiser step if they are finite.
 
-        Raises:
-            NonFiniteError: the loss or a gradient is NaN or infinite (with fp16 a gradient may be: no step is taken).
+        Returns () bool, whether it was taken.
         """
         of_generator = phase in ("generator", "path length")
-        net, adam = (self.G, self.opt_g) if of_generator else (self.D, self.opt_d)
-        scale = self.scale_g if of_generator else self.scale_d
-        gradients = [p.grad for p in net.parameters() if p.grad is not None]
-        self.group.sum([loss, *gradients])
-        if scale.enabled:
-            for gradient in gradients:
-                gradient.mul_(1.0 / scale.scale)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        value = float(loss)
-        finite = math.isfinite(float(norm))
-        step = scale.update(finite)
-        if not math.isfinite(value) or (step and not finite):
-            self.check_finite(phase, value, "G" if of_generator else "D")
-        if step:
-            adam.step()
-        return value
-
-    def check_finite(self, phase: str, loss: float = 0.0, net: str = "") -> None:
-        """Raises NonFiniteError if a weight, a gradient of `net` or the loss is not finite."""
-        models = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
-        optimiser.check_finite(f"stage {self.stage}, step {self.step}, {phase}", loss, models, net)
+        name, adam, scale = ("G", self.opt_g, self.scale_g) if of_generator else ("D", self.opt_d, self.scale_d)
+        accumulator = self.phases.accumulator
+        gradient = accumulator.total
+        assert gradient is not None
+        self.group.sum([loss])
+        self.group.sum([gradient])
+        largest, position = gradient.abs().max(0)
+        finite = largest < math.inf  # not for a NaN either; `isfinite` takes four launches
+        sound = (loss.abs() < math.inf) & scale.excuses(finite)
+        where = f"stage {self.stage}, step {self.step}, {phase}"
+        sizes = [(f"{name}.{n}", p.numel()) for n, p in accumulator.parameters]
+        self.watch.add(optimiser.PhaseRecord(where, sound, loss, largest, position, sizes))
+        taken = self.watch.alive & finite
+        accumulator.assign(gradient)
+        optimiser.step_where(taken, adam, scale.scale if scale.enabled else None)
+        scale.update(finite, self.watch.alive)
+        return taken
 
     # ---------------------------------------------------------------------------------------------------------- draws
 
@@ -276,7 +305,12 @@ class StageTrainer:
         return f"profile {profile}\n\n" + "\n\n".join(reports) + "\n"
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors of a checkpoint: everything besides step and images."""
+        """Tensors of a checkpoint: everything besides step and images.
+
+        Raises:
+            NonFiniteError: see `check`.
+        """
+        self.check()
         parts = {
             "G": self.G.state_dict(),
             "D": self.D.state_dict(),
@@ -305,4 +339,6 @@ class StageTrainer:
         if self.cfg.precision == "fp16":
             self.scale_g.load(tensors["loss_scale.G"])
             self.scale_d.load(tensors["loss_scale.D"])
+        self.watch = optimiser.Watch(self.device)
+        self.signs.clear()
         self.step, self.images_before = meta.step, meta.images_before

@@ -17,6 +17,7 @@ from ssgan.config.presets import PRESETS
 from ssgan.config.training import StageConfig
 from ssgan.training.precision import Execution
 from ssgan.training.step import StageTrainer
+from tests.support.steps import stepped
 from tests.support.strategies import _FULL, CONV_CASES, Case, ConvCase, UpfirdnCase, tensors_of
 
 # Relative to the norm of the float64 result. 16 bit: an input product, a sum and a result are each rounded, by half an
@@ -265,7 +266,7 @@ def train(
     with computed_by(backend):
         trainer = StageTrainer(cfg, "3d", torch.device(device), execution)
         for chosen in order:
-            stats = trainer.train_step(data[torch.from_numpy(chosen)])
+            stats = stepped(trainer, data[torch.from_numpy(chosen)])
             for name, values in losses.items():
                 values.append(stats[name])
     return {name: np.array(values) for name, values in losses.items()}

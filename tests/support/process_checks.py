@@ -42,6 +42,7 @@ from ssgan.training.precision import Execution
 from ssgan.training.run import Run
 from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import UserError
+from tests.support.steps import stepped
 
 SHAPE = (6, 8, 12)
 NETWORK = NetworkConfig(
@@ -105,7 +106,7 @@ def steps(folder: Path, name: str, execution: Execution, group: Group, loss: str
     images = torch.rand(STEPS, 12, 1, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
     labels = torch.randint(3, (STEPS, 12), generator=torch.Generator().manual_seed(2))
     own = trainer.local_samples
-    stats = [trainer.train_step(images[i][own], Condition(labels[i][own])) for i in range(STEPS)]
+    stats = [stepped(trainer, images[i][own], Condition(labels[i][own])) for i in range(STEPS)]
     save_file({k: v.contiguous() for k, v in trainer.state().items()}, folder / f"{name}-{group.rank}.safetensors")
     (folder / f"{name}-{group.rank}.json").write_text(json.dumps(stats))
     return 0
@@ -174,7 +175,7 @@ def death(folder: Path) -> None:
     def dying(group: Group) -> int:
         real = StageTrainer._optimiser_step
 
-        def kill(self: StageTrainer, phase: str, loss: torch.Tensor) -> float:
+        def kill(self: StageTrainer, phase: str, loss: torch.Tensor) -> torch.Tensor:
             if group.rank == 1 and self.stage == "3d" and self.step == 2 and phase == "R1":
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(self, phase, loss)
@@ -185,7 +186,7 @@ def death(folder: Path) -> None:
     def stopping(group: Group) -> int:
         real = StageTrainer.train_step
 
-        def stop(self: StageTrainer, *arguments: Any) -> dict[str, float]:
+        def stop(self: StageTrainer, *arguments: Any) -> dict[str, Any]:
             if group.rank == 1 and self.step == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return real(self, *arguments)

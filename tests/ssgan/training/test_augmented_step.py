@@ -15,6 +15,7 @@ from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from ssgan.utils.seeding import stream_seed
 from tests.support.process_checks import CONFIG, SHAPE
+from tests.support.steps import stepped
 
 CPU = torch.device("cpu")
 ONE = dataclasses.replace(CONFIG, stage_3d=dataclasses.replace(CONFIG.stage_3d, batch=4))
@@ -60,7 +61,7 @@ def test_p_follows_the_sign_of_the_real_logits(target, way):
     trainer = StageTrainer(cfg, "3d", CPU)
     with torch.no_grad():
         trainer.D.head.out.bias.fill_(0.25 * (1 if way > 0 else -1))
-    stats = [trainer.train_step(reals(i)) for i in range(3)]
+    stats = [stepped(trainer, reals(i)) for i in range(3)]
     assert [s["augment_p"] for s in stats[:2]] == [0.3, 0.3]
     signs = sum(s["sign_real"] for s in stats[:2]) / 2
     moved = (signs > target) - (signs < target)
@@ -77,7 +78,7 @@ def test_p_and_its_counts_are_in_the_state_and_go_on_exactly():
     again = StageTrainer(ONE, "3d", CPU)
     again.load(state, CheckpointMeta("3d", 3, 12, ""), "memory")
     for i in (3, 4):
-        assert trainer.train_step(reals(i)) == again.train_step(reals(i))
+        assert stepped(trainer, reals(i)) == stepped(again, reals(i))
     assert all(
         torch.equal(a, b) or bool(a.isnan().all()) for a, b in zip(trainer.state().values(), again.state().values())
     )

@@ -22,6 +22,7 @@ from ssgan.training.real_images import RealImages
 from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from tests.support import stylegan2_cases as cases
+from tests.support.steps import stepped
 from tests.support.tiny_runs import CONFIG, SHAPE
 
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def test_the_discriminator_sees_the_class_of_each_image(step):
     frozen = trainer()  # D before the step, G after it: the generator's phases come first
     frozen.step = step
     inputs = frozen.draw("d_main", 4)
-    stats = net.train_step(images, real)
+    stats = stepped(net, images, real)
     frozen.G.load_state_dict(net.G.state_dict())
     w, other = (frozen.G.mapping(z, inputs.condition.labels) for z in (inputs.z, inputs.z_mixed))
     ws = torch.stack([w if i < inputs.crossover else other for i in range(frozen.G.num_ws)], 1)
@@ -86,11 +87,11 @@ def test_the_discriminator_sees_the_class_of_each_image(step):
 
 def test_labels_matter_in_every_phase():
     """Other labels of the same real images change D's loss and R1; another mix of classes changes G's."""
-    first = trainer().train_step(reals(), Condition(torch.tensor([0, 0, 0, 0])))
-    second = trainer().train_step(reals(), Condition(torch.tensor([2, 1, 2, 1])))
+    first = stepped(trainer(), reals(), Condition(torch.tensor([0, 0, 0, 0])))
+    second = stepped(trainer(), reals(), Condition(torch.tensor([2, 1, 2, 1])))
     assert first["loss_d"] != second["loss_d"] and first["r1"] != second["r1"]
     assert first["loss_g"] == second["loss_g"] and first["path_length"] == second["path_length"]
-    other = trainer((9, 0, 0)).train_step(reals(), Condition(torch.tensor([0, 0, 0, 0])))
+    other = stepped(trainer((9, 0, 0)), reals(), Condition(torch.tensor([0, 0, 0, 0])))
     assert other["loss_g"] != first["loss_g"] and other["path_length"] != first["path_length"]
     net = trainer()
     before = {n: p.detach().clone() for n, p in [*net.G.named_parameters(), *net.D.named_parameters()]}

@@ -21,6 +21,7 @@ from ssgan.training.precision import Execution
 from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from tests.support.process_checks import CONFIG
+from tests.support.steps import stepped
 from tests.support.tape import HostDecides, TapeRecorder
 
 CPU = torch.device("cpu")
@@ -78,8 +79,8 @@ def step(trainer, number):
     images = torch.rand(BATCH, 1, *trainer.G.cfg.shape, generator=generator) * 2 - 1
     labels = torch.randint(3, (BATCH,), generator=generator) if trainer.class_counts else None
     slices = torch.randint(trainer.slice_count, (BATCH,), generator=generator) if trainer.slice_count else None
-    return trainer.train_step(
-        images[trainer.local_samples], Condition(labels, slices).map(lambda t: t[trainer.local_samples])
+    return stepped(
+        trainer, images[trainer.local_samples], Condition(labels, slices).map(lambda t: t[trainer.local_samples])
     )
 
 
@@ -119,7 +120,9 @@ def test_what_changes_between_steps_is_seen():
     kept = {n: t.clone() for n, t in trainer.state().items()}
     for i in range(5, 8):
         for one in (trainer, graphed):
-            one.ada.p, one.scale_d.scale, one.scale_g.scale, one.rewinds = 0.1 * i, 2.0**i, 2.0 ** (i + 1), 1
+            one.ada.p, one.rewinds = 0.1 * i, 1
+            one.scale_d.load(torch.tensor([2.0**i, 0.0]))
+            one.scale_g.load(torch.tensor([2.0 ** (i + 1), 0.0]))
         assert step(graphed, i) == step(trainer, i)
     assert len(graphs.captured) == captured  # none of these is captured anew
     for frozen in (1, 0):
@@ -142,7 +145,7 @@ def test_overflow_and_nan_are_seen_in_replayed_segments():
     for i in range(4):
         step(graphed, i)
     before = [p.detach().clone() for p in graphed.D.parameters()]
-    graphed.scale_d.scale = 2.0**40
+    graphed.scale_d.load(torch.tensor([2.0**40, 0.0]))
     step(graphed, 4)
     assert graphed.scale_d.scale < 2.0**40 and all(map(torch.equal, before, graphed.D.parameters()))
     with torch.no_grad():

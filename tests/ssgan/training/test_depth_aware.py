@@ -26,6 +26,7 @@ from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from tests.ssgan.models.test_inflation import relative
 from tests.ssgan.models.test_networks import randomised, small
+from tests.support.steps import stepped
 from tests.support.tiny_runs import CONFIG, SHAPE
 
 CPU = torch.device("cpu")
@@ -116,7 +117,7 @@ def test_the_discriminator_is_told_the_index_of_each_slice(step):
     inputs = frozen.draw("d_main", 4)
     drawn = inputs.condition.slice_index
     assert drawn.shape == (4,) and drawn.dtype == torch.int64
-    stats = net.train_step(images, real)
+    stats = stepped(net, images, real)
     frozen.G.load_state_dict(net.G.state_dict())
     w, other = (frozen.G.mapping(z) for z in (inputs.z, inputs.z_mixed))
     ws = torch.stack([w if i < inputs.crossover else other for i in range(frozen.G.num_ws)], 1)
@@ -130,8 +131,8 @@ def test_slice_indices_matter_in_every_phase_and_are_drawn_uniformly():
     nets = [trainer(), trainer()]
     for net in nets:
         torch.nn.init.normal_(net.D.depth_embedding, generator=torch.Generator().manual_seed(9))
-    first = nets[0].train_step(reals(), at(0, 1, 2, 3))
-    second = nets[1].train_step(reals(), at(5, 5, 2, 3))
+    first = stepped(nets[0], reals(), at(0, 1, 2, 3))
+    second = stepped(nets[1], reals(), at(5, 5, 2, 3))
     assert first["loss_d"] != second["loss_d"] and first["r1"] != second["r1"]
     assert first["loss_g"] == second["loss_g"] and first["path_length"] == second["path_length"]
     net, drawn = trainer(), []
@@ -154,7 +155,7 @@ def test_micro_batches_have_the_slice_indices_of_the_whole_batch():
         net = trainer(alone, execution=Execution(accumulate=count))
         torch.nn.init.normal_(net.D.depth_embedding, generator=torch.Generator().manual_seed(9))
         own = net.local_samples
-        results.append(net.train_step(reals()[own], Condition(slice_index=real[own])))
+        results.append(stepped(net, reals()[own], Condition(slice_index=real[own])))
     for other in results[1:]:
         assert other == pytest.approx(results[0], rel=1e-3)
 

@@ -162,12 +162,11 @@ def test_the_meta_device_counts_what_a_real_step_does(stage, recompute, precisio
     counted = []
     for make in (dry_run.MetaTrainer, lambda cfg, stage, execution: StageTrainer(cfg, stage, CPU, execution)):
         live = dry_run.LiveBytes()
-        with dry_run.MetaValues(), live:
+        with live:
             trainer = make(cfg, stage, execution)
             batch = dry_run.empty_batch(trainer)
             trainer.train_step(*batch)
-        with dry_run.MetaValues():
-            counted.append((live.peak, dry_run.count_flops(lambda t=trainer, b=batch: t.train_step(*b))))
+        counted.append((live.peak, dry_run.count_flops(lambda t=trainer, b=batch: t.train_step(*b))))
         del trainer, batch
     (ours, operations), (real, real_operations) = counted
     assert operations == real_operations and ours == pytest.approx(real, rel=0.01)

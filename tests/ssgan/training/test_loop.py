@@ -277,8 +277,9 @@ def test_non_finite_gradient_is_named(data):
     bias = net.D.head.out.bias
     bias.register_hook(lambda gradient: gradient * float("inf"))
     before = [p.detach().clone() for p in net.D.parameters()]
+    net.train_step(data.volume_batch(np.arange(4)))
     with pytest.raises(NonFiniteError, match=r"discriminator: .*gradient of D\.head\.out\.bias"):
-        net.train_step(data.volume_batch(np.arange(4)))
+        net.check()
     assert all(torch.equal(a, b) for a, b in zip(before, net.D.parameters(), strict=True))  # no step was taken
 
 

@@ -17,17 +17,23 @@ def test_ema_half_life_and_rampup():
     assert optimiser.ema_beta(20, 0, 1000, 0.05) == 0.0
 
 
-def test_update_ema_is_the_weighted_mean_and_copies_buffers():
-    average, model = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
-    with torch.no_grad():
-        average.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
-        model.weight.copy_(torch.tensor([5.0, 2.0, -1.0]))
-        model.running_mean.fill_(7.0)
-        model.num_batches_tracked.fill_(9)
-    optimiser.update_ema(average, model, 0.75)
-    torch.testing.assert_close(average.weight.detach(), torch.tensor([2.0, 2.0, 2.0]))
-    assert torch.equal(average.running_mean, model.running_mean) and int(average.num_batches_tracked) == 9
-    assert torch.equal(model.weight.detach(), torch.tensor([5.0, 2.0, -1.0]))
+def test_the_average_is_the_weighted_mean_and_lies_in_one_tensor():
+    average, model = nn.Linear(3, 5), nn.Linear(3, 5)  # rows that do not fill the alignment
+    before = [[p.detach().clone() for p in net.parameters()] for net in (average, model)]
+    both = optimiser.Average(average, model)
+    for net, old in zip((average, model), before, strict=True):  # moved as they were
+        assert all(map(torch.equal, net.parameters(), old))
+        assert len({p.untyped_storage().data_ptr() for p in net.parameters()}) == 1
+        assert all(p.data_ptr() % 256 == both.average.data_ptr() % 256 for p in average.parameters())
+    for beta in (0.75, 0.25):
+        both.update(torch.tensor(beta))
+        before[0] = [beta * a + (1 - beta) * m for a, m in zip(*before, strict=True)]
+        for found, expected in zip(average.parameters(), before[0], strict=True):
+            torch.testing.assert_close(found.detach(), expected)
+        assert all(map(torch.equal, model.parameters(), before[1]))
+    before[0] = [p.detach().clone() for p in average.parameters()]
+    both.update(torch.tensor(1.0))
+    assert all(map(torch.equal, average.parameters(), before[0]))
 
 
 def test_lazy_adam_correction():
@@ -38,16 +44,35 @@ def test_lazy_adam_correction():
     assert optimiser.lazy_adam(0.002, (0.0, 0.99), 4)[1][0] == 0.0
 
 
+def phase(loss=1.0, largest=1.0, position=0, sound=True):
+    """A phase of D below, with the gradients of all but its first bias."""
+    sizes = [("D.0.weight", 6), ("D.1.weight", 3), ("D.1.bias", 1)]
+    found = (torch.tensor(value) for value in (sound, loss, largest, position))
+    return optimiser.PhaseRecord("there", *found, sizes)
+
+
 def test_check_finite_names_weights_before_gradients_before_the_loss():
     models = {"G": nn.Linear(2, 2), "D": nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))}
-    optimiser.check_finite("here", 1.0, models, "D")
+    optimiser.check_finite("here", models)
     with pytest.raises(optimiser.NonFiniteError, match="here: the loss is nan; all weights and gradients are finite"):
-        optimiser.check_finite("here", math.nan, models, "D")
-    models["D"](torch.ones(1, 2)).sum().backward()
-    models["D"][1].weight.grad[0, 2] = math.inf
-    with pytest.raises(optimiser.NonFiniteError, match=r"gradient of D\.1\.weight is not finite \(1 such"):
-        optimiser.check_finite("here", 0.0, models, "D")
+        optimiser.check_finite("here", models, phase(loss=math.nan))
+    for position, name in ((0, r"D\.0\.weight"), (5, r"D\.0\.weight"), (6, r"D\.1\.weight"), (9, r"D\.1\.bias")):
+        for largest in (math.inf, math.nan):
+            with pytest.raises(optimiser.NonFiniteError, match=f"here: the loss is 1; gradient of {name} is not fin"):
+                optimiser.check_finite("here", models, phase(largest=largest, position=position))
     with torch.no_grad():
         models["G"].bias[1] = math.nan
-    with pytest.raises(optimiser.NonFiniteError, match=r"weight G\.bias is not finite"):
-        optimiser.check_finite("here", 0.0, models, "D")
+    for given in (None, phase(loss=math.nan, largest=math.inf)):
+        with pytest.raises(optimiser.NonFiniteError, match=r"weight G\.bias is not finite \(1 such"):
+            optimiser.check_finite("here", models, given)
+
+
+def test_the_watch_tells_the_first_phase_that_was_not_sound():
+    watch = optimiser.Watch(torch.device("cpu"))
+    assert watch.read() is None
+    for sound, alive in ((True, True), (True, True), (False, False), (True, False), (False, False)):
+        if sound and alive:
+            assert watch.read() is None and not watch.unread
+        watch.add(phase(loss=float(len(watch.unread)), sound=sound))
+        assert bool(watch.alive) == alive
+    assert watch.read().loss == watch.read().loss == 1.0  # the first of those since the last call, again and again

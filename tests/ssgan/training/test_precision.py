@@ -12,6 +12,7 @@ from ssgan.training.precision import Execution, LossScale
 from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from tests.support.process_checks import CONFIG, SHAPE
+from tests.support.steps import stepped
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,7 @@ def reals(count=3):
 
 def run(cfg, execution=None, count=3):
     trainer = StageTrainer(cfg, "3d", CPU, execution)
-    return trainer, [trainer.train_step(images) for images in reals(count)]
+    return trainer, [stepped(trainer, images) for images in reals(count)]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_sixteen_bits_in_the_convolutions_and_float32_elsewhere(plain, precision
         for module in net.modules():
             if isinstance(module, (Conv, ModulatedConv, FullyConnected, MinibatchStd)):
                 module.register_forward_hook(note)
-    stats = [trainer.train_step(images) for images in reals()]
+    stats = [stepped(trainer, images) for images in reals()]
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     assert seen[Conv] == seen[ModulatedConv] == {half}
     assert seen[FullyConnected] == seen[MinibatchStd] == {torch.float32}
@@ -65,38 +66,49 @@ def test_sixteen_bits_in_the_convolutions_and_float32_elsewhere(plain, precision
 def test_fp16_resumes_its_loss_scale_exactly():
     cfg = config("fp16")
     trainer, _ = run(cfg)
-    trainer.scale_d.scale, trainer.scale_d.good = 512.0, 17
+    trainer.scale_d.load(torch.tensor([512.0, 17.0]))
     again = StageTrainer(cfg, "3d", CPU)
     again.load({n: t.clone() for n, t in trainer.state().items()}, CheckpointMeta("3d", 3, 12, ""), "memory")
     assert (again.scale_d.scale, again.scale_d.good, again.scale_g.good) == (512.0, 17, trainer.scale_g.good)
     images = reals(4)[3]
-    assert trainer.train_step(images) == again.train_step(images)
+    assert stepped(trainer, images) == stepped(again, images)
     assert all(torch.equal(a, b) for a, b in zip(trainer.state().values(), again.state().values(), strict=True))
 
 
 def test_overflowing_gradients_skip_the_step_and_halve_the_scale():
     trainer = StageTrainer(config("fp16"), "3d", CPU)
     before = {n: p.detach().clone() for n, p in trainer.D.named_parameters()}
-    trainer.scale_d.scale = 2.0**40  # no half-precision gradient survives that
-    trainer.train_step(reals(1)[0])
+    trainer.scale_d.load(torch.tensor([2.0**40, 0.0]))  # no half-precision gradient survives that
+    stepped(trainer, reals(1)[0])
     assert trainer.scale_d.scale == 2.0**38  # two phases of D in this step
     assert all(torch.equal(before[n], p) for n, p in trainer.D.named_parameters())
 
 
 def test_loss_scale_grows_halves_and_gives_up_at_one():
-    scale = LossScale(True, scale=4.0, interval=2)
-    assert scale.update(True) and scale.update(True) and scale.scale == 8.0
-    assert [scale.update(False) for _ in range(4)] == [False, False, False, True] and scale.scale == 1.0
+    scale, finite, alive = LossScale(True, scale=4.0, interval=2), torch.tensor(True), torch.tensor(True)
+
+    def updated(finite, alive=alive):
+        goes_on = bool(scale.excuses(finite))
+        scale.update(finite, alive & goes_on)
+        return goes_on
+
+    assert updated(finite) and updated(finite) and scale.scale == 8.0
+    assert [updated(~finite) for _ in range(4)] == [True, True, True, False] and scale.scale == 1.0
+    assert updated(finite) and scale.good == 1.0
+    assert updated(finite, ~alive) and (scale.scale, scale.good) == (1.0, 1.0)  # training has ended
+    scale.load(torch.tensor([2.0**24, 1.0]))
+    assert updated(finite) and (scale.scale, scale.good) == (2.0**24, 0.0)
     off = LossScale(False)
-    assert off.update(False) and off.scale == 1.0
+    assert off.excuses(finite) and not off.excuses(~finite) and off.scale == 1.0
 
 
 def test_a_nan_weight_stops_fp16_too():
     trainer = StageTrainer(config("fp16"), "3d", CPU)
     with torch.no_grad():
         trainer.D.head.fc.weight[0, 0] = float("nan")
+    trainer.train_step(reals(1)[0])
     with pytest.raises(NonFiniteError, match=r"weight D\.head\.fc\.weight"):
-        trainer.train_step(reals(1)[0])
+        trainer.check()
 
 
 def test_recomputed_activations_are_the_same_step_to_the_second_order_with_less_memory(plain):

@@ -22,6 +22,7 @@ from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from ssgan.utils.seeding import stream_seed
 from tests.support.process_checks import CONFIG, SHAPE
+from tests.support.steps import stepped
 
 CPU = torch.device("cpu")
 BATCH, GAMMAS = 12, {"r1_gamma": 1.5, "r2_gamma": 0.7}
@@ -159,7 +160,7 @@ def test_a_step_reports_the_loss_written_out(cfg, step):
         return lambda images: net.augment(images, draws)
 
     frozen.step = step
-    stats = net.train_step(*own(net, x, labels))
+    stats = stepped(net, *own(net, x, labels))
     G, D = frozen.G, frozen.D
     fake, real = (
         D(change(purpose)(images), Condition(c)).detach()
@@ -210,7 +211,7 @@ def test_a_constant_added_to_all_logits_changes_nothing():
         trainer = made(cfg)
         with torch.no_grad():
             trainer.D.head.out.bias.fill_(bias)
-        found.append([trainer.train_step(real_images(i)[0]) for i in range(3)])
+        found.append([stepped(trainer, real_images(i)[0]) for i in range(3)])
         assert float(trainer.D.head.out.bias.detach()) == bias  # its gradient is exactly 0
     assert len({stats["augment_p"] for stats in found[0]}) > 1
     for one, other in zip(*found, strict=True):
@@ -241,7 +242,7 @@ def test_penalties_by_loss_and_weight_at_their_interval(loss, gammas, expected):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_sixteen_bits_change_the_losses_by_rounding(precision):
     trainers = [made(dataclasses.replace(ADA, precision=name, seed=1)) for name in ("fp32", precision)]
-    plain, half = (trainer.train_step(*own(trainer, *real_images())) for trainer in trainers)
+    plain, half = (stepped(trainer, *own(trainer, *real_images())) for trainer in trainers)
     assert plain.keys() == half.keys()
     for name in ("loss_g", "loss_d", "r1", "r2"):
         assert half[name] == pytest.approx(plain[name], rel=0.05) and half[name] != plain[name], name
@@ -250,8 +251,8 @@ def test_sixteen_bits_change_the_losses_by_rounding(precision):
 @pytest.mark.slow
 def test_compiled_networks_are_the_same_step():
     plain, compiled = made(), made(execution=Execution(compile="aot_eager"))
-    expected = plain.train_step(*own(plain, *real_images()))
-    assert compiled.train_step(*own(compiled, *real_images())) == pytest.approx(expected, rel=1e-4)
+    expected = stepped(plain, *own(plain, *real_images()))
+    assert stepped(compiled, *own(compiled, *real_images())) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_state_of_fp16_and_augmentation_goes_on_exactly():
@@ -262,7 +263,7 @@ def test_the_state_of_fp16_and_augmentation_goes_on_exactly():
     again.load({n: t.clone() for n, t in trainer.state().items()}, CheckpointMeta("3d", 3, 3 * BATCH, ""), "memory")
     for i in (3, 4):
         batch = own(trainer, *real_images(i))
-        assert trainer.train_step(*batch) == again.train_step(*batch)
+        assert stepped(trainer, *batch) == stepped(again, *batch)
 
 
 # ---- a run ----
