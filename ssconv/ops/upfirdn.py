@@ -50,8 +50,10 @@ def _vjp(ctx, need, g):
     for d, length in enumerate(_lengths(taps)):
         p0 = ctx.padding[2 * d]
         adjoint += [length - p0 - 1, ctx.size[d] * up[d] - ctx.output_size[d] * down[d] + p0 - up[d] + 1]
-    flipped = [None if t is None else t.flip(0) for t in taps]
-    gx = upfirdn(g, *flipped, down, up, adjoint, ctx.backend, ADJOINT_BORDER[ctx.border])
+    distinct = {id(t): t for t in taps if t is not None}  # one where all axes have the same tensor
+    flipped = {key: t.flip(0) for key, t in distinct.items()}
+    adjoint_taps = [flipped.get(id(t)) for t in taps]
+    gx = upfirdn(g, *adjoint_taps, down, up, adjoint, ctx.backend, ADJOINT_BORDER[ctx.border])
     return (input_gradient(gx, ctx.contiguous),)
 
 

@@ -61,7 +61,8 @@ class FullyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype) if is_16_bit(x) else x
-        y = torch.addmm(self.bias * self.bias_gain, x, (self.weight * self.weight_gain).t())
+        bias = self.bias if self.bias_gain == 1 else self.bias * self.bias_gain
+        y = torch.addmm(bias, x, (self.weight * self.weight_gain).t())
         return nn.functional.leaky_relu(y, 0.2) * SQRT2 if self.activation == "lrelu" else y
 
 
@@ -110,21 +111,26 @@ class Resampler(nn.Module):
     """
 
     fir: Tensor
+    fir_up: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("fir", torch.tensor(FIR) / sum(FIR), persistent=False)
+        self.register_buffer("fir_up", self.fir * 2, persistent=False)  # every other sample it sees is a zero
 
-    def taps(self, scale: Triple, gain: float = 1.0) -> list[Tensor | None]:
-        return [self.fir * gain if s == 2 else None for s in scale]
+    def down_taps(self, scale: Triple) -> list[Tensor | None]:
+        return [self.fir if s == 2 else None for s in scale]
+
+    def up_taps(self, scale: Triple) -> list[Tensor | None]:
+        return [self.fir_up if s == 2 else None for s in scale]
 
     def up(self, x: Tensor, scale: Triple) -> Tensor:
         padding = [p for s in scale for p in ((2, 1) if s == 2 else (0, 0))]
-        return upfirdn3d(x, self.taps(scale, 2.0), up=scale, padding=padding, depth_border="replicate")
+        return upfirdn3d(x, self.up_taps(scale), up=scale, padding=padding, depth_border="replicate")
 
     def down(self, x: Tensor, scale: Triple) -> Tensor:
         padding = [1 if s == 2 else 0 for s in scale]
-        return upfirdn3d(x, self.taps(scale), down=scale, padding=padding, depth_border="replicate")
+        return upfirdn3d(x, self.down_taps(scale), down=scale, padding=padding, depth_border="replicate")
 
 
 def strides(kernels: Kernels, scale: Triple) -> Triple:
@@ -207,7 +213,7 @@ class ModulatedConv(nn.Module):
         pads = [1 if s == 2 else -(k - 1) // 2 for s, k in zip(self.scale, grown, strict=True)]
         if doubled:
             pads[0] -= 2  # the two slices that the extension by one became on either side
-        return upfirdn3d(x, self.resampler.taps(self.scale, 2.0), padding=pads, **epilogue)
+        return upfirdn3d(x, self.resampler.up_taps(self.scale), padding=pads, **epilogue)
 
 
 class ToImage(nn.Module):
@@ -247,7 +253,7 @@ class Conv(nn.Module):
         elif self.resampler is not None:
             pads = [2 if s == 2 else (k - 1) // 2 for s, k in zip(self.scale, whole, strict=True)]
             border = "replicate" if self.scale[0] == 2 else "zero"
-            x = upfirdn3d(x, self.resampler.taps(self.scale), padding=pads, depth_border=border)
+            x = upfirdn3d(x, self.resampler.down_taps(self.scale), padding=pads, depth_border=border)
             padding = "valid"
         for i, stage in enumerate(self.stages):
             last = {}

@@ -22,15 +22,23 @@ Gradients = list[Tensor | None]  # of a network's trainable parameters; None whe
 class MicroBatch:
     """Samples of a batch that are computed together.
 
-    index: among this process's micro-batches. weight: the fraction of the batch; 0 for a dummy.
+    index: among this process's micro-batches. weight: the fraction of the batch; 0 for a dummy. rows: `samples` on the
+    device, None for the whole batch in its order.
     """
 
     index: int
     samples: list[int]
     weight: float
+    rows: Tensor | None
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Rows of a batch's tensor."""
+        return whole if self.rows is None else whole[self.rows]
 
 
-def split_for_process(batch: int, limit: int | None, group: Group, execution: Execution) -> list[MicroBatch]:
+def split_for_process(
+    batch: int, limit: int | None, group: Group, execution: Execution, device: torch.device
+) -> list[MicroBatch]:  # fmt: skip
     """Splits a batch over processes and micro-batches and returns those of this process.
 
     limit: largest size of a minibatch-std group, which is kept whole; None where there is no minibatch std. Without it
@@ -39,7 +47,11 @@ def split_for_process(batch: int, limit: int | None, group: Group, execution: Ex
     count = group.size * execution.accumulate
     split = split_evenly(batch, count) if limit is None else split_batch(batch, limit, count)
     own = split[group.rank * execution.accumulate : (group.rank + 1) * execution.accumulate]
-    return [MicroBatch(i, samples or [0], len(samples) / batch) for i, samples in enumerate(own)]
+    everything, found = list(range(batch)), []
+    for i, samples in enumerate(own):
+        rows = None if samples == everything else torch.tensor(samples or [0], device=device)
+        found.append(MicroBatch(i, samples or [0], len(samples) / batch, rows))
+    return found
 
 
 class GeneratorInputs(NamedTuple):
@@ -55,12 +67,11 @@ class GeneratorInputs(NamedTuple):
     noise: list[list[Tensor]]
     condition: Condition
 
-    def take(self, samples: list[int]) -> GeneratorInputs:
-        """Inputs of some samples of the batch."""
-        rows = torch.tensor(samples, device=self.z.device)
-        noise = [[drawn[rows] for drawn in block] for block in self.noise]
-        condition = self.condition.map(lambda t: t[rows])
-        return GeneratorInputs(self.z[rows], self.z_mixed[rows], self.crossover, noise, condition)
+    def take(self, micro: MicroBatch) -> GeneratorInputs:
+        """Inputs of a micro-batch of these images."""
+        noise = [[micro.of(drawn) for drawn in block] for block in self.noise]
+        z, z_mixed, condition = micro.of(self.z), micro.of(self.z_mixed), self.condition.map(micro.of)
+        return GeneratorInputs(z, z_mixed, self.crossover, noise, condition)
 
 
 class ImageBatch(NamedTuple):

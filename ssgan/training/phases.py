@@ -74,7 +74,7 @@ class Phases:
 
         A mask is hidden from the discriminator where that of the real image is (`ssgan.models.masks`).
         """
-        own = inputs.take(micro.samples)
+        own = inputs.take(micro)
         condition = own.condition._replace(mask_shown=real.condition.mask_shown)
         return own._replace(condition=real.condition if self.paired else condition)
 
@@ -137,7 +137,7 @@ class Phases:
         self, inputs: GeneratorInputs, y: Tensor, pl_mean: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """y: standard normal, the shape of the images. Also returns a: pl_mean, moved towards the mean length."""
-        split = [(micro, inputs.take(micro.samples), y[micro.samples]) for micro in self.path_micro_batches]
+        split = [(micro, inputs.take(micro), micro.of(y)) for micro in self.path_micro_batches]
         mean_length = None
         if len(split) > 1:  # the penalty needs the mean of all lengths before the first gradient
             run = partial(self.run, "path length: mean")

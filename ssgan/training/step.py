@@ -91,8 +91,9 @@ class StageTrainer:
         self.path_batch = max(batch // cfg.pl_batch_shrink, 1)
         self.D.head.mbstd.group = std_group(batch, limit)  # a micro-batch has the groups of the whole batch
         self.phases = Phases(cfg, self.hyper, self.G, self.D, self.augment, execution, group)
-        self.phases.micro_batches = split_for_process(batch, limit, group, execution)
-        self.phases.path_micro_batches = split_for_process(self.path_batch, None, group, execution)
+        self.phases.micro_batches = split_for_process(batch, limit, group, execution, device)
+        paths = split_for_process(self.path_batch, None, group, execution, device)
+        self.phases.path_micro_batches = paths
         self.local_samples = [sample for micro in self.phases.micro_batches for sample in micro.samples]
 
     def _adam(self, net: nn.Module, lr: float, interval: int | None) -> torch.optim.Adam:
