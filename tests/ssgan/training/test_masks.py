@@ -23,6 +23,7 @@ from ssgan.training.precision import Execution
 from ssgan.training.real_images import RealImages
 from ssgan.training.step import StageTrainer
 from tests.support.process_checks import CONFIG, SHAPE
+from tests.support.steps import run_phase
 
 CPU, K, BATCH = torch.device("cpu"), 3, 8
 PAIRS = dataclasses.replace(
@@ -99,13 +100,13 @@ def test_gradients_are_those_of_the_loss_on_images_without_the_missing_masks(los
             p.grad = None
 
     D.requires_grad_(False)
-    phases.generator(inputs, reals, None, None, one)
+    run_phase(phases, G, phases.generator, inputs, reals, None, None, one)
     D.requires_grad_(True)
     check(G, "G")
     G.requires_grad_(False)
-    phases.discriminator(inputs, reals, None, None, one)
+    run_phase(phases, D, phases.discriminator, inputs, reals, None, None, one)
     check(D, "D")
-    phases.penalty_at("r1", reals, None, 1.5, one)
+    run_phase(phases, D, phases.penalty_at, "r1", reals, None, 1.5, one)
     check(D, "R1")
 
 

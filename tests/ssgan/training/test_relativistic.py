@@ -22,7 +22,7 @@ from ssgan.training.step import StageTrainer
 from ssgan.utils.errors import ConfigError
 from ssgan.utils.seeding import stream_seed
 from tests.support.process_checks import CONFIG, SHAPE
-from tests.support.steps import stepped
+from tests.support.steps import run_phase, stepped
 
 CPU = torch.device("cpu")
 BATCH, GAMMAS = 12, {"r1_gamma": 1.5, "r2_gamma": 0.7}
@@ -116,12 +116,13 @@ def test_gradients_of_every_phase_are_those_of_the_loss_written_out(accumulate):
         return pair_loss(D(generated(G, inputs, c), Condition(c)), D(x, Condition(c)))
 
     D.requires_grad_(False)
-    value = phases.generator(inputs, reals, None, None, one)
+    value, mean_w = run_phase(phases, G, phases.generator, inputs, reals, None, None, one)
     D.requires_grad_(True)
     expected = gradients(loss_g(), G)
     assert float(value) == pytest.approx(float(loss_g().detach()), rel=1e-6)
     assert_gradients(G, expected)
     assert_slope(G, loss_g, expected, 1)
+    torch.testing.assert_close(mean_w, G.mapping(inputs.z, c).mean(0))
 
     fakes = generated(G, inputs, c).detach()
 
@@ -132,12 +133,12 @@ def test_gradients_of_every_phase_are_those_of_the_loss_written_out(accumulate):
         r1, r2 = (GAMMAS[f"r{i}_gamma"] / 2 * PAIRS.d_reg_interval for i in (1, 2))
         return r1 * penalty(D, x, c) + r2 * penalty(D, fakes, c)
 
-    value, kept = phases.discriminator(inputs, reals, None, None, one)
+    value, kept = run_phase(phases, D, phases.discriminator, inputs, reals, None, None, one)
     expected = gradients(loss_d(), D)
     assert float(value) == pytest.approx(float(loss_d().detach()), rel=1e-6)
     assert_gradients(D, expected)
     assert_slope(D, loss_d, expected, 2)
-    value = phases.penalty(reals, kept, None, None, one)
+    value = run_phase(phases, D, phases.penalty, reals, kept, None, None, one)
     expected = gradients(loss_r(), D)
     assert float(value) == pytest.approx(float(loss_r().detach()), rel=1e-6)
     assert_gradients(D, expected)
