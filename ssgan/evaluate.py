@@ -100,8 +100,17 @@ def run(args: argparse.Namespace) -> int:
 def mask_lines(found: dict[str, Any]) -> list[str]:
     """The table of the masks' figures as text."""
     table = mask_table(found)
-    rows = [["", *table.columns], *table.rows]
-    return [table.caption, *(f"{name[:13]:<13}" + "".join(f"{cell:>15}" for cell in cells) for name, *cells in rows)]
+    lines = [[name[:17] for name, *_ in (("",), *table.rows)]]
+    lines += [[column, *(row[i] for row in table.rows)] for i, column in enumerate(table.columns, 1)]
+    widths = [max(map(len, column)) for column in lines]
+    rows = zip(*lines, strict=True)
+    return [
+        table.caption,
+        *(
+            "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths)))
+            for row in rows
+        ),
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
