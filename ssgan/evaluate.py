@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 def mask_lines(found: dict[str, Any]) -> list[str]:
     """The table of the masks' figures as text."""
     table = mask_table(found)
-    lines = [[name[:17] for name, *_ in (("",), *table.rows)]]
+    lines = [[name[:12] for name, *_ in (("",), *table.rows)]]
     lines += [[column, *(row[i] for row in table.rows)] for i, column in enumerate(table.columns, 1)]
     widths = [max(map(len, column)) for column in lines]
     rows = zip(*lines, strict=True)

@@ -228,12 +228,15 @@ def evaluate_masks(
         real.array_spacing,
     )  # fmt: skip
     if segmenter is not None:
-        dice = segmenter.dice(fake.volumes[made[:count]], fake.masks[made[:count]])
-        own = list(segmenter.record.dice)
+        of_fake = segmenter.dice(fake.volumes[made[:count]], fake.masks[made[:count]])
+        of_real = list(segmenter.record.dice), [None] * len(figures)
         if held_masks is not None:
-            own = segmenter.dice(held.volumes[held_rows], held_masks)
-        for row, generated, reference in zip(figures.values(), dice, own, strict=True):
-            row["segmenter_dice"] = {"generated": generated, "real": reference}
+            of_real = segmenter.dice(held.volumes[held_rows], held_masks)
+        for name, generated, reals in zip(
+            ("segmenter_dice", "segmenter_dice_exchanged"), of_fake, of_real, strict=True
+        ):
+            for row, value, reference in zip(figures.values(), generated, reals, strict=True):
+                row[name] = {"generated": value, "real": reference}
         about["segmenter"] = {
             "sha256": segmenter.checksum,
             "steps": segmenter.record.steps,

@@ -25,6 +25,7 @@ COLUMNS = {
     "dice_to_closest": ("Dice to it", "generated", "reference"),
     "components": ("components", "generated", "real"),
     "segmenter_dice": ("agreement", "generated", "real"),
+    "segmenter_dice_exchanged": ("exchanged", "generated", "real"),
 }
 NEIGHBOURHOOD = np.ones((3, 3, 3), bool)  # of connected components: voxels that share a corner are connected
 

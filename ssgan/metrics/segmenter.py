@@ -212,8 +212,10 @@ class Segmenter:
         known = set(self.record.trained_on)
         return [i for i, volume in enumerate(volumes) if volume_key(volume) in known]
 
-    def dice(self, volumes: np.ndarray, masks: np.ndarray) -> list[float | None]:
-        """The mean Dice of its masks of `volumes` with `masks`, of every class but the background."""
-        classes = len(self.record.classes)
-        found = pair_dice(segment(self.network, volumes), masks, classes)
-        return [mean_of(found[:, k]) for k in range(classes - 1)]
+    def dice(self, volumes: np.ndarray, masks: np.ndarray) -> tuple[list[float | None], list[float | None]]:
+        """The mean Dice of its masks of `volumes` with `masks`, of every class but the background; and the same with
+        the mask of the next volume in place of a volume's own."""
+        classes, made = len(self.record.classes), segment(self.network, volumes)
+        both = [pair_dice(made, other, classes) for other in (masks, np.roll(masks, -1, axis=0))]
+        own, exchanged = ([mean_of(found[:, k]) for k in range(classes - 1)] for found in both)
+        return own, exchanged

@@ -149,7 +149,8 @@ def masks_part(found: dict[str, Any]) -> str:
     )
     return (
         f"<h3>Masks</h3><p>{esc(table.caption[0].upper() + table.caption[1:])}. Each cell: of generated masks / of "
-        'real ones. Agreement: Dice of a segmenter trained on real pairs.</p><div class="scroll"><table><thead><tr>'
+        "real ones. Agreement: Dice of a segmenter trained on real pairs; exchanged: the same with the masks of other "
+        'volumes.</p><div class="scroll"><table><thead><tr>'
         f"<th scope=col>class{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
