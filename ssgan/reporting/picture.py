@@ -59,12 +59,14 @@ def draw_picture(content: ReportContent, path: Path) -> Path:
         height = figure.get_figheight()
         top, middle = 1 - 0.5 / height, 1 - (0.5 + shown) / height
         figure.text(0.02, 1 - 0.24 / height, _title(content), fontsize=10.5, weight="bold", va="center")
-        for left, name, volumes in (
-            (0.02, "Real: the first of the data set", content.real),
-            (0.515, "Generated: the first seeds, none chosen", content.fake),
+        for left, name, volumes, masks in (
+            (0.02, "Real: the first of the data set", content.real, content.real_masks),
+            (0.515, "Generated: the first seeds, none chosen", content.fake, content.fake_masks),
         ):
             axes = _panel(figure, left, middle, 0.465, top - middle, name)
-            _picture(axes, _grid([_strip(content, v) for v in volumes[:SHOWN]], 2))
+            shown_masks = [None] * len(volumes) if masks is None else masks
+            cells = [_strip(content, v, m) for v, m in zip(volumes[:SHOWN], shown_masks[:SHOWN], strict=True)]
+            _picture(axes, _grid(cells, 2))
         bottom = 0.3 / height
         box = middle - 0.12 / height - bottom
         _metrics(_panel(figure, 0.02, bottom, 0.53, box, "How good: value, 95 % interval, and floor"), content, rows)
@@ -138,15 +140,18 @@ def _title(content: ReportContent) -> str:
 def _footer(content: ReportContent) -> str:
     found: dict[str, Any] = content.metrics or {}
     extractor = found["extractor"]
+    shown = "middle slices" if content.fake_masks is None else "slices with most of the mask"
     return (
         f"{found['count']} generated against {found['count']} real volumes; features {extractor.get('name')} (SHA-256 "
-        f"{str(extractor.get('sha256'))[:12]}); checkpoint {content.sha256[:12]}; axial, coronal and sagittal middle "
-        f"slices; ssgan {content.environment['ssgan']}, commit {content.environment['commit'].split(' ')[0]}"
+        f"{str(extractor.get('sha256'))[:12]}); checkpoint {content.sha256[:12]}; axial, coronal and sagittal {shown}; "
+        f"ssgan {content.environment['ssgan']}, commit {content.environment['commit'].split(' ')[0]}"
     )
 
 
-def _strip(content: ReportContent, volume: np.ndarray) -> Image.Image:
-    return three_plane_cell(to_axial(volume[None], content.info.slice_axis)[0], content.info.spacing)
+def _strip(content: ReportContent, volume: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
+    axis = content.info.slice_axis
+    drawn = None if mask is None else to_axial(mask, axis)
+    return three_plane_cell(to_axial(volume, axis), content.info.spacing, drawn)
 
 
 def _grid(cells: list[Image.Image], columns: int) -> Image.Image:

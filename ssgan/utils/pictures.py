@@ -137,10 +137,12 @@ def slices_gif(volumes: np.ndarray, names: Sequence[str], path: Path, *, spacing
     return _write_gif(pages + pages[-2:0:-1], path, SLICE_MILLISECONDS)
 
 
-def three_plane_cell(volume: np.ndarray, spacing: Spacing | None = None) -> Image.Image:
+def three_plane_cell(volume: np.ndarray, spacing: Spacing | None = None, mask: np.ndarray | None = None) -> Image.Image:
     """Draws the axial, coronal and sagittal middle slices of a volume (Z, Y, X) side by side, a cell for `table` and
-    `cells_gif`."""
-    return _cell(_checked(np.asarray(volume)[None], 4)[0], spacing)
+    `cells_gif`; with a `mask` as in `three_plane_grid`."""
+    volumes = _checked(np.asarray(volume)[None], 4)
+    drawn = _checked_masks(None if mask is None else mask[None], volumes)[0]
+    return _cell(volumes[0], spacing, mask=drawn)
 
 
 def table(

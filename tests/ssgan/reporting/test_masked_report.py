@@ -144,3 +144,13 @@ def test_chromium_draws_the_masks_and_hides_them(page, tmp_path, monkeypatch):
     for canvas in canvases(hidden, "hidden"):
         drawn = np.array(canvas["grey"])
         assert (drawn.max(-1) == drawn.min(-1)).all()
+
+
+def test_the_picture_shows_the_masks_of_real_and_generated_volumes(run, tmp_path):
+    assert report.main(["--run", str(run), "--picture", str(tmp_path / "p.png"), "--count", "4"]) == 0
+    with Image.open(tmp_path / "p.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    found = [np.abs(pixels - colour).sum(-1) < 30 for colour in MASK_COLOURS[:2]]  # their outlines
+    middle = pixels.shape[1] // 2
+    for here in found:
+        assert here[:, :middle].sum() > 20 and here[:, middle:].sum() > 20
