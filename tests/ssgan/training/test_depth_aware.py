@@ -213,7 +213,7 @@ def data(tmp_path_factory) -> VolumeDataset:
 
 def test_slice_indices_of_the_real_slices_are_theirs(data):
     images = RealImages(data, "2d", 0)
-    got, (labels, indices) = images.batch(40, 12)
+    got, (labels, indices, _) = images.batch(40, 12)
     for image, index in zip(got, indices, strict=True):
         same = [np.array_equal(image[0, 0], v) for v in data.volumes[:, int(index)]]
         assert any(same)
