@@ -92,8 +92,8 @@ class BranchWeights(nn.Module):
         """(N, Cin) -> (N, Cout) in shuffled order: 1 / |w * s| per output channel (StyleGAN2, equation 3)."""
         count = len(self.kernels)
         energy = [
-            s.square() @ w.square().sum((2, 3, 4)).t()
-            for w, s in zip(self.weights, styles.chunk(count, 1), strict=True)
+            s @ w.square().sum((2, 3, 4)).t()
+            for w, s in zip(self.weights, styles.square().chunk(count, 1), strict=True)
         ]
         d = (torch.stack(energy, 2) + 1e-8).rsqrt() * self.depth_gain
         return d.flatten(1)

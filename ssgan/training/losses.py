@@ -105,6 +105,7 @@ def mixed_styles(
     mapping: `Generator.mapping`. crossover: a number, or an integer tensor () whose value is not read. labels: of both
     latents.
     """
-    ws, other = mapping(z, labels), mapping(z_mixed, labels)
+    both = mapping(torch.cat([z, z_mixed]), None if labels is None else torch.cat([labels, labels]))
+    ws, other = both.chunk(2)
     own = (torch.arange(num_ws, device=z.device) < crossover)[:, None]
     return torch.where(own, ws.unsqueeze(1), other.unsqueeze(1))

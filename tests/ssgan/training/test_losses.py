@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from ssgan.models.networks import Mapping
 from ssgan.training import losses
 
 SHAPE = (2, 1, 3, 5, 4)  # N, C, D, H, W
@@ -128,3 +130,27 @@ def test_mixed_styles_switch_latent_at_the_crossover(crossover):
     assert ws.shape == (3, 5, 4)
     for layer in range(5):
         assert torch.equal(ws[:, layer], 2 * (z if layer < crossover else other))
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_mixed_styles_are_those_of_two_calls_with_all_derivatives(classes):
+    """Up to rounding: values, first derivatives, and the second ones that path length needs."""
+    mapping = Mapping(5, 7, 2, classes)
+    drawn = rng(8)
+    z, other = torch.randn(2, 3, 5, generator=drawn)
+    labels = F.one_hot(torch.tensor([2, 0, 2]), 3).float() if classes else None
+    upstream, direction = torch.randn(2, 3, 4, 7, generator=drawn)
+    found = []
+    for styles in (losses.mixed_styles, separate_styles):
+        leaves = [t.clone().requires_grad_() for t in (z, other)]
+        ws = styles(mapping, *leaves, 4, 3, labels)
+        first = torch.autograd.grad((ws.square() * upstream).sum(), [*leaves, *mapping.parameters()], create_graph=True)
+        second = torch.autograd.grad((first[1] @ direction[0, :1, :5].t()).sum(), list(mapping.parameters()))
+        found.append([ws, *first, *second])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def separate_styles(mapping, z, other, num_ws, crossover, labels):
+    chosen = [mapping(z if layer < crossover else other, labels) for layer in range(num_ws)]
+    return torch.stack(chosen, 1)
