@@ -171,13 +171,11 @@ class RunningMeans:
     def row(self, batch: int) -> dict[str, Any]:
         """Reads the values, all at once. Returns the means and images per second; begins anew."""
         count = len(self.values["loss_g"])
-        on_device = [(name, v) for name, values in self.values.items() for v in values if isinstance(v, Tensor)]
-        found: dict[str, list[float]] = {
-            name: [v for v in values if not isinstance(v, Tensor)] for name, values in self.values.items()
-        }
-        for (name, _), value in zip(on_device, read([v for _, v in on_device]), strict=True):
-            found[name].append(value)
-        row: dict[str, Any] = {name: math.fsum(values) / len(values) for name, values in found.items()}
+        numbers = iter(read([v for values in self.values.values() for v in values if isinstance(v, Tensor)]))
+        row: dict[str, Any] = {}
+        for name, values in self.values.items():
+            found = [next(numbers) if isinstance(v, Tensor) else v for v in values]
+            row[name] = math.fsum(found) / len(found)
         row["images_per_second"] = count * batch / max(self.seconds, 1e-9)
         self.values.clear()
         self.seconds = 0.0
