@@ -163,7 +163,6 @@ class Due(NamedTuple):
     final: bool  # the stage's last step
     snapshot: bool  # with a checkpoint and the distance
     metrics: bool
-    row: bool
 
 
 def due_after(trainer: StageTrainer) -> Due:
@@ -175,8 +174,7 @@ def due_after(trainer: StageTrainer) -> Due:
     def passed(every: int) -> bool:
         return final or trainer.images // every > (trainer.images - batch) // every
 
-    snapshot, metrics = passed(snapshot_every), passed(metrics_every)
-    return Due(final, snapshot, metrics, row=snapshot or metrics or trainer.step % LOG_STEPS == 0)
+    return Due(final, passed(snapshot_every), passed(metrics_every))
 
 
 def train_stage(run: Run, trainer: StageTrainer, stop: StopSignals, threads: Threads | None = None) -> bool:
@@ -200,7 +198,7 @@ def train_stage(run: Run, trainer: StageTrainer, stop: StopSignals, threads: Thr
             stats = trainer.train_step(*reals.batch(trainer.images, batch, trainer.local_samples))
             due = due_after(trainer)
             stopping = group.any(stop.received is not None, run.device)
-            reporting = due.row or stopping
+            reporting = due.snapshot or due.metrics or stopping or trainer.step % LOG_STEPS == 0
             if reporting:
                 trainer.check()  # waits for the device; between two rows the host runs ahead of it
             seconds = time.monotonic() - clock
