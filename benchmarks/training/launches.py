@@ -4,8 +4,8 @@
 
 On a GPU these are kernels and copies as PyTorch's profiler sees them. On a CPU they are calls of PyTorch's and ssconv's
 operators that compute something, each of which is one kernel or a few on a GPU: a call counts, views and empty tensors
-do not. So is Adam's, which on a GPU is grouped where on a CPU it may go parameter by parameter. A count needs no idle
-machine. FILE.md beside FILE.jsonl shows all records, so that commits stand side by side.
+do not. Adam goes parameter by parameter on a CPU unless it is fused, and then reads counters of its own on the host.
+A count needs no idle machine. FILE.md beside FILE.jsonl shows all records, so that commits stand side by side.
 """
 
 from __future__ import annotations
