@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
         shape=(16, 24, 16),
         snapshot_kimg=2.0,
         depth_aware=True,
-        extra={"inflate": "centre", "ema_carries_over": True},
+        extra={"inflate": "centre", "ema_carries_over": True, "loss": "relativistic"},
     ),
     "hippocampus": Preset(
         width_fine=24,
