@@ -337,7 +337,10 @@ def parsed(line):
 
 
 def test_options_become_the_configuration():
-    assert parsed("").loss == "logistic" and parsed("").stage_3d.gammas("logistic") == (0.5, 0.0)
+    demo, heart, plain = parsed(""), parsed("--preset heart"), parsed("--loss logistic")
+    assert demo.loss == "relativistic" and demo.stage_3d.gammas(demo.loss) == (0.5, 0.5)
+    assert heart.loss == "logistic" and heart.stage_3d.gammas(heart.loss) == (2.0, 0.0)
+    assert plain.loss == "logistic" and plain.stage_3d.gammas(plain.loss) == (0.5, 0.0)
     cfg = parsed("--loss relativistic --r1-gamma-2d 0.3 --r2-gamma-3d 2")
     assert cfg.stage_2d.gammas(cfg.loss) == (0.3, 0.3) and cfg.stage_3d.gammas(cfg.loss) == (0.5, 2.0)
     assert parsed("--loss relativistic --r2-gamma-3d 0").stage_3d.gammas("relativistic") == (0.5, 0.0)
