@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     given = "" if network.arch == "split_depth" else f" --arch {network.arch}"
     given += f" --arch-d {network.arch_d}" if network.arch_d else ""
     given += f" --dense-levels {' '.join(map(str, network.dense_levels))}" if network.dense_levels else ""
-    print(f"wrote {args.out}; prepare data sets for it with --shape {shape_option(network.shape)}, and start with")
+    masks = f" and --masks of {network.mask_classes} classes" if network.mask_classes else ""
+    print(f"wrote {args.out}; prepare data sets for it with --shape {shape_option(network.shape)}{masks}, and start by")
     print(f"  ssgan train --stage 3d --init {args.out}{given} --data DATASET --out RUN --preset NAME")
     return 0
 

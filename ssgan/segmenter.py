@@ -9,33 +9,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ssconv.parser import Parser
 from ssgan.data.axes import ARRAY_AXES
 from ssgan.data.dataset import VolumeDataset
-from ssgan.metrics.segmenter import save_segmenter, train_segmenter
+from ssgan.metrics import own_networks
+from ssgan.metrics.segmenter import train_segmenter
 from ssgan.utils.cores import use_threads
 from ssgan.utils.errors import UserError, run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="a data set with masks (`ssgan prepare --masks`)")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write, .safetensors")
-    parser.add_argument("--steps", type=int, default=300, help="batches of two volumes (default 300)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and held-out volumes (default 0)")
+    own_networks.add_arguments(parser, "a data set with masks (`ssgan prepare --masks`)", "batches of two volumes")
 
 
 def run(args: argparse.Namespace) -> int:
     use_threads()
-    if args.out.suffix != ".safetensors":
-        raise UserError(f"--out {args.out}: expected a name that ends in .safetensors")
-    if args.out.exists():
-        raise UserError(f"--out {args.out} exists already; give a new name")
-    if args.steps < 1 or args.seed < 0:
-        raise UserError(f"--steps, --seed: expected at least 1 and at least 0; got {args.steps} and {args.seed}")
+    own_networks.check_arguments(args)
     data = VolumeDataset(args.data)
     if data.masks is None:
         raise UserError(f"--data {args.data} has no masks; prepare it with --masks DIR")
@@ -44,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     network, record = train_segmenter(
         data.volumes[chosen], data.masks[chosen], info.mask_names, spacing, info.content_hash, args.steps, args.seed
     )
-    save_segmenter(args.out, network, record)
+    own_networks.save_network(args.out, network, record)
     print(f"{args.out}: ssgan evaluate --segmenter {args.out} ...")
     return 0
 

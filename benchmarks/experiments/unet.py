@@ -16,6 +16,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 import ssconv
+from ssgan.metrics.masks import surface
 from ssgan.utils.errors import UserError
 
 # Probabilities and ranges of `augment`: nnU-Net's where it has the augmentation, for intensities in [-1, 1].
@@ -245,11 +246,10 @@ def hausdorff95(predicted: np.ndarray, truth: np.ndarray, spacing: Sequence[floa
     """The 95 % Hausdorff distance in mm of two boolean volumes (D, H, W): the larger of the 95th percentiles of the
     distances from each one's surface voxels to the other's. 0 where both are empty, None where one of them is.
 
-    A surface voxel has a neighbour, of the six, that is outside; what lies beyond the volume is outside. spacing: mm
-    along D, H, W.
+    spacing: mm along D, H, W.
     """
     if not predicted.any() or not truth.any():
         return None if predicted.any() or truth.any() else 0.0
-    edges = [volume & ~ndimage.binary_erosion(volume) for volume in (predicted, truth)]
+    edges = [surface(volume) for volume in (predicted, truth)]
     distances = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
     return float(max(np.percentile(distances[1][edges[0]], 95), np.percentile(distances[0][edges[1]], 95)))

@@ -59,16 +59,20 @@ def dice_table(a: np.ndarray, b: np.ndarray, classes: int, block: int = 32) -> n
     return found
 
 
+def surface(structure: np.ndarray) -> np.ndarray:
+    """The voxels of a structure (D, H, W) bool with a neighbour outside, of six; beyond the volume is outside."""
+    return structure & ~ndimage.binary_erosion(structure)
+
+
 def surface_distance(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) -> float | None:
     """Computes the average symmetric surface distance in mm of two structures (D, H, W) bool; None where one is empty.
 
-    It is the mean, over the surface voxels of both, of the distance to the nearest surface voxel of the other. A voxel
-    of a structure is on its surface where one of its six neighbours, or the border of the volume, is outside.
+    It is the mean, over the surface voxels of both, of the distance to the nearest surface voxel of the other.
     """
     if not a.any() or not b.any():
         return None
     box = ndimage.find_objects((a | b).astype(np.uint8))[0]
-    surfaces = [x[box] & ~ndimage.binary_erosion(np.pad(x[box], 1))[1:-1, 1:-1, 1:-1] for x in (a, b)]
+    surfaces = [surface(x[box]) for x in (a, b)]
     to_surface = [ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces]
     both = np.concatenate([to_surface[1][surfaces[0]], to_surface[0][surfaces[1]]])
     return float(both.mean())

@@ -4,25 +4,21 @@ the generated masks belong to their images."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssgan.metrics.extractors.weights import WeightsError, fit, read_weights
 from ssgan.metrics.masks import mean_of, pair_dice
-from ssgan.utils.files import atomic_write_bytes
+from ssgan.metrics.own_networks import read_record
 
-FORMAT, VERSION = "ssgan-segmenter", 1
 WIDTHS = (16, 32, 64)
 LEAST = 5  # pairs to train on and to hold aside
 BATCH, RATE = 2, 2e-3
@@ -45,8 +41,8 @@ class SegmenterRecord:
     data: str
     steps: int
     seed: int
-    format: str = FORMAT
-    version: int = VERSION
+    format: str = "ssgan-segmenter"
+    version: int = 1
 
 
 def volume_key(volume: np.ndarray) -> str:
@@ -169,11 +165,6 @@ def segment(network: SegmentationNetwork, volumes: np.ndarray) -> np.ndarray:
     return torch.stack(made).to(torch.uint8).numpy()
 
 
-def save_segmenter(file: Path, network: SegmentationNetwork, record: SegmenterRecord) -> None:
-    tensors = {name: t.detach().contiguous() for name, t in network.state_dict().items()}
-    atomic_write_bytes(file, save(tensors, metadata={FORMAT: json.dumps(asdict(record))}))
-
-
 class Segmenter:
     """A segmenter of `ssgan segmenter`, read from its file. checksum: SHA-256 of the file.
 
@@ -182,16 +173,7 @@ class Segmenter:
     """
 
     def __init__(self, file: Path) -> None:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                found = json.loads((opened.metadata() or {})[FORMAT])
-            record = SegmenterRecord(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
-        except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"--segmenter {file}: expected a file that `ssgan segmenter` has written ({type(error).__name__})"
-            ) from error
-        if record.version != VERSION:
-            raise WeightsError(f"--segmenter {file}: version {record.version}; this version of ssgan reads {VERSION}")
+        record = read_record(file, SegmenterRecord, "--segmenter", "ssgan segmenter")
         weights = read_weights(file)
         with torch.device("meta"):
             network = SegmentationNetwork(len(record.classes))

@@ -67,5 +67,4 @@ def hide_masks(images: Tensor, shown: Tensor | None) -> Tensor:
     """Sets the class channels to 0 where `shown` (N,) is 0; None shows all."""
     if shown is None:
         return images
-    shown = shown.to(images.dtype)[:, None].expand(-1, images.shape[1] - 1)
-    return images * torch.cat([torch.ones_like(shown[:, :1]), shown], 1)[:, :, None, None, None]
+    return torch.cat([images[:, :1], images[:, 1:] * shown.to(images.dtype)[:, None, None, None, None]], 1)

@@ -149,7 +149,10 @@ def check_plan(cfg: TrainConfig, data: VolumeDataset, execution: Execution, grou
     masks = cfg.network.mask_classes
     if masks and masks != data.info.mask_classes:
         have = f"masks of {data.info.mask_classes} classes" if data.info.mask_classes else "no masks"
-        raise ConfigError(f"mask_classes: the networks have {masks}, the data set {data.path} has {have}")
+        raise ConfigError(
+            f"mask_classes: the networks have {masks}, the data set {data.path} has {have}; prepare it with --masks of "
+            "as many classes, or train networks of intensities alone (--no-masks)"
+        )
     for stage in cfg.stages:
         batch = (cfg.stage_2d if stage == "2d" else cfg.stage_3d).batch
         split_batch(batch, cfg.network.mbstd_group, group.size * execution.accumulate)

@@ -18,6 +18,8 @@ import torch
 from torch.autograd.gradcheck import GradcheckError
 
 import ssconv
+from tests.csrc import test_cpu_kernels
+from tests.support import cuda_faults, cute_faults
 from tests.support.strategies import (
     CONV_CASES,
     UPFIRDN_CASES,
@@ -174,7 +176,7 @@ FAULTS = [
     ),
     Fault(
         "adjoint of the filter not flipped", "ops/upfirdn.py",
-        "t.flip(0) for t in taps", "t for t in taps", check_gradients,
+        "t.flip(0) for key, t in distinct", "t for key, t in distinct", check_gradients,
     ),
     Fault(
         "second derivative in the weights without in_scale", "ops/conv.py",
@@ -230,6 +232,18 @@ def cases() -> list[Case]:
     """The named cases, small ones first: a failing gradgradcheck goes through whole Jacobians to say where."""
     every = [*CONV_CASES.values(), *UPFIRDN_CASES.values()]
     return sorted(every, key=lambda case: sum(a.size for a in case.arrays().values()))
+
+
+def test_every_fault_of_every_list_can_be_planted():
+    """In the default run, since `make faults`, which plants them, is not part of it."""
+    root = SOURCE.parent
+    places = [(SOURCE / f.file, f.old, f.nth) for f in FAULTS]
+    places += [(root / "csrc" / "cpu" / f.file, f.old, 0) for f in test_cpu_kernels.FAULTS]
+    places += [(root / ("csrc/cuda" if f.units else "ssconv") / f.file, f.old, 0) for f in cuda_faults.FAULTS]
+    places += [(root / file, old, 0) for f in cute_faults.FAULTS for file, old, _ in f.edits]
+    texts = {path: path.read_text(encoding="utf-8") for path, _, _ in places}
+    lost = [f"{path.relative_to(root)}: {old!r}" for path, old, nth in places if texts[path].count(old) <= nth]
+    assert len(places) > 100 and not lost, lost
 
 
 @pytest.mark.faults

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssgan.metrics.extractors.weights import WeightsError, fit, read_weights
-from ssgan.utils.files import atomic_write_bytes
+from ssgan.metrics.own_networks import read_record
 
-FORMAT, VERSION = "ssgan-label-network", 1
 WIDTHS = (16, 32, 64)
+PUBLISHED = "; published weights go with their extractor's name: --extractor medicalnet-50 --weights FILE"
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class LabelRecord:
     accuracy: float
     chance: float
     seed: int
-    format: str = FORMAT
-    version: int = VERSION
+    format: str = "ssgan-label-network"
+    version: int = 1
 
 
 class LabelNetwork(nn.Module):
@@ -99,34 +96,14 @@ def train_label_network(
     return network, LabelRecord(tuple(classes), tuple(volumes.shape[1:]), accuracy, chance, seed)
 
 
-def save_label_network(file: Path, network: LabelNetwork, record: LabelRecord) -> None:
-    tensors = {name: t.detach().contiguous() for name, t in network.state_dict().items()}
-    atomic_write_bytes(file, save(tensors, metadata={FORMAT: json.dumps(asdict(record))}))
-
-
-def read_record(file: Path) -> LabelRecord:
-    """Raises WeightsError for a file that `ssgan labelnet` did not write."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            found = json.loads((opened.metadata() or {})[FORMAT])
-        record = LabelRecord(**found)
-    except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"--extractor {file}: expected a file that `ssgan labelnet` has written ({type(error).__name__}); "
-            "published weights go with their extractor's name: --extractor medicalnet-50 --weights FILE"
-        ) from error
-    if record.version != VERSION:
-        raise WeightsError(f"--extractor {file}: version {record.version}; this version of ssgan reads {VERSION}")
-    return record
-
-
 class LabelFeatures:
     """Features (N, 128) of a network trained on the user's own labels."""
 
     name = "labels"
 
     def __init__(self, file: Path) -> None:
-        record, weights = read_record(file), read_weights(file)
+        record = read_record(file, LabelRecord, "--extractor", "ssgan labelnet", PUBLISHED)
+        weights = read_weights(file)
         with torch.device("meta"):
             network = LabelNetwork(len(record.classes))
         self.network, self.checksum = fit(network, weights, "the label network"), weights.sha256

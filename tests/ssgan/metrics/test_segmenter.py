@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ssgan.metrics import segmenter
+from ssgan.metrics import own_networks, segmenter
 from ssgan.metrics.extractors.weights import WeightsError
 
 NAMES, SPACING = ("background", "dark", "bright"), (2.0, 1.0, 1.5)
@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
         images, masks, NAMES, SPACING, "a hash", 60, 3, report=lambda text: None
     )
     file = tmp_path_factory.mktemp("segmenter") / "s.safetensors"
-    segmenter.save_segmenter(file, network, record)
+    own_networks.save_network(file, network, record)
     return file, network, record
 
 
@@ -151,8 +151,8 @@ def test_errors(trained, tmp_path):
     read.check(NAMES, SHAPE)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with safe_open(file, framework="pt") as opened:
-        record = json.loads(opened.metadata()[segmenter.FORMAT])
-    newer = {segmenter.FORMAT: json.dumps(record | {"version": 2})}
+        record = json.loads(opened.metadata()[segmenter.SegmenterRecord.format])
+    newer = {segmenter.SegmenterRecord.format: json.dumps(record | {"version": 2})}
     save_file({"a": torch.zeros(1)}, tmp_path / "newer.safetensors", newer)
     for name, match in (("other", "has written"), ("absent", "has written"), ("newer", "version 2; .* reads 1")):
         with pytest.raises(WeightsError, match=f"--segmenter .*{name}.safetensors: .*{match}"):
