@@ -102,3 +102,20 @@ def test_commands_do_not_import_each_other():
     for file, place, target in imports("ssgan"):
         if place in COMMANDS:
             assert target.split(".")[1:2] not in [[name] for name in COMMANDS], f"ssgan/{file} imports {target}"
+
+
+SOURCES = {".py", ".cu", ".cuh", ".cpp", ".h", ".inl", ".js", ".css", ".html", ".sh"}
+OTHERS = {"third_party", "niivue.js"}  # sources that are not ours
+
+
+def test_no_source_file_has_more_than_500_lines():
+    folders = ["csrc", "ssconv", "ssgan", "benchmarks", "tests"]
+    files = [p for f in folders for p in sorted((ROOT / f).rglob("*")) if p.suffix in SOURCES]
+    files = [p for p in [ROOT / "setup.py", *files] if not OTHERS & set(p.relative_to(ROOT).parts)]
+    lines = {str(p.relative_to(ROOT)): p.read_bytes().count(b"\n") for p in files}
+    assert len(files) > 400 and not {name: n for name, n in lines.items() if n > 500}
+
+
+def test_commands_are_short_and_few():
+    lines = {name: (ROOT / "ssgan" / f"{name}.py").read_bytes().count(b"\n") for name in [*COMMANDS, "cli"]}
+    assert len(lines) <= 16 and not {name: n for name, n in lines.items() if n >= 150}
