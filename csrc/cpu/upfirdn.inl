@@ -17,22 +17,31 @@ struct Support {
   int64_t step;
 };
 
+// Outputs inside[0] <= o < inside[1] read nothing outside x; with them, output o + period has the taps of output o, and
+// its samples are `advance` further on.
 struct Axis {
   Support* supports;  // of each output
   int64_t longest;    // the largest count
+  int64_t inside[2];
+  int64_t period, advance;
 };
 
 inline Axis supports(const Filter& f, int d, int64_t inputs, int64_t outputs, Support* memory) {
-  Axis axis = {memory, 1};
+  Axis axis = {memory, 1, {0, 0}, f.up[d], f.down[d]};
+  int64_t inside = 0;  // where the outputs inside begin that end here
   for (int64_t o = 0; o < outputs; ++o) {
     const int64_t position = o * f.down[d] - f.before[d], up = f.up[d];
     int64_t t = (up - position % up) % up;
     int64_t i = (position + t) / up;
-    if (i < 0) {
+    const bool before = i < 0;
+    if (before) {
       t -= i * up;
       i = 0;
     }
-    const int64_t count = t < f.length[d] ? maximum(0, minimum((f.length[d] - 1 - t) / up + 1, inputs - i)) : 0;
+    const int64_t taps = t < f.length[d] ? (f.length[d] - 1 - t) / up + 1 : 0;
+    const int64_t count = maximum(0, minimum(taps, inputs - i));
+    if (before || count < taps) inside = o + 1;
+    if (o + 1 - inside > axis.inside[1] - axis.inside[0]) axis.inside[0] = inside, axis.inside[1] = o + 1;
     memory[o] = {i, count, f.taps[d] + (count ? f.length[d] - 1 - t : 0), -up};
     axis.longest = maximum(axis.longest, count);
   }
@@ -82,7 +91,8 @@ inline Axis depth_supports(const Filter& f, int64_t inputs, int64_t outputs, Sup
 
 // Combines `count` rows with the taps: to[p] = sum over k of tap[k * step] * from[k][p], L * V floats per position p.
 template <int L, int V, int COUNT>
-inline void combine_count(const float* const* from, const Support& r, int64_t positions, float* to, int64_t to_pitch) {
+inline void combine_count(const float* const* from, int64_t from_pitch, const Support& r, int64_t positions, float* to,
+                          int64_t to_pitch) {
   typedef typename Vector<L>::type vector;
   const int64_t count = COUNT ? COUNT : r.count;
   float tap[COUNT ? COUNT : 1];
@@ -96,7 +106,7 @@ inline void combine_count(const float* const* from, const Support& r, int64_t po
     for (int v = 0; v < V; ++v) sum[v] = vector{};
     for (int64_t k = 0; k < count; ++k) {
       const float c = COUNT ? tap[COUNT ? k : 0] : r.tap[k * r.step];
-      const float* at = (COUNT ? run[COUNT ? k : 0] : from[k]) + p * L * V;
+      const float* at = (COUNT ? run[COUNT ? k : 0] : from[k]) + p * from_pitch;
       for (int v = 0; v < V; ++v) sum[v] += load_vector<L>(at + v * L) * c;
     }
     for (int v = 0; v < V; ++v) store_vector<L>(to + p * to_pitch + v * L, sum[v]);
@@ -105,34 +115,36 @@ inline void combine_count(const float* const* from, const Support& r, int64_t po
 
 // The same, with the count a constant where it is at most 4.
 template <int L, int V>
-inline void combine_rows(const float* const* from, const Support& r, int64_t positions, float* to, int64_t to_pitch) {
+inline void combine_rows(const float* const* from, int64_t from_pitch, const Support& r, int64_t positions, float* to,
+                         int64_t to_pitch) {
   switch (r.count) {
     case 1:
-      return combine_count<L, V, 1>(from, r, positions, to, to_pitch);
+      return combine_count<L, V, 1>(from, from_pitch, r, positions, to, to_pitch);
     case 2:
-      return combine_count<L, V, 2>(from, r, positions, to, to_pitch);
+      return combine_count<L, V, 2>(from, from_pitch, r, positions, to, to_pitch);
     case 3:
-      return combine_count<L, V, 3>(from, r, positions, to, to_pitch);
+      return combine_count<L, V, 3>(from, from_pitch, r, positions, to, to_pitch);
     case 4:
-      return combine_count<L, V, 4>(from, r, positions, to, to_pitch);
+      return combine_count<L, V, 4>(from, from_pitch, r, positions, to, to_pitch);
     default:
-      return combine_count<L, V, 0>(from, r, positions, to, to_pitch);
+      return combine_count<L, V, 0>(from, from_pitch, r, positions, to, to_pitch);
   }
 }
 
-// Filters one row along W: to[o] = sum over k of tap * from[(first + k) * pitch].
+// Filters one row along W: to[o] = sum over k of tap * x[(first + k) * pitch]. from: memory for pointers to samples.
 template <int L, int V>
-inline void filter_row(const float* from, int64_t pitch, const Support* supports, int64_t outputs, float* to) {
-  typedef typename Vector<L>::type vector;
-  for (int64_t o = 0; o < outputs; ++o) {
-    const Support r = supports[o];
-    vector sum[V];
-    for (int v = 0; v < V; ++v) sum[v] = vector{};
-    const float* at = from + r.first * pitch;
-    for (int64_t k = 0; k < r.count; ++k, at += pitch)
-      for (int v = 0; v < V; ++v) sum[v] += load_vector<L>(at + v * L) * r.tap[k * r.step];
-    for (int v = 0; v < V; ++v) store_vector<L>(to + o * L * V + v * L, sum[v]);
-  }
+inline void filter_row(const float* x, int64_t pitch, const Axis& axis, int64_t outputs, const float** from,
+                       float* to) {
+  const auto filter = [&](int64_t o, int64_t count, int64_t advance, int64_t period) {
+    const Support& r = axis.supports[o];
+    for (int64_t k = 0; k < r.count; ++k) from[k] = x + (r.first + k) * pitch;
+    combine_rows<L, V>(from, advance * pitch, r, count, to + o * L * V, period * L * V);
+  };
+  const int64_t first = axis.inside[0], last = axis.inside[1];
+  for (int64_t o = 0; o < first; ++o) filter(o, 1, 0, 0);
+  for (int64_t o = first; o < minimum(first + axis.period, last); ++o)
+    filter(o, ceil_div(last - o, axis.period), axis.advance, axis.period);
+  for (int64_t o = last; o < outputs; ++o) filter(o, 1, 0, 0);
 }
 
 // A tile: outputs begin[d] <= o < end[d] along D and H, channels `channel` .. `channel + channels - 1` of sample n.
@@ -142,14 +154,14 @@ struct FilterTile {
 
 template <int WIDTH>
 inline void filter_tile(const Volume& x, const Volume& y, const Axis* axis, const FilterTile& tile) {
-  constexpr int L = WIDTH < LANES ? WIDTH : LANES, V = WIDTH / L;
+  constexpr int L = WIDTH % LANES ? SMALL_BLOCK : LANES, V = WIDTH / L;
   const int64_t width = y.size[4], line = width * WIDTH, height = tile.end[1] - tile.begin[1];
   const bool whole = tile.channels == WIDTH;
   const bool x_direct = whole && x.type == Type::f32 && x.stride[1] == 1;
   const bool y_direct = whole && y.type == Type::f32 && y.stride[1] == 1;
   Scratch planes(axis[0].longest * height * line * 4), rows(axis[1].longest * line * 4);
   Scratch in(x_direct ? 0 : x.size[4] * WIDTH * 4), out(y_direct ? 0 : line * 4);
-  Scratch pointers(maximum(axis[0].longest, axis[1].longest) * int64_t(sizeof(float*)));
+  Scratch pointers(maximum(maximum(axis[0].longest, axis[1].longest), axis[2].longest) * int64_t(sizeof(float*)));
   const float** from = reinterpret_cast<const float**>(pointers.data);
   const auto plane = [&](int64_t d) { return planes.floats(d % axis[0].longest * height * line); };
   const auto row = [&](int64_t h) { return rows.floats(h % axis[1].longest * line); };
@@ -158,7 +170,7 @@ inline void filter_tile(const Volume& x, const Volume& y, const Axis* axis, cons
   const auto fill_row = [&](int64_t d, int64_t h) {
     const int64_t at = origin + d * x.stride[2] + h * x.stride[3];
     if (x_direct) {
-      filter_row<L, V>(static_cast<const float*>(x.data) + at, x.stride[4], axis[2].supports, width, row(h));
+      filter_row<L, V>(static_cast<const float*>(x.data) + at, x.stride[4], axis[2], width, from, row(h));
       return;
     }
     for (int64_t w = 0; w < x.size[4]; ++w) {
@@ -166,7 +178,7 @@ inline void filter_tile(const Volume& x, const Volume& y, const Axis* axis, cons
       read_run(x.data, x.type, at + w * x.stride[4], x.stride[1], tile.channels, to);
       for (int64_t c = tile.channels; c < WIDTH; ++c) to[c] = 0;
     }
-    filter_row<L, V>(in.floats(), WIDTH, axis[2].supports, width, row(h));
+    filter_row<L, V>(in.floats(), WIDTH, axis[2], width, from, row(h));
   };
   const auto fill_plane = [&](int64_t d) {
     int64_t have = 0;
@@ -174,22 +186,24 @@ inline void filter_tile(const Volume& x, const Volume& y, const Axis* axis, cons
       const Support& r = axis[1].supports[o];
       for (have = maximum(have, r.first); have < r.first + r.count; ++have) fill_row(d, have);
       for (int64_t k = 0; k < r.count; ++k) from[k] = row(r.first + k);
-      combine_rows<L, V>(from, r, width, plane(d) + (o - tile.begin[1]) * line, WIDTH);
+      combine_rows<L, V>(from, WIDTH, r, width, plane(d) + (o - tile.begin[1]) * line, WIDTH);
     }
   };
   int64_t have = 0;
   for (int64_t o = tile.begin[0]; o < tile.end[0]; ++o) {
     const Support& r = axis[0].supports[o];
-    for (have = maximum(have, r.first); have < r.first + r.count; ++have) fill_plane(have);
+    // An output of no sample may have a `first` behind that of the next output, which repeats the last sample.
+    if (r.count > 0)
+      for (have = maximum(have, r.first); have < r.first + r.count; ++have) fill_plane(have);
     for (int64_t h = 0; h < height; ++h) {
       for (int64_t k = 0; k < r.count; ++k) from[k] = plane(r.first + k) + h * line;
       const int64_t at = tile.n * y.stride[0] + tile.channel * y.stride[1] + o * y.stride[2] +
                          (tile.begin[1] + h) * y.stride[3];
       if (y_direct) {
-        combine_rows<L, V>(from, r, width, static_cast<float*>(y.data) + at, y.stride[4]);
+        combine_rows<L, V>(from, WIDTH, r, width, static_cast<float*>(y.data) + at, y.stride[4]);
         continue;
       }
-      combine_rows<L, V>(from, r, width, out.floats(), WIDTH);
+      combine_rows<L, V>(from, WIDTH, r, width, out.floats(), WIDTH);
       for (int64_t w = 0; w < width; ++w)
         write_run(out.floats(w * WIDTH), tile.channels, y.data, y.type, at + w * y.stride[4], y.stride[1]);
     }
@@ -197,31 +211,38 @@ inline void filter_tile(const Volume& x, const Volume& y, const Axis* axis, cons
 }
 
 inline void upfirdn(const Filter& f, const Volume& x, const Volume& y, const Pool& pool) {
-  constexpr int64_t CACHE = int64_t(1) << 18;  // bytes of a tile's planes
+  constexpr int64_t CACHE = int64_t(1) << 19;  // bytes of a tile's planes
   Scratch memory((y.size[2] + y.size[3] + y.size[4]) * int64_t(sizeof(Support)));
   Scratch taps(border_taps(f, x.size[2], y.size[2]) * 4);
   Support* at = reinterpret_cast<Support*>(memory.data);
   Axis axis[3] = {depth_supports(f, x.size[2], y.size[2], at, taps.floats())};
   for (int d = 1; d < 3; ++d) axis[d] = supports(f, d, x.size[2 + d], y.size[2 + d], at += y.size[1 + d]);
-  const int64_t blocks = ceil_div(y.size[1], BLOCK);
-  const int64_t fit = maximum(1, CACHE / (axis[0].longest * y.size[4] * BLOCK * 4));
+  constexpr int WIDEST = 2 * BLOCK;  // channels at a time
+  const int64_t widest = minimum(WIDEST, ceil_div(y.size[1], SMALL_BLOCK) * SMALL_BLOCK);
+  const int64_t fit = maximum(1, CACHE / (axis[0].longest * y.size[4] * widest * 4));
   const int64_t h_tiles = ceil_div(y.size[3], minimum(fit, y.size[3]));
   const int64_t height = ceil_div(y.size[3], h_tiles);
   // Each tile along D filters its border planes anew, so there are only as many as the workers need.
-  const int64_t wanted = ceil_div(4 * pool.workers, maximum(1, y.size[0] * blocks * h_tiles));
+  const int64_t wanted = ceil_div(4 * pool.workers, maximum(1, y.size[0] * h_tiles));
   const int64_t depth = ceil_div(y.size[2], maximum(1, minimum(wanted, y.size[2] / 4)));
   const int64_t d_tiles = ceil_div(y.size[2], depth);
   const int64_t elements = y.size[0] * y.size[1] * y.size[2] * y.size[3] * y.size[4];
-  distribute(pool, y.size[0] * d_tiles * h_tiles * blocks, elements, [&](int, auto next) {
+  distribute(pool, y.size[0] * d_tiles * h_tiles, elements, [&](int, auto next) {
     for (int64_t task = next(); task >= 0; task = next()) {
-      const int64_t block = task % blocks, h = task / blocks % h_tiles, d = task / (blocks * h_tiles) % d_tiles;
-      const FilterTile tile = {task / (blocks * h_tiles * d_tiles), block * BLOCK,
-                               minimum(BLOCK, y.size[1] - block * BLOCK), {d * depth, h * height},
-                               {minimum((d + 1) * depth, y.size[2]), minimum((h + 1) * height, y.size[3])}};
-      if (tile.channels <= SMALL_BLOCK)
-        filter_tile<SMALL_BLOCK>(x, y, axis, tile);
-      else
-        filter_tile<BLOCK>(x, y, axis, tile);
+      const int64_t n = task / (h_tiles * d_tiles), d = task / h_tiles % d_tiles * depth, h = task % h_tiles * height;
+      // All channels in one task: tasks of other channels would share cache lines of y.
+      for (int64_t channel = 0; channel < y.size[1]; channel += WIDEST) {
+        const FilterTile tile = {n, channel, minimum(WIDEST, y.size[1] - channel), {d, h},
+                                 {minimum(d + depth, y.size[2]), minimum(h + height, y.size[3])}};
+        if (tile.channels <= SMALL_BLOCK)
+          filter_tile<SMALL_BLOCK>(x, y, axis, tile);
+        else if (tile.channels <= BLOCK)
+          filter_tile<BLOCK>(x, y, axis, tile);
+        else if (tile.channels <= BLOCK + SMALL_BLOCK)
+          filter_tile<BLOCK + SMALL_BLOCK>(x, y, axis, tile);
+        else
+          filter_tile<WIDEST>(x, y, axis, tile);
+      }
     }
   });
 }

@@ -178,7 +178,7 @@ FAULTS = [
           "(up - position % up) % up", "(up + position % up) % up", "filters"),
     Fault("cropped on the left by one sample less", "upfirdn.inl", "      t -= i * up;\n", "", "filters"),
     Fault("the filter reads beyond the input", "upfirdn.inl",
-          "minimum((f.length[d] - 1 - t) / up + 1, inputs - i)", "(f.length[d] - 1 - t) / up + 1", "guard_pages"),
+          "maximum(0, minimum(taps, inputs - i))", "taps", "guard_pages"),
     Fault("a ring of planes that is too short", "upfirdn.inl", "axis.longest = maximum(axis.longest, count);",
           "axis.longest = maximum(1, count - (d == 0));", "filters"),
     Fault("a ring that is too short for the border", "upfirdn.inl",

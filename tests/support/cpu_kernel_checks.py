@@ -202,9 +202,10 @@ def filter_cases() -> Iterator[UpfirdnCase]:
         (4, None, 7), 8, 1, (9, 2, 3), (1, 3, 1), (1, 2, 1), (3, 2, 0, 1, 9, 12), layout="permuted", seed=74
     )
     yield UpfirdnCase(
-        (4, 4, 4), 40, 1, (5, 70, 66), (1, 2, 2), padding=(1, 2, 2, 1, 2, 1), layout="channels_last", seed=75
+        (4, 4, 4), 72, 1, (5, 70, 66), (1, 2, 2), padding=(1, 2, 2, 1, 2, 1), layout="channels_last", seed=75
     )
     yield UpfirdnCase((9, 9, 9), 5, 1, (13, 6, 5), padding=4, seed=76)
+    yield UpfirdnCase((1, None, 2), 9, 1, (5, 2, 3), (3, 1, 1), padding=(4, 2, 0, 0, 1, 0), depth_border="replicate")
     # Along D the outer slices again; their gradients are the same with what lies beyond folded.
     for up, down, size, padding in (
         ((2, 2, 2), (1, 1, 1), (4, 5, 3), (2, 1, 2, 1, 2, 1)),

@@ -482,6 +482,9 @@ UPFIRDN_CASES: dict[str, UpfirdnCase] = {
         4, size=(4, 5, 3), down=(2, 2, 2), padding=(1, 1, 1), depth_border="replicate", layout="permuted", seed=6
     ),
     "replicate-one-slice": UpfirdnCase((5, 3, 1), size=(1, 3, 2), padding=(4, 3, 1, 0, 0, 0), depth_border="replicate"),
+    # Outputs of no sample between those of the last one and those that repeat it.
+    "replicate-gaps": UpfirdnCase((1, 3, 2), 2, 1, (5, 3, 4), (3, 1, 1), padding=(4, 2, 1, 1, 1, 0),
+                                  depth_border="replicate", layout="channels_last", seed=11),
     "crop": UpfirdnCase((2, None, 3), size=(4, 5, 6), up=(2, 1, 1), padding=(-1, 3, -2, -1, 0, -1), seed=7),
     "up-3-down-2": UpfirdnCase((5, 6, 2), up=(3, 2, 1), down=(2, 3, 2), padding=3, epilogue=_FULL, seed=8),
     "epilogue-only": UpfirdnCase((None, None, None), padding=0, epilogue=_FULL, seed=9),
