@@ -40,6 +40,11 @@ def differences(table: dict[tuple[int, str], dict[int, Record]], n: int, arm: st
     return {seed: own[seed][key] - base[seed][key] for seed in sorted(own) if seed in base}
 
 
+def lacks_seeds(table: dict[tuple[int, str], dict[int, Record]], n: int, arm: str) -> bool:
+    """Whether an arm has not run at every seed of the real pairs: its mean does not compare with theirs."""
+    return not set(table.get((n, BASE.get(arm, arm)), {})) <= set(table[n, arm])
+
+
 def markdown(records: Sequence[Record]) -> str:
     """Writes a row for each number of labelled volumes and arm, and the search for the share."""
     first, table = records[0], by_cell(records)
@@ -72,6 +77,9 @@ def markdown(records: Sequence[Record]) -> str:
         gains = differences(table, n, arm, "dice")
         row.append(", ".join(f"{seed}: {100 * gain:+.1f}" for seed, gain in gains.items()) or "–")
         lines.append("| " + " | ".join(row) + " |")
+    unfinished = [f"{n} labelled, {NAMES[arm]}" for n, arm in table if lacks_seeds(table, n, arm)]
+    if unfinished:
+        lines += ["", f"Not every seed has run yet, so only the differences compare: {'; '.join(unfinished)}."]
     searched = sorted((r for r in records if r["arm"] == "search"), key=lambda r: r["share"])
     if searched:
         shown = ", ".join(f"{100 * r['share']:.0f} %: {r['dice']:.4f}" for r in searched)
@@ -90,7 +98,8 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
-    """Draws Dice over the number of labelled volumes: a line of means for each arm, a point for each seed."""
+    """Draws Dice over the number of labelled volumes: a point for each seed, and for each arm a line through the means
+    of those that have run at every seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -102,9 +111,10 @@ def draw(records: Sequence[Record], path: Path) -> None:
         if not own:
             continue
         shift = 1 + 0.02 * (number - 1)  # points of the arms side by side
-        means = [np.mean([r["dice"] for r in table[n, arm].values()]) for n in own]
+        whole = [n for n in own if not lacks_seeds(table, n, arm)]
+        means = [np.mean([r["dice"] for r in table[n, arm].values()]) for n in whole]
         line = "--" if arm.endswith("plain") else "-"
-        axes.plot([n * shift for n in own], means, line, color=f"C{number}", label=NAMES[arm])
+        axes.plot([n * shift for n in whole], means, line, color=f"C{number}", label=NAMES[arm])
         for n in own:
             dots = [r["dice"] for r in table[n, arm].values()]
             axes.plot([n * shift] * len(dots), dots, ".", color=f"C{number}")

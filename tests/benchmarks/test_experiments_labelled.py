@@ -254,6 +254,9 @@ def test_the_table_has_each_seeds_difference_to_its_own_base(tmp_path):
     ]  # fmt: skip
     assert rows[0][-1] == rows[4][-1] == "– |" and rows[3][-1] == "0: +1.0 |"
     assert "Dice 0 %: 0.7111, 50 %: 0.7222." in page and "39 held-out volumes" in page
+    assert "Not every seed" not in page
+    begun = labelled_report.markdown([*records, made_up("semi", 10, 1, 0.7)])
+    assert "only the differences compare: 10 labelled, real and generated, semi-supervised GAN." in begun
     labelled_report.draw(records, tmp_path / "dice.png")
     assert (tmp_path / "dice.png").stat().st_size > 5000
 
