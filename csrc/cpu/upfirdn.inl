@@ -5,9 +5,9 @@
 // Outside x is 0. Along D the filter's border may say otherwise: x[i] repeats the outer slices ("replicate"), or what
 // outputs beyond the first and the last would be is added to those ("fold", the adjoint of "replicate").
 //
-// A task computes a tile of one sample's output: some slices, some rows, the whole width, a block of channels. It
-// filters W from x into a circular buffer of rows, H from the rows into a circular buffer of planes, D from the planes
-// into y. Both buffers stay in the L2 cache, so x is read about once and y is written once. The order of additions does
+// A task computes a tile of one sample's output: some slices, some rows, the whole width, all channels, up to 32 at a
+// time. It filters W from x into a circular buffer of rows, H from the rows into a circular buffer of planes, D from the
+// planes into y. Both buffers stay in the L2 cache, so x is read about once and y is written once. The order of additions does
 // not depend on the tiles.
 
 // The samples that an output is computed from, along one dimension: `count` from `first` on, with taps `step` apart.
@@ -17,7 +17,7 @@ struct Support {
   int64_t step;
 };
 
-// Outputs inside[0] <= o < inside[1] read nothing outside x; with them, output o + period has the taps of output o, and
+// Outputs inside[0] <= o < inside[1] read nothing outside x. Among them, output o + period has the taps of output o, and
 // its samples are `advance` further on.
 struct Axis {
   Support* supports;  // of each output
@@ -28,7 +28,7 @@ struct Axis {
 
 inline Axis supports(const Filter& f, int d, int64_t inputs, int64_t outputs, Support* memory) {
   Axis axis = {memory, 1, {0, 0}, f.up[d], f.down[d]};
-  int64_t inside = 0;  // where the outputs inside begin that end here
+  int64_t inside = 0;  // the first of the outputs up to this one that read nothing outside x
   for (int64_t o = 0; o < outputs; ++o) {
     const int64_t position = o * f.down[d] - f.before[d], up = f.up[d];
     int64_t t = (up - position % up) % up;
