@@ -1,5 +1,5 @@
 """The report's volumes: embedded as 8-bit greys, with sliders through the slices of every plane and the masks in colour
-over them, and two volumes side by side in the viewer of `ssgan view`."""
+over them, and two volumes side by side, with their masks, in the viewer of `ssgan view`."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def mask_legend(volumes: dict[str, Any]) -> str:
     )
     return (
         f'<ul class="legend" aria-label="Colours of the masks">{colours}</ul><p class="js-only"><input type="checkbox" '
-        'id="show-masks" checked> <label for="show-masks">Show the masks over the slices</label></p>'
+        'id="show-masks" checked> <label for="show-masks">Show the masks over the volumes</label></p>'
     )
 
 

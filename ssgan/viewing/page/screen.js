@@ -54,13 +54,14 @@ export class Screen {
     return true;
   }
 
-  // Lays a volume over the one that is shown. Whole numbers from 0 to 255 are labels, each with a colour of its own.
-  async overlay(buffer, name, opacity) {
+  // Lays a volume over the one that is shown. Whole numbers from 0 to 255 are labels, each with a colour of its own, or
+  // with colourOf(label): [red, green, blue], or null for a label that is clear.
+  async overlay(buffer, name, opacity, colourOf = hue) {
     this.removeOverlay();
     if (!buffer) return;
     const volume = await NVImage.loadFromUrl({ url: name, name, buffer, opacity, colormap: "warm" });
     const labels = labelsOf(volume);
-    if (labels) volume.setColormapLabel(colours(labels));
+    if (labels) volume.setColormapLabel(colours(labels, colourOf));
     this.nv.addVolume(volume);
   }
 
@@ -127,17 +128,23 @@ function labelsOf(volume) {
   return whole && found.size <= 64 ? [...found].sort((a, b) => a - b) : null;
 }
 
-// A colour for each label: hues that turn by the golden angle, label 0 clear.
-function colours(labels) {
+// NiiVue's table of the labels' colours.
+function colours(labels, colourOf) {
   const map = { R: [], G: [], B: [], A: [], I: [], labels: [] };
   for (const label of labels) {
-    const hue = (label * 137.508) % 360;
-    const channel = (n) => {
-      const k = (n + hue / 30) % 12;
-      return Math.round(255 * (0.55 - 0.45 * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
-    };
-    map.R.push(channel(0)); map.G.push(channel(8)); map.B.push(channel(4));
-    map.A.push(label === 0 ? 0 : 255); map.I.push(label); map.labels.push(String(label));
+    const colour = colourOf(label), [red, green, blue] = colour ?? [0, 0, 0];
+    map.R.push(red); map.G.push(green); map.B.push(blue);
+    map.A.push(colour ? 255 : 0); map.I.push(label); map.labels.push(String(label));
   }
   return map;
+}
+
+// The colour of a label: hues that turn by the golden angle, label 0 clear.
+function hue(label) {
+  if (label === 0) return null;
+  const degrees = (label * 137.508) % 360;
+  return [0, 8, 4].map((n) => {
+    const k = (n + degrees / 30) % 12;
+    return Math.round(255 * (0.55 - 0.45 * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+  });
 }

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+import time
 from html import unescape
 
 import numpy as np
@@ -19,6 +20,7 @@ from ssgan.runs.generator import load_generator
 from ssgan.runs.pretrained import load_networks
 from ssgan.utils.pictures import MASK_COLOURS, TINT
 from tests.ssgan.reporting import test_report
+from tests.support.browser import CHROMIUM, DRIVER, REASON, Browser
 from tests.support.tiny_runs import make_mask_run
 
 PAIR = {"generated": 0.61234, "reference": 0.66}
@@ -144,6 +146,52 @@ def test_chromium_draws_the_masks_and_hides_them(page, tmp_path, monkeypatch):
     for canvas in canvases(hidden, "hidden"):
         drawn = np.array(canvas["grey"])
         assert (drawn.max(-1) == drawn.min(-1)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason=REASON)
+def test_the_viewer_lays_the_masks_over_its_volumes(page, run, tmp_path):
+    """In the colours of the legend, over the volume that is chosen, until the box hides them."""
+    browser, data = Browser(tmp_path), "document.documentElement.dataset"
+    masks = unpacked(about(page), "masks")
+    try:
+        browser.resize(1280, 900)
+        browser.open((run / "report.html").as_uri())
+        browser.wait(f"{data}.viewer")
+        browser.set("#view", "0")  # axial alone: no light and shade
+        browser.run("document.getElementById('viewer').scrollIntoView()")
+
+        def hues():
+            """The shares of the left picture's pixels that have each class's hue."""
+            pixels = browser.pixels("#viewer-left canvas").astype(float)[40:]
+            spread = pixels - pixels.min(-1, keepdims=True)
+            tinted = spread.max(-1) > 40
+            shares = []
+            for colour in np.array(MASK_COLOURS[:3], float):
+                wanted = (colour - colour.min()) / (colour - colour.min()).max()
+                near = np.abs(spread / np.maximum(spread.max(-1, keepdims=True), 1) - wanted).max(-1) < 0.12
+                shares.append((near & tinted).mean())
+            return np.array(shares)
+
+        def wait_for(right):
+            end = time.monotonic() + 60
+            while not right(hues()) and time.monotonic() < end:
+                time.sleep(0.2)
+            return hues()
+
+        for number in (0, len(masks) // 3):  # a real volume, a generated one
+            browser.set("#viewer-left select", str(number))
+            middle = masks[number][masks.shape[1] // 2]
+            share = np.array([(middle == label).mean() for label in (1, 2, 3)])
+            large, absent = share > 0.05, share == 0
+            seen = wait_for(lambda h: (h[large] > 0.005).all() and (h[absent] < 0.002).all())  # noqa: B023
+            assert large.any() and (seen[large] > 0.005).all(), (number, share, seen)
+            assert (seen[absent] < 0.002).all(), (number, share, seen)
+        browser.click("#show-masks")
+        assert (wait_for(lambda h: (h < 0.005).all()) < 0.005).all()
+        assert browser.run(f"return {data}.errors") == "0" and browser.console() == []
+    finally:
+        browser.close()
 
 
 def test_the_picture_shows_the_masks_of_real_and_generated_volumes(run, tmp_path):
