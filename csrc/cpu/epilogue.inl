@@ -46,8 +46,8 @@ SSCONV_PAIR(16, SSCONV_LIST(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 
 #endif
 
 // y = clamp(gain * lrelu(scale * z + noise + bias))
-template <class T>
-inline T apply_epilogue(T z, T scale, T bias, float noise, const SampleEpilogue& e) {
+template <class T, class Noise>
+inline T apply_epilogue(T z, T scale, T bias, Noise noise, const SampleEpilogue& e) {
   T t = z * scale + (bias + noise);
   t = t > 0 ? t : t * e.slope;
   t *= e.gain;
@@ -95,13 +95,39 @@ inline int64_t epilogue_groups(const Line& line, const SampleEpilogue& e) {
   return j;
 }
 
+// LANES floats that are `step` floats apart.
+inline Vector<LANES>::type load_steps(const float* from, int64_t step) {
+  if (step == 1) return load_vector<LANES>(from);
+  float values[LANES];
+  for (int i = 0; i < LANES; ++i) values[i] = from[i * step];
+  return load_vector<LANES>(values);
+}
+
+inline void store_steps(float* to, int64_t step, Vector<LANES>::type v) {
+  if (step == 1) return store_vector<LANES>(to, v);
+  for (int i = 0; i < LANES; ++i) to[i * step] = v[i];
+}
+
+// Applies the epilogue to the first positions of a line of one channel, whole vectors of them; returns how many.
+inline int64_t epilogue_positions(const Line& line, const SampleEpilogue& e) {
+  typedef Vector<LANES>::type vector;
+  const vector scale = *e.scale - vector{}, bias = *e.bias - vector{};
+  int64_t w = 0;
+  for (; w + LANES <= line.count; w += LANES) {
+    const vector noise = line.noise ? load_vector<LANES>(line.noise + w) : vector{};
+    store_steps(line.to + w * line.to_step, line.to_step,
+                apply_epilogue(load_steps(line.z + w * line.z_step, line.z_step), scale, bias, noise, e));
+  }
+  return w;
+}
+
 inline void epilogue_line(const Line& line, const SampleEpilogue& e) {
   int64_t j = 0;
   if (e.groups == 1) j = epilogue_groups<1>(line, e);
   if (e.groups == 2) j = epilogue_groups<2>(line, e);
   if (e.groups == 4) j = epilogue_groups<4>(line, e);
   if (j == e.per_group) return;
-  for (int64_t w = 0; w < line.count; ++w)
+  for (int64_t w = e.groups * e.per_group == 1 ? epilogue_positions(line, e) : 0; w < line.count; ++w)
     for (int64_t k = j; k < e.per_group; ++k)
       for (int s = 0; s < e.groups; ++s) {
         const int64_t i = s * e.pitch + k;
@@ -252,6 +278,24 @@ inline int64_t backward_groups(const BackwardLine& l, const Slopes& slopes) {
   return j;
 }
 
+// The backward pass of the first positions of a line of one channel, whole vectors of them; returns how many.
+inline int64_t backward_positions(const BackwardLine& l, const Slopes& slopes) {
+  typedef Vector<LANES>::type vector;
+  vector bias = {}, scale = {};
+  int64_t w = 0;
+  for (; w + LANES <= l.count; w += LANES) {
+    const vector t = activation_gradient(load_steps(l.gy + w * l.gy_step, l.gy_step),
+                                         load_steps(l.y + w * l.y_step, l.y_step), slopes);
+    bias += t;
+    if (l.scale) scale += t * load_steps(l.z + w * l.z_step, l.z_step);
+    if (l.noise) store_vector<LANES>(l.noise + w, load_vector<LANES>(l.noise + w) + t);
+    store_steps(l.gz + w * l.gz_step, l.gz_step, t * *l.factor);
+  }
+  if (l.bias) *l.bias += sum_of<LANES>(bias);
+  if (l.scale) *l.scale += sum_of<LANES>(scale);
+  return w;
+}
+
 inline void backward_line(const BackwardLine& l, int groups, const Slopes& slopes) {
   int64_t j = 0;
   if (groups == 1) j = backward_groups<1>(l, slopes);
@@ -259,7 +303,7 @@ inline void backward_line(const BackwardLine& l, int groups, const Slopes& slope
   for (; j < l.per_group; ++j)
     for (int s = 0; s < groups; ++s) {
       const int64_t from = j * groups + s, to = s * l.per_group + j;
-      for (int64_t w = 0; w < l.count; ++w) {
+      for (int64_t w = groups * l.per_group == 1 ? backward_positions(l, slopes) : 0; w < l.count; ++w) {
         const float t = activation_gradient(l.gy[w * l.gy_step + from], l.y[w * l.y_step + from], slopes);
         if (l.bias) l.bias[to] += t;
         if (l.scale) l.scale[to] += t * l.z[w * l.z_step + to];

@@ -113,6 +113,10 @@ def small_cases() -> Iterator[ConvCase]:
     # Scaled weights of each sample instead of scaled inputs; dot products.
     yield ConvCase(cin=8, cout=8, size=(6, 7, 9), layout="channels_last", in_scale=True, epilogue=FULL, seed=79)
     yield ConvCase(((1, 1, 1),), 19, 1, size=(3, 4, 5), layout="channels_last", in_scale=True, epilogue=FULL, seed=80)
+    # One channel: a line's positions fill the vectors, as many as there are whole ones.
+    yield ConvCase(((1, 1, 1),), 5, 1, size=(2, 3, 37), layout="channels_last", in_scale=True, epilogue=FULL, seed=81)
+    yield ConvCase(((3, 3, 3),), 2, 1, size=(2, 3, 39), stride=(1, 1, 2), epilogue=SHARED, seed=82)
+    yield ConvCase(((3, 3, 3),), 3, 1, size=(2, 3, 18), transposed=True, stride=(1, 1, 2), epilogue=FULL, seed=83)
     # Two lines in a vector: odd numbers of them, one alone, a stride between them, too far apart; and one line of 16.
     yield ConvCase(cin=8, cout=8, size=(3, 5, 19), layout="channels_last", epilogue=SHARED, seed=65)
     yield ConvCase(cin=12, cout=7, size=(4, 1, 9), layout="channels_last", epilogue=FULL, seed=66)
