@@ -148,6 +148,7 @@ def plan(scale: Scale, counts: Sequence[int], seeds: Sequence[int], arms: Sequen
         (few, ("semi",)),
         (few, ("real-plain", "generated-plain")),
         (many, ("real", "generated")),
+        ([n for n in many if n < scale.train], ("semi",)),
     ]
     cells = [Cell(a, n, s) for ns, kinds in groups for s in seeds for n in ns for a in kinds if a in arms]
     return list(dict.fromkeys(cells))

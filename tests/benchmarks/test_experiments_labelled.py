@@ -109,12 +109,16 @@ def test_a_set_of_other_volumes_is_refused(experiment):
 def test_few_labelled_volumes_come_first_at_all_seeds():
     cells = labelled.plan(labelled.SCALES["small"], (10, 20, 40, 160), (0, 1, 2), labelled.ARMS)
     names = [c.name for c in cells]
-    assert len(set(names)) == len(names) == 12 + 3 + 6 + 12 + 6 + 3
+    assert len(set(names)) == len(names) == 12 + 3 + 6 + 12 + 6 + 3 + 3
     assert names[:4] == ["real-10-seed0", "generated-10-seed0", "real-20-seed0", "generated-20-seed0"]
     assert {(c.arm, c.n) for c in cells[:12]} == {(a, n) for a in ("real", "generated") for n in (10, 20)}
     assert names[12:15] == [f"real-160-seed{s}" for s in (0, 1, 2)]
-    assert not any(c.arm in ("semi", "real-plain", "generated-plain") for c in cells if c.n > 20)
-    assert len({c.gan for c in cells if c.gan}) == 18
+    assert {c.n for c in cells if not c.augmented} == {10, 20} and {c.n for c in cells if c.arm == "semi"} == {
+        10,
+        20,
+        40,
+    }
+    assert len({c.gan for c in cells if c.gan}) == 21
     only = labelled.plan(labelled.SCALES["small"], (20,), (1,), ("generated",))
     assert only == [Cell("generated", 20, 1)] and only[0].gan == Gan(20, 1)
     assert Cell("generated-plain", 20, 1).gan == Gan(20, 1) != Cell("semi", 20, 1).gan
