@@ -113,11 +113,8 @@ def test_few_labelled_volumes_come_first_at_all_seeds():
     assert names[:4] == ["real-10-seed0", "generated-10-seed0", "real-20-seed0", "generated-20-seed0"]
     assert {(c.arm, c.n) for c in cells[:12]} == {(a, n) for a in ("real", "generated") for n in (10, 20)}
     assert names[12:15] == [f"real-160-seed{s}" for s in (0, 1, 2)]
-    assert {c.n for c in cells if not c.augmented} == {10, 20} and {c.n for c in cells if c.arm == "semi"} == {
-        10,
-        20,
-        40,
-    }
+    semi = {c.n for c in cells if c.arm == "semi"}
+    assert {c.n for c in cells if not c.augmented} == {10, 20} and semi == {10, 20, 40}
     assert len({c.gan for c in cells if c.gan}) == 21
     only = labelled.plan(labelled.SCALES["small"], (20,), (1,), ("generated",))
     assert only == [Cell("generated", 20, 1)] and only[0].gan == Gan(20, 1)
